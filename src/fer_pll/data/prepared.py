@@ -1,0 +1,120 @@
+"""Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_from_disk
+
+from ..labels.candidates import from_votes
+
+COLUMNS = ("image", "index", "row_id", "votes", "label")
+"""The columns that every prepared set has; a loader may add more (`majority`, `true_label`)."""
+
+_DICT_FILE = "dataset_dict.json"
+
+
+class DataError(ValueError):
+    """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
+
+
+def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
+    """Checks that a prepared set may be saved at `path`: nothing is there, or a prepared set that may be replaced.
+
+    `overwrite` replaces a prepared set and nothing else: a folder that holds other files is never deleted.
+
+    Raises:
+        DataError: `path` is a file, holds something while `overwrite` is off, or holds something that is not a
+            prepared set.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} is a file: name a folder that does not exist yet")
+    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if not entries:
+        return
+    if not overwrite:
+        raise DataError(
+            f"{path} already holds {_name_some(entries)}: choose another folder, or --overwrite to replace it"
+        )
+    ours = {_DICT_FILE, "train", "validation", "test"}
+    foreign = [name for name in entries if name not in ours]
+    if foreign or _DICT_FILE not in entries:
+        raise DataError(
+            f"{path} holds {_name_some(foreign or entries)}, which is no part of a prepared data set, so it is not "
+            "replaced: choose another folder, or move those files away yourself"
+        )
+
+
+def save_prepared(dataset: DatasetDict, path: str | Path, overwrite: bool = False) -> None:
+    """Saves `dataset` at `path` so that the folder is there whole or not at all.
+
+    The set is written into a temporary folder beside `path` and renamed when complete. With `overwrite` the former
+    set is moved aside just before and deleted just after, so that a failure at any moment loses neither.
+
+    Raises:
+        DataError: as `check_output_folder`.
+    """
+    check_output_folder(path, overwrite)
+    target = Path(path).resolve()  # through a symbolic link: the rename must stay on one file system
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    new, former = workspace / "new", workspace / "former"
+    try:
+        dataset.save_to_disk(new)
+        if target.exists():
+            target.rename(former)
+        try:
+            new.rename(target)
+        except BaseException:
+            if former.exists():
+                former.rename(target)
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
+    """Reads a prepared set back: all its splits, or the one named `split`.
+
+    Raises:
+        DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, or has no
+            split of that name.
+    """
+    path = Path(path)
+    how = "prepare one with train_scripts/prepare_data.py (--help shows how)"
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
+    if not (path / _DICT_FILE).is_file():
+        raise DataError(f"{path} is not a prepared data set (it has no {_DICT_FILE}): {how}")
+    try:
+        dataset = load_from_disk(path)
+    except (OSError, ValueError, KeyError) as error:  # of JSON and Arrow files that are missing, cut off or altered
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged; prepare it again"
+        ) from error
+    for name, rows in dataset.items():
+        missing = [column for column in COLUMNS if column not in rows.column_names]
+        if missing:
+            raise DataError(f"{path}: split {name!r} has no column {_name_some(missing)}: {how}")
+    if split is None:
+        return dataset
+    if split not in dataset:
+        raise DataError(f"{path} has no split {split!r}, it has {_name_some(list(dataset))}")
+    return dataset[split]
+
+
+def add_candidates(dataset: Dataset, max_candidates: int = 2, min_votes: int = 1, ties: str = "keep") -> Dataset:
+    """Adds the column `candidates` (K bools per row) from the column `votes`; a set that already has it is left as it is.
+
+    The options are those of `labels.candidates.from_votes`.
+    """
+    if "candidates" in dataset.column_names:
+        return dataset
+    votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
+    candidates = from_votes(votes, max_candidates=max_candidates, min_votes=min_votes, ties=ties)
+    return dataset.add_column("candidates", list(candidates))
+
+
+def _name_some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

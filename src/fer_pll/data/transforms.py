@@ -1,0 +1,139 @@
+"""From pictures to the pixels that a model sees: collation, and augmentation of whole batches.
+
+Batches travel as 8-bit pixels and are augmented and normalised on the training device. Every random number depends only on
+(seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption changes them.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..model import FerPllImageProcessor
+
+
+def keyed_uniform(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers in [0, 1) that depend on nothing but their key.
+
+    Args:
+        seed, epoch: of the training.
+        index: (B,) row numbers.
+        count: numbers per row.
+
+    Returns:
+        float32 (B, count), by the SplitMix64 generator (Steele, Lea and Flood, 2014) applied along the key.
+    """
+
+    def mix(state: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            state = state + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            return state ^ (state >> np.uint64(31))
+
+    key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
+    key = mix(key ^ index.astype(np.uint64))[:, None]  # (B, 1)
+    draws = mix(key ^ np.arange(count, dtype=np.uint64))  # (B, count)
+    return ((draws >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+
+
+@dataclass
+class BatchAugmentation:
+    """Random geometry and light for a batch of faces, on the device that holds it.
+
+    One bilinear resampling does crop, rotation and flip at once, so pictures are blurred only once.
+
+    Args:
+        seed: of the training.
+        crop_scale: smallest share of the picture's area that a crop keeps (the largest is 1).
+        crop_ratio: largest width / height of a crop, relative to the picture's own (the smallest is its inverse).
+        rotation: largest angle in degrees, either way.
+        flip: mirror half of the pictures.
+        light: largest relative change of contrast, and of brightness as a share of the full scale.
+        erase: share of the pictures in which a rectangle of 2 % to 20 % of the area becomes the picture's mean.
+    """
+
+    seed: int = 0
+    crop_scale: float = 1.0
+    crop_ratio: float = 1.0
+    rotation: float = 0.0
+    flip: bool = True
+    light: float = 0.0
+    erase: float = 0.0
+
+    def __call__(self, pixels: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Augment.
+
+        Args:
+            pixels: uint8 (B, C, H, W).
+            index: (B,) row numbers, the key of each picture's random numbers.
+            epoch: of the training.
+
+        Returns:
+            float32 (B, C, H, W) with whole values 0..255, as an 8-bit picture has (HOG targets need them).
+        """
+        draws = torch.from_numpy(keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12)).to(pixels.device)
+        scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
+        theta = self.affine(scale, ratio, x, y, angle, flip)  # (B, 2, 3)
+        grid = nn.functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+        pixels = nn.functional.grid_sample(
+            pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        if self.light:
+            mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+            gain = 1 + self.light * (2 * contrast - 1)
+            shift = 255 * self.light * (2 * brightness - 1)
+            pixels = (pixels - mean) * gain.view(-1, 1, 1, 1) + mean + shift.view(-1, 1, 1, 1)
+        if self.erase:
+            pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
+        return pixels.round_().clamp_(0, 255)
+
+    def affine(self, scale, ratio, x, y, angle, flip) -> torch.Tensor:
+        """Sampling matrices (B, 2, 3), in coordinates -1..1 of the input, from uniform draws (B,)."""
+        area = self.crop_scale + (1 - self.crop_scale) * scale
+        stretch = torch.exp(
+            math.log(self.crop_ratio) * (ratio - 0.5)
+        )  # square root of the ratio: width times, height by
+        width = (area.sqrt() * stretch).clamp(max=1)
+        height = (area.sqrt() / stretch).clamp(max=1)
+        angle = torch.deg2rad(self.rotation * (2 * angle - 1))
+        mirror = torch.where(flip < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(flip)
+        cos, sin = angle.cos(), angle.sin()
+        rows = [
+            torch.stack([cos * width * mirror, -sin * height, (2 * x - 1) * (1 - width)], dim=1),
+            torch.stack([sin * width * mirror, cos * height, (2 * y - 1) * (1 - height)], dim=1),
+        ]
+        return torch.stack(rows, dim=1)
+
+    def erase_rectangles(self, pixels, erase, area, x, y) -> torch.Tensor:
+        height, width = pixels.shape[2:]
+        side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the picture's side
+        columns = (torch.arange(width, device=pixels.device) + 0.5) / width
+        rows = (torch.arange(height, device=pixels.device) + 0.5) / height
+        in_columns = (columns - side / 2 - (1 - side) * x[:, None]).abs() < side / 2  # (B, W)
+        in_rows = (rows - side / 2 - (1 - side) * y[:, None]).abs() < side / 2  # (B, H)
+        hole = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (erase < self.erase)[:, None, None, None]
+        return torch.where(hole, pixels.mean(dim=(2, 3), keepdim=True), pixels)
+
+
+@dataclass
+class PixelCollator:
+    """Rows of a prepared data set to a batch of 8-bit pixels.
+
+    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows have a
+    `label`, int64 `labels` (B,).
+    """
+
+    image_processor: FerPllImageProcessor
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [row["image"] for row in rows]
+        pixels = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+        batch = {"pixel_values": pixels, "index": torch.tensor([row["index"] for row in rows])}
+        if "label" in rows[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch

@@ -1,0 +1,96 @@
+"""Metrics of facial expression recognition, in numpy. `FerMetrics` offers them as an `evaluate.Metric`.
+
+Every reference label must be defined: -1 is refused, since whoever leaves rows out should know how many.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def accuracy(predictions: ArrayLike, references: ArrayLike) -> float:
+    """Share of rows whose predicted label (N,) is the reference label (N,)."""
+    predictions, references = _check_labels(predictions, references)
+    return float((predictions == references).mean())
+
+
+def mean_class_accuracy(predictions: ArrayLike, references: ArrayLike) -> float:
+    """Mean recall over the classes that occur among the references; labels are (N,) each."""
+    predictions, references = _check_labels(predictions, references)
+    num_classes = int(max(predictions.max(), references.max())) + 1
+    return float(np.nanmean(per_class_recall(predictions, references, num_classes)))
+
+
+def per_class_recall(predictions: ArrayLike, references: ArrayLike, num_classes: int) -> np.ndarray:
+    """Share of each class's rows that are predicted right, (num_classes,) float64; NaN for a class without rows."""
+    matrix = confusion_matrix(predictions, references, num_classes)
+    rows = matrix.sum(axis=1)
+    return np.divide(matrix.diagonal(), rows, out=np.full(num_classes, np.nan), where=rows > 0)
+
+
+def confusion_matrix(predictions: ArrayLike, references: ArrayLike, num_classes: int) -> np.ndarray:
+    """Counts (num_classes, num_classes) int64: row = reference label, column = predicted label."""
+    predictions, references = _check_labels(predictions, references)
+    if max(predictions.max(), references.max()) >= num_classes:
+        raise ValueError(f"label {max(predictions.max(), references.max())} is not below num_classes={num_classes}")
+    return np.bincount(references * num_classes + predictions, minlength=num_classes**2).reshape(num_classes, -1)
+
+
+def expected_calibration_error(probabilities: ArrayLike, references: ArrayLike, num_bins: int = 15) -> float:
+    """Expected calibration error of the predicted label (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+    The largest probability p of each row falls into one of `num_bins` bins of equal width, ((b-1)/num_bins,
+    b/num_bins]. The error is sum_b n_b/N * |accuracy of bin b - mean p of bin b|.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        references: (N,) labels.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    total = probabilities.sum(axis=1)
+    # softmax in bfloat16 misses 1 by up to about 1e-2
+    wrong = np.flatnonzero(~((probabilities >= 0).all(axis=1) & (np.abs(total - 1) < 2e-2)))
+    if wrong.size:
+        raise ValueError(
+            f"probabilities row {wrong[0]} is no probability distribution (sum {total[wrong[0]]:g});"
+            " pass softmax probabilities, not logits"
+        )
+    predictions, references = _check_labels(probabilities.argmax(axis=1), references)
+    largest = probabilities.max(axis=1)
+    bins = np.digitize(largest, np.arange(1, num_bins) / num_bins, right=True)
+    gap = np.bincount(bins, weights=(predictions == references) - largest)  # n_b * (accuracy - mean p)
+    return float(np.abs(gap).sum() / len(references))
+
+
+def label_recovery(confidence: ArrayLike, true_labels: ArrayLike) -> float:
+    """Share of rows whose largest confidence stands at the true label, over the rows with a known one.
+
+    Of equal confidences the first in class order is taken, as by `ConfidenceTable.labels`: rows that are still tied
+    count by their class order, not by their ambiguity.
+
+    Args:
+        confidence: (N, K).
+        true_labels: (N,), -1 = unknown.
+
+    Raises ValueError if no true label is known.
+    """
+    confidence, true_labels = np.asarray(confidence), np.asarray(true_labels)
+    known = true_labels >= 0
+    return accuracy(confidence[known].argmax(axis=1), true_labels[known])
+
+
+def _check_labels(predictions: ArrayLike, references: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    predictions, references = np.asarray(predictions), np.asarray(references)
+    if predictions.ndim != 1 or predictions.shape != references.shape:
+        raise ValueError(f"predictions {predictions.shape} and references {references.shape} must be (N,) labels")
+    if not len(references):
+        raise ValueError("there are no rows to score")
+    for name, labels in (("predictions", predictions), ("references", references)):
+        if labels.dtype.kind not in "iu":
+            raise ValueError(f"{name} must be integer labels, got {labels.dtype}")
+        undefined = np.flatnonzero(labels < 0)
+        if undefined.size:
+            raise ValueError(
+                f"{name} row {undefined[0]} is {labels[undefined[0]]}, an undefined label; leave such rows out"
+                f" ({undefined.size} of {len(labels)})"
+            )
+    return predictions.astype(np.int64), references.astype(np.int64)

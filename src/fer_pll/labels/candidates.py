@@ -1,0 +1,130 @@
+"""Candidate label sets: which labels of a row may be the true one, as a boolean matrix (rows, classes)."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+_FINGERPRINT_ROWS = 65_536  # row ids turned into JSON at a time; the fingerprint does not depend on it
+
+
+def check_votes(votes: ArrayLike) -> np.ndarray:
+    """Annotators' votes as float64 (N, K).
+
+    Raises ValueError naming the first row with a missing, non-finite or negative entry, or without any vote.
+    """
+    try:
+        votes = np.asarray(votes, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"votes must be a table of numbers, one row of K votes per sample: {error}") from error
+    if votes.ndim != 2:
+        raise ValueError(f"votes must have shape (rows, classes), got {votes.shape}")
+    _refuse_rows(~np.isfinite(votes).all(axis=1), votes, "votes", "holds NaN or infinity; mend or drop it")
+    _refuse_rows((votes < 0).any(axis=1), votes, "votes", "holds a negative number of votes; mend or drop it")
+    _refuse_rows(~votes.any(axis=1), votes, "votes", "holds no vote at all; drop it")
+    return votes
+
+
+def from_votes(
+    votes: ArrayLike, max_candidates: int = 2, min_votes: float = 1, ties: Literal["keep", "drop"] = "keep"
+) -> np.ndarray:
+    """Candidate sets from annotators' votes: the most voted labels of each row (sections 3.1 and 4.5 of the paper).
+
+    Args:
+        votes: (N, K), votes (or shares of votes) for each class, >= 0.
+        max_candidates: size of a candidate set, 1 ... K; called K in section 4.5.
+        min_votes: votes that a label needs to be a candidate, > 0.
+        ties: what becomes of labels with as many votes as the last one that fits. "keep" lets all of them in, so that
+            the true label is not lost by chance and a set can exceed `max_candidates`. "drop" fills the set up to
+            `max_candidates` in class order and drops the rest, so that no set exceeds it.
+
+    Returns:
+        (N, K) bool, at least one True per row.
+
+    Raises:
+        ValueError: for votes refused by `check_votes`, for a row in which no label has `min_votes`, and for settings
+            outside their ranges.
+    """
+    votes = check_votes(votes)
+    num_classes = votes.shape[1]
+    if not isinstance(max_candidates, Integral) or not 1 <= max_candidates <= num_classes:
+        raise ValueError(f"max_candidates must be a whole number from 1 to {num_classes}, got {max_candidates!r}")
+    if not 0 < min_votes < np.inf:
+        raise ValueError(f"min_votes must be a positive number, got {min_votes!r}")
+    enough = votes >= min_votes
+    _refuse_rows(
+        ~enough.any(axis=1), votes, "votes", f"has no label with min_votes={min_votes}; lower min_votes or drop it"
+    )
+    ranking = np.argsort(-votes, axis=1, kind="stable")[:, :max_candidates]
+    if ties == "keep":
+        top = votes >= np.take_along_axis(votes, ranking[:, -1:], axis=1)
+    elif ties == "drop":
+        top = np.zeros(votes.shape, dtype=bool)
+        np.put_along_axis(top, ranking, True, axis=1)
+    else:
+        raise ValueError(f'ties must be "keep" or "drop", got {ties!r}')
+    return top & enough
+
+
+def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
+    """A user's own candidate sets, booleans or 0 / 1, as bool (N, num_classes).
+
+    Raises ValueError naming the first row that has another length, other values, or no candidate.
+    """
+    if not isinstance(candidates, np.ndarray) or candidates.dtype == object:  # rows may differ in length
+        candidates = list(candidates)
+        for row, entries in enumerate(candidates):
+            if np.size(entries) != num_classes:
+                raise ValueError(
+                    f"candidates row {row} has {np.size(entries)} entries, but there are {num_classes} classes;"
+                    " give one entry per class"
+                )
+        candidates = np.array(candidates)
+    if candidates.ndim != 2 or candidates.shape[1] != num_classes:
+        raise ValueError(
+            f"candidates must have shape (rows, {num_classes}), one entry per class, got {candidates.shape}"
+        )
+    if candidates.dtype != bool:
+        binary = ((candidates == 0) | (candidates == 1)).all(axis=1)
+        _refuse_rows(~binary, candidates, "candidates", "must be booleans or 0 / 1")
+        candidates = candidates.astype(bool)
+    _refuse_rows(
+        ~candidates.any(axis=1), candidates, "candidates", "is an empty candidate set; give it a label or drop the row"
+    )
+    return candidates
+
+
+def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: ArrayLike) -> str:
+    """SHA-256 (hex) of what confidences belong to: class names, row ids and candidate sets in index order.
+
+    Unlike `datasets.Dataset._fingerprint` it survives saving, reloading and transforms. It is taken over the JSON of
+    the class names, one line of JSON per row id, and the (N, K) candidates as bytes 0 / 1, row by row.
+
+    Args:
+        class_names: K names.
+        row_ids: N strings; anything that gives a list when sliced will do.
+        candidates: (N, K), see `check_candidates`.
+    """
+    candidates = check_candidates(candidates, len(class_names))
+    if len(row_ids) != len(candidates):
+        raise ValueError(f"{len(row_ids)} row_ids do not match {len(candidates)} rows of candidates")
+    sha256 = hashlib.sha256(json.dumps(list(class_names)).encode() + b"\n")
+    for start in range(0, len(row_ids), _FINGERPRINT_ROWS):
+        chunk = list(row_ids[start : start + _FINGERPRINT_ROWS])
+        if not all(isinstance(row_id, str) for row_id in chunk):
+            row = next(i for i, row_id in enumerate(chunk, start) if not isinstance(row_id, str))
+            raise ValueError(f"row_ids row {row} is {row_ids[row]!r}; row ids must be strings")
+        sha256.update(json.dumps(chunk, separators=("\n", ":"))[1:-1].encode() + b"\n")
+    sha256.update(np.ascontiguousarray(candidates).reshape(-1))
+    return sha256.hexdigest()
+
+
+def _refuse_rows(refused: np.ndarray, table: np.ndarray, name: str, reason: str) -> None:
+    rows = np.flatnonzero(refused)
+    if rows.size:
+        shown = ", ".join(f"{entry:g}" for entry in table[rows[0]])
+        raise ValueError(f"{name} row {rows[0]} ({shown}) {reason} ({rows.size} such rows of {len(table)}, from 0)")

@@ -1,0 +1,145 @@
+"""Configuration of the fer-pll models."""
+
+from huggingface_hub.dataclasses import strict
+
+from transformers import PreTrainedConfig
+
+
+@strict
+class FerPllConfig(PreTrainedConfig):
+    r"""
+    Sizes and switches of the encoder, the HOG pre-training head and the query decoder. The defaults give ViT-B/16 at
+    224 pixels with the paper's pre-training settings (section 4.2).
+
+    Encoder:
+        hidden_size (`int`, defaults to 768): width d of the encoder and of the query decoder.
+        num_hidden_layers (`int`, defaults to 12): transformer blocks of the encoder.
+        num_attention_heads (`int`, defaults to 12): attention heads in every block, query decoder included.
+        intermediate_size (`int`, defaults to 3072): hidden width of every MLP.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLPs.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0).
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last block; grows linearly from 0 at the first.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the class and mask tokens and of learned
+            positions.
+        layer_norm_eps (`float`, defaults to 1e-6).
+        qkv_bias (`bool`, defaults to `True`).
+        image_size, patch_size (`int`, default to 224 and 16): in pixels; the patch must divide the image.
+        num_channels (`int`, defaults to 3): 1 for grey pictures.
+        position_embedding_type (`"sincos"` or `"learned"`): fixed 2D sine-cosine positions, or trained ones.
+
+    Pre-training (paper, sections 3.2 and 4.2):
+        mask_ratio (`float`, defaults to 0.4): share of the patches that is hidden.
+        mask_style (`"visible"` or `"token"`): `"visible"` encodes the visible patches only and predicts the others from
+            a small decoder that is thrown away afterwards; `"token"` puts a mask token in the place of each hidden patch
+            embedding and encodes the full sequence, with a linear head.
+        decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
+            default to 512, 2, 8 and 2048): the decoder of `"visible"`.
+        hog_cell_size, hog_orientations (`int`, default to 8 and 9): pixels per HOG cell side and orientation bins; the
+            cell must divide the patch.
+        image_mean, image_std (`list[float]`): per channel, of pixels scaled to 0..1; how to undo the normalisation of
+            `pixel_values`, since HOG is defined on 8-bit pictures. Must equal the image processor's.
+
+    Classification (paper, section 3.3):
+        add_query_decoder (`bool`, defaults to `True`): one learnable query per class and cross-attention to the patch
+            tokens; otherwise a linear layer on the mean of the patch tokens.
+        query_decoder_num_hidden_layers (`int`, defaults to 2).
+        query_self_attention (`bool`, defaults to `False`): let the label queries attend to each other as well.
+        finetuning_mask_ratio (`float`, defaults to 0): share of the patches dropped in each training step of the
+            classifier (never in evaluation).
+
+    Raises:
+        ValueError: where sizes do not fit each other (wrapped in the validation error of `huggingface_hub`).
+    """
+
+    model_type = "fer_pll"
+    keys_to_ignore_at_inference = ["query_states", "hidden_states", "attentions", "cross_attentions"]
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    position_embedding_type: str = "sincos"
+
+    mask_ratio: float | int = 0.4
+    mask_style: str = "visible"
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 2
+    decoder_num_attention_heads: int = 8
+    decoder_intermediate_size: int = 2048
+    hog_cell_size: int = 8
+    hog_orientations: int = 9
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
+
+    add_query_decoder: bool = True
+    query_decoder_num_hidden_layers: int = 2
+    query_self_attention: bool = False
+    finetuning_mask_ratio: float | int = 0.0
+
+    def __post_init__(self, **kwargs):
+        self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
+        self.image_std = list(self.image_std or [0.5] * self.num_channels)
+        # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
+        kwargs.setdefault("problem_type", "single_label_classification")
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_hog_values(self) -> int:
+        """HOG values per patch: cells in the patch x orientations x channels (108 at 16 / 8 / 9 / 3)."""
+        return (self.patch_size // self.hog_cell_size) ** 2 * self.hog_orientations * self.num_channels
+
+    def validate_sizes(self):
+        """Raise `ValueError` where image, patch, cell and widths do not fit."""
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "
+                f"such as {max(self.image_size // self.patch_size, 1) * self.patch_size}."
+            )
+        if self.patch_size % self.hog_cell_size:
+            raise ValueError(
+                f"hog_cell_size={self.hog_cell_size} does not divide patch_size={self.patch_size}: every patch must "
+                "hold whole HOG cells."
+            )
+        for width, heads, what in (
+            (self.hidden_size, self.num_attention_heads, "hidden_size"),
+            (self.decoder_hidden_size, self.decoder_num_attention_heads, "decoder_hidden_size"),
+        ):
+            if width % heads:
+                raise ValueError(f"{what}={width} is not divisible by its {heads} attention heads.")
+            if width % 4 and self.position_embedding_type == "sincos":
+                raise ValueError(f"{what}={width} must be divisible by 4 for sine-cosine positions.")
+
+    def validate_choices(self):
+        """Raise `ValueError` for an unknown option, a ratio outside [0, 1) or statistics of another channel number."""
+        for name, allowed in (
+            ("mask_style", ("visible", "token")),
+            ("position_embedding_type", ("sincos", "learned")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+        for name in ("mask_ratio", "finetuning_mask_ratio", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != self.num_channels:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs one value for each of {self.num_channels} channels."
+                )
+
+
+__all__ = ["FerPllConfig"]

@@ -1,0 +1,63 @@
+"""Image processor of the fer-pll models."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import ImageInput, PILImageResampling
+from transformers.processing_utils import ImagesKwargs
+
+
+class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
+    num_channels: int | None
+
+
+class FerPllImageProcessor(PilBackend):
+    """Any picture to normalised `pixel_values` (B, C, H, W).
+
+    Colour pictures become grey for a model of one channel (ITU-R 601-2 luma), grey ones RGB for a model of three.
+    Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on every
+    machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
+
+    Args:
+        num_channels: 1 or 3, as the model's `config.num_channels`.
+        size, resample, image_mean, image_std: as in transformers' image processors.
+    """
+
+    valid_kwargs = FerPllImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+
+    num_channels = 3
+    resample = PILImageResampling.BILINEAR
+    size = {"height": 224, "width": 224}
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    image_mean = None
+    image_std = None
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.image_mean = tuple(self.image_mean or [0.5] * self.num_channels)
+        self.image_std = tuple(self.image_std or [0.5] * self.num_channels)
+
+    def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
+        """One picture (PIL, NumPy or tensor; grey, colour or with alpha) to an array (num_channels, H, W)."""
+        mode = "L" if num_channels == 1 else "RGB"
+        kwargs["do_convert_rgb"] = False
+        if not isinstance(image, Image.Image):
+            image = super().process_image(image, **kwargs)
+            if image.shape[0] == num_channels:
+                return image
+            if image.dtype != np.uint8:
+                raise ValueError(
+                    f"A picture of {image.shape[0]} channel(s) and type {image.dtype} cannot be converted to {mode}: pass "
+                    "8-bit values, or the model's number of channels."
+                )
+            image = Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1))
+        return super().process_image(image.convert(mode), **kwargs)
+
+
+__all__ = ["FerPllImageProcessor"]

@@ -1,0 +1,621 @@
+"""The fer-pll models: a ViT encoder with MAE-style masking, a HOG head for pre-training, label queries for classification.
+
+Shapes in comments: B pictures, L patches, V visible patches, K classes, d hidden size.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_fer_pll import FerPllConfig
+from .hog import hog_targets, patchify_cells
+from .uniformity import simplex_queries
+
+
+@dataclass
+class FerPllModelOutput(ModelOutput):
+    """Output of `FerPllModel`.
+
+    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
+    query_states: (B, K, d), one state per class; `None` without a query decoder.
+    mask: (B, L), 1 where a patch was hidden; `None` without masking.
+    ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking.
+    hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
+    cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    query_states: torch.FloatTensor | None = None
+    mask: torch.FloatTensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FerPllForPreTrainingOutput(ModelOutput):
+    """Output of `FerPllForPreTraining`.
+
+    loss: mean squared error over the HOG values of the hidden patches.
+    logits: (B, L, HOG values per patch), predictions for all patches.
+    mask, ids_restore, hidden_states, attentions: see `FerPllModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    mask: torch.FloatTensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class FerPllImageClassifierOutput(ModelOutput):
+    """Output of `FerPllForImageClassification`.
+
+    loss: cross-entropy, where `labels` were given.
+    logits: (B, K).
+    query_states, hidden_states, attentions, cross_attentions: see `FerPllModelOutput`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    query_states: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
+    """Fixed 2D sine-cosine positions of a square patch grid in MAE's layout, (1, 1 + grid_size^2, dim).
+
+    A quarter of the channels each for sin(column), cos(column), sin(row), cos(row); zeros for the class token.
+    """
+    frequency = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.arange(grid_size, dtype=torch.float64).outer(frequency)  # (grid, dim / 4)
+    col = angle.repeat(grid_size, 1)
+    row = angle.repeat_interleave(grid_size, dim=0)
+    patches = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=1)
+    return torch.cat([torch.zeros(1, dim), patches.float()])[None]
+
+
+def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Bicubic interpolation of (1, 1 + n^2, d) positions to a grid of height x width patches."""
+    cls_position, patches = positions[:, :1], positions[:, 1:]
+    side = int(patches.shape[1] ** 0.5)
+    if (height, width) == (side, side):
+        return positions
+    patches = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, d, side, side)
+    patches = nn.functional.interpolate(patches, size=(height, width), mode="bicubic", align_corners=False)
+    return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hide the patches with the highest noise (MAE).
+
+    Args:
+        noise: (B, L).
+        mask_ratio: share to hide; `int(L * (1 - mask_ratio))` patches stay visible.
+
+    Returns:
+        ids_keep (B, V), mask (B, L) with 1 where hidden, ids_restore (B, L).
+    """
+    num_visible = int(noise.shape[1] * (1 - mask_ratio))
+    ids_shuffle = noise.argsort(dim=1)
+    ids_restore = ids_shuffle.argsort(dim=1)
+    return ids_shuffle[:, :num_visible], (ids_restore >= num_visible).float(), ids_restore
+
+
+def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Pick (B, n) of the (B, L, d) tokens: (B, n, d)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def drop_path(residual: torch.Tensor, rate: float) -> torch.Tensor:
+    """Stochastic depth: zero the whole branch of a sample with probability `rate`, scale the others by 1 / (1 - rate)."""
+    keep = torch.rand(residual.shape[0], *[1] * (residual.dim() - 1), device=residual.device) >= rate
+    return residual * keep / (1 - rate)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also returns its map; same signature as transformers' other attention functions."""
+    weights = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class FerPllAttention(nn.Module):
+    """Multi-head attention of a sequence to itself, or to `key_value_states`."""
+
+    is_causal = False
+
+    def __init__(self, config: FerPllConfig, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(hidden_size, hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, n, d) -> (B, heads, n, d / heads)
+
+    def forward(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None = None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if key_value_states is None:
+            key_value_states = hidden_states
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attention(
+            self,
+            self.split_heads(self.q_proj(hidden_states)),
+            self.split_heads(self.k_proj(key_value_states)),
+            self.split_heads(self.v_proj(key_value_states)),
+            None,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.head_dim**-0.5,
+            **kwargs,
+        )
+        return self.o_proj(context.flatten(2)), weights  # (B, n, heads, d / heads) -> (B, n, d)
+
+
+class FerPllMLP(nn.Module):
+    def __init__(self, config: FerPllConfig, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class FerPllResidual(nn.Module):
+    """Adds a branch to its input, with dropout and stochastic depth in training."""
+
+    def __init__(self, config: FerPllConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+        branch = self.dropout(branch)
+        if self.training and self.drop_path_rate > 0:
+            branch = drop_path(branch, self.drop_path_rate)
+        return hidden_states + branch
+
+
+class FerPllLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer block."""
+
+    def __init__(
+        self,
+        config: FerPllConfig,
+        hidden_size: int,
+        num_heads: int,
+        intermediate_size: int,
+        drop_path_rate: float = 0.0,
+    ):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = FerPllAttention(config, hidden_size, num_heads)
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = FerPllMLP(config, hidden_size, intermediate_size)
+        self.residual = FerPllResidual(config, drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        hidden_states = self.residual(hidden_states, attended)
+        return self.residual(hidden_states, self.mlp(self.layernorm_after(hidden_states)))
+
+
+class FerPllQueryLayer(GradientCheckpointingLayer):
+    """Pre-norm block of the query decoder: label queries attend to the patch tokens (and, on request, to each other)."""
+
+    def __init__(self, config: FerPllConfig):
+        super().__init__()
+        size, heads = config.hidden_size, config.num_attention_heads
+        if config.query_self_attention:
+            self.layernorm_self = nn.LayerNorm(size, eps=config.layer_norm_eps)
+            self.self_attention = FerPllAttention(config, size, heads)
+        self.layernorm_before = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.cross_attention = FerPllAttention(config, size, heads)
+        self.layernorm_after = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.mlp = FerPllMLP(config, size, config.intermediate_size)
+        self.residual = FerPllResidual(config)
+        self.query_self_attention = config.query_self_attention
+
+    def forward(self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
+        if self.query_self_attention:
+            attended, _ = self.self_attention(self.layernorm_self(queries), **kwargs)
+            queries = self.residual(queries, attended)
+        attended, _ = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
+        queries = self.residual(queries, attended)
+        return self.residual(queries, self.mlp(self.layernorm_after(queries)))
+
+
+class FerPllQueryDecoder(nn.Module):
+    """One learnable query per class, decoded against the patch tokens (paper, section 3.3; Query2Label)."""
+
+    def __init__(self, config: FerPllConfig):
+        super().__init__()
+        self.label_queries = nn.Parameter(torch.empty(config.num_labels, config.hidden_size))
+        self.layers = nn.ModuleList(FerPllQueryLayer(config) for _ in range(config.query_decoder_num_hidden_layers))
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
+        queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
+        for layer in self.layers:
+            queries = layer(queries, patch_tokens, **kwargs)
+        return self.layernorm(queries)
+
+
+class FerPllPatchEmbeddings(nn.Module):
+    def __init__(self, config: FerPllConfig):
+        super().__init__()
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
+
+
+class FerPllEmbeddings(nn.Module):
+    """Patch embeddings with positions, class token and, in training, masking."""
+
+    def __init__(self, config: FerPllConfig, use_mask_token: bool):
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.patch_embeddings = FerPllPatchEmbeddings(config)
+        self.position_embeddings = nn.Parameter(
+            torch.zeros(1, 1 + config.grid_size**2, config.hidden_size),
+            requires_grad=config.position_embedding_type == "learned",
+        )
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        mask_ratio: float,
+        noise: torch.Tensor | None,
+        interpolate_pos_encoding: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        height, width = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        tokens = self.patch_embeddings(pixel_values)
+        positions = interpolate_positions(self.position_embeddings, height, width)
+        ids_keep = mask = ids_restore = None
+        if mask_ratio > 0 or noise is not None:
+            if noise is None:
+                noise = torch.rand(tokens.shape[:2], device=tokens.device)
+            ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+        if mask is not None and self.mask_token is not None:
+            tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+        tokens = tokens + positions[:, 1:]
+        if mask is not None and self.mask_token is None:
+            tokens = take_tokens(tokens, ids_keep)
+        cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
+        return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
+
+
+def check_pixel_values(
+    pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
+) -> tuple[int, int]:
+    """Patches per column and row of the input, after checking that the model can take it."""
+    _, channels, height, width = pixel_values.shape
+    if channels != config.num_channels:
+        raise ValueError(
+            f"The model takes pictures of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
+            "with the checkpoint's own image processor."
+        )
+    if height % config.patch_size or width % config.patch_size:
+        raise ValueError(f"A picture of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
+    if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
+        raise ValueError(
+            f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x {width}:"
+            " resize it, or pass interpolate_pos_encoding=True."
+        )
+    return height // config.patch_size, width // config.patch_size
+
+
+class FerPllPreTrainedModel(PreTrainedModel):
+    config: FerPllConfig
+    config_class = FerPllConfig
+    base_model_prefix = "fer_pll"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    # A mean loss per micro-batch: Trainer must divide it by the accumulation steps (it assumes otherwise of every
+    # forward with **kwargs).
+    accepts_loss_kwargs = False
+    _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": FerPllLayer,
+        "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
+        "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
+    }
+
+    def save_pretrained(self, save_directory: str, **kwargs):
+        # transformers names the saved class only; the same files hold the others as well.
+        if self._auto_class is not None:
+            self.config.auto_map = {
+                "AutoConfig": "configuration_fer_pll.FerPllConfig",
+                "AutoModel": "modeling_fer_pll.FerPllModel",
+                "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+                "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
+            }
+        super().save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """MAE's initialisation: Xavier for all projections (the patch projection as a linear layer), zero biases."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, FerPllPatchEmbeddings):
+            weight = module.projection.weight
+            bound = (6 / (weight.shape[0] + weight[0].numel())) ** 0.5  # Xavier of the flattened kernel
+            init.uniform_(weight, -bound, bound)
+            init.zeros_(module.projection.bias)
+        elif isinstance(module, FerPllEmbeddings):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            if module.mask_token is not None:
+                init.normal_(module.mask_token, std=self.config.initializer_range)
+            if self.config.position_embedding_type == "sincos":
+                init.copy_(
+                    module.position_embeddings, sincos_positions(self.config.grid_size, self.config.hidden_size)
+                )
+            else:
+                init.normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, FerPllQueryDecoder):
+            init.copy_(module.label_queries, simplex_queries(*module.label_queries.shape))
+        elif isinstance(module, FerPllHogDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            positions = sincos_positions(self.config.grid_size, self.config.decoder_hidden_size)
+            init.copy_(module.position_embeddings, positions)
+
+
+class FerPllModel(FerPllPreTrainedModel):
+    """ViT encoder, followed by the query decoder where there is one.
+
+    Args:
+        config: sizes and switches.
+        add_query_decoder: overrides `config.add_query_decoder`; the pre-training model has none, so that distributed
+            training finds no unused parameters.
+        use_mask_token: whether masked patches are replaced by a token (`mask_style="token"` in pre-training) or dropped.
+    """
+
+    def __init__(self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False):
+        super().__init__(config)
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.embeddings = FerPllEmbeddings(config, use_mask_token)
+        self.layers = nn.ModuleList(
+            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
+            for rate in rates
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if add_query_decoder is None:
+            add_query_decoder = config.add_query_decoder
+        self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        mask_ratio: float = 0.0,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> FerPllModelOutput:
+        """Encode pictures.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised by the image processor.
+            mask_ratio: share of the patches to hide; 0 hides none.
+            noise: (B, L), the patches with the highest values are hidden; drawn where not given.
+            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+        """
+        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, interpolate_pos_encoding)
+        for layer in self.layers:
+            tokens = layer(tokens, **kwargs)
+        tokens = self.layernorm(tokens)  # (B, 1 + V, d)
+        query_states = None
+        if self.query_decoder is not None:
+            query_states = self.query_decoder(tokens[:, 1:], **kwargs)  # (B, K, d)
+        return FerPllModelOutput(
+            last_hidden_state=tokens, query_states=query_states, mask=mask, ids_restore=ids_restore
+        )
+
+
+class FerPllHogDecoder(nn.Module):
+    """Predicts the HOG values of every patch from the visible ones; used in pre-training only (paper, section 3.2)."""
+
+    def __init__(self, config: FerPllConfig):
+        super().__init__()
+        size = config.decoder_hidden_size
+        self.embed = nn.Linear(config.hidden_size, size)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, size), requires_grad=False)
+        self.layers = nn.ModuleList(
+            FerPllLayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.head = nn.Linear(size, config.num_hog_values)
+
+    def forward(
+        self, tokens: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int], **kwargs
+    ) -> torch.Tensor:
+        tokens = self.embed(tokens)  # (B, 1 + V, decoder size)
+        batch, length = ids_restore.shape
+        hidden = self.mask_token.to(tokens.dtype).expand(batch, length + 1 - tokens.shape[1], -1)
+        patches = take_tokens(torch.cat([tokens[:, 1:], hidden], dim=1), ids_restore)  # (B, L, decoder size)
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + interpolate_positions(self.position_embeddings, *grid)
+        for layer in self.layers:
+            tokens = layer(tokens, **kwargs)
+        return self.head(self.layernorm(tokens[:, 1:]))  # (B, L, values)
+
+
+class FerPllForPreTraining(FerPllPreTrainedModel):
+    """Masked image modelling with HOG targets (paper, section 3.2).
+
+    `mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
+    `mask_style="token"` encodes the full sequence with mask tokens and predicts with a linear head (MaskFeat).
+    """
+
+    def __init__(self, config: FerPllConfig):
+        super().__init__(config)
+        token_style = config.mask_style == "token"
+        self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
+        if token_style:
+            self.head = nn.Linear(config.hidden_size, config.num_hog_values)
+        else:
+            self.decoder = FerPllHogDecoder(config)
+        self.post_init()
+
+    def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Undo the image processor: normalised (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bit)."""
+        mean = torch.tensor(self.config.image_mean, device=pixel_values.device).view(-1, 1, 1)
+        std = torch.tensor(self.config.image_std, device=pixel_values.device).view(-1, 1, 1)
+        return (pixel_values.float() * std + mean) * 255
+
+    def targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """HOG values of every patch, float32 (B, L, values), from normalised `pixel_values` (B, C, H, W)."""
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            cells = hog_targets(self.to_pixels(pixel_values), self.config.hog_cell_size, self.config.hog_orientations)
+        return patchify_cells(cells, self.config.patch_size // self.config.hog_cell_size)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> FerPllForPreTrainingOutput:
+        """Predict the HOG values of hidden patches.
+
+        Args:
+            pixel_values: (B, C, H, W) in float32, normalised with `config.image_mean` / `image_std` (HOG needs the
+                8-bit values back, which half precision cannot hold).
+            noise: (B, L), see `FerPllModel`.
+            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+        """
+        outputs = self.fer_pll(
+            pixel_values,
+            mask_ratio=self.config.mask_ratio,
+            noise=noise,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        if self.config.mask_style == "token":
+            logits = self.head(outputs.last_hidden_state[:, 1:])
+        else:
+            grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
+            logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
+        error = (logits.float() - self.targets(pixel_values)).square().mean(dim=-1)  # (B, L)
+        loss = (error * outputs.mask).sum() / outputs.mask.sum()
+        return FerPllForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            mask=outputs.mask,
+            ids_restore=outputs.ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class FerPllForImageClassification(FerPllPreTrainedModel):
+    """Expression classifier (paper, section 3.3): logit k is <w_k, h_k> + b_k, one output row per class.
+
+    h_k is the state of label query k, or the mean of the patch tokens where `config.add_query_decoder` is off.
+    """
+
+    def __init__(self, config: FerPllConfig):
+        super().__init__(config)
+        self.fer_pll = FerPllModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @property
+    def label_queries(self) -> nn.Parameter | None:
+        """(K, d), or `None` without a query decoder; what the uniformity loss acts on."""
+        return None if self.fer_pll.query_decoder is None else self.fer_pll.query_decoder.label_queries
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> FerPllImageClassifierOutput:
+        """Classify pictures.
+
+        Args:
+            pixel_values: (B, C, H, W), normalised by the image processor.
+            labels: long (B,); gives a cross-entropy loss.
+            noise: (B, L), see `FerPllModel`; only used with `config.finetuning_mask_ratio` in training.
+            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+        """
+        mask_ratio = self.config.finetuning_mask_ratio if self.training else 0.0
+        outputs = self.fer_pll(
+            pixel_values,
+            mask_ratio=mask_ratio,
+            noise=noise if mask_ratio > 0 else None,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            **kwargs,
+        )
+        if outputs.query_states is None:
+            logits = self.classifier(outputs.last_hidden_state[:, 1:].mean(dim=1))
+        else:
+            logits = (outputs.query_states * self.classifier.weight).sum(dim=-1) + self.classifier.bias  # (B, K)
+        loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
+        return FerPllImageClassifierOutput(
+            loss=loss,
+            logits=logits,
+            query_states=outputs.query_states,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+        )
+
+
+__all__ = ["FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]

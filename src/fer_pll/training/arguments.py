@@ -1,0 +1,115 @@
+"""Settings of the two trainings. Every field is a command-line option of the scripts and a key of the YAML files."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..data.transforms import BatchAugmentation
+
+
+@dataclass
+class ImageTrainingArguments(TrainingArguments):
+    """What both trainings share: augmentation, layer-wise learning rates, and defaults that carry our columns."""
+
+    crop_scale: float = field(
+        default=1.0, metadata={"help": "Smallest share of the area that a random crop keeps (1: no random crops)."}
+    )
+    crop_ratio: float = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
+    rotation: float = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
+    flip: bool = field(default=True, metadata={"help": "Mirror half of the pictures."})
+    light: float = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
+    erase: float = field(
+        default=0.0, metadata={"help": "Share of the pictures in which a random rectangle is erased."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Factor by which the learning rate falls per encoder block towards the input."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Must stay false: `image`, `index` and `candidates` are needed."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Every parameter takes part in every step, so searching is a waste."}
+    )
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule, after the warm-up."})
+    report_to: None | str | list[str] = field(
+        default="none", metadata={"help": "Where to report metrics besides the console, e.g. tensorboard."}
+    )
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace the run that lies in the output folder (else it is an error)."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns must stay false: the trainer needs `image`, `index` and `candidates`."
+            )
+        if self.hub_token is not None:
+            raise ValueError(
+                "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "
+                "Set the environment variable HF_TOKEN instead."
+            )
+        for name, low, high in (("crop_scale", 0, 1), ("layer_decay", 0, 1), ("light", -1e-9, 1), ("erase", -1e-9, 1)):
+            if not low < getattr(self, name) <= high:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in ({max(low, 0)}, {high}].")
+        if self.crop_ratio < 1:
+            raise ValueError(f"crop_ratio={self.crop_ratio} must be at least 1.")
+
+    def augmentation(self) -> BatchAugmentation:
+        """The random changes of a training batch, keyed by `seed`."""
+        return BatchAugmentation(
+            seed=self.seed,
+            crop_scale=self.crop_scale,
+            crop_ratio=self.crop_ratio,
+            rotation=self.rotation,
+            flip=self.flip,
+            light=self.light,
+            erase=self.erase,
+        )
+
+
+@dataclass
+class FerPllPreTrainingArguments(ImageTrainingArguments):
+    """Settings of masked-image pre-training (paper, sections 3.2 and 4.2)."""
+
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
+    )
+
+
+@dataclass
+class FerPllTrainingArguments(ImageTrainingArguments):
+    """Settings of training with candidate sets (paper, sections 3.1, 3.3 and 4.2)."""
+
+    confidence_init: str = field(
+        default="uniform",
+        metadata={"help": "First confidences: uniform over the candidates, or the shares of the votes inside them."},
+    )
+    revision: str = field(
+        default="paper", metadata={"help": "How confidences are revised: paper (Eq. 4 and 5) or none."}
+    )
+    revision_threshold: float = field(
+        default=0.2,
+        metadata={"help": "Margin of the two best candidates above which the best one is taken as the label."},
+    )
+    revision_warmup_epochs: float = field(
+        default=0.0, metadata={"help": "Epochs before the first revision (0.5 is half an epoch)."}
+    )
+    uniform_weight: float = field(
+        default=1.0,
+        metadata={"help": "Weight of the uniformity loss of the label queries (Eq. 3); 0 switches it off."},
+    )
+    uniform_temperature: float = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
+    drop_path_rate: float | None = field(
+        default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, allowed in (("revision", ("paper", "none")), ("confidence_init", ("uniform", "votes"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+        if not 0 <= self.revision_threshold < 1:
+            raise ValueError(f"revision_threshold={self.revision_threshold} must lie in [0, 1) (Eq. 5).")
+        if self.uniform_temperature <= 0 or self.uniform_weight < 0:
+            raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")

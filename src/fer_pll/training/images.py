@@ -1,0 +1,75 @@
+"""What both trainings share: batches of 8-bit pixels that are augmented and normalised on the device."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer
+
+from ..data.transforms import PixelCollator
+from ..model import FerPllImageProcessor
+from .arguments import ImageTrainingArguments
+from .optimization import parameter_groups
+
+
+def check_image_processor(model: PreTrainedModel, image_processor: FerPllImageProcessor) -> None:
+    """Raise `ValueError` where an image processor does not make the pictures that a fer-pll model was configured for."""
+    for name in ("image_mean", "image_std", "num_channels"):
+        of_model, of_processor = getattr(model.config, name), getattr(image_processor, name)
+        if name != "num_channels":
+            of_model, of_processor = list(of_model), list(of_processor)
+        if of_model != of_processor:
+            raise ValueError(
+                f"{name} is {of_model} in the model's config.json and {of_processor} in preprocessor_config.json: "
+                "make them equal, the HOG targets are computed from the de-normalised pictures."
+            )
+    size, image_size = image_processor.size, model.config.image_size
+    if (size.height, size.width) != (image_size, image_size):
+        raise ValueError(
+            f"The model takes {image_size} x {image_size} pixels (config.json), the image processor makes "
+            f"{size.height} x {size.width} (preprocessor_config.json): make them equal."
+        )
+
+
+class ImageTrainer(Trainer):
+    """A Trainer over prepared data sets (columns `image` and `index`).
+
+    The collator yields 8-bit pixels; `_prepare_inputs` augments (in training) and normalises them on the device. Random
+    numbers are keyed by (seed, epoch, index).
+    """
+
+    args: ImageTrainingArguments
+    processing_class: FerPllImageProcessor
+
+    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
+        image_processor = kwargs["processing_class"]
+        check_image_processor(model, image_processor)
+        kwargs.setdefault("data_collator", PixelCollator(image_processor))
+        super().__init__(model, args, **kwargs)
+        # Our losses are means over the micro-batch; Trainer divides them by the accumulation steps.
+        self.loss_is_scaled_for_ga = False
+        self.augmentation = args.augmentation()
+        mean, std = image_processor.image_mean, image_processor.image_std
+        self._mean = torch.tensor(mean, device=args.device).view(-1, 1, 1) * 255
+        self._std = torch.tensor(std, device=args.device).view(-1, 1, 1) * 255
+
+    @property
+    def current_epoch(self) -> int:
+        """Number of the running epoch, from 0; the same after an interruption."""
+        return int(self.state.epoch or 0)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs["pixel_values"]
+        if self.model.training:
+            pixels = self.augmentation(pixels, inputs["index"], self.current_epoch)
+        inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
+        return inputs
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        # Trainer knows two groups; layer-wise learning rates need one for each depth.
+        if self.optimizer is None:
+            model = model or self.model
+            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.args.layer_decay)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer

@@ -1,0 +1,103 @@
+"""Settings from `hub_configs/<name>/*.yaml`, overridden on the command line; and the folder that a run writes to."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+import fer_pll
+
+SETTINGS_NAME = "settings.json"
+
+
+def config_folder(name: str) -> Path:
+    """Folder of a checkpoint's configuration: a path, or a name from `hub_configs`.
+
+    Raises:
+        ValueError: where there is none, with the names that exist.
+    """
+    if (Path(name) / "config.json").is_file():
+        return Path(name)
+    package = Path(fer_pll.__file__).parent
+    shipped = package / "hub_configs"  # in a wheel
+    if not shipped.is_dir():
+        shipped = package.parents[1] / "hub_configs"  # in a checkout
+    if (shipped / name / "config.json").is_file():
+        return shipped / name
+    known = ", ".join(sorted(path.parent.name for path in shipped.glob("*/config.json")))
+    raise ValueError(f"--config {name}: neither a folder with a config.json nor one of {known}.")
+
+
+def parse_settings(
+    argument_classes: tuple[type, ...], yaml_name: str, description: str, argv: list[str] | None = None
+) -> tuple[Any, ...]:
+    """Parse the command line over the YAML file of `--config`.
+
+    Args:
+        argument_classes: dataclasses; the first has a field `config`.
+        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; it need not exist.
+        description: for `--help`.
+        argv: the command line; `sys.argv[1:]` where not given.
+
+    Returns:
+        one instance of each class.
+
+    Raises:
+        ValueError: for a key of the YAML file that is no setting, a setting of the wrong type, an unknown config.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = HfArgumentParser(argument_classes, description=description)
+    if "-h" in argv or "--help" in argv:
+        parser.parse_args(argv)
+    config = parser.parse_known_args(argv)[0].config
+    path = config_folder(config) / yaml_name
+    if path.is_file():
+        defaults = yaml.safe_load(path.read_text()) or {}
+        actions = {action.dest: action for action in parser._actions}
+        for key, value in defaults.items():
+            if key not in actions:
+                raise ValueError(f"{path}: {key!r} is not a setting; see --help.")
+            action = actions[key]
+            action.required = False
+            if isinstance(value, str) and action.type is not None:
+                value = parser._get_value(action, value)
+            action.default = value
+    return parser.parse_args_into_dataclasses(argv)
+
+
+def prepare_output_folder(args: Any) -> None:
+    """Refuse, empty or resume the output folder, and turn `--resume_from_checkpoint last` into a path.
+
+    Raises:
+        ValueError: where the folder holds another run and neither `--overwrite` nor `--resume_from_checkpoint` was given,
+            or where there is no checkpoint to resume from.
+    """
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint == "last":
+        args.resume_from_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if args.resume_from_checkpoint is None:
+            raise ValueError(f"--resume_from_checkpoint last: there is no checkpoint in {folder} yet.")
+    if args.resume_from_checkpoint is not None or not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not args.overwrite:
+        raise ValueError(
+            f"--output_dir {folder} already holds files. Choose another folder, continue the run with "
+            "--resume_from_checkpoint last, or replace it with --overwrite."
+        )
+    if not (folder / SETTINGS_NAME).is_file():
+        raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
+    if args.should_save:
+        shutil.rmtree(folder)
+
+
+def save_settings(args: Any, script: Any) -> None:
+    """Write what a run was started with to its folder, for the reader and for `--overwrite`."""
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"script": vars(script), "arguments": args.to_dict()}
+    (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=2, default=str) + "\n")

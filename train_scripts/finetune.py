@@ -1,0 +1,88 @@
+"""Train a classifier on candidate sets (paper, sections 3.1 and 3.3).
+
+    python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
+        --pretrained runs/pretrain --output_dir runs/finetune
+
+Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. Softmax on the
+majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under `accelerate launch` as well.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from fer_pll import (
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllImageProcessor,
+    FerPllTrainer,
+    FerPllTrainingArguments,
+)
+from fer_pll.data.prepared import add_candidates, load_prepared
+from fer_pll.training.settings import config_folder, parse_settings, prepare_output_folder, save_settings
+
+
+@dataclass
+class TrainingScript:
+    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
+    data: str = field(
+        metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
+    )
+    pretrained: str | None = field(
+        default=None, metadata={"help": "Checkpoint of pretrain.py, folder or Hub name. Default: random weights."}
+    )
+    max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
+    min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
+    ties: str = field(default="keep", metadata={"help": "Labels tied at the cut: keep or drop."})
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+    )
+
+
+def main() -> None:
+    # parse
+    script, args = parse_settings((TrainingScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
+    prepare_output_folder(args)
+    set_seed(args.seed)
+
+    # data
+    data = load_prepared(script.data)
+    train_dataset = add_candidates(data["train"], script.max_candidates, script.min_votes, script.ties)
+    folder = config_folder(script.config)
+    image_processor = FerPllImageProcessor.from_pretrained(folder)
+    config = FerPllConfig.from_pretrained(folder)
+    if args.drop_path_rate is not None:
+        config.drop_path_rate = args.drop_path_rate
+    if script.pretrained is None:
+        model = FerPllForImageClassification(config)
+    else:
+        model = FerPllForImageClassification.from_pretrained(script.pretrained, config=config)
+    model.set_attn_implementation(script.attn_implementation)
+
+    # train
+    trainer = FerPllTrainer(
+        model,
+        args,
+        processing_class=image_processor,
+        train_dataset=train_dataset,
+        eval_dataset=data.get("validation"),
+    )
+    if args.should_save:
+        save_settings(args, script)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # save
+    trainer.save_model()
+    trainer.save_state()
+    trainer.save_confidence()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

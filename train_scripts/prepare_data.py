@@ -1,0 +1,116 @@
+"""Turns a data set of faces, in the files that its users have, into the prepared set that the other scripts read."""
+
+import argparse
+import sys
+
+EPILOG = """\
+examples:
+  # FER+: fer2013.csv (Kaggle) and fer2013new.csv (Microsoft FERPlus) in one folder,
+  # or the folders FER2013Train, FER2013Valid, FER2013Test with pictures and a label.csv each
+  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus
+
+  # FER+, only the rows that the FER+ authors keep
+  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-majority --protocol majority
+
+  # drawn faces with simulated annotators: no files needed
+  python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
+
+`prepare_data.py NAME --help` lists the options of one data set.
+"""
+
+
+# One function per data set: it adds the options to the parser and returns the function that loads the set from the
+# parsed options. A new data set is one more function and one more entry in DATA_SETS.
+def ferplus(parser):
+    parser.add_argument("source", help="folder with fer2013.csv and fer2013new.csv, or with FER2013Train and so on")
+    parser.add_argument(
+        "--protocol",
+        choices=("all", "majority"),
+        default="all",
+        help="rows kept: all = the most voted of the ten entries is one of the eight expressions (default); "
+        "majority = without single votes, an expression holds more than half of the votes",
+    )
+    parser.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="keep training rows whose picture is also a validation or test picture, or an earlier training picture",
+    )
+
+    def load(args):
+        from fer_pll.data.ferplus import load_ferplus
+
+        return load_ferplus(args.source, args.protocol, not args.keep_duplicates)
+
+    return load
+
+
+def synthetic(parser):
+    for split, rows in (("train", 8000), ("validation", 2000), ("test", 2000)):
+        parser.add_argument(
+            f"--num-{split}", type=int, default=rows, metavar="N", help=f"{split} rows (default: {rows})"
+        )
+    parser.add_argument("--image-size", type=int, default=48, metavar="PX", help="side in pixels (default: 48)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of faces and votes (default: 0)")
+
+    def load(args):
+        from fer_pll.data.synthetic import load_synthetic
+
+        return load_synthetic(
+            args.num_train, args.num_validation, args.num_test, image_size=args.image_size, seed=args.seed
+        )
+
+    return load
+
+
+DATA_SETS = {"ferplus": ferplus, "synthetic": synthetic}
+
+
+def parse_args(argv):
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--out", required=True, metavar="DIR", help="folder of the prepared set; must not exist yet")
+    common.add_argument("--overwrite", action="store_true", help="replace the prepared set that is in DIR")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True, help=" or ".join(DATA_SETS))
+    for name, add_options in DATA_SETS.items():
+        subparser = names.add_parser(name, parents=[common])
+        subparser.set_defaults(load=add_options(subparser))
+    return parser.parse_args(argv)
+
+
+def summary(dataset):
+    """A table of the rows per split and class, and what was dropped."""
+    splits = list(dataset)
+    lines = [("", *splits), ("rows", *(len(dataset[split]) for split in splits))]
+    labels = {split: dataset[split]["label"][:] for split in splits}
+    for number, name in enumerate(dataset[splits[0]].features["label"].names):
+        lines.append((f"  {name}", *(labels[split].count(number) for split in splits)))
+    lines.append(("in majority", *(sum(dataset[split]["majority"][:]) for split in splits)))
+    table = [f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
+    return "\n".join(table + [rows.info.description for rows in dataset.values() if rows.info.description])
+
+
+def main(argv=None):
+    args = parse_args(argv)
+
+    import datasets
+
+    from fer_pll.data.prepared import DataError, check_output_folder, save_prepared
+
+    if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
+        datasets.disable_progress_bars()
+    try:
+        check_output_folder(args.out, args.overwrite)
+        dataset = args.load(args)
+        save_prepared(dataset, args.out, args.overwrite)
+    except (DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(summary(dataset))
+    print(f"saved in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Pre-train the encoder: predict the HOG descriptors of masked patches (paper, section 3.2).
+
+    python train_scripts/pretrain.py --config fer-pll-tiny-ferplus --data data/ferplus --output_dir runs/pretrain
+
+Settings come from hub_configs/<config>/pretrain.yaml; every one of them can be given on the command line. Runs under
+`accelerate launch` as well.
+"""
+
+import sys
+from dataclasses import dataclass, field
+
+from transformers import set_seed
+
+from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
+from fer_pll.data.prepared import load_prepared
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer
+from fer_pll.training.settings import config_folder, parse_settings, prepare_output_folder, save_settings
+
+
+@dataclass
+class PreTrainingScript:
+    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
+    data: str = field(metadata={"help": "Folder written by prepare_data.py; only the pictures of `train` are used."})
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+    )
+
+
+def main() -> None:
+    # parse
+    script, args = parse_settings((PreTrainingScript, FerPllPreTrainingArguments), "pretrain.yaml", __doc__)
+    prepare_output_folder(args)
+    set_seed(args.seed)
+
+    # data
+    train_dataset = load_prepared(script.data, "train").select_columns(["image", "index"])
+    folder = config_folder(script.config)
+    image_processor = FerPllImageProcessor.from_pretrained(folder)
+    config = FerPllConfig.from_pretrained(folder)
+    if args.mask_ratio is not None:
+        config.mask_ratio = args.mask_ratio
+    model = FerPllForPreTraining(config)
+    model.set_attn_implementation(script.attn_implementation)
+
+    # train
+    trainer = FerPllPreTrainer(model, args, processing_class=image_processor, train_dataset=train_dataset)
+    if args.should_save:
+        save_settings(args, script)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # save
+    trainer.save_model()
+    trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -3,12 +3,17 @@
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
         --pretrained runs/pretrain --output_dir runs/finetune
 
-Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. Softmax on the
-majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under `accelerate launch` as well.
+Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. Softmax on
+the majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under `accelerate launch`
+as well.
 """
 
+import os
 import sys
 from dataclasses import dataclass, field
+
+# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
+sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 from transformers import set_seed
 
@@ -20,7 +25,7 @@ from fer_pll import (
     FerPllTrainingArguments,
 )
 from fer_pll.data.prepared import add_candidates, load_prepared
-from fer_pll.training.settings import config_folder, parse_settings, prepare_output_folder, save_settings
+from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
 
 
 @dataclass
@@ -41,10 +46,11 @@ class TrainingScript:
     )
 
 
-def main() -> None:
+def build() -> tuple[FerPllTrainer, TrainingScript]:
+    """Everything before the first step; what is wrong with the input shows here."""
     # parse
     script, args = parse_settings((TrainingScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
-    prepare_output_folder(args)
+    check_output_folder(args)
     set_seed(args.seed)
 
     # data
@@ -61,7 +67,7 @@ def main() -> None:
         model = FerPllForImageClassification.from_pretrained(script.pretrained, config=config)
     model.set_attn_implementation(script.attn_implementation)
 
-    # train
+    # trainer
     trainer = FerPllTrainer(
         model,
         args,
@@ -69,8 +75,16 @@ def main() -> None:
         train_dataset=train_dataset,
         eval_dataset=data.get("validation"),
     )
-    if args.should_save:
-        save_settings(args, script)
+    return trainer, script
+
+
+def main() -> None:
+    try:
+        trainer, script = build()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    args = trainer.args
+    start_run(args, script)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # save
@@ -82,7 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    main()

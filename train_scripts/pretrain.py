@@ -15,7 +15,7 @@ from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.data.prepared import load_prepared
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
-from fer_pll.training.settings import config_folder, parse_settings, prepare_output_folder, save_settings
+from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
 
 
 @dataclass
@@ -28,10 +28,11 @@ class PreTrainingScript:
     )
 
 
-def main() -> None:
+def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
+    """Everything before the first step; what is wrong with the input shows here."""
     # parse
     script, args = parse_settings((PreTrainingScript, FerPllPreTrainingArguments), "pretrain.yaml", __doc__)
-    prepare_output_folder(args)
+    check_output_folder(args)
     set_seed(args.seed)
 
     # data
@@ -44,10 +45,18 @@ def main() -> None:
     model = FerPllForPreTraining(config)
     model.set_attn_implementation(script.attn_implementation)
 
-    # train
+    # trainer
     trainer = FerPllPreTrainer(model, args, processing_class=image_processor, train_dataset=train_dataset)
-    if args.should_save:
-        save_settings(args, script)
+    return trainer, script
+
+
+def main() -> None:
+    try:
+        trainer, script = build()
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    args = trainer.args
+    start_run(args, script)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # save
@@ -58,7 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    main()

@@ -54,7 +54,8 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
       other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
     - The folders `FER2013Train`, `FER2013Valid`, `FER2013Test`, as FERPlus's `generate_training_data.py` writes
-      them: pictures and a `label.csv` each, with or without the column of face boxes.
+      them: pictures and a `label.csv` each, with or without the column of face boxes. (Three names stand on two
+      Training rows each; that script writes one picture over the other, so both rows have the second one.)
 
     Training becomes `train`, PublicTest (FER2013Valid) `validation`, PrivateTest (FER2013Test) `test`, as far as they
     are there. The files are read row by row, and the result lies in a temporary folder that is deleted when the
@@ -66,7 +67,8 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
         drop_duplicates: Remove from `train` every row whose picture, pixel for pixel, is also that of a validation or
             test row, and of the rows of `train` that share a picture all but the first. Validation and test never
             change. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
-            split: 337 copies of PublicTest pictures and 1,149 repeats go, 26,903 stay.
+            split: 337 copies of PublicTest pictures (one of them the black picture of a row without a face) and 1,149
+            repeats go, 26,903 stay.
 
     Returns:
         Splits with the columns `image` (grey, 48 x 48), `index` (0..N-1), `row_id` (`"fer2013new.csv:17"`: file and

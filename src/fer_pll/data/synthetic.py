@@ -600,14 +600,14 @@ _PRIOR = np.array([0.20, 0.18, 0.13, 0.13, 0.12, 0.08, 0.09, 0.07])
 _CONFUSIONS = np.array(
     [
         # neut  hap   sur   sad   ang   dis   fear  cont
-        [0.00, 0.10, 0.06, 0.45, 0.14, 0.04, 0.05, 0.16],
-        [0.45, 0.00, 0.22, 0.04, 0.03, 0.03, 0.03, 0.20],
-        [0.08, 0.20, 0.00, 0.04, 0.04, 0.05, 0.56, 0.03],
-        [0.45, 0.02, 0.03, 0.00, 0.14, 0.12, 0.16, 0.08],
-        [0.14, 0.03, 0.06, 0.14, 0.00, 0.50, 0.07, 0.06],
-        [0.06, 0.04, 0.04, 0.16, 0.56, 0.00, 0.06, 0.08],
-        [0.06, 0.04, 0.56, 0.18, 0.06, 0.08, 0.00, 0.02],
-        [0.48, 0.26, 0.02, 0.08, 0.08, 0.08, 0.00, 0.00],
+        [0.00, 0.12, 0.10, 0.30, 0.16, 0.08, 0.08, 0.16],
+        [0.30, 0.00, 0.25, 0.07, 0.06, 0.06, 0.06, 0.20],
+        [0.12, 0.18, 0.00, 0.08, 0.08, 0.08, 0.38, 0.08],
+        [0.28, 0.06, 0.06, 0.00, 0.18, 0.16, 0.16, 0.10],
+        [0.18, 0.06, 0.10, 0.16, 0.00, 0.30, 0.10, 0.10],
+        [0.10, 0.08, 0.08, 0.18, 0.34, 0.00, 0.10, 0.12],
+        [0.08, 0.08, 0.36, 0.18, 0.10, 0.12, 0.00, 0.08],
+        [0.28, 0.24, 0.06, 0.12, 0.12, 0.12, 0.06, 0.00],
     ]
 )
 
@@ -639,7 +639,8 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
     visible[0] += (1 - scene.intensity) / 2
     perceived = visible**3 / np.sum(visible**3)
     mistaken = _CONFUSIONS[scene.truth]
-    misled = rng.beta(*_MISLED)
+    contested, misled = rng.random(), rng.beta(*_MISLED)
+    misled *= contested < _CONTESTED
     distractor = rng.choice(len(EXPRESSIONS), p=mistaken / mistaken.sum())
     perceived *= 1 - misled
     perceived[distractor] += misled
@@ -649,7 +650,8 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
     return np.bincount(chosen, minlength=len(EXPRESSIONS)).astype(np.int32)
 
 
-_MISLED = (0.5, 1.6)
+_MISLED = (9.0, 7.0)
+_CONTESTED = 0.33
 
 SPLITS = ("train", "validation", "test")
 
@@ -670,7 +672,7 @@ def generate_rows(
     """
     place = SPLITS.index(split)
     # Row streams have four words (seed, split, index, purpose), so this one of two is none of theirs.
-    reliability = np.random.default_rng([seed, len(SPLITS)]).uniform(0.86, 1.0, num_annotators)
+    reliability = np.random.default_rng([seed, len(SPLITS)]).uniform(0.93, 1.0, num_annotators)
     for index in indices:
         drawing = np.random.default_rng([seed, place, index, 0])
         scene = Scene.sample(drawing)

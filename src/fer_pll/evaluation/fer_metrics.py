@@ -1,8 +1,9 @@
 """`FerMetrics`, apart from metrics.py because `import evaluate` takes seconds."""
 
 import datasets
-import evaluate
 import numpy as np
+
+import evaluate
 
 from . import metrics
 

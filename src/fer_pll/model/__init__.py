@@ -1,4 +1,7 @@
-"""What a checkpoint needs: these files travel with it to the Hub as remote code, so they import nothing of ours outside this folder."""
+"""What a checkpoint needs.
+
+These files travel with it to the Hub as remote code, so they import nothing of ours outside this folder.
+"""
 
 from .configuration_fer_pll import FerPllConfig
 from .image_processing_fer_pll import FerPllImageProcessor

@@ -1,7 +1,8 @@
 """Configuration of the fer-pll models."""
 
-from huggingface_hub.dataclasses import strict
+from typing import Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 
@@ -18,7 +19,8 @@ class FerPllConfig(PreTrainedConfig):
         intermediate_size (`int`, defaults to 3072): hidden width of every MLP.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLPs.
         hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0).
-        drop_path_rate (`float`, defaults to 0): stochastic depth of the last block; grows linearly from 0 at the first.
+        drop_path_rate (`float`, defaults to 0): stochastic depth of the last block; grows linearly from 0 at the
+            first.
         initializer_range (`float`, defaults to 0.02): standard deviation of the class and mask tokens and of learned
             positions.
         layer_norm_eps (`float`, defaults to 1e-6).
@@ -29,9 +31,9 @@ class FerPllConfig(PreTrainedConfig):
 
     Pre-training (paper, sections 3.2 and 4.2):
         mask_ratio (`float`, defaults to 0.4): share of the patches that is hidden.
-        mask_style (`"visible"` or `"token"`): `"visible"` encodes the visible patches only and predicts the others from
-            a small decoder that is thrown away afterwards; `"token"` puts a mask token in the place of each hidden patch
-            embedding and encodes the full sequence, with a linear head.
+        mask_style (`"visible"` or `"token"`): `"visible"` encodes the visible patches only and predicts the others
+            from a small decoder that is thrown away afterwards; `"token"` puts a mask token in the place of each
+            hidden patch embedding and encodes the full sequence, with a linear head.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
             default to 512, 2, 8 and 2048): the decoder of `"visible"`.
         hog_cell_size, hog_orientations (`int`, default to 8 and 9): pixels per HOG cell side and orientation bins; the
@@ -48,7 +50,8 @@ class FerPllConfig(PreTrainedConfig):
             classifier (never in evaluation).
 
     Raises:
-        ValueError: where sizes do not fit each other (wrapped in the validation error of `huggingface_hub`).
+        StrictDataclassError: of `huggingface_hub`, for a value of a wrong type or outside its range, or where sizes do
+            not fit each other.
     """
 
     model_type = "fer_pll"
@@ -68,10 +71,10 @@ class FerPllConfig(PreTrainedConfig):
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
-    position_embedding_type: str = "sincos"
+    position_embedding_type: Literal["sincos", "learned"] = "sincos"
 
     mask_ratio: float | int = 0.4
-    mask_style: str = "visible"
+    mask_style: Literal["visible", "token"] = "visible"
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int = 8
@@ -86,11 +89,12 @@ class FerPllConfig(PreTrainedConfig):
     query_self_attention: bool = False
     finetuning_mask_ratio: float | int = 0.0
 
+    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
+    problem_type: Literal["single_label_classification"] = "single_label_classification"
+
     def __post_init__(self, **kwargs):
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
-        # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
-        kwargs.setdefault("problem_type", "single_label_classification")
         super().__post_init__(**kwargs)
 
     @property
@@ -104,7 +108,25 @@ class FerPllConfig(PreTrainedConfig):
         return (self.patch_size // self.hog_cell_size) ** 2 * self.hog_orientations * self.num_channels
 
     def validate_sizes(self):
-        """Raise `ValueError` where image, patch, cell and widths do not fit."""
+        """Raise `ValueError` where image, patch, cell, widths and masks do not fit."""
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "image_size",
+            "patch_size",
+            "num_channels",
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+            "hog_cell_size",
+            "hog_orientations",
+            "query_decoder_num_hidden_layers",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "
@@ -115,31 +137,39 @@ class FerPllConfig(PreTrainedConfig):
                 f"hog_cell_size={self.hog_cell_size} does not divide patch_size={self.patch_size}: every patch must "
                 "hold whole HOG cells."
             )
-        for width, heads, what in (
-            (self.hidden_size, self.num_attention_heads, "hidden_size"),
-            (self.decoder_hidden_size, self.decoder_num_attention_heads, "decoder_hidden_size"),
-        ):
+        # The pre-training decoder always has sine-cosine positions.
+        for prefix, sincos in (("", self.position_embedding_type == "sincos"), ("decoder_", True)):
+            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
             if width % heads:
-                raise ValueError(f"{what}={width} is not divisible by its {heads} attention heads.")
-            if width % 4 and self.position_embedding_type == "sincos":
-                raise ValueError(f"{what}={width} must be divisible by 4 for sine-cosine positions.")
+                raise ValueError(
+                    f"{prefix}hidden_size={width} is not divisible by {prefix}num_attention_heads={heads}."
+                )
+            if sincos and width % 4:
+                raise ValueError(f"{prefix}hidden_size={width} must be divisible by 4 for sine-cosine positions.")
+        num_patches = self.grid_size**2
+        if not 0 < int(num_patches * (1 - self.mask_ratio)) < num_patches:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} of {num_patches} patches: pre-training needs at least one visible and "
+                "one hidden patch."
+            )
+        if int(num_patches * (1 - self.finetuning_mask_ratio)) < 1:
+            raise ValueError(f"finetuning_mask_ratio={self.finetuning_mask_ratio} drops all {num_patches} patches.")
 
-    def validate_choices(self):
-        """Raise `ValueError` for an unknown option, a ratio outside [0, 1) or statistics of another channel number."""
-        for name, allowed in (
-            ("mask_style", ("visible", "token")),
-            ("position_embedding_type", ("sincos", "learned")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+    def validate_ratios(self):
+        """Raise `ValueError` for a ratio outside [0, 1)."""
         for name in ("mask_ratio", "finetuning_mask_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+
+    def validate_image_statistics(self):
+        """Raise `ValueError` where mean or standard deviation are of another number of channels."""
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(
                     f"{name}={getattr(self, name)} needs one value for each of {self.num_channels} channels."
                 )
 
+
+FerPllConfig.register_for_auto_class()
 
 __all__ = ["FerPllConfig"]

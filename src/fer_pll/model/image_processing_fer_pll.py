@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs
@@ -18,12 +17,16 @@ class FerPllImageProcessor(PilBackend):
     """Any picture to normalised `pixel_values` (B, C, H, W).
 
     Colour pictures become grey for a model of one channel (ITU-R 601-2 luma), grey ones RGB for a model of three.
-    Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on every
-    machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
+    Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on
+    every machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
 
     Args:
         num_channels: 1 or 3, as the model's `config.num_channels`.
-        size, resample, image_mean, image_std: as in transformers' image processors.
+        image_mean, image_std: one value per channel, of pixels scaled to 0..1; default to 0.5.
+        size, resample, ...: as in transformers' image processors.
+
+    Raises:
+        ValueError: for another number of channels.
     """
 
     valid_kwargs = FerPllImageProcessorKwargs
@@ -35,13 +38,18 @@ class FerPllImageProcessor(PilBackend):
     do_resize = True
     do_rescale = True
     do_normalize = True
-    image_mean = None
-    image_std = None
 
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.image_mean = tuple(self.image_mean or [0.5] * self.num_channels)
-        self.image_std = tuple(self.image_std or [0.5] * self.num_channels)
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels={self.num_channels}: pictures have 1 (grey) or 3 (RGB) channels.")
+        self.image_mean = self.image_mean or (0.5,) * self.num_channels
+        self.image_std = self.image_std or (0.5,) * self.num_channels
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Paths and URLs to pictures, and arrays of a grey picture (H, W) to (1, H, W), which transformers refuses."""
+        images = super().fetch_images(image_url_or_urls)
+        return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
     def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
         """One picture (PIL, NumPy or tensor; grey, colour or with alpha) to an array (num_channels, H, W)."""
@@ -53,11 +61,13 @@ class FerPllImageProcessor(PilBackend):
                 return image
             if image.dtype != np.uint8:
                 raise ValueError(
-                    f"A picture of {image.shape[0]} channel(s) and type {image.dtype} cannot be converted to {mode}: pass "
-                    "8-bit values, or the model's number of channels."
+                    f"A picture of {image.shape[0]} channel(s) and type {image.dtype} cannot be converted to {mode}: "
+                    "pass 8-bit values, or the model's number of channels."
                 )
             image = Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1))
         return super().process_image(image.convert(mode), **kwargs)
 
+
+FerPllImageProcessor.register_for_auto_class()
 
 __all__ = ["FerPllImageProcessor"]

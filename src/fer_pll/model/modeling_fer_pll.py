@@ -1,4 +1,4 @@
-"""The fer-pll models: a ViT encoder with MAE-style masking, a HOG head for pre-training, label queries for classification.
+"""The fer-pll models: a ViT encoder with MAE-style masking, a HOG head for pre-training, label queries to classify.
 
 Shapes in comments: B pictures, L patches, V visible patches, K classes, d hidden size.
 """
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -124,7 +123,7 @@ def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def drop_path(residual: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth: zero the whole branch of a sample with probability `rate`, scale the others by 1 / (1 - rate)."""
+    """Stochastic depth: zero a sample's whole branch with probability `rate`, scale the others by 1 / (1 - rate)."""
     keep = torch.rand(residual.shape[0], *[1] * (residual.dim() - 1), device=residual.device) >= rate
     return residual * keep / (1 - rate)
 
@@ -234,7 +233,7 @@ class FerPllLayer(GradientCheckpointingLayer):
 
 
 class FerPllQueryLayer(GradientCheckpointingLayer):
-    """Pre-norm block of the query decoder: label queries attend to the patch tokens (and, on request, to each other)."""
+    """Pre-norm block of the query decoder: label queries attend to the patch tokens (and, if asked, to each other)."""
 
     def __init__(self, config: FerPllConfig):
         super().__init__()
@@ -282,7 +281,8 @@ class FerPllPatchEmbeddings(nn.Module):
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
+        embeddings = self.projection(pixel_values.to(self.projection.weight.dtype))
+        return embeddings.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
 
 
 class FerPllEmbeddings(nn.Module):
@@ -294,10 +294,12 @@ class FerPllEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.patch_embeddings = FerPllPatchEmbeddings(config)
-        self.position_embeddings = nn.Parameter(
-            torch.zeros(1, 1 + config.grid_size**2, config.hidden_size),
-            requires_grad=config.position_embedding_type == "learned",
-        )
+        positions = torch.zeros(1, 1 + config.grid_size**2, config.hidden_size)
+        if config.position_embedding_type == "learned":
+            self.position_embeddings = nn.Parameter(positions)
+        else:
+            # Not a parameter without gradient: `from_pretrained` would give it one.
+            self.register_buffer("position_embeddings", positions)
 
     def forward(
         self,
@@ -337,8 +339,8 @@ def check_pixel_values(
         raise ValueError(f"A picture of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
     if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
         raise ValueError(
-            f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x {width}:"
-            " resize it, or pass interpolate_pos_encoding=True."
+            f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x "
+            f"{width}: resize it, or pass interpolate_pos_encoding=True."
         )
     return height // config.patch_size, width // config.patch_size
 
@@ -366,8 +368,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
     }
 
     def save_pretrained(self, save_directory: str, **kwargs):
-        # transformers names the saved class only; the same files hold the others as well.
-        if self._auto_class is not None:
+        # transformers enters the saved class only; the file that it copies holds the others as well. (A subclass made
+        # elsewhere is saved with the file of its own.)
+        if type(self).__module__ == __name__:
             self.config.auto_map = {
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
                 "AutoModel": "modeling_fer_pll.FerPllModel",
@@ -379,7 +382,11 @@ class FerPllPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """MAE's initialisation: Xavier for all projections (the patch projection as a linear layer), zero biases."""
-        if isinstance(module, nn.Linear):
+        if isinstance(module, FerPllClassifier):
+            # Small first logits: otherwise chance decides the first revisions of the confidences, which are final.
+            init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -416,7 +423,8 @@ class FerPllModel(FerPllPreTrainedModel):
         config: sizes and switches.
         add_query_decoder: overrides `config.add_query_decoder`; the pre-training model has none, so that distributed
             training finds no unused parameters.
-        use_mask_token: whether masked patches are replaced by a token (`mask_style="token"` in pre-training) or dropped.
+        use_mask_token: whether masked patches are replaced by a token (`mask_style="token"` in pre-training) or
+            dropped.
     """
 
     def __init__(self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False):
@@ -471,7 +479,7 @@ class FerPllHogDecoder(nn.Module):
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, size), requires_grad=False)
+        self.register_buffer("position_embeddings", torch.zeros(1, 1 + config.grid_size**2, size))
         self.layers = nn.ModuleList(
             FerPllLayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -532,8 +540,8 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         """Predict the HOG values of hidden patches.
 
         Args:
-            pixel_values: (B, C, H, W) in float32, normalised with `config.image_mean` / `image_std` (HOG needs the
-                8-bit values back, which half precision cannot hold).
+            pixel_values: (B, C, H, W), normalised with `config.image_mean` / `image_std` (HOG needs the 8-bit values
+                back).
             noise: (B, L), see `FerPllModel`.
             interpolate_pos_encoding: accept another picture size than `config.image_size`.
         """
@@ -561,6 +569,13 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         )
 
 
+class FerPllClassifier(nn.Linear):
+    """One output row per class: logit k is <w_k, h_k> + b_k, (B, K, d) or, for a shared state, (B, 1, d) -> (B, K)."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return (states * self.weight).sum(dim=-1) + self.bias
+
+
 class FerPllForImageClassification(FerPllPreTrainedModel):
     """Expression classifier (paper, section 3.3): logit k is <w_k, h_k> + b_k, one output row per class.
 
@@ -570,7 +585,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
     def __init__(self, config: FerPllConfig):
         super().__init__(config)
         self.fer_pll = FerPllModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = FerPllClassifier(config.hidden_size, config.num_labels)
         self.post_init()
 
     @property
@@ -603,10 +618,10 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
-        if outputs.query_states is None:
-            logits = self.classifier(outputs.last_hidden_state[:, 1:].mean(dim=1))
-        else:
-            logits = (outputs.query_states * self.classifier.weight).sum(dim=-1) + self.classifier.bias  # (B, K)
+        states = outputs.query_states
+        if states is None:
+            states = outputs.last_hidden_state[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
+        logits = self.classifier(states)  # (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,
@@ -617,5 +632,10 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             cross_attentions=outputs.cross_attentions,
         )
 
+
+# Checkpoints carry this file, so that they load with `trust_remote_code=True` where the package is absent.
+FerPllModel.register_for_auto_class("AutoModel")
+FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 
 __all__ = ["FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]

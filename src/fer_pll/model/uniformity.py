@@ -25,7 +25,8 @@ def simplex_queries(num_classes: int, dim: int, generator: torch.Generator | Non
         raise ValueError(f"{num_classes} label queries in {dim} dimensions: needs at least 2 classes and d >= K - 1.")
     # Coordinates of the simplex in its own K - 1 dimensional space: an orthonormal basis of the complement of the
     # all-ones vector.
-    complement = torch.linalg.qr(torch.ones(num_classes, 1, dtype=torch.float64), mode="complete").Q[:, 1:]  # (K, K-1)
+    ones = torch.ones(num_classes, 1, dtype=torch.float64, device="cpu")
+    complement = torch.linalg.qr(ones, mode="complete").Q[:, 1:]  # (K, K-1)
     gaussian = torch.randn(dim, num_classes - 1, generator=generator, dtype=torch.float64, device="cpu")
     orientation = torch.linalg.qr(gaussian).Q  # (d, K-1)
     return ((num_classes / (num_classes - 1)) ** 0.5 * complement @ orientation.T).float()
@@ -35,11 +36,12 @@ def uniformity_loss(queries: torch.Tensor, temperature: float, literal: bool = F
     """How far the label queries are from an even spread over the hypersphere (Eq. 3).
 
     Ours leaves out the pair of a query with itself and scales by the temperature:
-    `tau * mean_i logsumexp_{j != i}(cos(t_i, t_j) / tau)`. Its minimum, tau * log(K - 1) - 1 / (K - 1), is reached when
-    all pairwise cosines are -1 / (K - 1).
+    `tau * mean_i logsumexp_{j != i}(cos(t_i, t_j) / tau)`. Its minimum, tau * log(K - 1) - 1 / (K - 1), is reached
+    when all pairwise cosines are -1 / (K - 1).
 
-    The literal Eq. 3, `mean_i logsumexp_j(cos(t_i, t_j) / tau)`, contains the self term 1 / tau, which dominates at the
-    paper's temperatures: at tau <= 0.01 the value is 1 / tau and the gradient vanishes. It is kept for the ablation.
+    The literal Eq. 3, `mean_i logsumexp_j(cos(t_i, t_j) / tau)`, contains the self term 1 / tau, which dominates at
+    the paper's temperatures: at tau <= 0.01 the value is 1 / tau and the gradient vanishes. It is kept for the
+    ablation.
 
     Args:
         queries: (K, d), any dtype and length; cosines are taken in float32 with autocast off.

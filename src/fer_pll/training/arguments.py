@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 from ..data.transforms import BatchAugmentation
@@ -39,6 +40,8 @@ class ImageTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # Half precision on a CPU is refused unless one says that the CPU is meant.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError(

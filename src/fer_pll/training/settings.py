@@ -58,24 +58,22 @@ def parse_settings(
     path = config_folder(config) / yaml_name
     if path.is_file():
         defaults = yaml.safe_load(path.read_text()) or {}
-        actions = {action.dest: action for action in parser._actions}
         for key, value in defaults.items():
-            if key not in actions:
+            actions = [action for action in parser._actions if action.dest == key]
+            if not actions:
                 raise ValueError(f"{path}: {key!r} is not a setting; see --help.")
-            action = actions[key]
-            action.required = False
-            if isinstance(value, str) and action.type is not None:
-                value = parser._get_value(action, value)
-            action.default = value
+            for action in actions:  # a switch that is on by default has two, --flip and --no_flip
+                action.required = False
+                action.default = parser._get_value(action, value) if isinstance(value, str) else value
     return parser.parse_args_into_dataclasses(argv)
 
 
-def prepare_output_folder(args: Any) -> None:
-    """Refuse, empty or resume the output folder, and turn `--resume_from_checkpoint last` into a path.
+def check_output_folder(args: Any) -> None:
+    """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Changes nothing on disk.
 
     Raises:
         ValueError: where the folder holds another run and neither `--overwrite` nor `--resume_from_checkpoint` was given,
-            or where there is no checkpoint to resume from.
+            where there is no checkpoint to resume from, or where `--overwrite` would delete what is no run.
     """
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint == "last":
@@ -91,13 +89,18 @@ def prepare_output_folder(args: Any) -> None:
         )
     if not (folder / SETTINGS_NAME).is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
-    if args.should_save:
-        shutil.rmtree(folder)
 
 
-def save_settings(args: Any, script: Any) -> None:
-    """Write what a run was started with to its folder, for the reader and for `--overwrite`."""
+def start_run(args: Any, script: Any) -> None:
+    """Empty the output folder where `--overwrite` says so, and write down what the run was started with.
+
+    To be called once everything else is known to be right, so that a mistake costs no earlier run.
+    """
+    if not args.should_save:
+        return
     folder = Path(args.output_dir)
+    if args.overwrite and args.resume_from_checkpoint is None and folder.is_dir():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"script": vars(script), "arguments": args.to_dict()}
     (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=2, default=str) + "\n")

@@ -1,0 +1,39 @@
+# What a newcomer and CI run. Every target makes .venv and installs what it needs, once.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test test-long lint format
+
+help:
+	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
+	@echo "make test       the tests"
+	@echo "make test-long  the tests that take minutes each"
+	@echo "make lint       what ruff finds to object to"
+	@echo "make format     let ruff put it right"
+	@echo "Each makes .venv with $(PYTHON) (3.11 or newer; PYTHON=... names another) where there is none."
+
+# Renewed whenever one of the two files changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(INSTALLED)
+	rm -rf runs/demo
+	$(BIN)/fer-pll demo --out runs/demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,97 @@
+"""The scripts as a user runs them: real processes, from drawn faces to metrics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import pipeline
+
+from fer_pll.data.prepared import load_prepared
+
+SCRIPTS = Path(__file__).parents[2] / "train_scripts"
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+
+
+def run(*command: object, expect: int = 0) -> str:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output[-4000:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
+    folder = tmp_path_factory.mktemp("scripts")
+    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    config = folder / "config"
+    config.mkdir()
+    for name in ("preprocessor_config.json", "pretrain.yaml", "finetune.yaml"):
+        (config / name).write_text((shipped / name).read_text())
+    settings = json.loads((shipped / "config.json").read_text()) | SMALL
+    (config / "config.json").write_text(json.dumps(settings))
+    run(
+        sys.executable, SCRIPTS / "prepare_data.py", "synthetic",
+        "--out", folder / "data", "--num-train", 96, "--num-validation", 32, "--num-test", 0,
+    )  # fmt: skip
+    return folder
+
+
+def test_from_drawn_faces_to_metrics(workspace):
+    common = ("--config", workspace / "config", "--data", workspace / "data", "--bf16", "false")
+    common += ("--per_device_train_batch_size", 32, "--logging_steps", 1)
+    pretrain = (sys.executable, SCRIPTS / "pretrain.py", *common, "--output_dir", workspace / "pretrained")
+    run(*pretrain, "--num_train_epochs", 1)
+    assert "--overwrite" in run(*pretrain, "--num_train_epochs", 1, expect=1)  # refused, the first run stays
+    run(*pretrain, "--num_train_epochs", 2, "--resume_from_checkpoint", "last")
+    state = json.loads((workspace / "pretrained" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+
+    # Fine-tuning goes through `accelerate launch`, as on several processes.
+    launch = (Path(sys.executable).parent / "accelerate", "launch", "--cpu", "--num_processes", 1)
+    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--pretrained", workspace / "pretrained")
+    output = run(*finetune, "--output_dir", workspace / "run", "--num_train_epochs", 1, "--max_candidates", 3)
+    assert "query_decoder" in output  # says which weights are new
+    settings = json.loads((workspace / "run" / "settings.json").read_text())
+    assert settings["script"]["max_candidates"] == 3
+
+    output = run(sys.executable, SCRIPTS / "evaluate.py", workspace / "run", workspace / "data")
+    report = json.loads((workspace / "run" / "evaluation-validation" / "metrics.json").read_text())
+    everything, majority = report["protocols"]["all"], report["protocols"]["majority"]
+    assert everything["rows"] == 32 >= majority["rows"] > 0
+    assert sum(map(sum, everything["confusion_matrix"])) == 32
+    assert f"{everything['accuracy']:.1%}" in output
+    for picture in ("confusion_matrix_all.png", "confusion_matrix_majority.png", "training_curves.png"):
+        assert (workspace / "run" / "evaluation-validation" / picture).read_bytes().startswith(b"\x89PNG")
+
+    # What evaluate.py counted is what a user's pipeline says.
+    rows = load_prepared(workspace / "data", "validation")
+    classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu")
+    said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
+    right = sum(name == rows.features["label"].int2str(label) for name, label in zip(said, rows["label"], strict=True))
+    assert right / 32 == pytest.approx(everything["accuracy"])
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py", "evaluate.py"])
+def test_mistakes_are_one_line_without_a_traceback(workspace, script):
+    if script == "evaluate.py":
+        output = run(sys.executable, SCRIPTS / script, workspace / "config", workspace / "nowhere", expect=1)
+    else:
+        output = run(
+            sys.executable, SCRIPTS / script, "--config", workspace / "config", "--data", workspace / "nowhere",
+            "--output_dir", workspace / "never", expect=1,
+        )  # fmt: skip
+    assert "error: " in output and "nowhere" in output and "Traceback" not in output
+    assert not (workspace / "never").exists()

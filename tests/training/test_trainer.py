@@ -1,0 +1,300 @@
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, load_from_disk
+from transformers import set_seed
+
+from conftest import CLASSES, make_dataset
+from fer_pll import (
+    ConfidenceTable,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllTrainer,
+    FerPllTrainingArguments,
+)
+from fer_pll.labels.losses import pll_loss
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer
+from fer_pll.training.trainer import start_table
+
+
+def make_trainer(tmp_path, config, processor, train, validation=None, **settings) -> FerPllTrainer:
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "revision_threshold": 0.1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = FerPllTrainingArguments(output_dir=str(tmp_path), **(defaults | settings))
+    set_seed(args.seed)
+    model = FerPllForImageClassification(config)
+    return FerPllTrainer(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)
+
+
+def test_pll_loss_by_hand():
+    logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    confidence = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    loss = pll_loss(logits, confidence)
+    p = np.exp(logits.detach().numpy())
+    p /= p.sum(axis=1, keepdims=True)
+    assert loss.item() == pytest.approx(-(0.5 * np.log(p[0, 0] * p[0, 1]) + np.log(p[1, 2])) / 2, rel=1e-6)
+    loss.backward()
+    assert np.allclose(logits.grad.numpy(), (p - confidence.numpy()) / 2, atol=1e-6)
+
+
+def test_training_learns_moves_every_parameter_and_logs_the_table(
+    tmp_path, toy_config, toy_processor, toy_train, toy_validation
+):
+    trainer = make_trainer(
+        tmp_path,
+        toy_config,
+        toy_processor,
+        make_dataset(160),
+        toy_validation,
+        num_train_epochs=15,
+        revision_warmup_epochs=8,
+        logging_steps=5,
+        flip=False,
+        eval_strategy="epoch",
+    )
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    still = [n for n, p in trainer.model.named_parameters() if p.requires_grad and torch.equal(before[n], p)]
+    # The bias of a key adds the same number to all scores of a query, so softmax gives it no gradient.
+    assert [n for n in still if not n.endswith("k_proj.bias")] == []
+
+    training_logs = [log for log in trainer.state.log_history if "loss" in log]
+    assert {"revised_fraction", "confidence_entropy", "label_recovery"} <= training_logs[-1].keys()
+    assert any("mean_margin" in log for log in training_logs)
+    assert training_logs[-1]["revised_fraction"] > training_logs[0]["revised_fraction"]
+    assert training_logs[-1]["confidence_entropy"] < training_logs[0]["confidence_entropy"]
+    assert training_logs[-1]["label_recovery"] > training_logs[0]["label_recovery"] + 0.2
+    evaluation = [log for log in trainer.state.log_history if "eval_accuracy" in log][-1]
+    assert evaluation["eval_accuracy"] > 0.7
+    assert {"eval_mean_class_accuracy", "eval_ece", "eval_loss"} <= evaluation.keys()
+
+
+def test_a_step_revises_before_the_loss(tmp_path, toy_config, toy_processor, toy_train):
+    trainer = make_trainer(
+        tmp_path, toy_config, toy_processor, toy_train, revision_threshold=0.0, uniform_weight=0.0, flip=False
+    )
+    trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator([toy_train[i] for i in range(8)]))
+    with torch.no_grad():
+        logits = trainer.model(batch["pixel_values"]).logits
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+    start = torch.tensor(np.array(toy_train["candidates"][:8])).float()
+    leader = (start * logits.sigmoid()).argmax(dim=1)  # threshold 0: every ambiguous row takes its leader
+    expected = -logits.log_softmax(dim=1)[torch.arange(8), leader].mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(trainer.table.labels()[:8], leader)
+
+
+def test_warm_up_and_none_leave_the_table_alone(tmp_path, toy_config, toy_processor, toy_train):
+    for settings in ({"revision": "none"}, {"revision_warmup_epochs": 5}):
+        trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings)
+        start = trainer.table.confidence.clone()
+        trainer.train()
+        assert torch.equal(trainer.table.confidence, start)
+
+
+@pytest.mark.parametrize("uniform_weight", [0.0, 1.0])
+def test_the_uniformity_term_is_added_with_its_weight(tmp_path, toy_config, toy_processor, toy_train, uniform_weight):
+    trainer = make_trainer(
+        tmp_path, toy_config, toy_processor, toy_train, revision="none", uniform_weight=uniform_weight, flip=False
+    )
+    trainer.model.train()
+    batch = trainer._prepare_inputs(trainer.data_collator([toy_train[i] for i in range(8)]))
+    with torch.no_grad():
+        loss = trainer.compute_loss(trainer.model, dict(batch))
+        pll = pll_loss(trainer.model(batch["pixel_values"]).logits, trainer.table.lookup(batch["index"]))
+    at_simplex = 0.1 * np.log(3) - 1 / 3  # tau log(K - 1) - 1 / (K - 1), where the queries start
+    assert (loss - pll).item() == pytest.approx(uniform_weight * at_simplex, abs=1e-5)
+
+
+def test_batches_are_normalised_as_the_image_processor_does(tmp_path, toy_config, toy_processor, toy_train):
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
+    trainer.model.eval()
+    rows = [toy_train[i] for i in range(4)]
+    batch = trainer._prepare_inputs(trainer.data_collator(rows))
+    expected = toy_processor([row["image"] for row in rows], return_tensors="pt").pixel_values
+    assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_gradient_accumulation_changes_nothing(tmp_path, toy_config, toy_processor, toy_train, accumulation):
+    runs = {}
+    for steps in (1, accumulation):
+        trainer = make_trainer(
+            tmp_path,
+            toy_config,
+            toy_processor,
+            toy_train,
+            per_device_train_batch_size=16 // steps,
+            gradient_accumulation_steps=steps,
+            crop_scale=0.7,
+            uniform_weight=0.5,
+        )
+        trainer.train()
+        logs = [log for log in trainer.state.log_history if "loss" in log]
+        runs[steps] = ([log["loss"] for log in logs], [log["grad_norm"] for log in logs], trainer.table.confidence)
+    assert runs[1][0] == pytest.approx(runs[accumulation][0], rel=1e-4)
+    assert runs[1][1] == pytest.approx(runs[accumulation][1], rel=1e-3)
+    assert torch.equal(runs[1][2], runs[accumulation][2])
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_the_whole_one(tmp_path, toy_config, toy_processor, toy_train):
+    settings = {"num_train_epochs": 4, "save_strategy": "epoch", "crop_scale": 0.7, "drop_path_rate": 0.2}
+    toy_config.drop_path_rate = 0.2
+    whole = make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings)
+    whole.train()
+    assert (tmp_path / "checkpoint-6" / "confidence.safetensors").is_file()
+    resumed = make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert torch.equal(whole.table.confidence, resumed.table.confidence)
+    assert torch.equal(whole.table.revised_epoch, resumed.table.revised_epoch)
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_resuming_with_another_data_set_is_refused(tmp_path, toy_config, toy_processor, toy_train):
+    make_trainer(tmp_path, toy_config, toy_processor, toy_train, save_strategy="epoch").train()
+    other = make_trainer(tmp_path, toy_config, toy_processor, make_dataset(48, seed=7), save_strategy="epoch")
+    with pytest.raises(ValueError, match="fingerprint"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_the_revised_data_set_round_trips(tmp_path, toy_config, toy_processor, toy_train):
+    shuffled = toy_train.shuffle(seed=1)  # `index` is no longer the position
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, shuffled, num_train_epochs=5)
+    trainer.train()
+    revised = trainer.revised_dataset()
+    revised.save_to_disk(tmp_path / "revised")
+    again = load_from_disk(tmp_path / "revised")
+    table = trainer.table
+    for row in again:
+        assert np.array_equal(np.float32(row["confidence"]), table.confidence[row["index"]].numpy())
+        assert row["revised_epoch"] == table.revised_epoch[row["index"]]
+        assert toy_train[row["index"]]["row_id"] == row["row_id"]
+    trainer.save_confidence()
+    loaded = ConfidenceTable.load(tmp_path / "confidence.safetensors", CLASSES, table.fingerprint)
+    assert torch.equal(loaded.confidence, table.confidence)
+
+
+def test_the_order_of_rows_does_not_matter_to_the_table(toy_train):
+    table = start_table(toy_train, CLASSES, "votes")
+    shuffled = start_table(toy_train.shuffle(seed=3), CLASSES, "votes")
+    assert table.fingerprint == shuffled.fingerprint
+    assert torch.equal(table.confidence, shuffled.confidence)
+
+
+def with_column(dataset: Dataset, name: str, values: list) -> Dataset:
+    return dataset.remove_columns(name).add_column(name, values)
+
+
+def test_data_that_does_not_fit_is_refused_before_training(tmp_path, toy_config, toy_processor, toy_train):
+    def refused(dataset, match, **settings):
+        with pytest.raises(ValueError, match=match):
+            make_trainer(tmp_path / "run", toy_config, toy_processor, dataset, **settings)
+        assert not (tmp_path / "run" / "confidence.safetensors").exists()
+
+    refused(toy_train.remove_columns("candidates"), "no column 'candidates'")
+    refused(toy_train.select(range(1, 48)), "1 are missing, the first is 0")
+    refused(with_column(toy_train, "index", [0, 0, *range(2, 48)]), "1 are missing, the first is 1")
+    empty = [[False] * 4, *toy_train["candidates"][1:]]
+    refused(with_column(toy_train, "candidates", empty), "row 0")
+    refused(toy_train.remove_columns("votes"), "votes", confidence_init="votes")
+    toy_config.id2label = {0: "left", 1: "right"}
+    toy_config.label2id = {"left": 0, "right": 1}
+    refused(toy_train, "4 classes, the model has 2")
+
+
+def test_a_processor_that_does_not_match_the_model_is_refused(tmp_path, toy_config, toy_train):
+    with pytest.raises(ValueError, match="image_std is .*config.json and .*preprocessor_config.json"):
+        wrong = FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.5])
+        make_trainer(tmp_path, toy_config, wrong, toy_train)
+    with pytest.raises(ValueError, match="16 x 16 pixels .*32 x 32"):
+        wrong = FerPllImageProcessor(num_channels=1, size={"height": 32, "width": 32}, image_std=[0.25])
+        make_trainer(tmp_path, toy_config, wrong, toy_train)
+
+
+def test_a_threshold_that_cannot_fire_is_warned_about(tmp_path, toy_config, toy_processor, toy_train):
+    with pytest.warns(UserWarning, match="can never fire"):
+        make_trainer(tmp_path, toy_config, toy_processor, toy_train, revision_threshold=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        make_trainer(tmp_path, toy_config, toy_processor, toy_train, revision_threshold=0.2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"hub_token": "hf_secret"}, "HF_TOKEN"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"revision": "guess"}, "paper, none"),
+        ({"revision_threshold": 1.0}, r"\[0, 1\)"),
+        ({"confidence_init": "random"}, "uniform, votes"),
+        ({"crop_scale": 0.0}, "crop_scale"),
+        ({"crop_ratio": 0.5}, "crop_ratio"),
+        ({"erase": 1.5}, "erase"),
+        ({"uniform_temperature": 0.0}, "uniform_temperature"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path, settings, match):
+    with pytest.raises(ValueError, match=match):
+        FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+@pytest.mark.parametrize("mask_style", ["visible", "token"])
+def test_pretraining_lowers_the_loss_and_resumes_exactly(tmp_path, toy_config, toy_processor, toy_train, mask_style):
+    toy_config.mask_style = mask_style
+    pictures = toy_train.select_columns(["image", "index"])
+
+    def make() -> FerPllPreTrainer:
+        args = FerPllPreTrainingArguments(
+            output_dir=str(tmp_path),
+            num_train_epochs=6,
+            per_device_train_batch_size=16,
+            learning_rate=3e-3,
+            crop_scale=0.8,
+            logging_steps=3,
+            save_strategy="epoch",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        set_seed(args.seed)
+        return FerPllPreTrainer(
+            FerPllForPreTraining(toy_config), args, processing_class=toy_processor, train_dataset=pictures
+        )
+
+    whole = make()
+    before = {name: p.detach().clone() for name, p in whole.model.named_parameters()}
+    whole.train()
+    losses = [log["loss"] for log in whole.state.log_history if "loss" in log]
+    assert losses[-1] < 0.8 * losses[0]
+    still = [n for n, p in whole.model.named_parameters() if p.requires_grad and torch.equal(before[n], p)]
+    assert [n for n in still if not n.endswith("k_proj.bias")] == []
+
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-9"))
+    for (name, one), other in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_saved_state_tells_the_whole_story(tmp_path, toy_config, toy_processor, toy_train, toy_validation):
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, toy_validation, eval_strategy="epoch")
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert any("eval_accuracy" in entry for entry in log)
+    assert FerPllForImageClassification.from_pretrained(tmp_path).config.id2label == dict(enumerate(CLASSES))
+    assert FerPllImageProcessor.from_pretrained(tmp_path).num_channels == 1

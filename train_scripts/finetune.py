@@ -4,8 +4,8 @@
         --pretrained runs/pretrain --output_dir runs/finetune
 
 Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. Softmax on
-the majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under `accelerate launch`
-as well.
+the majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under
+`accelerate launch` as well.
 """
 
 import os
@@ -90,6 +90,7 @@ def main() -> None:
     # save
     trainer.save_model()
     trainer.save_state()
+    trainer.create_model_card()
     trainer.save_confidence()
     if args.push_to_hub:
         trainer.push_to_hub()

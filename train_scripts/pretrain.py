@@ -62,6 +62,7 @@ def main() -> None:
     # save
     trainer.save_model()
     trainer.save_state()
+    trainer.create_model_card()
     if args.push_to_hub:
         trainer.push_to_hub()
 

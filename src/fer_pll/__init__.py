@@ -1,7 +1,7 @@
 """Facial expression recognition from candidate label sets.
 
-Importing the package registers its models with the Auto classes of transformers. What only training needs is loaded when
-it is first used.
+Importing the package registers its models with the Auto classes of transformers. What only training needs is loaded
+when it is first used.
 """
 
 from importlib import import_module

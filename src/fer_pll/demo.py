@@ -50,7 +50,7 @@ def judge_by_truth(dataset: Dataset) -> Dataset:
 
 
 def majority_recovery(votes: np.ndarray, true_labels: np.ndarray) -> float:
-    """Share of the rows whose most voted label is the true one; rows with t tied leaders count 1 / t when it is a leader.
+    """Share of the rows whose most voted label is the true one; with t tied leaders, each counts as 1 / t of a label.
 
     That is the expectation of breaking ties at random.
     """

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import save_file
@@ -156,8 +156,11 @@ def test_order_of_the_rows_in_a_batch_is_irrelevant(data):
     second = shuffled.revise(index[order], logits[order], 0.1, epoch=0)
     for row in index:
         one_by_one.revise(row[None], logits[row][None], 0.1, epoch=0)
-    for field in ("revised", "margin", "ambiguous"):
-        assert torch.equal(getattr(first, field)[order], getattr(second, field))
+    # A processor may round the last bit of a sigmoid differently at another place of the batch.
+    torch.testing.assert_close(first.margin[order], second.margin, rtol=0, atol=1e-6)
+    assume(((first.margin - 0.1).abs() > 1e-6).all())
+    assert torch.equal(first.revised[order], second.revised)
+    assert torch.equal(first.ambiguous[order], second.ambiguous)
     assert torch.equal(straight.confidence, shuffled.confidence)
     assert torch.equal(straight.confidence, one_by_one.confidence)
 

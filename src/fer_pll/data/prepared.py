@@ -105,7 +105,7 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
 
 
 def add_candidates(dataset: Dataset, max_candidates: int = 2, min_votes: int = 1, ties: str = "keep") -> Dataset:
-    """Adds the column `candidates` (K bools per row) from the column `votes`; a set that already has it is left as it is.
+    """Adds the column `candidates` (K bools per row), made from the column `votes`, where a set has none of its own.
 
     The options are those of `labels.candidates.from_votes`.
     """

@@ -25,6 +25,12 @@ from .ferplus import FEATURES as FERPLUS_FEATURES
 from .ferplus import protocol_masks
 from .prepared import DataError
 
+SPLITS = ("train", "validation", "test")
+_SMALLEST = 24
+
+FEATURES = Features({**FERPLUS_FEATURES, "true_label": ClassLabel(names=list(EXPRESSIONS))})
+"""The columns of FER+ and `true_label`, the expression that was drawn."""
+
 ACTION_UNITS = {
     "AU1": "inner brow raiser",
     "AU2": "outer brow raiser",
@@ -159,30 +165,27 @@ class View:
             brightness=14 * normal[8],
             background=20 + 220 * uniform[2],
             blur=0.6 * uniform[3],
-            noise=1 + 8 * uniform[4],
+            noise=1 + 7 * uniform[4],
             noise_seed=int(rng.integers(2**32)),
         )
 
 
 @cache
-def _spline_basis(controls: int, closed: bool, steps: int = 6) -> np.ndarray:
+def _spline_basis(controls: int, steps: int = 6) -> np.ndarray:
     """Catmull-Rom weights (points, controls): a smooth curve through the control points is one matrix product."""
     u = np.linspace(0, 1, steps, endpoint=False)[:, None]
     segment = 0.5 * np.hstack([-u + 2 * u**2 - u**3, 2 - 5 * u**2 + 3 * u**3, u + 4 * u**2 - 3 * u**3, u**3 - u**2])
-    spans = controls if closed else controls - 1
-    basis = np.zeros((spans * steps + (not closed), controls))
-    for span in range(spans):
+    basis = np.zeros(((controls - 1) * steps + 1, controls))
+    for span in range(controls - 1):
         for tap in range(4):
-            control = span + tap - 1
-            control = control % controls if closed else min(max(control, 0), controls - 1)
+            control = min(max(span + tap - 1, 0), controls - 1)
             basis[span * steps : (span + 1) * steps, control] += segment[:, tap]
-    if not closed:
-        basis[-1, -1] = 1
+    basis[-1, -1] = 1
     return basis
 
 
-def _curve(*points: tuple[float, float], closed: bool = False) -> np.ndarray:
-    return _spline_basis(len(points), closed) @ np.array(points, dtype=float)
+def _curve(*points: tuple[float, float]) -> np.ndarray:
+    return _spline_basis(len(points)) @ np.array(points, dtype=float)
 
 
 def _mirror(points: np.ndarray) -> np.ndarray:
@@ -232,6 +235,13 @@ class _Canvas:
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, fill: float, depth: bool = True) -> None:
         self.polygon(_CIRCLE * (rx, ry) + (x, y), fill, depth)
+
+
+def _pull(au: Mapping[str, float], side: int) -> tuple[float, float]:
+    """Lip corner puller and dimpler on one side of the picture; the person's right is the picture's left (-1)."""
+    if side > 0:
+        return au["AU12"], au["AU14"]
+    return min(au["AU12"] + au["R12"], 1.0), min(au["AU14"] + au["R14"], 1.0)
 
 
 def _head_outline(person: Identity, au: Mapping[str, float]) -> np.ndarray:
@@ -296,8 +306,7 @@ def _draw_relief(
 
     nose = 10 + person.nose_length
     for side, (corner_x, corner_y) in zip((-1, 1), corners, strict=True):
-        smile = au["AU12"] + (au["R12"] if side < 0 else 0)
-        dimple = au["AU14"] + (au["R14"] if side < 0 else 0)
+        smile, dimple = _pull(au, side)
         # nasolabial fold: from the wing of the nose around the corner of the mouth
         depth = 14 + 16 * person.age + 34 * smile + 26 * au["AU10"] + 20 * au["AU9"]
         bulge = 2.2 + 1.2 * smile + 0.8 * au["AU10"]
@@ -347,7 +356,7 @@ def _draw_relief(
 def _draw_eyes(canvas: _Canvas, person: Identity, au: Mapping[str, float]) -> None:
     upper = 1.75 * person.eye_size + 1.5 * au["AU5"] - 0.6 * au["AU7"] - 0.35 * au["AU6"] - 0.35 * au["AU9"]
     lower = 1.25 * person.eye_size + 0.2 * au["AU5"] - 0.6 * au["AU7"] - 0.75 * au["AU6"] - 0.3 * au["AU9"]
-    # sad lids slope: the inner corner of the lid follows the inner brow
+    # brows raised and drawn together pull the inner corners of the lids up with them
     slope = person.eye_tilt - 0.55 * au["AU1"] * au["AU4"]
     for side in (-1, 1):
         x = side * (8.4 + person.eye_distance)
@@ -369,7 +378,7 @@ def _draw_eyes(canvas: _Canvas, person: Identity, au: Mapping[str, float]) -> No
 
         canvas.line(top, min(40, 0.4 * person.skin), 0.75)
         canvas.line(bottom, 0.62 * person.skin, 0.35)
-        crease = top * (1, 1) - (0, 1.3 - 0.5 * au["AU5"])
+        crease = top - (0, 1.3 - 0.5 * au["AU5"])
         canvas.line(crease[2:-1], 0.68 * person.skin, 0.4)
 
 
@@ -411,8 +420,7 @@ def mouth_corners(person: Identity, action_units: Mapping[str, float]) -> np.nda
     au = dict.fromkeys(ACTION_UNITS, 0.0) | dict(action_units)
     corners = []
     for side in (-1, 1):
-        smile = au["AU12"] + (au["R12"] if side < 0 else 0)
-        dimple = au["AU14"] + (au["R14"] if side < 0 else 0)
+        smile, dimple = _pull(au, side)
         reach = 6.6 * person.mouth_width + 2.2 * smile + 0.9 * dimple + 2.6 * au["AU20"]
         reach -= 1.0 * au["AU23"] + 1.3 * au["AU26"] + 0.3 * au["AU15"]
         height = 18.2 + person.mouth_height - person.mouth_curve + 0.7 * au["AU26"]
@@ -517,9 +525,6 @@ def _develop(picture: PILImage.Image, view: View, image_size: int) -> np.ndarray
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-_SMALLEST = 24
-
-
 def draw_face(
     action_units: Mapping[str, float], person: Identity, view: View | None = None, image_size: int = 48
 ) -> np.ndarray:
@@ -546,7 +551,7 @@ def draw_face(
         raise DataError(f"image_size is {image_size}; a face needs at least {_SMALLEST} pixels")
     au = dict.fromkeys(ACTION_UNITS, 0.0) | dict(action_units)
     view = view or View()
-    supersampling = max(2, round(192 / image_size))
+    supersampling = 2 * max(1, round(96 / image_size))  # even: the relief is drawn at half the size
     canvas = _Canvas(image_size * supersampling, view, view.background)
     outline = _head_outline(person, au)
     corners = mouth_corners(person, au)
@@ -574,10 +579,10 @@ class Scene:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Scene":
-        """A scene at random; half of them are blends with an expression that is easily confused with the truth."""
-        truth, second, blended, blend, intensity = rng.random(5).tolist()
-        truth = int(np.searchsorted(_PRIOR.cumsum(), truth * _PRIOR.sum(), side="right"))
-        second = int(np.searchsorted(_CONFUSIONS[truth].cumsum(), second * _CONFUSIONS[truth].sum(), side="right"))
+        """A scene at random; half of them blend in an expression that the truth is easily taken for."""
+        blended, blend, intensity = rng.random(3).tolist()
+        truth = int(rng.choice(len(EXPRESSIONS), p=_PRIOR))
+        second = int(rng.choice(len(EXPRESSIONS), p=_CONFUSIONS[truth]))
         return cls(
             truth=truth,
             second=second,
@@ -586,7 +591,7 @@ class Scene:
         )
 
     def action_units(self) -> dict[str, float]:
-        """The action units that show the blend."""
+        """The action units that show this."""
         units: dict[str, float] = {}
         for expression, share in ((self.truth, 1 - self.blend), (self.second, self.blend)):
             for name, strength in EXPRESSION_ACTION_UNITS[EXPRESSIONS[expression]].items():
@@ -594,6 +599,7 @@ class Scene:
         return units
 
 
+# How often each expression is the truth: uneven, as in pictures from the web, though less so.
 _PRIOR = np.array([0.20, 0.18, 0.13, 0.13, 0.12, 0.08, 0.09, 0.07])
 
 # Row: the truth; column: what it is taken for when it is mistaken. The diagonal is zero.
@@ -619,13 +625,14 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
 
         P(a, k) = r_a [(1 - s) v(k) + s 1(k = d)] + (1 - r_a) M(truth, k)
 
-    - v, what the picture shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) = blend
-      intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves no doubt, a blend draws
-      votes to the second expression and a weak face to neutral.
-    - s and d, what the picture does not show: a share s of the careful annotators is misled to the same wrong
-      expression d. s ~ Beta(0.5, 1.6) and d ~ M(truth, .) are drawn anew for every picture, so no picture tells
-      whether, or to what, its annotators were misled: a wrong majority is noise that the other pictures can correct.
-    - r_a, the reliability of annotator a; careless votes follow the table of common confusions M (zero diagonal).
+    - v, what the picture shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) =
+      blend intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves little doubt, a blend
+      draws votes to the second expression and a weak face to neutral.
+    - s and d, what the picture does not show: 30 % of the pictures are contested, and there a share s ~ Beta(9, 7) of
+      the careful annotators is misled to the same wrong expression d ~ M(truth, .); elsewhere s = 0. Both are drawn
+      anew for every picture, and nothing in it tells whether, or to what, its annotators were misled: a majority that
+      is wrong for this reason is noise, which the other pictures of the truth can correct.
+    - r_a, the reliability of annotator a; careless votes follow M, a table of common confusions (zero diagonal).
 
     Args:
         reliability: (annotators,) floats in 0..1.
@@ -639,24 +646,15 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
     visible[0] += (1 - scene.intensity) / 2
     perceived = visible**3 / np.sum(visible**3)
     mistaken = _CONFUSIONS[scene.truth]
-    contested, misled = rng.random(), rng.beta(*_MISLED)
-    misled *= contested < _CONTESTED
-    distractor = rng.choice(len(EXPRESSIONS), p=mistaken / mistaken.sum())
+    contested = rng.random() < 0.3
+    misled = contested * rng.beta(9, 7)
+    distractor = rng.choice(len(EXPRESSIONS), p=mistaken)
     perceived *= 1 - misled
     perceived[distractor] += misled
     cumulative = np.cumsum(np.outer(reliability, perceived) + np.outer(1 - reliability, mistaken), axis=1)
-    draws = rng.random(len(reliability)) * cumulative[:, -1]
+    draws = rng.random(len(reliability)) * cumulative[:, -1]  # the sum is 1 but for rounding
     chosen = np.sum(cumulative <= draws[:, None], axis=1)
     return np.bincount(chosen, minlength=len(EXPRESSIONS)).astype(np.int32)
-
-
-_MISLED = (9.0, 7.0)
-_CONTESTED = 0.33
-
-SPLITS = ("train", "validation", "test")
-
-FEATURES = Features({**FERPLUS_FEATURES, "true_label": ClassLabel(names=list(EXPRESSIONS))})
-"""The columns of FER+ and `true_label`, the expression that was drawn."""
 
 
 def generate_rows(
@@ -671,7 +669,7 @@ def generate_rows(
         One dict with the columns of `FEATURES` for each index; the picture as PNG bytes.
     """
     place = SPLITS.index(split)
-    # Row streams have four words (seed, split, index, purpose), so this one of two is none of theirs.
+    # No split stands at place 3, so this random stream is no row's.
     reliability = np.random.default_rng([seed, len(SPLITS)]).uniform(0.93, 1.0, num_annotators)
     for index in indices:
         drawing = np.random.default_rng([seed, place, index, 0])
@@ -727,8 +725,9 @@ def load_synthetic(
 
     Returns:
         Splits among `train`, `validation`, `test` with the columns `image` (grey PNG), `index` (0..N-1), `row_id`,
-        `votes` (how many annotators chose each of `EXPRESSIONS`, see `annotate`), `label` (the most voted, the first of
-        ties), `majority` (without single votes one expression holds more than half) and `true_label` (what was drawn).
+        `votes` (how many annotators chose each of `EXPRESSIONS`, see `annotate`), `label` (the most voted, the first
+        of ties), `majority` (without single votes one expression holds more than half) and `true_label` (what was
+        drawn).
 
     Raises:
         DataError: a number out of its range, or no rows at all.

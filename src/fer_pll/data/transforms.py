@@ -1,7 +1,8 @@
 """From pictures to the pixels that a model sees: collation, and augmentation of whole batches.
 
-Batches travel as 8-bit pixels and are augmented and normalised on the training device. Every random number depends only on
-(seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption changes them.
+Batches travel as 8-bit pixels and are augmented and normalised on the training device. Every random number depends
+only on (seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption
+changes them.
 """
 
 import math
@@ -124,8 +125,8 @@ class BatchAugmentation:
 class PixelCollator:
     """Rows of a prepared data set to a batch of 8-bit pixels.
 
-    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows have a
-    `label`, int64 `labels` (B,).
+    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows
+    have a `label`, int64 `labels` (B,).
     """
 
     image_processor: FerPllImageProcessor

@@ -13,36 +13,45 @@ def gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
     """What one pixel adds to the histogram of its cell, for every gradient that an 8-bit picture can have.
 
     Row `|511 g_row + g_col|` holds the magnitude of (g_row, g_col) in the column of its orientation bin and zeros
-    elsewhere. Bin k holds the directions of `k * 180 / orientations` degrees up to, not including, the next bin's. A
-    direction and its opposite share a bin, hence a row.
+    elsewhere. Bin k holds the directions from `k * 180 / orientations` degrees up to, not including, the next bin's.
+    A direction and its opposite share a bin, hence a row.
 
     Returns:
         float32 (255 * 511 + 256, orientations).
     """
-    shifted = torch.arange(255 * NUM_DIFFERENCES + 256, device=device) + 255
-    g_row = (shifted // NUM_DIFFERENCES).float()  # 0..255
-    g_col = (shifted % NUM_DIFFERENCES - 255).float()  # -255..255
+    shifted = torch.arange(255 * NUM_DIFFERENCES + 256, device="cpu") + 255
+    g_row = (shifted // NUM_DIFFERENCES).double()  # 0..255
+    g_col = (shifted % NUM_DIFFERENCES - 255).double()  # -255..255
     degrees = torch.atan2(g_row, g_col).rad2deg()  # 0 <= degrees < 180
-    # A gradient of integers lies on the edge of a bin only at multiples of 45 degrees, and otherwise at least .0003
-    # degrees away from it: with a nudge upwards no rounding error, of any device, can cost an edge its bin.
-    bins = ((degrees + 1e-4) * (orientations / 180)).long()
-    magnitude = (g_row.square() + g_col.square()).sqrt()
-    return torch.where(bins[:, None] == torch.arange(orientations, device=device), magnitude[:, None], 0.0)
+    # Multiples of 45 degrees can lie on the edge between two bins and belong to the upper one: the nudge keeps
+    # rounding errors from deciding otherwise. All other gradients are much further away from every edge.
+    bins = ((degrees + 1e-9) * (orientations / 180)).long()
+    magnitude = (g_row.square() + g_col.square()).sqrt().float()
+    return torch.where(bins[:, None] == torch.arange(orientations, device="cpu"), magnitude[:, None], 0.0).to(device)
 
 
-cached_gradient_table = cache(gradient_table)
+_kept_gradient_table = cache(gradient_table)
+
+
+@torch.compiler.assume_constant_result  # torch.compile takes the table as it is instead of compiling its making
+def cached_gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
+    return _kept_gradient_table(orientations, device)
 
 
 def cell_histograms(channel: torch.Tensor, cell_size: int, table: torch.Tensor) -> torch.Tensor:
     """Sum the `gradient_table` rows of the pixels of each cell.
 
     Args:
-        channel: integers 0..255, (B, H, W).
+        channel: 0..255, floats are rounded, (B, H, W).
+        cell_size: pixels per side of a cell.
+        table: of `gradient_table`.
 
     Returns:
         float32 (B, H / cell_size, W / cell_size, orientations).
     """
     batch, height, width = channel.shape
+    if channel.is_floating_point():
+        channel = channel.round().clamp_(0, 255)
     channel = channel.to(torch.int16)  # half the memory traffic of int32
     row = torch.zeros(channel.shape, dtype=torch.int32, device=channel.device)  # of the table, (B, H, W)
     row[:, 1:-1] = channel[:, 2:] - channel[:, :-2]
@@ -77,10 +86,8 @@ def hog_targets(pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9)
     height, width = pixels.shape[2:]
     if height % cell_size or width % cell_size:
         raise ValueError(f"cell_size={cell_size} does not divide pictures of {height} x {width} pixels.")
-    if pixels.is_floating_point():
-        pixels = pixels.round().clamp_(0, 255)
-    # A traced graph makes its own table: the cache must not hand out, or keep, tensors that exist only while tracing.
-    make_table = gradient_table if torch.compiler.is_compiling() else cached_gradient_table
+    # Export runs this function on tensors without values, which must not get into the cache.
+    make_table = gradient_table if torch.compiler.is_exporting() else cached_gradient_table
     table = make_table(orientations, pixels.device)
     # One channel at a time: quicker than all at once, whose memory would not stay in the processor's cache.
     histograms = [cell_histograms(channel, cell_size, table) for channel in pixels.unbind(1)]

@@ -393,11 +393,10 @@ class FerPllPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, FerPllPatchEmbeddings):
-            weight = module.projection.weight
-            bound = (6 / (weight.shape[0] + weight[0].numel())) ** 0.5  # Xavier of the flattened kernel
-            init.uniform_(weight, -bound, bound)
-            init.zeros_(module.projection.bias)
+        elif isinstance(module, nn.Conv2d):
+            bound = (6 / (len(module.weight) + module.weight[0].numel())) ** 0.5  # Xavier of the flattened kernel
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:

@@ -1,18 +1,23 @@
-"""What both trainings share: batches of 8-bit pixels that are augmented and normalised on the device."""
+"""What both trainings share: batches of 8-bit pixels that are augmented and normalised on the device, and the card."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Trainer
 
 from ..data.transforms import PixelCollator
+from ..hub.card import model_card
+from ..labels.confidence import ConfidenceTable
 from ..model import FerPllImageProcessor
 from .arguments import ImageTrainingArguments
 from .optimization import parameter_groups
+from .settings import SETTINGS_NAME
 
 
 def check_image_processor(model: PreTrainedModel, image_processor: FerPllImageProcessor) -> None:
-    """Raise `ValueError` where an image processor does not make the pictures that a fer-pll model was configured for."""
+    """Raise `ValueError` where an image processor does not make the pictures that the model was configured for."""
     for name in ("image_mean", "image_std", "num_channels"):
         of_model, of_processor = getattr(model.config, name), getattr(image_processor, name)
         if name != "num_channels":
@@ -33,12 +38,13 @@ def check_image_processor(model: PreTrainedModel, image_processor: FerPllImagePr
 class ImageTrainer(Trainer):
     """A Trainer over prepared data sets (columns `image` and `index`).
 
-    The collator yields 8-bit pixels; `_prepare_inputs` augments (in training) and normalises them on the device. Random
-    numbers are keyed by (seed, epoch, index).
+    The collator yields 8-bit pixels; `_prepare_inputs` augments (in training) and normalises them on the device.
+    Random numbers are keyed by (seed, epoch, index).
     """
 
     args: ImageTrainingArguments
     processing_class: FerPllImageProcessor
+    table: ConfidenceTable | None = None  # the confidences, where a training has any
 
     def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
         image_processor = kwargs["processing_class"]
@@ -73,3 +79,26 @@ class ImageTrainer(Trainer):
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def evaluation_results(self) -> dict[str, dict[str, float]]:
+        """Metrics for the model card, by what was evaluated; none where nothing was."""
+        return {}
+
+    def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
+        # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
+        if not self.is_world_process_zero():
+            return
+        folder = Path(self.args.output_dir)
+        settings = self.args.to_dict()
+        if (folder / SETTINGS_NAME).is_file():  # what the script was told as well, such as max_candidates
+            settings |= json.loads((folder / SETTINGS_NAME).read_text())["script"]
+        card = model_card(
+            self.accelerator.unwrap_model(self.model),
+            model_id=self.hub_model_id or model_name or folder.name,
+            data=self.train_dataset.info.description or None,
+            settings=settings,
+            table=self.table,
+            metrics=self.evaluation_results(),
+            license=license,
+        )
+        card.save(folder / "README.md")

@@ -40,7 +40,7 @@ def parse_settings(
 
     Args:
         argument_classes: dataclasses; the first has a field `config`.
-        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; it need not exist.
+        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing.
         description: for `--help`.
         argv: the command line; `sys.argv[1:]` where not given.
 
@@ -72,8 +72,8 @@ def check_output_folder(args: Any) -> None:
     """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Changes nothing on disk.
 
     Raises:
-        ValueError: where the folder holds another run and neither `--overwrite` nor `--resume_from_checkpoint` was given,
-            where there is no checkpoint to resume from, or where `--overwrite` would delete what is no run.
+        ValueError: where the folder holds another run and neither `--overwrite` nor `--resume_from_checkpoint` was
+            given, where there is no checkpoint to resume from, or where `--overwrite` would delete what is no run.
     """
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint == "last":

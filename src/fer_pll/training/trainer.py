@@ -75,15 +75,15 @@ class FerPllTrainer(ImageTrainer):
     """Trains an image classifier on candidate sets and finds the true label inside them while it trains.
 
     Each step follows Algorithm 1: uniformity loss of the label queries, revision of the batch's confidences from the
-    current logits, PLL loss with the revised confidences. The batch carries row numbers only; the confidences are looked
-    up in the live table when the loss is computed, because what a DataLoader worker reads is stale.
+    current logits, PLL loss with the revised confidences. The batch carries row numbers only; the confidences are
+    looked up in the live table when the loss is computed, because what a DataLoader worker reads is stale.
 
     Args:
         model: an image classifier; its `config.id2label` names the classes of the candidate sets.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image`, `index`, `row_id` and `candidates`; `true_label`, where known, is only used to
-            log label recovery.
+        train_dataset: rows with `image`, `index`, `row_id` and `candidates`; `true_label`, where known, is only used
+            to log label recovery.
         eval_dataset: rows with `image`, `index` and `label`.
 
     Attributes:
@@ -166,8 +166,15 @@ class FerPllTrainer(ImageTrainer):
                 logs["label_recovery"] = label_recovery(self.table.confidence.cpu().numpy(), self.true_labels)
         super().log(logs, start_time)
 
+    def evaluation_results(self) -> dict[str, dict[str, float]]:
+        evaluations = [log for log in self.state.log_history if "eval_accuracy" in log]
+        if not evaluations:
+            return {}
+        names = ("accuracy", "mean_class_accuracy", "ece")
+        return {"the evaluation set, at the last epoch": {name: evaluations[-1][f"eval_{name}"] for name in names}}
+
     def revised_dataset(self) -> Dataset:
-        """The training set with the columns `confidence` (K floats) and `revised_epoch` (-1: never) as they now are."""
+        """The training set with the columns `confidence` (K floats) and `revised_epoch` (-1: never) as of now."""
         index = numpy_column(self.train_dataset, "index")
         columns = {
             "confidence": list(self.table.confidence.cpu().numpy()[index]),

@@ -1,0 +1,155 @@
+"""The model card: valid metadata, code that runs, no claim without a measurement."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from PIL import Image
+
+from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
+from fer_pll.hub.card import model_card
+
+METRICS = {
+    "validation, all": {
+        "accuracy": 0.7512,
+        "mean_class_accuracy": 0.5034,
+        "ece": 0.0316,
+        "per_class_recall": {"left": 0.9, "right": None, "top": 0.25, "bottom": 0.5},
+    },
+    "validation, majority": {
+        "accuracy": 0.7944,
+        "mean_class_accuracy": 0.5111,
+        "ece": 0.0211,
+    },
+}
+
+
+@pytest.fixture
+def classifier(toy_config):
+    return FerPllForImageClassification(toy_config)
+
+
+@pytest.fixture
+def table():
+    """Three rows, two of them ambiguous, one of these revised."""
+    candidates = np.array([[1, 1, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1]], dtype=bool)
+    table = ConfidenceTable.from_candidates(candidates, ["left", "right", "top", "bottom"], "fingerprint")
+    table.revised_epoch[0] = 3
+    return table
+
+
+def full_card(classifier, table, tmp_path) -> str:
+    args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-4, revision_threshold=0.3)
+    return str(
+        model_card(
+            classifier,
+            "someone/toy",
+            data="FER+ train, protocol all: 26903 of 28709 rows",
+            settings={**args.to_dict(), "max_candidates": 2},
+            table=table,
+            metrics=METRICS,
+            license="apache-2.0",
+        )
+    )
+
+
+def test_metadata_survives_a_round_trip(classifier, table, tmp_path):
+    card = ModelCard(full_card(classifier, table, tmp_path))
+    metadata = yaml.safe_load(card.content.split("---")[1])
+    assert metadata["library_name"] == "transformers"
+    assert metadata["pipeline_tag"] == "image-classification"
+    assert "facial-expression-recognition" in metadata["tags"]
+    assert metadata["license"] == "apache-2.0"
+    assert ModelCardData(**metadata).to_dict() == card.data.to_dict() == metadata
+    card.save(tmp_path / "README.md")
+    assert ModelCard.load(tmp_path / "README.md").content == card.content
+
+
+def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
+    card = full_card(classifier, table, tmp_path)
+    assert "# someone/toy" in card
+    assert "left, right, top, bottom" in card
+    assert "26903 of 28709 rows" in card
+    assert "3 pictures, with 2.00 candidate labels each on average; 2 have more than one." in card
+    assert "leads by more than 0.3" in card and "1 pictures got their label that way" in card
+    assert "| `learning_rate` | 0.0003 |" in card and "| `max_candidates` | 2 |" in card
+    assert "`output_dir`" not in card and str(tmp_path) not in card  # a path of this machine is nobody's business
+    assert "| validation, all | 75.1 % | 50.3 % | 0.032 |" in card
+    assert "| validation, majority | 79.4 % | 51.1 % | 0.021 |" in card
+    assert "Recall on validation, all: left 90 %, right no pictures, top 25 %, bottom 50 %." in card
+    assert "Recall on validation, majority" not in card
+
+
+def test_what_is_not_known_is_left_out(classifier):
+    card = str(model_card(classifier, "toy"))
+    text = card.split("## Limits")[0]
+    assert "## Training" not in text and "|" not in text and "%" not in text
+    assert "None were recorded" in text
+    assert "license" not in card and "metrics:" not in card
+
+
+def test_settings_without_a_value_are_left_out(classifier, tmp_path):
+    args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert args.drop_path_rate is None
+    card = str(model_card(classifier, "toy", settings=args.to_dict()))
+    assert "drop_path_rate" not in card and "| None |" not in card
+
+
+def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
+    single = ConfidenceTable.from_candidates(np.eye(4, dtype=bool), ["left", "right", "top", "bottom"], "fingerprint")
+    card = str(model_card(classifier, "toy", settings={"revision": "paper"}, table=single))
+    assert "a comparison without them" in card
+    assert "Eq. 4" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"revision": "none"}, "The confidences were not revised"),
+        ({"revision": "paper", "revision_threshold": 0.2, "confidence_init": "uniform"}, "start equal for all"),
+        ({"revision": "paper", "revision_threshold": 0.2, "confidence_init": "votes"}, "start as the shares of the"),
+    ],
+)
+def test_the_rule_that_was_used_is_described(classifier, table, settings, expected):
+    assert expected in str(model_card(classifier, "toy", settings=settings, table=table))
+
+
+def test_every_card_speaks_of_use_licence_and_source(classifier, toy_config):
+    for model in (classifier, FerPllForPreTraining(toy_config)):
+        card = str(model_card(model, "toy"))
+        for part in ("responsible use", "consent", "Apache-2.0", "terms of their data sets", "2209.15402"):
+            assert part in card
+        assert "{{" not in card and "{%" not in card and "\n\n\n" not in card
+
+
+def test_the_pretraining_card_promises_no_classifier(toy_config):
+    card = model_card(FerPllForPreTraining(toy_config), "toy", settings={"learning_rate": 1e-3})
+    assert card.data.pipeline_tag == "image-feature-extraction"
+    assert "image-classification" not in str(card) and "## Results" not in str(card)
+    assert "40 % of the patches hidden" in str(card)
+
+
+def test_the_code_of_the_cards_runs_without_the_package(toy_config, toy_processor, tmp_path):
+    code = []
+    for model_class in (FerPllForImageClassification, FerPllForPreTraining):
+        folder = tmp_path / model_class.__name__
+        model = model_class(toy_config)
+        model.save_pretrained(folder)
+        toy_processor.save_pretrained(folder)
+        code += re.findall(r"```python\n(.*?)```", str(model_card(model, str(folder))), flags=re.DOTALL)
+    assert len(code) == 2
+    code.append("import sys; assert 'fer_pll' not in sys.modules; print(encoder.query_decoder)")
+    Image.new("RGB", (40, 30), "gray").save(tmp_path / "face.png")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    scores, decoder = run.stdout.strip().splitlines()
+    assert set(re.findall(r"'label': '(\w+)'", scores)) == {"left", "right", "top", "bottom"}
+    assert decoder == "None"

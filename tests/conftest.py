@@ -16,7 +16,7 @@ def make_pictures(labels: np.ndarray, seed: int) -> list[PILImage.Image]:
     rng = np.random.default_rng(seed)
     pictures = []
     for label in labels:
-        pixels = rng.integers(0, 120, (16, 16))
+        pixels = rng.integers(0, 60, (16, 16))
         half = [np.s_[:, :8], np.s_[:, 8:], np.s_[:8], np.s_[8:]][label]
         pixels[half] += 100
         pictures.append(PILImage.fromarray(pixels.astype(np.uint8)))

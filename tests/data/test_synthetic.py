@@ -1,6 +1,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,22 @@ def test_crowd_changes_votes_alone_and_size_changes_picture_alone():
     assert three["votes"].sum() == 3
     assert large["votes"].tolist() == ten["votes"].tolist()
     assert PILImage.open(io.BytesIO(large["image"]["bytes"])).size == (96, 96)
+
+
+def test_variation_scales_people_and_views_and_leaves_the_votes():
+    def spread(variation):
+        """Mean over the pixels of the variance over faces that all show the same."""
+        rng = np.random.default_rng(0)
+        faces = [
+            draw_face({}, Identity.sample(rng, variation), replace(View.sample(rng, variation), mirrored=False))
+            for _ in range(40)
+        ]
+        return np.stack(faces).astype(float).var(axis=0).mean()
+
+    assert spread(0.0) < spread(0.2) < spread(0.6) < spread(1.0)
+    (full,), (less,) = generate_rows("train", [7]), generate_rows("train", [7], variation=0.2)
+    assert full["votes"].tolist() == less["votes"].tolist()
+    assert full["image"] != less["image"]
 
 
 def test_temporary_files_go_with_the_process():
@@ -310,6 +327,8 @@ def test_every_expression_is_drawn_neutral_most_often(drawn):
         ({"image_size": 23}, "image_size is 23"),
         ({"seed": -1}, "seed is -1"),
         ({"num_annotators": 0}, "num_annotators is 0"),
+        ({"variation": 1.5}, "variation is 1.5"),
+        ({"variation": float("nan")}, "variation is nan"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -96,12 +96,13 @@ class Identity:
     glasses: bool = False
 
     @classmethod
-    def sample(cls, rng: np.random.Generator) -> "Identity":
-        """A person at random."""
-        normal = rng.standard_normal(16).tolist()
-        uniform = rng.random(6).tolist()
-        skin = 100 + 100 * uniform[0] ** 0.7
+    def sample(cls, rng: np.random.Generator, variation: float = 1.0) -> "Identity":
+        """A person at random; `variation` scales how far from the average people are."""
+        normal = (variation * rng.standard_normal(16)).tolist()
+        uniform = rng.random(6)
         long_hair = bool(uniform[1] < 0.45)
+        uniform = (0.5 + variation * (uniform - 0.5)).tolist()
+        skin = 100 + 100 * uniform[0] ** 0.7
         return cls(
             face_width=1 + 0.05 * normal[0],
             jaw_width=1 + 0.07 * normal[1],
@@ -125,8 +126,8 @@ class Identity:
             hairline=1.3 * normal[15],
             parting=10 * (uniform[5] - 0.5),
             long_hair=long_hair,
-            beard=0.0 if long_hair or rng.random() < 0.6 else rng.random(),
-            glasses=bool(rng.random() < 0.15),
+            beard=0.0 if long_hair or rng.random() < 1 - 0.4 * variation else rng.random(),
+            glasses=bool(rng.random() < 0.15 * variation),
         )
 
 
@@ -149,17 +150,19 @@ class View:
     noise_seed: int = 0
 
     @classmethod
-    def sample(cls, rng: np.random.Generator) -> "View":
-        """A view at random."""
-        normal = rng.standard_normal(10).tolist()
-        uniform = rng.random(5).tolist()
+    def sample(cls, rng: np.random.Generator, variation: float = 1.0) -> "View":
+        """A view at random; `variation` scales how far from a frontal picture in even light views are."""
+        normal = (variation * rng.standard_normal(10)).tolist()
+        uniform = rng.random(5)
+        mirrored = bool(uniform[0] < 0.5)
+        uniform = (0.5 + variation * (uniform - 0.5)).tolist()
         return cls(
             yaw=0.10 * normal[0],
             pitch=0.05 * normal[1],
             roll=0.07 * normal[2],
             scale=math.exp(0.05 * normal[3]),
             shift=(0.8 * normal[4], 0.8 * normal[5]),
-            mirrored=bool(uniform[0] < 0.5),
+            mirrored=mirrored,
             light=(0.25 * normal[6], 0.15 * normal[7] - 0.1),
             contrast=0.75 + 0.45 * uniform[1],
             brightness=14 * normal[8],
@@ -658,7 +661,12 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
 
 
 def generate_rows(
-    split: str, indices: Iterable[int], image_size: int = 48, seed: int = 0, num_annotators: int = 10
+    split: str,
+    indices: Iterable[int],
+    image_size: int = 48,
+    seed: int = 0,
+    num_annotators: int = 10,
+    variation: float = 1.0,
 ) -> Iterator[dict]:
     """Draw the rows `indices` of a split; row i depends on (`seed`, `split`, i) alone, whichever rows are asked for.
 
@@ -675,7 +683,8 @@ def generate_rows(
         drawing = np.random.default_rng([seed, place, index, 0])
         scene = Scene.sample(drawing)
         action_units = _perform(scene, drawing)
-        picture = draw_face(action_units, Identity.sample(drawing), View.sample(drawing), image_size)
+        person, view = Identity.sample(drawing, variation), View.sample(drawing, variation)
+        picture = draw_face(action_units, person, view, image_size)
         png = io.BytesIO()
         PILImage.fromarray(picture).save(png, "PNG", compress_level=1)
         votes = annotate(scene, reliability, np.random.default_rng([seed, place, index, 1]))
@@ -711,6 +720,7 @@ def load_synthetic(
     image_size: int = 48,
     seed: int = 0,
     num_annotators: int = 10,
+    variation: float = 1.0,
 ) -> DatasetDict:
     """Drawn faces with simulated votes, in the columns of the real data sets.
 
@@ -722,6 +732,8 @@ def load_synthetic(
         image_size: side of the square grey pictures in pixels, at least 24.
         seed: 0 or greater; another seed gives other people, faces and votes.
         num_annotators: votes per picture.
+        variation: 0..1, how much people, poses and light differ from picture to picture. 1 is like pictures from the
+            web, and takes a network a long time to learn; lower values are like pictures from a studio.
 
     Returns:
         Splits among `train`, `validation`, `test` with the columns `image` (grey PNG), `index` (0..N-1), `row_id`,
@@ -744,9 +756,11 @@ def load_synthetic(
         raise DataError(f"seed is {seed}; give 0 or more")
     if num_annotators < 1:
         raise DataError(f"num_annotators is {num_annotators}; a label needs at least one vote")
+    if not 0 <= variation <= 1:
+        raise DataError(f"variation is {variation}; give 0 (one person, one view) to 1")
     folder = tempfile.mkdtemp(prefix="fer_pll-synthetic-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    options = {"image_size": image_size, "seed": seed, "num_annotators": num_annotators}
+    options = {"image_size": image_size, "seed": seed, "num_annotators": num_annotators, "variation": variation}
     return DatasetDict(
         {
             split: Dataset.from_generator(

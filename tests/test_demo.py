@@ -40,6 +40,7 @@ def test_demo_shows_that_candidate_sets_help(tmp_path):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert "trust_remote_code" not in run.stdout + run.stderr  # nothing to answer
     figures = {}
     for title in ("the majority label", "candidate sets, revised"):
         row = re.search(rf"^{title} +([\d.]+)% +([\d.]+)% +([\d.]+)%$", run.stdout, re.MULTILINE)

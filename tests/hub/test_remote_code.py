@@ -264,7 +264,8 @@ def test_where_the_package_is_installed_its_own_classes_are_used(
 
 
 def test_pipeline_where_the_package_is_installed(folder, expected):
-    classify = pipeline("image-classification", model=str(folder / "classifier"))
+    classify = pipeline("image-classification", model=str(folder / "classifier"), trust_remote_code=False)
+    assert type(classify.model) is FerPllForImageClassification
     best = classify(str(folder / "face.png"))[0]
     assert best["score"] == pytest.approx(expected["logits"].softmax(dim=1).max().item(), abs=1e-6)
 

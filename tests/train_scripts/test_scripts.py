@@ -23,12 +23,13 @@ SMALL = {
 }
 
 
-def run(*command: object, expect: int = 0) -> str:
+def run(*command: object, expect: int = 0, merge: bool = True) -> str:
+    """What the command printed, with its standard error or, `merge=False`, without."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
     output = done.stdout + done.stderr
     assert done.returncode == expect, output[-4000:]
-    return output
+    return output if merge else done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def test_from_drawn_faces_to_metrics(workspace):
 
     # What evaluate.py counted is what a user's pipeline says.
     rows = load_prepared(workspace / "data", "validation")
-    classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu")
+    classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu", trust_remote_code=False)
     said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
     right = sum(name == rows.features["label"].int2str(label) for name, label in zip(said, rows["label"], strict=True))
     assert right / 32 == pytest.approx(everything["accuracy"])
@@ -95,3 +96,23 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, script):
         )  # fmt: skip
     assert "error: " in output and "nowhere" in output and "Traceback" not in output
     assert not (workspace / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "ratios"),
+    [
+        (
+            ["hog", "--batch-size", 2, "--image-size", 64],
+            {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
+        ),
+        (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+    ],
+)
+def test_benchmark_ends_with_one_json_object(options, ratios):
+    output = run(sys.executable, SCRIPTS / "benchmark.py", *options, "--repeats", 1, "--threads", 2, merge=False)
+    result = json.loads(output.splitlines()[-1])
+    assert result["benchmark"] == options[0]
+    assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
+    assert result["targets"].keys() <= ratios
+    assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
+    assert output.splitlines()[0].split()[-1] in ("target", "difference")

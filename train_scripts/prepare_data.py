@@ -1,6 +1,7 @@
 """Turns a data set of faces, in the files that its users have, into the prepared set that the other scripts read."""
 
 import argparse
+import os
 import sys
 
 EPILOG = """\
@@ -51,12 +52,29 @@ def synthetic(parser):
         )
     parser.add_argument("--image-size", type=int, default=48, metavar="PX", help="side in pixels (default: 48)")
     parser.add_argument("--seed", type=int, default=0, help="seed of faces and votes (default: 0)")
+    parser.add_argument(
+        "--variation",
+        type=float,
+        default=1.0,
+        metavar="V",
+        help="how much people, poses and light differ, from 0 (one person) to 1, like the web (default)",
+    )
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--num-proc", type=int, default=cores, metavar="N", help=f"processes that draw (default: all cores, {cores})"
+    )
 
     def load(args):
         from fer_pll.data.synthetic import load_synthetic
 
         return load_synthetic(
-            args.num_train, args.num_validation, args.num_test, image_size=args.image_size, seed=args.seed
+            args.num_train,
+            args.num_validation,
+            args.num_test,
+            image_size=args.image_size,
+            seed=args.seed,
+            variation=args.variation,
+            num_proc=args.num_proc,
         )
 
     return load

@@ -1,5 +1,6 @@
 """`fer-pll demo`: the whole method on drawn faces, with no data and no network, in minutes on two cores."""
 
+import os
 import time
 from pathlib import Path
 
@@ -152,7 +153,9 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     logging.disable_progress_bar()  # of loading and saving, which take no time here
 
     print(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...", flush=True)
-    data = load_synthetic(NUM_TRAIN, NUM_VALIDATION, num_test=0, image_size=48, seed=seed, variation=VARIATION)
+    data = load_synthetic(
+        NUM_TRAIN, NUM_VALIDATION, num_test=0, image_size=48, seed=seed, variation=VARIATION, num_proc=os.cpu_count()
+    )
     save_prepared(data, out / "data")
     train, validation = data["train"], data["validation"]
     config = FerPllConfig(**SIZES)

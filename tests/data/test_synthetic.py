@@ -107,6 +107,12 @@ def test_row_does_not_depend_on_which_rows_are_asked_for(dataset):
         assert row["true_label"] == dataset["train"][index]["true_label"]
 
 
+def test_number_of_processes_does_not_change_the_rows():
+    alone, together = (load_synthetic(600, 0, 0, image_size=24, num_proc=n)["train"] for n in (1, 3))
+    assert len(alone) == 600
+    assert alone.cast_column("image", Image(decode=False))[:] == together.cast_column("image", Image(decode=False))[:]
+
+
 def test_splits_show_other_people():
     pictures = {
         row["image"]["bytes"] for split in ("train", "validation", "test") for row in generate_rows(split, range(30))
@@ -328,6 +334,7 @@ def test_every_expression_is_drawn_neutral_most_often(drawn):
         ({"seed": -1}, "seed is -1"),
         ({"num_annotators": 0}, "num_annotators is 0"),
         ({"variation": 1.5}, "variation is 1.5"),
+        ({"num_proc": 0}, "num_proc is 0"),
         ({"variation": float("nan")}, "variation is nan"),
     ],
 )

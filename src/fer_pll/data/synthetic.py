@@ -27,6 +27,7 @@ from .prepared import DataError
 
 SPLITS = ("train", "validation", "test")
 _SMALLEST = 24
+_BLOCK = 250  # rows that a process draws at a time
 
 FEATURES = Features({**FERPLUS_FEATURES, "true_label": ClassLabel(names=list(EXPRESSIONS))})
 """The columns of FER+ and `true_label`, the expression that was drawn."""
@@ -198,8 +199,8 @@ def _mirror(points: np.ndarray) -> np.ndarray:
 
 _CIRCLE = np.stack([np.cos(np.arange(20) * np.pi / 10), np.sin(np.arange(20) * np.pi / 10)], axis=1)
 _CENTRE = np.array([24.0, 19.0])  # where the point between the eyes lies in an unshifted picture, in 48ths of the side
-_PIVOT = np.array([0.0, 5.0])  # the middle of the face; the head is rounded about it with these radii
-_RADII = np.array([19.0, 28.0])
+_PIVOT = np.array([0.0, 5.0])  # the middle of the face; the head is rounded about it with the radii 19 and 28
+_RADII_SQUARED = np.array([19.0, 28.0]) ** 2
 
 
 class _Canvas:
@@ -218,16 +219,19 @@ class _Canvas:
         cos, sin = math.cos(view.roll), math.sin(view.roll)
         self.linear = np.array([[cos, sin], [-sin, cos]]) * (view.scale * self.unit)
         self.origin = (_CENTRE + view.shift) * self.unit
-        self.turn_cos = np.array([math.cos(view.yaw), math.cos(view.pitch)])
-        self.turn_sin = np.array([math.sin(view.yaw), math.sin(view.pitch)])
+        self.turned = np.array([[math.cos(view.yaw)], [math.cos(view.pitch)]]) * self.linear
+        self.bulging = np.array([[math.sin(view.yaw)], [math.sin(view.pitch)]]) * self.linear
+        self.turned_origin = _PIVOT @ self.linear + self.origin
 
     def place(self, points: np.ndarray, depth: bool = True) -> list[float]:
         """Pixel coordinates x, y, x, y ... of (points, 2) face coordinates."""
         if depth:
             points = points - _PIVOT
-            bulge = np.sqrt(np.maximum(_RADII**2 - points**2, 0))
-            points = points * self.turn_cos + bulge * self.turn_sin + _PIVOT
-        return (points @ self.linear + self.origin).ravel().tolist()
+            bulge = np.sqrt(np.maximum(_RADII_SQUARED - points * points, 0))
+            placed = points @ self.turned + bulge @ self.bulging + self.turned_origin
+        else:
+            placed = points @ self.linear + self.origin
+        return placed.ravel().tolist()
 
     def polygon(self, points: np.ndarray, fill: float, depth: bool = True) -> None:
         self.pen.polygon(self.place(points, depth), fill=int(fill))
@@ -721,6 +725,7 @@ def load_synthetic(
     seed: int = 0,
     num_annotators: int = 10,
     variation: float = 1.0,
+    num_proc: int = 1,
 ) -> DatasetDict:
     """Drawn faces with simulated votes, in the columns of the real data sets.
 
@@ -734,6 +739,7 @@ def load_synthetic(
         num_annotators: votes per picture.
         variation: 0..1, how much people, poses and light differ from picture to picture. 1 is like pictures from the
             web, and takes a network a long time to learn; lower values are like pictures from a studio.
+        num_proc: processes that draw; their number does not change the rows.
 
     Returns:
         Splits among `train`, `validation`, `test` with the columns `image` (grey PNG), `index` (0..N-1), `row_id`,
@@ -758,19 +764,27 @@ def load_synthetic(
         raise DataError(f"num_annotators is {num_annotators}; a label needs at least one vote")
     if not 0 <= variation <= 1:
         raise DataError(f"variation is {variation}; give 0 (one person, one view) to 1")
+    if num_proc < 1:
+        raise DataError(f"num_proc is {num_proc}; give the number of processes that draw, 1 or more")
     folder = tempfile.mkdtemp(prefix="fer_pll-synthetic-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     options = {"image_size": image_size, "seed": seed, "num_annotators": num_annotators, "variation": variation}
-    return DatasetDict(
-        {
-            split: Dataset.from_generator(
-                generate_rows,
+    splits = {}
+    for split, count in counts.items():
+        if count:
+            processes = min(num_proc, -(-count // _BLOCK))
+            splits[split] = Dataset.from_generator(
+                _generate_blocks,
                 features=FEATURES,
                 cache_dir=folder,
-                gen_kwargs={"split": split, "indices": range(count), **options},
+                # datasets shares out what stands in a list
+                gen_kwargs={"blocks": list(range(0, count, _BLOCK)), "split": split, "count": count, **options},
+                num_proc=processes if processes > 1 else None,
                 split=NamedSplit(split),
             )
-            for split, count in counts.items()
-            if count
-        }
-    )
+    return DatasetDict(splits)
+
+
+def _generate_blocks(blocks: list[int], split: str, count: int, **options) -> Iterator[dict]:
+    for first in blocks:
+        yield from generate_rows(split, range(first, min(first + _BLOCK, count)), **options)

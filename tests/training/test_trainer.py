@@ -234,6 +234,16 @@ def test_a_threshold_that_cannot_fire_is_warned_about(tmp_path, toy_config, toy_
         make_trainer(tmp_path, toy_config, toy_processor, toy_train, revision_threshold=0.2)
 
 
+@pytest.mark.parametrize(("capability", "warnings_expected"), [("AVX2", 1), ("AVX512", 0)])
+def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(tmp_path, monkeypatch, capability, warnings_expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, bf16=True)
+        FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert sum("--bf16 false" in str(warning.message) for warning in caught) == warnings_expected
+
+
 @pytest.mark.parametrize(
     ("settings", "match"),
     [

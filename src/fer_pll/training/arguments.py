@@ -1,5 +1,6 @@
 """Settings of the two trainings. Every field is a command-line option of the scripts and a key of the YAML files."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +44,12 @@ class ImageTrainingArguments(TrainingArguments):
         # Half precision on a CPU is refused unless one says that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        if self.bf16 and self.use_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2":
+            warnings.warn(
+                "bf16 on this CPU, which has no instructions for it, can take fifty times as long as float32. "
+                "Switch it off with --bf16 false.",
+                stacklevel=2,
+            )
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns must stay false: the trainer needs `image`, `index` and `candidates`."

@@ -34,7 +34,7 @@ def test_folder_with_files_is_left_alone(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_demo_recovers_labels_that_the_majority_lost(tmp_path):
+def test_demo_shows_that_candidate_sets_help(tmp_path):
     out = tmp_path / "demo"
     command = [Path(sys.executable).with_name("fer-pll"), "demo", "--out", out]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
@@ -47,8 +47,7 @@ def test_demo_recovers_labels_that_the_majority_lost(tmp_path):
         figures[title] = [float(figure) for figure in row.groups()]
     accuracy, _, recovery = zip(*figures.values(), strict=True)
     assert accuracy[0] > 60  # no straw man
-    # Of three seeds the majority label won one, by .4 points.
-    assert accuracy[1] > accuracy[0] - 2
+    assert accuracy[1] > accuracy[0]  # by 4 to 5 points with this seed, 0; not with every seed (README)
     assert recovery[1] > recovery[0] + 2
 
     for figure in FIGURES:

@@ -57,7 +57,7 @@ def synthetic(parser):
         type=float,
         default=1.0,
         metavar="V",
-        help="how much people, poses and light differ, from 0 (one person) to 1, like the web (default)",
+        help="how much people, poses and light differ, from 0 (hardly) to 1, like the web (default)",
     )
     cores = os.cpu_count() or 1
     parser.add_argument(

@@ -154,7 +154,13 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
 
     print(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...", flush=True)
     data = load_synthetic(
-        NUM_TRAIN, NUM_VALIDATION, num_test=0, image_size=48, seed=seed, variation=VARIATION, num_proc=os.cpu_count()
+        NUM_TRAIN,
+        NUM_VALIDATION,
+        num_test=0,
+        image_size=48,
+        seed=seed,
+        variation=VARIATION,
+        num_proc=os.cpu_count() or 1,
     )
     save_prepared(data, out / "data")
     train, validation = data["train"], data["validation"]

@@ -763,7 +763,7 @@ def load_synthetic(
     if num_annotators < 1:
         raise DataError(f"num_annotators is {num_annotators}; a label needs at least one vote")
     if not 0 <= variation <= 1:
-        raise DataError(f"variation is {variation}; give 0 (one person, one view) to 1")
+        raise DataError(f"variation is {variation}; give 0 (all alike) to 1")
     if num_proc < 1:
         raise DataError(f"num_proc is {num_proc}; give the number of processes that draw, 1 or more")
     folder = tempfile.mkdtemp(prefix="fer_pll-synthetic-")

@@ -81,9 +81,11 @@ def build() -> tuple[FerPllTrainer, TrainingScript]:
 def main() -> None:
     try:
         trainer, script = build()
+        args = trainer.args
+        if args.resume_from_checkpoint is not None:
+            trainer.check_checkpoint(args.resume_from_checkpoint)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    args = trainer.args
     start_run(args, script)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 

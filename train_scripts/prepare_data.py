@@ -13,6 +13,10 @@ examples:
   # FER+, only the rows that the FER+ authors keep
   python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-majority --protocol majority
 
+  # FER+, as if two annotators had been asked: how many of the ten annotators' labels does training recover?
+  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-two-votes --draw-votes 2 \
+      --keep-duplicates
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -37,10 +41,23 @@ def ferplus(parser):
         help="keep training rows whose picture is also a validation or test picture, or an earlier training picture",
     )
 
+    parser.add_argument(
+        "--draw-votes",
+        type=int,
+        metavar="N",
+        help="leave the training rows N votes each, drawn without replacement; the winner of all votes, where it is "
+        "unique, becomes their true_label, so that training shows how many true labels it recovers",
+    )
+    parser.add_argument("--draw-seed", type=int, default=0, metavar="SEED", help="of --draw-votes (default: 0)")
+
     def load(args):
         from fer_pll.data.ferplus import load_ferplus
+        from fer_pll.data.prepared import keep_drawn_votes
 
-        return load_ferplus(args.source, args.protocol, not args.keep_duplicates)
+        dataset = load_ferplus(args.source, args.protocol, not args.keep_duplicates)
+        if args.draw_votes is not None:
+            dataset["train"] = keep_drawn_votes(dataset["train"], args.draw_votes, args.draw_seed)
+        return dataset
 
     return load
 
@@ -114,7 +131,7 @@ def main(argv=None):
 
     import datasets
 
-    from fer_pll.data.prepared import DataError, check_output_folder, save_prepared
+    from fer_pll.data.prepared import check_output_folder, save_prepared
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
@@ -122,7 +139,7 @@ def main(argv=None):
         check_output_folder(args.out, args.overwrite)
         dataset = args.load(args)
         save_prepared(dataset, args.out, args.overwrite)
-    except (DataError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(summary(dataset))

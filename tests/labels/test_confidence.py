@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from fer_pll.labels.confidence import (
     ConfidenceTable,
     maximum_margin,
+    paper_response,
+    response_margin,
     revise_paper,
     warn_if_threshold_cannot_fire,
 )
@@ -35,6 +37,13 @@ def candidate_sets(draw, max_rows=8):
     return candidates
 
 
+def paper(confidence, logits, threshold):
+    """The rule `paper` and its margins."""
+    candidates = confidence > 0
+    revised = revise_paper(confidence, candidates, logits, threshold)
+    return revised, response_margin(paper_response(confidence, candidates, logits))
+
+
 def logits_like(candidates):
     return arrays(np.float32, candidates.shape, elements=st.floats(-40, 40, width=32)).map(torch.from_numpy)
 
@@ -46,21 +55,21 @@ def test_rule_by_hand():
     confidence = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25], [0, 0, 1, 0]])
     logits = torch.tensor([[LN3, -LN3, 9, 9], [-LN3, LN3, 9, 9], [0, LN3, -LN3, -9], [LN3, LN3, LN3, LN3]])
     # v: (.375, .125), (.125, .375), (.125, .1875, .0625, .00003), (.75)
-    revised, margin = revise_paper(confidence, logits, threshold=0.2)
+    revised, margin = paper(confidence, logits, threshold=0.2)
     torch.testing.assert_close(margin, torch.tensor([0.25, 0.25, 0.0625, 0.75]))
     assert revised.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0.25] * 4, [0, 0, 1, 0]]
-    unrevised, _ = revise_paper(confidence, logits, threshold=0.3)
+    unrevised, _ = paper(confidence, logits, threshold=0.3)
     assert torch.equal(unrevised, confidence)
 
 
 def test_margin_must_exceed_the_threshold():
     confidence, saturated = torch.tensor([[0.5, 0.5]]), torch.tensor([[200.0, -200.0]])  # margin exactly 1/2
-    assert revise_paper(confidence, saturated, threshold=0.499)[0].tolist() == [[1, 0]]
-    assert revise_paper(confidence, saturated, threshold=0.5)[0].tolist() == [[0.5, 0.5]]
+    assert paper(confidence, saturated, threshold=0.499)[0].tolist() == [[1, 0]]
+    assert paper(confidence, saturated, threshold=0.5)[0].tolist() == [[0.5, 0.5]]
 
 
 def test_equal_leaders_are_never_revised():
-    revised, margin = revise_paper(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 7.0]]), threshold=0)
+    revised, margin = paper(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 7.0]]), threshold=0)
     assert margin.tolist() == [0] and revised.tolist() == [[0.5, 0.5, 0]]
 
 
@@ -78,7 +87,7 @@ def test_rule_agrees_with_float64():
         exact[fires] = np.eye(8)[response.argmax(axis=1)][fires]
 
         confidence = table_of(candidates).confidence
-        revised, margin = revise_paper(confidence, torch.from_numpy(logits), threshold)
+        revised, margin = paper(confidence, torch.from_numpy(logits), threshold)
         np.testing.assert_allclose(margin.numpy(), expected_margin, atol=1e-6)
         decided = np.abs(expected_margin - threshold) > 1e-6
         assert decided.mean() > 0.99 and 0 < fires.mean() < 1 or threshold == 0
@@ -88,20 +97,20 @@ def test_rule_agrees_with_float64():
 def test_rule_is_float32_and_detached_whatever_the_logits():
     confidence = torch.tensor([[0.5, 0.5, 0, 0]] * 64)
     logits = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    expected, expected_margin = revise_paper(confidence, logits, 0.1)
+    expected, expected_margin = paper(confidence, logits, 0.1)
     assert expected.dtype == expected_margin.dtype == torch.float32
     assert not expected.requires_grad and not expected_margin.requires_grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = revise_paper(confidence, logits, 0.1)
+        under_autocast = paper(confidence, logits, 0.1)
     assert torch.equal(under_autocast[0], expected) and torch.equal(under_autocast[1], expected_margin)
     half = logits.detach().bfloat16()
-    assert torch.equal(revise_paper(confidence, half, 0.1)[1], revise_paper(confidence, half.float(), 0.1)[1])
+    assert torch.equal(paper(confidence, half, 0.1)[1], paper(confidence, half.float(), 0.1)[1])
 
 
 def test_rows_with_nan_logits_stay_as_they_are():
     confidence = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]])
     logits = torch.tensor([[float("nan"), 9, 0], [9, -9, float("nan")], [float("inf"), float("-inf"), 0]])
-    revised, margin = revise_paper(confidence, logits, 0.1)
+    revised, margin = paper(confidence, logits, 0.1)
     assert revised.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0]]
     assert margin.isnan().tolist() == [True, True, False]
 
@@ -109,7 +118,7 @@ def test_rows_with_nan_logits_stay_as_they_are():
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_threshold_outside_its_range_is_refused(threshold):
     with pytest.raises(ValueError, match=r"revision_threshold must lie in \[0, 1\)"):
-        revise_paper(torch.tensor([[0.5, 0.5]]), torch.zeros(1, 2), threshold)
+        paper(torch.tensor([[0.5, 0.5]]), torch.zeros(1, 2), threshold)
 
 
 # ------------------------------------------------------------------------------------------------ revising the table
@@ -239,7 +248,7 @@ def test_bad_beginnings_are_refused():
         table_of(sets, confidence_init="votes", votes=votes[:1])
     with pytest.raises(ValueError, match="votes row 0 .* negative"):
         table_of(sets, confidence_init="votes", votes=[[1, -2, 0], [0, 3, 1]])
-    with pytest.raises(ValueError, match='"uniform" or "votes"'):
+    with pytest.raises(ValueError, match='"uniform", "votes" or "column"'):
         table_of(sets, confidence_init="random")
     with pytest.raises(ValueError, match="row 1 .* empty candidate set"):
         table_of([[1, 1, 0], [0, 0, 0]])
@@ -269,37 +278,37 @@ def test_no_margin_exceeds_its_bound(data):
     candidates = data.draw(candidate_sets())
     confidence = table_of(candidates).confidence
     assert torch.equal(maximum_margin(confidence), 1 / torch.from_numpy(candidates).sum(dim=1).float())
-    _, margin = revise_paper(confidence, data.draw(logits_like(candidates)), 0.0)
+    _, margin = paper(confidence, data.draw(logits_like(candidates)), 0.0)
     assert (margin <= maximum_margin(confidence)).all()
     saturated = torch.full(candidates.shape, -200.0)
     saturated[torch.arange(len(candidates)), confidence.argmax(dim=1)] = 200.0
-    _, margin = revise_paper(confidence, saturated, 0.0)
+    _, margin = paper(confidence, saturated, 0.0)
     assert torch.equal(margin, maximum_margin(confidence))
 
 
 def test_warning_gives_the_numbers():
-    confidence = table_of([[1, 1, 0, 0]] * 5 + [[1, 1, 1, 0]] * 3 + [[1, 1, 1, 1]] * 2 + [[0, 1, 0, 0]] * 7).confidence
+    table = table_of([[1, 1, 0, 0]] * 5 + [[1, 1, 1, 0]] * 3 + [[1, 1, 1, 1]] * 2 + [[0, 1, 0, 0]] * 7)
     with pytest.warns(UserWarning) as caught:
-        warn_if_threshold_cannot_fire(confidence, 0.34)
+        warn_if_threshold_cannot_fire(table, 0.34)
     message = str(caught[0].message)
     assert "revision_threshold 0.34 can never fire for 5 of 10 ambiguous rows" in message
     assert "3 of 3 rows with 3 candidates (margins stay below 0.333)" in message
     assert "2 of 2 rows with 4 candidates (margins stay below 0.250)" in message
     assert "2 candidates" not in message
     with pytest.warns(UserWarning, match="10 of 10 ambiguous rows"):
-        warn_if_threshold_cannot_fire(confidence, 0.5)
+        warn_if_threshold_cannot_fire(table, 0.5)
     with pytest.warns(UserWarning, match="5 of 10 ambiguous rows"):
-        warn_if_threshold_cannot_fire(confidence, 1 / 3)
+        warn_if_threshold_cannot_fire(table, 1 / 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_threshold_cannot_fire(confidence, 0.24)
-        warn_if_threshold_cannot_fire(table_of([[1, 0], [0, 1]]).confidence, 0.9)
+        warn_if_threshold_cannot_fire(table, 0.24)
+        warn_if_threshold_cannot_fire(table_of([[1, 0], [0, 1]]), 0.9)
 
 
 def test_warning_counts_vote_shares_row_by_row():
     sets, votes = [[1, 1, 0], [1, 1, 0], [1, 1, 0]], [[9, 1, 0], [5, 5, 0], [6, 4, 0]]
     with pytest.warns(UserWarning, match="2 of 3 rows with 2 candidates .margins stay below 0.600"):
-        warn_if_threshold_cannot_fire(table_of(sets, confidence_init="votes", votes=votes).confidence, 0.7)
+        warn_if_threshold_cannot_fire(table_of(sets, confidence_init="votes", votes=votes), 0.7)
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading

@@ -86,9 +86,24 @@ def test_resuming_from_the_last_checkpoint(tmp_path):
         check_output_folder(arguments(tmp_path, resume_from_checkpoint="last"))
     for step in (5, 40, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     args = arguments(tmp_path, resume_from_checkpoint="last")
     check_output_folder(args)
     assert args.resume_from_checkpoint.endswith("checkpoint-40")
+
+
+def test_a_half_written_checkpoint_is_passed_over_with_a_message(tmp_path, caplog):
+    for step, state in ((5, "{}"), (9, '{"epoch": 1.'), (10, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    args = arguments(tmp_path, resume_from_checkpoint="last")
+    check_output_folder(args)
+    assert args.resume_from_checkpoint.endswith("checkpoint-5")
+    messages = [record.getMessage() for record in caplog.records]
+    assert ["checkpoint-10 is half-written" in m or "checkpoint-9 is half-written" in m for m in messages] == [
+        True
+    ] * 2
 
 
 def test_settings_are_written_without_a_token(tmp_path, monkeypatch):

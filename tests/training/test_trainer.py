@@ -42,7 +42,7 @@ def make_trainer(tmp_path, config, processor, train, validation=None, **settings
 def test_pll_loss_by_hand():
     logits = torch.tensor([[1.0, 2.0, 0.5], [0.0, -1.0, 3.0]], dtype=torch.float64, requires_grad=True)
     confidence = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    loss = pll_loss(logits, confidence)
+    loss = pll_loss(logits, confidence).mean()
     p = np.exp(logits.detach().numpy())
     p /= p.sum(axis=1, keepdims=True)
     assert loss.item() == pytest.approx(-(0.5 * np.log(p[0, 0] * p[0, 1]) + np.log(p[1, 2])) / 2, rel=1e-6)
@@ -115,7 +115,7 @@ def test_the_uniformity_term_is_added_with_its_weight(tmp_path, toy_config, toy_
     batch = trainer._prepare_inputs(trainer.data_collator([toy_train[i] for i in range(8)]))
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, dict(batch))
-        pll = pll_loss(trainer.model(batch["pixel_values"]).logits, trainer.table.lookup(batch["index"]))
+        pll = pll_loss(trainer.model(batch["pixel_values"]).logits, trainer.table.lookup(batch["index"])).mean()
     at_simplex = 0.1 * np.log(3) - 1 / 3  # tau log(K - 1) - 1 / (K - 1), where the queries start
     assert (loss - pll).item() == pytest.approx(uniform_weight * at_simplex, abs=1e-5)
 
@@ -249,9 +249,9 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(tmp_path, monkeypatch, c
     [
         ({"hub_token": "hf_secret"}, "HF_TOKEN"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
-        ({"revision": "guess"}, "paper, none"),
+        ({"revision": "guess"}, "paper, normalized, soft, none"),
         ({"revision_threshold": 1.0}, r"\[0, 1\)"),
-        ({"confidence_init": "random"}, "uniform, votes"),
+        ({"confidence_init": "random"}, "uniform, votes, column"),
         ({"crop_scale": 0.0}, "crop_scale"),
         ({"crop_ratio": 0.5}, "crop_ratio"),
         ({"erase": 1.5}, "erase"),

@@ -4,9 +4,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from ..labels.candidates import from_votes
+from ..labels.candidates import draw_votes, from_votes
 
 COLUMNS = ("image", "index", "row_id", "votes", "label")
 """The columns that every prepared set has; a loader may add more (`majority`, `true_label`)."""
@@ -114,6 +115,27 @@ def add_candidates(dataset: Dataset, max_candidates: int = 2, min_votes: int = 1
     votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
     candidates = from_votes(votes, max_candidates=max_candidates, min_votes=min_votes, ties=ties)
     return dataset.add_column("candidates", list(candidates))
+
+
+def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
+    """The data set as if `number` annotators had been asked, to see how many of the lost labels training recovers.
+
+    `votes` becomes what `labels.candidates.draw_votes` draws from it, `label` the first top of that. `true_label`,
+    where there is none yet, is the winner of all votes, or -1 where several labels share the top.
+    """
+    votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
+    label = dataset.features["label"]
+    drawn = draw_votes(votes, number, seed)
+    unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    columns = {"votes": (list(drawn), dataset.features["votes"]), "label": (drawn.argmax(axis=1), label)}
+    if "true_label" not in dataset.column_names:
+        columns["true_label"] = (np.where(unique, votes.argmax(axis=1), -1), label)
+    for name, (values, feature) in columns.items():
+        if name in dataset.column_names:
+            dataset = dataset.remove_columns(name)
+        dataset = dataset.add_column(name, values, feature=feature)
+    dataset.info.description = f"{dataset.info.description}; {number} votes drawn for each row (seed {seed})"
+    return dataset
 
 
 def _name_some(names: list[str]) -> str:

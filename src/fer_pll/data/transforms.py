@@ -66,18 +66,20 @@ class BatchAugmentation:
     light: float = 0.0
     erase: float = 0.0
 
-    def __call__(self, pixels: torch.Tensor, index: torch.Tensor, epoch: int) -> torch.Tensor:
+    def __call__(self, pixels: torch.Tensor, index: torch.Tensor, epoch: int, view: int = 0) -> torch.Tensor:
         """Augment.
 
         Args:
             pixels: uint8 (B, C, H, W).
             index: (B,) row numbers, the key of each picture's random numbers.
             epoch: of the training.
+            view: another number changes the same picture in another way.
 
         Returns:
             float32 (B, C, H, W) with whole values 0..255, as an 8-bit picture has (HOG targets need them).
         """
-        draws = torch.from_numpy(keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12)).to(pixels.device)
+        draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
+        draws = torch.from_numpy(draws).to(pixels.device)
         scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
         theta = self.affine(scale, ratio, x, y, angle, flip)  # (B, 2, 3)
         grid = nn.functional.affine_grid(theta, list(pixels.shape), align_corners=False)
@@ -126,10 +128,11 @@ class PixelCollator:
     """Rows of a prepared data set to a batch of 8-bit pixels.
 
     Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows
-    have a `label`, int64 `labels` (B,).
+    have them, int64 `labels` (B,) and `votes` (B, K) if asked for.
     """
 
     image_processor: FerPllImageProcessor
+    votes: bool = False
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [row["image"] for row in rows]
@@ -137,4 +140,6 @@ class PixelCollator:
         batch = {"pixel_values": pixels, "index": torch.tensor([row["index"] for row in rows])}
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
+        if self.votes and "votes" in rows[0]:
+            batch["votes"] = torch.tensor([row["votes"] for row in rows])
         return batch

@@ -70,6 +70,30 @@ def from_votes(
     return top & enough
 
 
+def draw_votes(votes: ArrayLike, number: int, seed: int = 0) -> np.ndarray:
+    """As if fewer annotators had been asked: `number` votes of each row, drawn without replacement.
+
+    Args:
+        votes: (N, K), whole numbers >= 0. A row with fewer than `number` votes keeps all it has.
+        number: votes that are left, >= 1.
+        seed: of the draw; a row's draw depends on the rows before it.
+
+    Returns:
+        (N, K) int64.
+
+    Raises:
+        ValueError: for votes refused by `check_votes`, for votes that are no whole numbers, for `number` below 1.
+    """
+    votes = check_votes(votes)
+    _refuse_rows((votes % 1 != 0).any(axis=1), votes, "votes", "holds a part of a vote; only whole votes can be drawn")
+    if not isinstance(number, Integral) or number < 1:
+        raise ValueError(f"the number of votes to draw must be a whole number from 1, got {number!r}")
+    votes = votes.astype(np.int64)
+    generator = np.random.default_rng(seed)
+    drawn = [generator.multivariate_hypergeometric(row, min(number, row.sum()), method="count") for row in votes]
+    return np.stack(drawn)
+
+
 def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
     """A user's own candidate sets, booleans or 0 / 1, as bool (N, num_classes).
 

@@ -3,11 +3,12 @@
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
@@ -17,44 +18,129 @@ from torch import Tensor
 from .candidates import check_candidates, check_votes
 
 FORMAT_VERSION = "1"
+_CHUNK_ROWS = 65_536  # what goes over all rows takes as many at a time, so as to need no second table
 
 
 class Revision(NamedTuple):
     """What one call of `ConfidenceTable.revise` did to the B rows of its batch.
 
     An index that stands twice in the batch counts where it stands first; its repetitions are neither `revised` nor
-    `ambiguous`. Take statistics over the ambiguous rows: a one-hot row has nothing left to revise.
+    `ambiguous`. Take statistics over the ambiguous rows: a row that is decided has nothing left to revise.
     """
 
     revised: Tensor  # (B,) bool: the row's confidence changed
     margin: Tensor  # (B,) float32: v_(1) - v_(2) of Eq. 5
-    ambiguous: Tensor  # (B,) bool: the row had more than one label with confidence > 0 before
+    ambiguous: Tensor  # (B,) bool: the row had more than one label left to choose from
 
 
-def revise_paper(confidence: Tensor, logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
-    """Eq. 4 and 5 of the paper: the leading candidate takes all as soon as it leads by more than a threshold.
+# -- Revision rules. Each is a response v(C, Y, z), and either what Eq. 5 makes of it or the response itself.
+
+
+def paper_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+    """v = C * sigmoid(z), Eq. 4 of the paper; (B, K), zero outside the candidates."""
+    return confidence * torch.sigmoid(logits.detach().float())
+
+
+def normalized_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+    """v_k = exp(z_k) / sum_{j: C_j > 0} exp(z_j) where C_k > 0, else 0; (B, K), rows sum to 1.
+
+    Unlike Eq. 4 it does not change when all logits of a row shift together.
+    """
+    return _restricted_softmax(logits, confidence > 0)
+
+
+def soft_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+    """v_k = exp(z_k) / sum_{j in Y} exp(z_j) where k in Y, else 0; (B, K), rows sum to 1."""
+    return _restricted_softmax(logits, candidates)
+
+
+def _restricted_softmax(logits: Tensor, allowed: Tensor) -> Tensor:
+    return logits.detach().float().masked_fill(~allowed, float("-inf")).softmax(dim=1)
+
+
+def response_margin(response: Tensor) -> Tensor:
+    """v_(1) - v_(2) of Eq. 5, (B,): how far the leading candidate leads; NaN where the response holds NaN."""
+    largest, second = response.topk(2, dim=1).values.unbind(dim=1)
+    return largest - second
+
+
+def decide(confidence: Tensor, response: Tensor, threshold: float) -> Tensor:
+    """Eq. 5 of the paper: the leading candidate takes all as soon as it leads by more than a threshold.
+
+        C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
+
+    All other entries of a decided row become zero, as the sentence below Eq. 5 says and its formula leaves out. Of
+    equal leaders the first class leads, but their margin is 0, which never exceeds the threshold.
+    """
+    if not 0 <= threshold < 1:
+        raise ValueError(f"revision_threshold must lie in [0, 1), got {threshold}")
+    one_hot = torch.zeros_like(confidence).scatter_(1, response.argmax(dim=1, keepdim=True), 1.0)
+    return torch.where((response_margin(response) > threshold)[:, None], one_hot, confidence)
+
+
+def revise_paper(confidence: Tensor, candidates: Tensor, logits: Tensor, threshold: float) -> Tensor:
+    """Eq. 4 and 5 of the paper.
 
         v = C * sigmoid(z);   C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
 
-    All other entries of a revised row become zero, as the sentence below Eq. 5 says and its formula leaves out. The
-    margin is at most max C, that is 1/|Y| for uniform confidences. Of equal leaders the first class leads, but their
-    margin is 0, which never exceeds the threshold. A row whose logits hold NaN stays as it is, with margin NaN.
+    The margin is at most max C, that is 1/|Y| for uniform confidences. A one-hot row stays as it is for good. A row
+    whose logits hold NaN stays as it is.
 
     Args:
-        confidence: C, float32 (B, K), rows >= 0 with sum 1.
+        confidence: C, float32 (B, K), rows >= 0 with sum 1, zero outside the candidates.
+        candidates: Y, bool (B, K).
         logits: z, (B, K), any float type; used detached and in float32, also under autocast.
         threshold: 0 <= threshold < 1.
 
     Returns:
-        C' (B, K) float32 and the margins (B,) float32.
+        C' (B, K) float32.
     """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"revision_threshold must lie in [0, 1), got {threshold}")
-    response = confidence * torch.sigmoid(logits.detach().float())
-    largest, second = response.topk(2, dim=1).values.unbind(dim=1)
-    margin = largest - second
-    one_hot = torch.zeros_like(confidence).scatter_(1, response.argmax(dim=1, keepdim=True), 1.0)
-    return torch.where((margin > threshold)[:, None], one_hot, confidence), margin
+    return decide(confidence, paper_response(confidence, candidates, logits), threshold)
+
+
+def revise_normalized(confidence: Tensor, candidates: Tensor, logits: Tensor, threshold: float) -> Tensor:
+    """Eq. 5 on probabilities: the model's softmax over the labels that are left.
+
+        v_k = exp(z_k) / sum_{j: C_j > 0} exp(z_j);   C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
+
+    Arguments and result as `revise_paper`.
+    """
+    return decide(confidence, normalized_response(confidence, candidates, logits), threshold)
+
+
+def revise_soft(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+    """The model's softmax over the candidates: the update of RC (Feng et al., 2020) and PRODEN (Lv et al., 2020).
+
+        C'_k = exp(z_k) / sum_{j in Y} exp(z_j) where k in Y, else 0
+
+    It belongs after the loss of the visit. Before it, the gradient of `pll_loss` would be that of `cc_loss`. A row
+    whose logits hold NaN stays as it is. Arguments and result as `revise_paper`.
+    """
+    response = soft_response(confidence, candidates, logits)
+    return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, response)
+
+
+def revise_none(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+    """C' = C. Arguments and result as `revise_paper`."""
+    return confidence
+
+
+class RevisionRule(NamedTuple):
+    """A rule as `ConfidenceTable.revise` applies it."""
+
+    revise: Callable[..., Tensor]  # (C, Y, z) -> C', all (B, K); with `threshold` where the rule has one
+    response: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # (C, Y, z) -> v, for the margin; None: no revision
+    has_threshold: bool
+    after_loss: bool  # the loss of a visit sees the confidence that the row's previous visit left
+
+
+REVISION_RULES = {
+    "paper": RevisionRule(revise_paper, paper_response, has_threshold=True, after_loss=False),
+    "normalized": RevisionRule(revise_normalized, normalized_response, has_threshold=True, after_loss=False),
+    "soft": RevisionRule(revise_soft, soft_response, has_threshold=False, after_loss=True),
+    "none": RevisionRule(revise_none, None, has_threshold=False, after_loss=False),
+}
+"""The rules by name. A new one is a function, its response and an entry here."""
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:
@@ -65,32 +151,42 @@ def maximum_margin(confidence: Tensor) -> Tensor:
     return confidence.amax(dim=1)
 
 
-def warn_if_threshold_cannot_fire(confidence: Tensor, threshold: float) -> None:
+def warn_if_threshold_cannot_fire(table: "ConfidenceTable", threshold: float, reversible: bool = False) -> None:
     """Warn, with the numbers, about ambiguous rows whose margin can never exceed the threshold of Eq. 5.
 
     Args:
-        confidence: (N, K), as training begins.
+        table: as training begins.
         threshold: revision_threshold of the rule `paper`.
+        reversible: whether rows are revised from their initial candidates.
     """
-    set_size = confidence.count_nonzero(dim=1)
-    bound = maximum_margin(confidence)
-    dead = (set_size > 1) & (bound <= threshold)
+    num_classes = len(table.class_names)
+    rows, dead = torch.zeros(2, num_classes + 1, dtype=torch.int64).unbind()
+    highest = torch.zeros(num_classes + 1)
+    for part in table.chunks():
+        confidence = uniform_confidence(table.candidates[part]) if reversible else table.confidence[part]
+        set_size, bound = confidence.count_nonzero(dim=1).cpu(), maximum_margin(confidence).cpu()
+        cannot = bound <= threshold
+        rows += set_size.bincount(minlength=num_classes + 1)
+        dead += set_size[cannot].bincount(minlength=num_classes + 1)
+        highest.scatter_reduce_(0, set_size[cannot], bound[cannot], "amax")
+    rows[:2] = dead[:2] = 0  # with one label there is nothing to revise
     if not dead.any():
         return
-    lines = []
-    for size in set_size[dead].unique().tolist():
-        rows = set_size == size
-        lines.append(
-            f"{int((dead & rows).sum()):,} of {int(rows.sum()):,} rows with {size} candidates"
-            f" (margins stay below {bound[dead & rows].max():.3f})"
-        )
-    total, ambiguous = int(dead.sum()), int((set_size > 1).sum())
+    lines = [
+        f"{int(dead[size]):,} of {int(rows[size]):,} rows with {size} candidates"
+        f" (margins stay below {highest[size]:.3f})"
+        for size in dead.nonzero()[:, 0].tolist()
+    ]
     warnings.warn(
-        f"revision_threshold {threshold:g} can never fire for {total:,} of {ambiguous:,} ambiguous rows: "
-        + "; ".join(lines)
-        + ". Choose a lower threshold if these rows are to be revised.",
+        f"revision_threshold {threshold:g} can never fire for {int(dead.sum()):,} of {int(rows.sum()):,} ambiguous"
+        " rows: " + "; ".join(lines) + ". Choose a lower threshold if these rows are to be revised.",
         stacklevel=2,
     )
+
+
+def uniform_confidence(candidates: Tensor) -> Tensor:
+    """C_i = Y_i / |Y_i| (section 3.3.2 of the paper), float32 (B, K), of candidate sets (B, K) bool."""
+    return candidates.float() / candidates.sum(dim=1, keepdim=True)
 
 
 @dataclass(eq=False)
@@ -98,7 +194,8 @@ class ConfidenceTable:
     """The confidence vectors C_i of all N training rows, looked up and revised by row index.
 
     Invariants: rows are >= 0, sum to 1 and are zero outside the candidate set. A look-up or a revision takes time
-    proportional to the batch, whatever N.
+    proportional to the batch, whatever N; so does `summary`, whose figures are kept up to date by `write`. The table
+    takes 5 K + 4 bytes a row; what goes over all rows does so in parts.
     """
 
     confidence: Tensor  # (N, K) float32
@@ -107,14 +204,19 @@ class ConfidenceTable:
     class_names: tuple[str, ...]
     fingerprint: str
 
+    def __post_init__(self):
+        self.true_labels: Tensor | None = None
+        self._count()
+
     @classmethod
     def from_candidates(
         cls,
         candidates: ArrayLike,
         class_names: Sequence[str],
         fingerprint: str,
-        confidence_init: Literal["uniform", "votes"] = "uniform",
+        confidence_init: Literal["uniform", "votes", "column"] = "uniform",
         votes: ArrayLike | None = None,
+        confidence: ArrayLike | None = None,
     ) -> Self:
         """The table at the start of training.
 
@@ -123,28 +225,39 @@ class ConfidenceTable:
             class_names: K names.
             fingerprint: of the data set, see `candidates.dataset_fingerprint`.
             confidence_init: "uniform" is C_i = Y_i / |Y_i| (section 3.3.2); "votes" is the shares of the votes that
-                fall inside the candidate set.
+                fall inside the candidate set; "column" is `confidence`, as an earlier training left it.
             votes: (N, K), used by "votes" only. A candidate without a vote has confidence 0 then, for good.
+            confidence: (N, K), used by "column" only: rows >= 0 with sum 1, zero outside the candidates.
         """
         allowed = torch.tensor(check_candidates(candidates, len(class_names)))
-        weights = allowed.float()
+        weights = {"votes": votes, "column": confidence}.get(confidence_init)
         if confidence_init == "votes":
             if votes is None:
                 raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
-            votes = torch.from_numpy(check_votes(votes))
-            if votes.shape != allowed.shape:
-                raise ValueError(
-                    f"votes of shape {tuple(votes.shape)} do not match candidates of shape {tuple(allowed.shape)}"
-                )
-            weights *= votes
+            weights = check_votes(votes)
+        elif confidence_init == "column":
+            if confidence is None:
+                raise ValueError('confidence_init="column" needs confidences; pass them or use another start')
+            weights = check_confidence(confidence, allowed)
         elif confidence_init != "uniform":
-            raise ValueError(f'confidence_init must be "uniform" or "votes", got {confidence_init!r}')
-        total = weights.sum(dim=1, keepdim=True)
-        if not total.all():
-            row = int((total[:, 0] == 0).nonzero()[0])
-            raise ValueError(f'row {row}: no candidate has a vote; drop the row or use confidence_init="uniform"')
+            raise ValueError(f'confidence_init must be "uniform", "votes" or "column", got {confidence_init!r}')
+        if weights is not None and weights.shape != allowed.shape:
+            raise ValueError(
+                f"{confidence_init} of shape {tuple(weights.shape)} do not match candidates of shape"
+                f" {tuple(allowed.shape)}"
+            )
+        start = torch.empty(allowed.shape)
+        for part in _chunks(len(allowed)):
+            inside = allowed[part].float()
+            if weights is not None:
+                inside *= torch.from_numpy(weights[part])
+            total = inside.sum(dim=1, keepdim=True)
+            if not total.all():
+                row = part.start + int((total[:, 0] == 0).nonzero()[0])
+                raise ValueError(f'row {row}: no candidate has a vote; drop the row or use confidence_init="uniform"')
+            start[part] = inside if confidence_init == "column" else inside / total  # its last bits stay as they are
         return cls(
-            confidence=weights / total,
+            confidence=start,
             candidates=allowed,
             revised_epoch=torch.full((len(allowed),), -1, dtype=torch.int32),
             class_names=tuple(class_names),
@@ -154,12 +267,23 @@ class ConfidenceTable:
     def __len__(self) -> int:
         return len(self.confidence)
 
+    def chunks(self) -> Iterator[slice]:
+        """Slices that go through all rows in parts small enough not to count."""
+        return _chunks(len(self))
+
     def to(self, device: torch.device | str) -> Self:
         """Move the tensors, in place; returns the table."""
-        self.confidence = self.confidence.to(device)
-        self.candidates = self.candidates.to(device)
-        self.revised_epoch = self.revised_epoch.to(device)
+        for name in ("confidence", "candidates", "revised_epoch", "true_labels", "_totals"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).to(device))
         return self
+
+    def set_true_labels(self, true_labels: ArrayLike | None) -> None:
+        """Let `summary` tell the label recovery. True labels (N,), -1 = unknown; never used for anything else."""
+        if true_labels is not None:
+            true_labels = torch.as_tensor(true_labels, device=self.confidence.device).to(torch.int16)
+        self.true_labels = true_labels
+        self._count()
 
     def lookup(self, index: Tensor) -> Tensor:
         """Confidences (B, K) float32 of the rows `index` (B,) int64. Raises IndexError outside 0 ... N-1."""
@@ -172,31 +296,94 @@ class ConfidenceTable:
         return self.confidence[index]
 
     @torch.no_grad()
-    def revise(self, index: Tensor, logits: Tensor, threshold: float, epoch: int) -> Revision:
-        """Revise the rows of a batch from the model's current logits by `revise_paper` (Algorithm 1 of the paper).
+    def revise(
+        self,
+        index: Tensor,
+        logits: Tensor,
+        threshold: float,
+        epoch: int,
+        rule: str = "paper",
+        reversible: bool = False,
+    ) -> Revision:
+        """Revise the rows of a batch from the model's current logits (Algorithm 1 of the paper).
 
         Args:
             index: (B,) int64, rows of the table. Of an index that occurs twice the first occurrence counts, so that
                 samples repeated to fill up a batch revise nothing.
             logits: (B, K), detached here.
-            threshold: revision_threshold, 0 <= threshold < 1.
+            threshold: revision_threshold, 0 <= threshold < 1; unused by rules without one.
             epoch: written to `revised_epoch` of the rows that change.
+            rule: name in `REVISION_RULES`.
+            reversible: revise from the initial candidates, C = Y / |Y|, in the place of the last C, so that no
+                decision is final.
         """
         confidence = self.lookup(index)
         if logits.shape != confidence.shape:
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} do not match {tuple(confidence.shape)} confidences"
             )
-        proposal, margin = revise_paper(confidence, logits, threshold)
-        ambiguous = _first_occurrences(index) & (confidence.count_nonzero(dim=1) > 1)
-        revised = ambiguous & (proposal != confidence).any(dim=1)
-        self.confidence[index[revised]] = proposal[revised]
-        self.revised_epoch[index[revised]] = epoch
+        revise, response, has_threshold, _ = REVISION_RULES[rule]
+        candidates = self.candidates[index]
+        before = uniform_confidence(candidates) if reversible else confidence
+        proposal = revise(before, candidates, logits, **({"threshold": threshold} if has_threshold else {}))
+        if response is None:
+            margin = torch.full_like(confidence[:, 0], float("nan"))
+        else:
+            margin = response_margin(response(before, candidates, logits))
+        first = first_occurrences(index)
+        labels_left = candidates if reversible or not has_threshold else confidence
+        ambiguous = first & (labels_left.count_nonzero(dim=1) > 1)
+        # A row whose logits hold NaN stays as it is, whatever it would be revised from.
+        revised = ambiguous & (proposal != confidence).any(dim=1) & ~margin.isnan()
+        self.write(index[revised], proposal[revised], epoch)
         return Revision(revised, margin, ambiguous)
+
+    @torch.no_grad()
+    def write(self, index: Tensor, confidence: Tensor, epoch: int) -> None:
+        """Put confidences (B, K) in the place of those of the rows `index` (B,), none of which occurs twice.
+
+        Keeping the invariants is the caller's business. `revised_epoch` of the rows becomes `epoch`.
+        """
+        self._totals -= self._totals_of(index)
+        self.confidence[index] = confidence
+        self.revised_epoch[index] = epoch
+        self._totals += self._totals_of(index)
+
+    def summary(self) -> dict[str, float]:
+        """How far disambiguation has come, in time that does not depend on N.
+
+        `revised_fraction`: of the rows with more than one candidate, the share that was ever revised.
+        `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, where true labels were set: see
+        `evaluation.metrics.label_recovery`.
+        """
+        revised, entropy, recovered = self._totals.tolist()
+        figures = {"revised_fraction": revised / max(self.num_ambiguous, 1), "confidence_entropy": entropy / len(self)}
+        if self.true_labels is not None:
+            figures["label_recovery"] = recovered / max(self._num_known, 1)
+        return figures
+
+    def _totals_of(self, rows: Tensor | slice) -> Tensor:
+        """(3,) float64: of some rows, how many were revised, their summed entropy, how many labels they recover."""
+        confidence = self.confidence[rows]
+        totals = [(self.revised_epoch[rows] >= 0).sum(), torch.special.entr(confidence.double()).sum()]
+        if self.true_labels is None:
+            totals.append(torch.zeros_like(totals[0]))
+        else:
+            totals.append((confidence.argmax(dim=1) == self.true_labels[rows]).sum())
+        return torch.stack([total.double() for total in totals])
+
+    def _count(self) -> None:
+        self._totals = torch.zeros(3, dtype=torch.float64, device=self.confidence.device)
+        self.num_ambiguous = self._num_known = 0
+        for part in self.chunks():
+            self._totals += self._totals_of(part)
+            self.num_ambiguous += int((self.candidates[part].sum(dim=1) > 1).sum())
+            if self.true_labels is not None:
+                self._num_known += int((self.true_labels[part] >= 0).sum())
 
     def entropy(self) -> Tensor:
         """Entropy of each row in nats, (N,) float32: 0 for a one-hot row, log|Y| for a uniform one."""
-        return torch.special.entr(self.confidence).sum(dim=1)
+        return torch.cat([torch.special.entr(self.confidence[part]).sum(dim=1) for part in self.chunks()])
 
     def labels(self) -> Tensor:
         """Label of the largest confidence of each row, (N,) int64; of equal ones the first in class order."""
@@ -228,6 +415,12 @@ class ConfidenceTable:
         os.replace(unfinished, path)
 
     @classmethod
+    def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:
+        """Raise as `load` does where a file cannot be used with a data set; reads no more than its head."""
+        with _open_table(path) as file:
+            _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
+
+    @classmethod
     def load(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> Self:
         """Read a table written by `save`, bit for bit.
 
@@ -240,33 +433,75 @@ class ConfidenceTable:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, is no confidence table, or belongs to other class names or other data.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                # cloned, for a tensor mapped from the file would change with it
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(
-                f"{path} is damaged or no safetensors file ({error}); use an earlier checkpoint"
-            ) from error
-        if metadata.get("format_version") != FORMAT_VERSION:
-            raise ValueError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
-        saved_names = tuple(json.loads(metadata["class_names"]))
-        if saved_names != tuple(class_names):
-            raise ValueError(
-                f"class names differ: {path} holds {saved_names}, the data set {tuple(class_names)};"
-                " use the data set that the table was trained on, with its class order, or start a new table"
-            )
-        if metadata["fingerprint"] != fingerprint:
-            raise ValueError(
-                f"data set fingerprints differ: {path} holds {metadata['fingerprint']}, the data set {fingerprint}:"
-                " rows, their order or their candidate sets are not the same;"
-                " use the data set that the table was trained on, or start a new table"
-            )
-        return cls(**tensors, class_names=saved_names, fingerprint=fingerprint)
+        with _open_table(path) as file:
+            _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
+            tensors = {name: _read_tensor(file, name) for name in file.keys()}
+        return cls(**tensors, class_names=tuple(class_names), fingerprint=fingerprint)
 
 
-def _first_occurrences(index: Tensor) -> Tensor:
+def _open_table(path: str | os.PathLike) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); use an earlier checkpoint") from error
+
+
+def _check_metadata(
+    path: str | os.PathLike, metadata: dict[str, str], class_names: Sequence[str], fingerprint: str
+) -> None:
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
+    saved_names = tuple(json.loads(metadata["class_names"]))
+    if saved_names != tuple(class_names):
+        raise ValueError(
+            f"class names differ: {path} holds {saved_names}, the data set {tuple(class_names)};"
+            " use the data set that the table was trained on, with its class order, or start a new table"
+        )
+    if metadata["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"data set fingerprints differ: {path} holds {metadata['fingerprint']}, the data set {fingerprint}:"
+            " rows, their order or their candidate sets are not the same;"
+            " use the data set that the table was trained on, or start a new table"
+        )
+
+
+def _read_tensor(file: safe_open, name: str) -> Tensor:
+    """A tensor of the file in memory of its own (one mapped from the file would change with it), part by part."""
+    stored = file.get_slice(name)
+    shape = stored.get_shape()
+    if not shape or not shape[0]:
+        return file.get_tensor(name).clone()
+    tensor = torch.empty(shape, dtype=stored[:1].dtype)
+    for part in _chunks(shape[0]):
+        tensor[part] = stored[part.start : part.stop]
+    return tensor
+
+
+def check_confidence(confidence: ArrayLike, candidates: Tensor) -> np.ndarray:
+    """Confidences as float32 (N, K).
+
+    Raises ValueError naming the first row that is negative, no distribution, or not zero outside its candidates.
+    """
+    confidence = np.asarray(confidence, dtype=np.float32)
+    if confidence.shape != tuple(candidates.shape):
+        return confidence  # the caller says it
+    for part in _chunks(len(confidence)):
+        rows, allowed = confidence[part], candidates[part].numpy()
+        sound = (rows >= 0).all(axis=1) & (abs(rows.sum(axis=1) - 1) < 1e-4) & ~(rows * ~allowed).any(axis=1)
+        if not sound.all():
+            row = part.start + int(np.flatnonzero(~sound)[0])
+            raise ValueError(
+                f"confidence row {row} ({', '.join(f'{entry:g}' for entry in confidence[row])}) must be >= 0, sum to 1"
+                " and be zero outside the row's candidates; use the confidences that belong to these candidate sets"
+            )
+    return confidence
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK_ROWS, num_rows)) for start in range(0, num_rows, _CHUNK_ROWS))
+
+
+def first_occurrences(index: Tensor) -> Tensor:
     """(B,) bool: False where the same value stands further left."""
     values, order = index.sort(stable=True)
     first = torch.ones_like(index, dtype=torch.bool)

@@ -7,6 +7,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..data.transforms import BatchAugmentation
+from .methods import METHODS
 
 
 @dataclass
@@ -91,19 +92,51 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
 class FerPllTrainingArguments(ImageTrainingArguments):
     """Settings of training with candidate sets (paper, sections 3.1, 3.3 and 4.2)."""
 
+    loss: str = field(
+        default="pll",
+        metadata={
+            "help": "Loss: pll (the paper's, Eq. 2), softmax (on the column `label`), soft_votes, cc, rc, proden, lw, "
+            "lwc, pico or crpll."
+        },
+    )
     confidence_init: str = field(
         default="uniform",
-        metadata={"help": "First confidences: uniform over the candidates, or the shares of the votes inside them."},
+        metadata={
+            "help": "First confidences: uniform over the candidates, the shares of the votes inside them (votes), or "
+            "the column `confidence` that an earlier training left (column)."
+        },
     )
-    revision: str = field(
-        default="paper", metadata={"help": "How confidences are revised: paper (Eq. 4 and 5) or none."}
+    revision: str | None = field(
+        default=None,
+        metadata={
+            "help": "How confidences are revised: paper (Eq. 4 and 5: once the best candidate leads by more than the "
+            "threshold, it takes all), normalized (the same on softmax over the candidates that are left), soft "
+            "(softmax over the candidates) or none. Default: what belongs to the loss, paper with pll."
+        },
     )
     revision_threshold: float = field(
         default=0.2,
-        metadata={"help": "Margin of the two best candidates above which the best one is taken as the label."},
+        metadata={
+            "help": "Margin of the two best candidates above which the best one is taken as the label (paper, "
+            "normalized)."
+        },
     )
     revision_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs before the first revision (0.5 is half an epoch)."}
+    )
+    reversible: bool = field(
+        default=False,
+        metadata={"help": "Revise from the initial candidates at each visit, so that no decision is final."},
+    )
+    class_balance: str = field(
+        default="none",
+        metadata={
+            "help": "What is done for rare classes: none, sampler (each class is drawn as often, by the first "
+            "confidences) or logit_adjustment (the log of the classes' shares is added to the logits in training)."
+        },
+    )
+    contrastive_temperature: float = field(
+        default=0.07, metadata={"help": "Temperature of the contrastive loss of pico."}
     )
     uniform_weight: float = field(
         default=1.0,
@@ -116,10 +149,24 @@ class FerPllTrainingArguments(ImageTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (("revision", ("paper", "none")), ("confidence_init", ("uniform", "votes"))):
+        for name, allowed in (
+            ("loss", tuple(METHODS)),
+            ("confidence_init", ("uniform", "votes", "column")),
+            ("class_balance", ("none", "sampler", "logit_adjustment")),
+        ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+        method = METHODS[self.loss]
+        if self.revision is None:
+            self.revision = method.revision
+        if self.revision not in method.revisions:
+            raise ValueError(
+                f"revision={self.revision!r} does not go with loss={self.loss!r}: choose one of "
+                f"{', '.join(method.revisions)}, or leave it out."
+            )
         if not 0 <= self.revision_threshold < 1:
             raise ValueError(f"revision_threshold={self.revision_threshold} must lie in [0, 1) (Eq. 5).")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
+        if self.contrastive_temperature <= 0:
+            raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")

@@ -5,19 +5,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, Trainer
+from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 
 from ..data.transforms import PixelCollator
 from ..hub.card import model_card
 from ..labels.confidence import ConfidenceTable
-from ..model import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import ImageTrainingArguments
+from .checkpoints import (
+    begin_checkpoint,
+    check_checkpoint,
+    last_checkpoint,
+    warn_if_processes_differ,
+    write_processes,
+)
 from .optimization import parameter_groups
 from .settings import SETTINGS_NAME
 
 
-def check_image_processor(model: PreTrainedModel, image_processor: FerPllImageProcessor) -> None:
-    """Raise `ValueError` where an image processor does not make the pictures that the model was configured for."""
+def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
+    """Raise `ValueError` where an image processor does not make the pictures that a fer-pll model was configured for.
+
+    Other models do not say what pictures they take, or say it themselves when they see them.
+    """
+    if not isinstance(model, FerPllPreTrainedModel):
+        return
     for name in ("image_mean", "image_std", "num_channels"):
         of_model, of_processor = getattr(model.config, name), getattr(image_processor, name)
         if name != "num_channels":
@@ -43,8 +55,9 @@ class ImageTrainer(Trainer):
     """
 
     args: ImageTrainingArguments
-    processing_class: FerPllImageProcessor
+    processing_class: BaseImageProcessor
     table: ConfidenceTable | None = None  # the confidences, where a training has any
+    num_views = 1  # how many times each picture is augmented in training
 
     def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
         image_processor = kwargs["processing_class"]
@@ -67,7 +80,10 @@ class ImageTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs["pixel_values"]
         if self.model.training:
-            pixels = self.augmentation(pixels, inputs["index"], self.current_epoch)
+            views = (
+                self.augmentation(pixels, inputs["index"], self.current_epoch, view) for view in range(self.num_views)
+            )
+            pixels = torch.cat(list(views))  # (V * B, C, H, W), all pictures of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs
 
@@ -80,14 +96,56 @@ class ImageTrainer(Trainer):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    @property
+    def processes(self) -> dict[str, int]:
+        """What must stay the same for a resumed training to go on bit for bit."""
+        return {
+            "world_size": self.args.world_size,
+            "per_device_train_batch_size": self.args.per_device_train_batch_size,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+        }
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raise `ValueError` where this training cannot go on from a checkpoint. Changes nothing."""
+        check_checkpoint(checkpoint)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} yet.")
+        if resume_from_checkpoint:
+            self.check_checkpoint(resume_from_checkpoint)
+            warn_if_processes_differ(resume_from_checkpoint, self.processes)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def save_with_checkpoint(self, checkpoint: str) -> None:
+        """Write what a checkpoint holds besides Trainer's own files; called on the process that saves."""
+        write_processes(checkpoint, self.processes)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        # Before everything else: Trainer pushes, deletes old checkpoints and marks this one complete inside.
+        if self.args.should_save:
+            checkpoint = str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+            begin_checkpoint(checkpoint)
+            self.save_with_checkpoint(checkpoint)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()  # the state of the trainer, written next, says that nothing is missing
+
     def evaluation_results(self) -> dict[str, dict[str, float]]:
         """Metrics for the model card, by what was evaluated; none where nothing was."""
         return {}
 
-    def create_model_card(self, model_name: str | None = None, license: str | None = None, **_: Any) -> None:
+    def create_model_card(self, model_name: str | None = None, license: str | None = None, **options: Any) -> None:
         # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
         if not self.is_world_process_zero():
             return
+        if not isinstance(self.accelerator.unwrap_model(self.model), FerPllPreTrainedModel):
+            return super().create_model_card(model_name=model_name, license=license, **options)
         folder = Path(self.args.output_dir)
         settings = self.args.to_dict()
         if (folder / SETTINGS_NAME).is_file():  # what the script was told as well, such as max_candidates

@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from ..model.modeling_fer_pll import FerPllPreTrainedModel
+
 # Not matrices of a linear map: decaying them pulls positions, tokens and label queries towards zero for no reason.
 NO_DECAY = ("cls_token", "mask_token", "position_embeddings", "label_queries")
 
@@ -30,8 +32,14 @@ def parameter_groups(
 
     Returns:
         one group for each pair (depth, with or without decay), with `params`, `lr` and `weight_decay`.
+
+    Raises:
+        ValueError: for a `layer_decay` with a model whose layers we do not know.
     """
-    num_layers = model.config.num_hidden_layers
+    ours = isinstance(model, FerPllPreTrainedModel)
+    if layer_decay != 1.0 and not ours:
+        raise ValueError(f"layer_decay={layer_decay} is for the models of fer-pll; use 1 with {type(model).__name__}.")
+    num_layers = model.config.num_hidden_layers if ours else 0
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 import fer_pll
+
+from .checkpoints import last_checkpoint
 
 SETTINGS_NAME = "settings.json"
 
@@ -77,9 +78,12 @@ def check_output_folder(args: Any) -> None:
     """
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint == "last":
-        args.resume_from_checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        args.resume_from_checkpoint = last_checkpoint(folder)
         if args.resume_from_checkpoint is None:
-            raise ValueError(f"--resume_from_checkpoint last: there is no checkpoint in {folder} yet.")
+            raise ValueError(
+                f"--resume_from_checkpoint last: there is no checkpoint in {folder} yet. "
+                "Start the run again without it (and with --overwrite, if the folder holds files)."
+            )
     if args.resume_from_checkpoint is not None or not folder.is_dir() or not any(folder.iterdir()):
         return
     if not args.overwrite:

@@ -1,23 +1,28 @@
 """Training with candidate sets: a Trainer that carries the confidences of its data set (paper, Algorithm 1)."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from datasets import Dataset
-from transformers import EvalPrediction, PreTrainedModel
+from accelerate.data_loader import get_sampler
+from datasets import ClassLabel, Dataset, List, Value
+from torch.utils.data import Sampler
+from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
 
-from ..evaluation.metrics import label_recovery
+from ..data.transforms import PixelCollator
 from ..labels.candidates import dataset_fingerprint
-from ..labels.confidence import ConfidenceTable, warn_if_threshold_cannot_fire
-from ..labels.losses import pll_loss
-from ..model import FerPllImageProcessor
+from ..labels.confidence import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .images import ImageTrainer
+from .methods import METHODS, Batch
+from .sampling import ClassBalancedSampler, class_prior
 
 CONFIDENCE_NAME = "confidence.safetensors"
+METHOD_NAME = "method.pt"
 
 
 def numpy_column(dataset: Dataset, name: str) -> np.ndarray:
@@ -31,7 +36,7 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
     Args:
         dataset: the training set with `index`, `row_id`, `candidates` and, for `confidence_init="votes"`, `votes`.
         class_names: of the model, in the order of its outputs.
-        confidence_init: `"uniform"` or `"votes"`.
+        confidence_init: `"uniform"`, `"votes"` or `"column"`.
 
     Raises:
         ValueError: for a missing column, another number of classes than the model's, an empty candidate set, or an
@@ -47,6 +52,12 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
             f"The candidate sets have {candidates.shape[-1]} classes, the model has {len(class_names)} "
             f"({', '.join(class_names)}): the config's id2label and the data set must name the same classes."
         )
+    label = dataset.features.get("label")
+    if isinstance(label, ClassLabel) and label.names != class_names:
+        raise ValueError(
+            f"The data set's classes are {', '.join(label.names)}; the model's are {', '.join(class_names)}: the "
+            "config's id2label must name the same classes in the same order."
+        )
     index = numpy_column(dataset, "index")
     if not np.array_equal(np.sort(index), np.arange(len(index))):
         missing = np.setdiff1d(np.arange(len(index)), index)
@@ -55,11 +66,22 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
             f"{len(missing)} are missing, the first is {missing[0]}. Number the rows again after filtering."
         )
     order = np.argsort(index)
+    in_order = dataset if (np.diff(index) > 0).all() else dataset.select(order)
+    starts = {"votes": "votes", "column": "confidence"}
+    if confidence_init in starts and starts[confidence_init] not in dataset.column_names:
+        raise ValueError(
+            f"confidence_init={confidence_init!r} needs the column {starts[confidence_init]!r}; the training set has "
+            f"{dataset.column_names}."
+        )
     candidates = candidates[order]
-    votes = numpy_column(dataset, "votes")[order] if confidence_init == "votes" else None
-    row_ids = dataset.select_columns("row_id")["row_id"][:]
-    fingerprint = dataset_fingerprint(class_names, [row_ids[i] for i in order], candidates)
-    return ConfidenceTable.from_candidates(candidates, class_names, fingerprint, confidence_init, votes)
+    return ConfidenceTable.from_candidates(
+        candidates,
+        class_names,
+        dataset_fingerprint(class_names, in_order.select_columns("row_id")["row_id"], candidates),
+        confidence_init,
+        votes=numpy_column(in_order, "votes") if confidence_init == "votes" else None,
+        confidence=numpy_column(in_order, "confidence") if confidence_init == "column" else None,
+    )
 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -71,15 +93,38 @@ def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return {name: metrics[name] for name in ("accuracy", "mean_class_accuracy", "ece")}
 
 
+class StepCallback(TrainerCallback):
+    """Tells the trainer of the two moments that Trainer has no method for."""
+
+    def __init__(self, trainer: "FerPllTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        # Trainer does the same, but does not reach the sampler when it skips to the middle of an epoch on several
+        # processes: the epoch would go on in the order of the first.
+        sampler = get_sampler(train_dataloader)
+        if hasattr(sampler, "set_epoch"):
+            sampler.set_epoch(int(state.epoch or 0))
+
+    def on_optimizer_step(self, args, state, control, **kwargs) -> None:
+        self.trainer.method.after_optimizer_step()
+
+
 class FerPllTrainer(ImageTrainer):
     """Trains an image classifier on candidate sets and finds the true label inside them while it trains.
 
     Each step follows Algorithm 1: uniformity loss of the label queries, revision of the batch's confidences from the
-    current logits, PLL loss with the revised confidences. The batch carries row numbers only; the confidences are
-    looked up in the live table when the loss is computed, because what a DataLoader worker reads is stale.
+    current logits, loss with the revised confidences; `args.loss` and `args.revision` choose other methods. The batch
+    carries row numbers only; the confidences are looked up in the live table when the loss is computed, because what
+    a DataLoader worker reads is stale.
+
+    On several processes each holds the whole table, and all hold the same one after each step. Every row counts once
+    in an epoch: rows that fill up the last batch have no weight and revise nothing. The loss of a step is the mean
+    over the rows of all processes and micro-batches, so that how many there are changes nothing but rounding.
 
     Args:
-        model: an image classifier; its `config.id2label` names the classes of the candidate sets.
+        model: an image classifier of transformers; its `config.id2label` names the classes of the candidate sets. The
+            uniformity loss applies where it has `label_queries`.
         args: settings.
         processing_class: the checkpoint's image processor.
         train_dataset: rows with `image`, `index`, `row_id` and `candidates`; `true_label`, where known, is only used
@@ -87,7 +132,9 @@ class FerPllTrainer(ImageTrainer):
         eval_dataset: rows with `image`, `index` and `label`.
 
     Attributes:
-        table: the live `ConfidenceTable`.
+        table: the live `ConfidenceTable`; after a training with `load_best_model_at_end`, that of the best model.
+        last_table: the table that the last step left.
+        method: the `Method` named by `args.loss`.
 
     Raises:
         ValueError: where data set and model do not fit (see `start_table`).
@@ -99,7 +146,7 @@ class FerPllTrainer(ImageTrainer):
         self,
         model: PreTrainedModel,
         args: FerPllTrainingArguments,
-        processing_class: FerPllImageProcessor,
+        processing_class: BaseImageProcessor,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         **kwargs: Any,
@@ -107,12 +154,24 @@ class FerPllTrainer(ImageTrainer):
         class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.table = start_table(train_dataset, class_names, args.confidence_init)
         if args.revision == "paper":
-            warn_if_threshold_cannot_fire(self.table.confidence, args.revision_threshold)
-        self.true_labels = None
+            warn_if_threshold_cannot_fire(self.table, args.revision_threshold, args.reversible)
+        self._positions = numpy_column(train_dataset, "index").argsort()  # of the table's rows in the data set
         if "true_label" in train_dataset.column_names:
-            self.true_labels = numpy_column(train_dataset, "true_label")[
-                numpy_column(train_dataset, "index").argsort()
-            ]
+            self.table.set_true_labels(numpy_column(train_dataset, "true_label")[self._positions])
+        self.table.to(args.device)
+        self._balanced_sampler = None
+        if args.class_balance == "sampler":
+            self._balanced_sampler = ClassBalancedSampler(self.table, self._positions, args.seed)
+        self.method = METHODS[args.loss](model, self.table, args)
+        missing = {"labels": "label", "votes": "votes"}
+        for column in (missing[name] for name in self.method.columns):
+            if column not in train_dataset.column_names:
+                raise ValueError(f"loss={args.loss!r} needs the column {column!r}; choose another loss or add it.")
+        if args.class_balance == "logit_adjustment":
+            prior = class_prior(self.table).clamp(min=1 / len(self.table))
+            self.method.log_prior = prior.log().float().to(args.device)
+        self.num_views = self.method.num_views
+        kwargs.setdefault("data_collator", PixelCollator(processing_class, votes="votes" in self.method.columns))
         kwargs.setdefault("compute_metrics", fer_metrics)
         super().__init__(
             model,
@@ -122,9 +181,39 @@ class FerPllTrainer(ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        self.table.to(args.device)
-        self._ambiguous_rows = int((self.table.candidates.sum(dim=1) > 1).sum())
-        self._margins = torch.zeros(2, device=args.device)  # sum and number since the last log
+        self.loss_is_scaled_for_ga = True  # by `compute_loss`
+        self.last_table = self.table
+        self.add_callback(StepCallback(self))
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """The micro-batches of a step, and how many rows they hold on all processes.
+
+        Each gets `counts`, (B,) bool: False where accelerate repeats a row to fill up the epoch's last batch; and
+        `revisable`, (B,) bool: True where a row stands for the first time in this step, on any process.
+        """
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not batches:
+            return batches, None
+        sizes = [len(batch["index"]) for batch in batches]
+        counts = torch.ones(sum(sizes), dtype=torch.bool, device=device)
+        state, rank = self.accelerator.gradient_state, self.accelerator.process_index
+        if state.end_of_dataloader and state.remainder > 0:
+            # The epoch's last rows lie on the first processes, what follows them repeats the epoch's first rows.
+            counts[len(counts) - sizes[-1] :] = (
+                torch.arange(sizes[-1], device=device) + rank * sizes[-1] < state.remainder
+            )
+        index = torch.cat([batch["index"].to(device) for batch in batches])
+        # In the order in which one process would see them: by micro-batch, then by process.
+        step = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(sizes)])
+        everywhere = self.accelerator.gather(torch.stack([index, step, counts.long()], dim=1))  # (W * sum, 3)
+        order = everywhere[:, 1].argsort(stable=True)
+        counting = order[everywhere[order, 2] == 1]
+        revisable = torch.zeros(len(everywhere), dtype=torch.bool, device=device)
+        revisable[counting] = first_occurrences(everywhere[counting, 0])
+        mine = revisable[rank * len(index) : (rank + 1) * len(index)]
+        for batch, batch_counts, batch_revisable in zip(batches, counts.split(sizes), mine.split(sizes), strict=True):
+            batch["counts"], batch["revisable"] = batch_counts, batch_revisable
+        return batches, everywhere[:, 2].sum()
 
     def compute_loss(
         self,
@@ -133,37 +222,44 @@ class FerPllTrainer(ImageTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ):
-        index, labels = inputs.pop("index"), inputs.pop("labels", None)
-        outputs = model(**inputs)
+        pixel_values, index = inputs["pixel_values"], inputs["index"]
         if not model.training:  # indices of another data set
-            loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
+            outputs = model(pixel_values=pixel_values)
+            loss = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["labels"])
             return (loss, outputs) if return_outputs else loss
 
-        self.revise(index, outputs.logits)
-        loss = pll_loss(outputs.logits, self.table.lookup(index))
-        queries = getattr(self.accelerator.unwrap_model(model), "label_queries", None)
+        size = len(index)
+        outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])
+        everything = torch.ones_like(index, dtype=torch.bool)  # outside of `train`
+        batch = Batch(
+            logits=self.method.adjust(outputs.logits).unflatten(0, (-1, size)),
+            pixel_values=pixel_values.unflatten(0, (-1, size)),
+            index=index,
+            revisable=inputs.get("revisable", everything),
+            columns={name: inputs[name] for name in self.method.columns},
+            epoch=self.state.epoch or 0.0,
+            model=self.accelerator.unwrap_model(model),
+        )
+        losses = self.method.step(batch)  # (B,)
+        queries = getattr(batch.model, "label_queries", None)
         if self.args.uniform_weight > 0 and queries is not None:
-            loss = loss + self.args.uniform_weight * uniformity_loss(queries, self.args.uniform_temperature)
+            losses = losses + self.args.uniform_weight * uniformity_loss(queries, self.args.uniform_temperature)
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:  # the gradients of the processes are averaged, those of the micro-batches added
+            loss = (losses * inputs["counts"]).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def revise(self, index: torch.Tensor, logits: torch.Tensor) -> None:
-        """Revise the rows that all processes have just seen, so that every process holds the same table."""
-        if self.args.revision == "none" or (self.state.epoch or 0) < self.args.revision_warmup_epochs:
-            return
-        index, logits = self.accelerator.gather((index, logits.detach()))
-        revision = self.table.revise(index, logits, self.args.revision_threshold, self.current_epoch)
-        margins = revision.margin[revision.ambiguous]
-        self._margins += torch.stack([margins.sum(), margins.new_tensor(len(margins))])
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return self._balanced_sampler or super()._get_train_sampler(train_dataset)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, not an evaluation
-            logs["revised_fraction"] = int((self.table.revised_epoch >= 0).sum()) / max(self._ambiguous_rows, 1)
-            logs["confidence_entropy"] = self.table.entropy().mean().item()
-            if self._margins[1] > 0:
-                logs["mean_margin"] = (self._margins[0] / self._margins[1]).item()
-                self._margins.zero_()
-            if self.true_labels is not None:
-                logs["label_recovery"] = label_recovery(self.table.confidence.cpu().numpy(), self.true_labels)
+            logs.update(self.table.summary())
+            total, number = self.method.margins.tolist()
+            if number > 0:
+                logs["mean_margin"] = total / number
+                self.method.margins.zero_()
         super().log(logs, start_time)
 
     def evaluation_results(self) -> dict[str, dict[str, float]]:
@@ -173,16 +269,34 @@ class FerPllTrainer(ImageTrainer):
         names = ("accuracy", "mean_class_accuracy", "ece")
         return {"the evaluation set, at the last epoch": {name: evaluations[-1][f"eval_{name}"] for name in names}}
 
-    def revised_dataset(self) -> Dataset:
-        """The training set with the columns `confidence` (K floats) and `revised_epoch` (-1: never) as of now."""
-        index = numpy_column(self.train_dataset, "index")
+    def revised_dataset(self, last: bool = False) -> Dataset:
+        """The training set with what training made of its labels.
+
+        Adds `confidence` (K floats), `revised_epoch` (-1: never) and `initial_candidates` (K bools): the candidate
+        sets of this training or, where the set comes from an earlier one and has them already, of the first. It can
+        be trained on again, with `confidence_init="column"` from where it ended.
+
+        Args:
+            last: the confidences that the last step left, where `load_best_model_at_end` would give those of the
+                model that was loaded.
+        """
+        table = self.last_table if last else self.table
+        index = torch.from_numpy(numpy_column(self.train_dataset, "index"))
+        num_classes = len(table.class_names)
         columns = {
-            "confidence": list(self.table.confidence.cpu().numpy()[index]),
-            "revised_epoch": self.table.revised_epoch.cpu().numpy()[index],
+            "confidence": (table.confidence, List(Value("float32"), length=num_classes)),
+            "revised_epoch": (table.revised_epoch, Value("int32")),
+            "initial_candidates": (table.candidates, List(Value("bool"), length=num_classes)),
         }
-        dataset = self.train_dataset.remove_columns([c for c in columns if c in self.train_dataset.column_names])
-        for name, values in columns.items():
-            dataset = dataset.add_column(name, values)
+        dataset = self.train_dataset
+        if "initial_candidates" in dataset.column_names:
+            del columns["initial_candidates"]
+        dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
+        for name, (values, feature) in columns.items():
+            values = values.cpu()[index].numpy()
+            if values.ndim == 2:
+                values = pa.FixedSizeListArray.from_arrays(values.reshape(-1), num_classes)
+            dataset = dataset.add_column(name, values, feature=feature)
         return dataset
 
     def save_confidence(self, folder: str | None = None) -> None:
@@ -190,16 +304,39 @@ class FerPllTrainer(ImageTrainer):
         if self.args.should_save:
             self.table.save(Path(folder or self.args.output_dir) / CONFIDENCE_NAME)
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Before everything else: pushing and rotation of old checkpoints happen inside.
-        self.save_confidence(str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"))
-        super()._save_checkpoint(model, trial)
+    def check_checkpoint(self, checkpoint: str) -> None:
+        super().check_checkpoint(checkpoint)
+        path = Path(checkpoint) / CONFIDENCE_NAME
+        if not path.is_file():
+            raise ValueError(f"{checkpoint} holds no {CONFIDENCE_NAME}: it is no checkpoint of FerPllTrainer.")
+        ConfidenceTable.check(path, self.table.class_names, self.table.fingerprint)
+        if bool(self.method.state_dict()) != (Path(checkpoint) / METHOD_NAME).is_file():
+            raise ValueError(
+                f"{checkpoint} was written with another loss than {self.args.loss!r}; resume it with that."
+            )
+
+    def save_with_checkpoint(self, checkpoint: str) -> None:
+        super().save_with_checkpoint(checkpoint)
+        self.save_confidence(checkpoint)
+        state = self.method.state_dict()
+        if state:
+            torch.save(state, Path(checkpoint) / METHOD_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            path = Path(checkpoint) / CONFIDENCE_NAME
-            if not path.is_file():
-                raise ValueError(f"{checkpoint} holds no {CONFIDENCE_NAME}: it is no checkpoint of FerPllTrainer.")
-            table = ConfidenceTable.load(path, self.table.class_names, self.table.fingerprint)
-            self.table = table.to(self.args.device)
+            self._load_table(checkpoint)
+            self.last_table = self.table
+            if self.method.state_dict():
+                path = Path(checkpoint) / METHOD_NAME
+                self.method.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        self._load_table(self.state.best_model_checkpoint)
+
+    def _load_table(self, checkpoint: str) -> None:
+        path, true_labels = Path(checkpoint) / CONFIDENCE_NAME, self.table.true_labels
+        table = ConfidenceTable.load(path, self.table.class_names, self.table.fingerprint).to(self.args.device)
+        table.set_true_labels(true_labels)
+        self.table = self.method.table = table

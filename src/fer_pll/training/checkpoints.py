@@ -1,0 +1,84 @@
+"""Checkpoints that a killed training can rely on: which are complete, and what they were written with."""
+
+import json
+import logging
+import math
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import sort_checkpoints
+
+logger = logging.getLogger(__name__)
+
+PROCESSES_NAME = "processes.json"
+
+
+def is_complete(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was written to its end.
+
+    `trainer_state.json` is what Trainer writes last, after the files of all processes; a part of it is no JSON.
+    """
+    try:
+        json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def begin_checkpoint(checkpoint: str | Path) -> None:
+    """Make the folder, incomplete: what an earlier run left there does not pass for complete while it is replaced."""
+    Path(checkpoint).mkdir(parents=True, exist_ok=True)
+    (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+def last_checkpoint(output_dir: str | Path) -> str | None:
+    """The complete checkpoint of the highest step in a run's folder, `None` where there is none.
+
+    Half-written ones, of a run that was killed while it wrote, are passed over with a message in the log.
+    """
+    checkpoints = sort_checkpoints(str(output_dir)) if Path(output_dir).is_dir() else []
+    for checkpoint in reversed(checkpoints):
+        if is_complete(checkpoint):
+            return checkpoint
+        logger.warning(
+            "%s is half-written (the run was killed meanwhile): the checkpoint before it is used, if there is one.",
+            checkpoint,
+        )
+    return None
+
+
+def check_checkpoint(checkpoint: str | Path) -> None:
+    """Raise `ValueError` where a folder is no checkpoint that a training can be resumed from."""
+    if not Path(checkpoint).is_dir():
+        raise ValueError(f"--resume_from_checkpoint {checkpoint}: there is no such folder.")
+    if not is_complete(checkpoint):
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: no checkpoint, or half-written by a run that was killed. "
+            "--resume_from_checkpoint last finds the last complete one."
+        )
+
+
+def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
+    """Write down with how many processes, and what batches, a checkpoint was made."""
+    (Path(checkpoint) / PROCESSES_NAME).write_text(json.dumps(processes))
+
+
+def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) -> None:
+    """Say what is no longer bit-identical when a run goes on with other processes or batches than it began with."""
+    path = Path(checkpoint) / PROCESSES_NAME
+    before = json.loads(path.read_text()) if path.is_file() else processes
+    if before == processes:
+        return
+    changes = ", ".join(
+        f"{name} {before.get(name)} -> {now}" for name, now in processes.items() if before.get(name) != now
+    )
+    logger.warning(
+        "%s was written with other processes or batches (%s). Weights, optimiser, confidences and the order of the "
+        "rows go on from there, but no longer bit for bit: sums are taken in another order, and dropout and "
+        "stochastic depth draw other random numbers.%s",
+        checkpoint,
+        changes,
+        ""
+        if math.prod(before.values()) == math.prod(processes.values())
+        else " The global batch differs as well: the epoch goes on at the same number of steps, with other rows.",
+    )

@@ -1,0 +1,31 @@
+"""CRPLL, consistency regularisation for partial labels (Wu et al., 2022)."""
+
+from torch import Tensor
+
+from ...labels.losses import complement_loss, kl_loss
+from .base import Batch, Method
+
+
+class CRPLL(Method):
+    """Three views of a picture are to agree with one confidence, and with labels that nobody chose none of them is.
+
+        lambda * sum_v KL(C || p_v) - sum_{k not in Y} log(1 - p_{1,k}),   lambda = min(epoch / 100, 1)
+        C' proportional to Y * (prod_v p_v)^(1/V), after the loss
+
+    The second term is taken on the first view.
+    """
+
+    revision = "soft"
+    revisions = ("soft",)
+    num_views = trained_views = 3
+    RAMP_EPOCHS = 100
+
+    def loss(self, batch: Batch) -> Tensor:
+        confidence = self.table.lookup(batch.index)
+        weight = min(batch.epoch / self.RAMP_EPOCHS, 1.0)
+        consistency = sum(kl_loss(logits, confidence) for logits in batch.logits)
+        return weight * consistency + complement_loss(batch.logits[0], self.table.candidates[batch.index])
+
+    def revise(self, batch: Batch) -> None:
+        # The geometric mean of the views' p, renormalised, is the softmax of their mean log p.
+        self.revise_by_rule(batch, batch.logits.detach().float().log_softmax(dim=2).mean(dim=0))

@@ -1,0 +1,143 @@
+"""PiCO, contrastive label disambiguation (Wang et al., 2022)."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...labels.confidence import response_margin
+from ...labels.losses import pll_loss, supervised_contrastive_loss
+from .base import Batch, Method
+
+HEAD = "contrastive_head"
+
+
+class PiCO(Method):
+    """Prototypes of the classes in a space that a contrastive loss shapes decide between the candidates.
+
+        loss: -sum_k C_k log p_k + 0.5 * supervised contrastive(q; k and the queue)
+        C' = phi C + (1 - phi) one-hot(argmax_{k in Y} q . mu_k), before the loss
+        mu_c = unit(m mu_c + (1 - m) q) for the rows with predicted candidate c
+
+    q is the embedding of the first view, k that of the second by a copy of the model that follows slowly (momentum
+    encoder); phi falls from 0.95 to 0.8 over the training. Embeddings come from what enters the model's `classifier`,
+    through a small network that is trained along and belongs to the training, not to the published checkpoint.
+
+    Revised from `revision_warmup_epochs` on. On several processes each compares its rows with its own keys and the
+    common queue, so the contrastive loss depends on how many there are.
+    """
+
+    revision = "prototype"
+    revisions = ("prototype",)
+    num_views = 2
+    DIM = 128
+    QUEUE = 8192
+    MOMENTUM = 0.999  # of the momentum encoder
+    PROTOTYPE_MOMENTUM = 0.99
+    CONTRASTIVE_WEIGHT = 0.5
+    PHI = (0.95, 0.8)
+
+    def __init__(self, model, table, args):
+        super().__init__(model, table, args)
+        linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise ValueError("loss='pico' needs a model whose `classifier` is or holds a linear layer.")
+        width = linear[-1].in_features
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)).to(args.device)
+        model.add_module(HEAD, head)
+        # Trained and resumed with the model, but no part of what is published.
+        model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
+        self.model = model
+        self.key_model = copy.deepcopy(model).to(args.device).requires_grad_(False)
+        self.features: dict[str, Tensor] = {}
+        for name, encoder in (("query", model), ("key", self.key_model)):
+            encoder.classifier.register_forward_pre_hook(self._keep_features(name))
+        num_classes = len(table.class_names)
+        self.prototypes = torch.zeros(num_classes, self.DIM, device=args.device)
+        self.queue = torch.zeros(self.QUEUE, self.DIM, device=args.device)
+        self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=args.device)
+        self.queued = 0  # keys that were ever put into the queue
+
+    def _keep_features(self, name: str):
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features = inputs[0]
+            if features.ndim == 4:  # convolutional, (B, d, 1, 1)
+                features = features.flatten(1)
+            elif features.ndim == 3:  # one state per label query, (B, K, d)
+                features = features.mean(dim=1)
+            self.features[name] = features
+
+        return hook
+
+    def embed(self, name: str, encoder: nn.Module) -> Tensor:
+        """Unit vectors (B, DIM) of what the encoder's last forward gave its classifier."""
+        return nn.functional.normalize(getattr(encoder, HEAD)(self.features.pop(name)).float(), dim=1)
+
+    def step(self, batch: Batch) -> Tensor:
+        queries = self.embed("query", self.model)
+        candidates = self.table.candidates[batch.index]
+        labels = batch.logits[0].detach().masked_fill(~candidates, float("-inf")).argmax(dim=1)
+        with torch.no_grad():
+            self.key_model(pixel_values=batch.pixel_values[1])
+            keys = self.embed("key", self.key_model)
+        if batch.epoch >= self.args.revision_warmup_epochs:
+            self.move_confidences(batch, queries.detach())
+        filled = min(self.queued, self.QUEUE)
+        contrastive = supervised_contrastive_loss(
+            queries,
+            labels,
+            torch.cat([keys, self.queue[:filled]]),
+            torch.cat([labels, self.queue_labels[:filled]]),
+            self.args.contrastive_temperature,
+        )
+        self.remember(batch, queries.detach(), keys, labels)
+        return pll_loss(batch.logits[0], self.table.lookup(batch.index)) + self.CONTRASTIVE_WEIGHT * contrastive
+
+    @torch.no_grad()
+    def move_confidences(self, batch: Batch, queries: Tensor) -> None:
+        index, queries = self.gather_revisable(batch, queries)
+        candidates = self.table.candidates[index]
+        similarity = (queries @ self.prototypes.T).masked_fill(~candidates, float("-inf"))
+        nearest = nn.functional.one_hot(similarity.argmax(dim=1), similarity.shape[1])
+        progress = min(batch.epoch / self.args.num_train_epochs, 1.0)
+        phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * progress
+        ambiguous = candidates.sum(dim=1) > 1
+        index, nearest = index[ambiguous], nearest[ambiguous]
+        confidence = phi * self.table.lookup(index) + (1 - phi) * nearest
+        self.table.write(index, confidence, int(batch.epoch))
+        self.margins += torch.stack([response_margin(confidence).sum(), confidence.new_tensor(len(index))])
+
+    @torch.no_grad()
+    def remember(self, batch: Batch, queries: Tensor, keys: Tensor, labels: Tensor) -> None:
+        """Move the prototypes and fill the queue, with the rows of all processes, in the same order on each."""
+        _, queries, keys, labels = self.gather_revisable(batch, queries, keys, labels)
+        for query, label in zip(queries, labels.tolist(), strict=True):
+            moved = self.PROTOTYPE_MOMENTUM * self.prototypes[label] + (1 - self.PROTOTYPE_MOMENTUM) * query
+            self.prototypes[label] = nn.functional.normalize(moved, dim=0)
+        places = (self.queued + torch.arange(len(keys), device=keys.device)) % self.QUEUE
+        self.queue[places], self.queue_labels[places] = keys, labels
+        self.queued += len(keys)
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        for slow, fast in zip(self.key_model.parameters(), self.model.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 1 - self.MOMENTUM)
+        for slow, fast in zip(self.key_model.buffers(), self.model.buffers(), strict=True):
+            slow.copy_(fast)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "head": getattr(self.model, HEAD).state_dict(),
+            "key_model": self.key_model.state_dict(),
+            "prototypes": self.prototypes,
+            "queue": self.queue,
+            "queue_labels": self.queue_labels,
+            "queued": self.queued,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        getattr(self.model, HEAD).load_state_dict(state["head"])
+        self.key_model.load_state_dict(state["key_model"])
+        self.prototypes, self.queue, self.queue_labels = state["prototypes"], state["queue"], state["queue_labels"]
+        self.queued = state["queued"]

@@ -1,0 +1,32 @@
+"""RC, risk-consistent (Feng et al., 2020)."""
+
+import torch
+
+from .base import Batch
+from .plain import PLL
+
+
+class RC(PLL):
+    """As PRODEN, but the confidences come from an extra forward after the optimiser's step.
+
+    That forward is in evaluation mode: without dropout, and without moving the statistics of batch norms.
+    """
+
+    revision = "soft"
+    revisions = ("soft",)
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.seen: list[Batch] = []  # micro-batches since the last step of the optimiser
+
+    def revise(self, batch: Batch) -> None:
+        self.seen.append(batch)
+
+    @torch.no_grad()
+    def after_optimizer_step(self) -> None:
+        for batch in self.seen:
+            batch.model.eval()
+            logits = self.adjust(batch.model(pixel_values=batch.pixel_values[0]).logits)
+            batch.model.train()
+            self.revise_by_rule(batch, logits)
+        self.seen.clear()

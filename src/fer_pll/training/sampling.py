@@ -1,0 +1,50 @@
+"""Sampling that gives rare classes their share."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from ..labels.confidence import ConfidenceTable
+
+
+def class_prior(table: ConfidenceTable) -> torch.Tensor:
+    """Share of each class among the labels, as the confidences have it: their mean, (K,) float64."""
+    total = torch.zeros(len(table.class_names), dtype=torch.float64)
+    for part in table.chunks():
+        total += table.confidence[part].double().sum(dim=0).cpu()
+    return total / len(table)
+
+
+class ClassBalancedSampler(Sampler[int]):
+    """Draws N of N rows with replacement, so that each class has the same expected share of the confidences.
+
+    Row i has weight `sum_k C_ik / prior_k`. The weights are those of the confidences that training begins with, so
+    that a resumed epoch draws what the interrupted one did. The draws depend on nothing but (seed, epoch): all
+    processes draw the same.
+
+    Args:
+        table: as training begins.
+        positions: (N,) the row of the data set that each row of the table is.
+        seed: of the training.
+    """
+
+    def __init__(self, table: ConfidenceTable, positions: np.ndarray, seed: int):
+        inverse = (1 / class_prior(table)).nan_to_num(posinf=0.0)
+        weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
+        self.cumulative = weights.numpy().cumsum()
+        self.positions = positions
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.cumulative)
+
+    def __iter__(self) -> Iterator[int]:
+        draws = np.random.default_rng((self.seed, self.epoch)).random(len(self)) * self.cumulative[-1]
+        rows = self.cumulative.searchsorted(draws, side="right").clip(max=len(self) - 1)
+        return iter(self.positions[rows].tolist())

@@ -102,6 +102,7 @@ class StepCallback(TrainerCallback):
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
         # Trainer does the same, but does not reach the sampler when it skips to the middle of an epoch on several
         # processes: the epoch would go on in the order of the first.
+        self.trainer.steps_per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
         sampler = get_sampler(train_dataloader)
         if hasattr(sampler, "set_epoch"):
             sampler.set_epoch(int(state.epoch or 0))
@@ -183,6 +184,7 @@ class FerPllTrainer(ImageTrainer):
         )
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.last_table = self.table
+        self.steps_per_epoch = 1  # of the optimiser; known once training begins
         self.add_callback(StepCallback(self))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
@@ -196,12 +198,13 @@ class FerPllTrainer(ImageTrainer):
             return batches, None
         sizes = [len(batch["index"]) for batch in batches]
         counts = torch.ones(sum(sizes), dtype=torch.bool, device=device)
-        state, rank = self.accelerator.gradient_state, self.accelerator.process_index
-        if state.end_of_dataloader and state.remainder > 0:
+        rank, global_batch = self.args.process_index, self._train_batch_size * self.args.world_size
+        remainder = len(self.train_dataset) % global_batch
+        # Not accelerate's `gradient_state.remainder`: that is lost when a resumed epoch skips to its middle.
+        if remainder and self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
             # The epoch's last rows lie on the first processes, what follows them repeats the epoch's first rows.
-            counts[len(counts) - sizes[-1] :] = (
-                torch.arange(sizes[-1], device=device) + rank * sizes[-1] < state.remainder
-            )
+            place = torch.arange(sizes[-1], device=device) + rank * self._train_batch_size
+            counts[len(counts) - sizes[-1] :] = place < remainder
         index = torch.cat([batch["index"].to(device) for batch in batches])
         # In the order in which one process would see them: by micro-batch, then by process.
         step = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(sizes)])
@@ -237,7 +240,7 @@ class FerPllTrainer(ImageTrainer):
             index=index,
             revisable=inputs.get("revisable", everything),
             columns={name: inputs[name] for name in self.method.columns},
-            epoch=self.state.epoch or 0.0,
+            epoch=self.state.global_step / self.steps_per_epoch,
             model=self.accelerator.unwrap_model(model),
         )
         losses = self.method.step(batch)  # (B,)

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +25,13 @@ examples:
   # a pre-training step of the tiny model beside transformers' ViTMAEForPreTraining; of ViT-B/16 in bfloat16
   python train_scripts/benchmark.py pretrain
   python train_scripts/benchmark.py pretrain --scale base --bf16 --batch-size 64
+
+  # a fine-tuning step beside transformers' ViTForImageClassification, and what the trainer adds to transformers' own
+  python train_scripts/benchmark.py finetune
+  python train_scripts/benchmark.py finetune --scale base --repeats 3
+
+  # memory of the confidence table and time of a look-up and revision, from ten thousand to ten million rows
+  python train_scripts/benchmark.py table
 
 Both sides take turns within one run and the median counts, so that other work on the machine hits both alike. The
 last line of the output is one JSON object: benchmark, ratios, targets (of those ratios that have one) and machine.
@@ -48,14 +56,17 @@ class Result:
 
 
 def take_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function; every round calls all of them, in alternating order, after one for warm-up."""
+    """Median seconds of each function; every round calls all of them, in alternating order, after one for warm-up.
+
+    A function that returns a float has taken the seconds itself.
+    """
     seconds = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name in list(functions)[:: 1 if turn % 2 else -1]:
             start = time.perf_counter()
-            functions[name]()
+            taken = functions[name]()
             if turn:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(taken if isinstance(taken, float) else time.perf_counter() - start)
     return {name: median(values) for name, values in seconds.items()}
 
 
@@ -157,7 +168,7 @@ def skimage_hog_of_share(share):
 SCALES = {"tiny": ("fer-pll-tiny-ferplus", 64), "base": ("fer-pll-vit-base-ferplus", 8)}  # configuration, batch size
 
 
-def pretrain_options(parser):
+def model_options(parser):
     parser.add_argument(
         "--scale", choices=list(SCALES), default="tiny", help="model sizes, of hub_configs: tiny (default) or base"
     )
@@ -180,33 +191,23 @@ def measure_pretrain(args):
     share of our step that making the targets takes (at most the target); flops_share and flops_share_peer, achieved
     over measured peak of matrix products.
     """
-    args.batch_size = args.batch_size or SCALES[args.scale][1]
-    # First, while this process is small: a child's peak memory would start from ours.
-    memory = {}
-    for side in ("ours", "theirs"):
-        with ProcessPoolExecutor(1, get_context("spawn")) as child:
-            memory[side] = child.submit(peak_memory, side, args).result()
+    memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
 
     import torch
     import transformers
-    from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(args.threads)
     models, steps, flops = {}, {}, {}
     for side in ("ours", "theirs"):
-        # Counted with eager attention: the counter knows no fused attention of the CPU.
-        eager_step = make_step(side, args, attn_implementation="eager")[-1]
-        with FlopCounterMode(display=False) as counter:
-            eager_step()
-        flops[side] = counter.get_total_flops()
-        models[side], pixel_values, steps[side] = make_step(side, args)
+        flops[side] = matrix_flops(side, args)
+        models[side], inputs, steps[side] = make_step(side, args)
 
     side_length = 8192 if torch.cuda.is_available() else 2048
     matrix = torch.randn(
         side_length, side_length, device=device(), dtype=torch.bfloat16 if args.bf16 else torch.float32
     )
     others = {
-        "targets": synchronized(lambda: models["ours"].targets(pixel_values)),
+        "targets": synchronized(lambda: models["ours"].targets(**inputs)),
         "product": synchronized(lambda: matrix @ matrix),
     }
     seconds = take_turns(steps | others, args.repeats)
@@ -223,23 +224,11 @@ def measure_pretrain(args):
     if args.scale == "tiny":
         targets["hog_share"] = 0.03
 
-    def row(title, unit, values, form, name=None):
-        ratio = f"{values['ours'] / values['theirs']:.3f}"
-        target = f"<= {targets[name]:g}" if name in targets else ""
-        return (f"{title}, {unit}", *(format(values[side], form) for side in ("ours", "theirs")), ratio, target)
-
-    precision = "bfloat16" if args.bf16 else "float32"
-    parameters = {side: sum(p.numel() for p in models[side].parameters()) / 1e6 for side in models}
     table = [
-        (f"{args.scale}, batch {args.batch_size}, {precision}, {args.attn_implementation}",)
-        + ("fer-pll", "ViTMAE", "ratio", "target"),
-        row("step", "ms", {side: seconds[side] * 1e3 for side in steps}, ".1f", "time"),
-        row("speed", "images/s", {side: args.batch_size / seconds[side] for side in steps}, ".1f"),
-        row("peak memory", "MiB", {side: memory[side] / 2**20 for side in memory}, ".0f"),
-        row("parameters", "millions", parameters, ".2f"),
-        row("matrix products", "GFLOP per step", {side: flops[side] / 1e9 for side in flops}, ".2f"),
-        row("achieved", "GFLOP/s", {side: speed[side] / 1e9 for side in speed}, ".1f"),
-        row(f"share of peak ({peak / 1e9:.0f} GFLOP/s)", "%", {s: 100 * speed[s] / peak for s in speed}, ".1f"),
+        (settings_of(args), "fer-pll", "ViTMAE", "ratio", "target"),
+        *step_rows(args, models, seconds, memory, flops, targets),
+        row("achieved, GFLOP/s", {side: speed[side] / 1e9 for side in speed}, ".1f"),
+        row(f"share of peak ({peak / 1e9:.0f} GFLOP/s), %", {s: 100 * speed[s] / peak for s in speed}, ".1f"),
         (
             "HOG targets, % of the step",
             f"{100 * ratios['hog_share']:.2f}",
@@ -251,59 +240,271 @@ def measure_pretrain(args):
     return Result(table, ratios, targets, f"transformers {transformers.__version__}")
 
 
+def settings_of(args):
+    return ", ".join(
+        [args.scale, f"batch {args.batch_size}", "bfloat16" if args.bf16 else "float32", args.attn_implementation]
+    )
+
+
+def row(title, values, form, target=None):
+    """Cells: title, ours, theirs, ours over theirs, and the most that this may be."""
+    cells = [format(values[side], form) for side in ("ours", "theirs")]
+    return (title, *cells, f"{values['ours'] / values['theirs']:.3f}", f"<= {target:g}" if target else "")
+
+
+def step_rows(args, models, seconds, memory, flops, targets):
+    sides = ("ours", "theirs")
+    parameters = {side: sum(p.numel() for p in models[side].parameters()) for side in sides}
+    return [
+        row("step, ms", {side: seconds[side] * 1e3 for side in sides}, ".1f", targets.get("time")),
+        row("speed, images/s", {side: args.batch_size / seconds[side] for side in sides}, ".1f"),
+        row("peak memory, MiB", {side: memory[side] / 2**20 for side in sides}, ".0f", targets.get("memory")),
+        row("parameters, millions", {side: parameters[side] / 1e6 for side in sides}, ".2f"),
+        row("matrix products, GFLOP per step", {side: flops[side] / 1e9 for side in sides}, ".2f"),
+    ]
+
+
+def measure_finetune(args):
+    """A step of fine-tuning (forward, backward, AdamW) beside transformers' ViTForImageClassification, and
+    FerPllTrainer beside transformers' Trainer.
+
+    The peer of the model has the same encoder, attention and precision, and a linear layer on the class token in the
+    place of the query decoder. Both trainers train FerPllForImageClassification, on the same rows.
+    ratios, each at most the target: time and peak memory of our model's step over theirs; trainer, time of a step in
+    FerPllTrainer (revision of the confidences and loss of the label queries included) over one in Trainer.
+    """
+    args.batch_size = args.batch_size or SCALES[args.scale][1]
+    memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(args.threads)
+    models, steps, flops = {}, {}, {}
+    for side in ("ours", "theirs"):
+        flops[side] = matrix_flops(side, args)
+        models[side], _, steps[side] = make_step(side, args)
+    seconds = take_turns(steps, args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer_seconds = take_turns(make_trainings(args, folder), args.repeats)
+    ratios = {
+        "time": seconds["ours"] / seconds["theirs"],
+        "memory": memory["ours"] / memory["theirs"],
+        "trainer": trainer_seconds["ours"] / trainer_seconds["theirs"],
+    }
+    targets = {"trainer": 1.03}
+    if args.scale == "base":
+        # The query decoder's weights, with gradients and moments, weigh less the more pictures a step has.
+        targets |= {"time": 1.05, "memory": 1.05 if args.batch_size >= 64 else 1.12}
+    table = [
+        (settings_of(args), "fer-pll", "transformers", "ratio", "target"),
+        *step_rows(args, models, seconds, memory, flops, targets),
+        row("step in the trainer, ms", {s: t * 1e3 for s, t in trainer_seconds.items()}, ".1f", targets["trainer"]),
+    ]
+    return Result(table, ratios, targets, f"transformers {transformers.__version__}")
+
+
+STEPS = 2  # of a training in one turn: few, so that the turns lie close together
+
+
+def make_trainings(args, folder):
+    """Functions that train for `STEPS` steps with FerPllTrainer (`ours`) and Trainer, and return seconds per step.
+
+    Neither side reads pictures, nor does anything but training between two steps. The pixels are there already, and
+    Trainer's collator does with them what FerPllTrainer does after collation: what is left to differ is the trainer.
+    """
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    from fer_pll import FerPllConfig, FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
+    from fer_pll.training.settings import config_folder
+
+    config_name = config_folder(SCALES[args.scale][0])
+    config = FerPllConfig.from_pretrained(config_name, attn_implementation=args.attn_implementation)
+    num_rows = STEPS * args.batch_size
+    pixels = torch.from_numpy(photo_crops(num_rows, config.image_size, config.num_channels))
+    labels = np.arange(num_rows) % config.num_labels
+    classes = np.eye(config.num_labels, dtype=bool)
+    rows = Dataset.from_dict(
+        {
+            "index": np.arange(num_rows),
+            "row_id": [str(row) for row in range(num_rows)],
+            "candidates": classes[labels] | classes[labels - 1],
+            "label": labels,
+        }
+    )
+    settings = {
+        "output_dir": folder,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": args.batch_size,
+        "lr_scheduler_type": "cosine",
+        "bf16": args.bf16,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,  # Trainer's batches are on the GPU already
+        "remove_unused_columns": False,
+        "save_strategy": "no",
+        "logging_steps": STEPS,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    our_settings = FerPllTrainingArguments(**settings)
+    augmentation = our_settings.augmentation()
+    mean, std = (255 * torch.tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
+    mean, std = mean.to(device()), std.to(device())
+
+    def collate(rows):
+        index = torch.tensor([row["index"] for row in rows])
+        return {"pixel_values": pixels[index], "index": index, "labels": torch.tensor([row["label"] for row in rows])}
+
+    def collate_augmented(rows):
+        batch = collate(rows)
+        augmented = augmentation(batch["pixel_values"].to(device()), batch["index"], epoch=0)
+        return {"pixel_values": (augmented.float() - mean) / std, "labels": batch["labels"]}
+
+    class Clock(TrainerCallback):
+        """Takes the time from the first batch to the end of the last step, as starting a training is no step."""
+
+        def on_train_begin(self, *args, **kwargs):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *args, **kwargs):
+            synchronize()
+            self.seconds = time.perf_counter() - self.start
+
+    def training(trainer):
+        clock = Clock()
+        trainer.add_callback(clock)
+        trainer.remove_callback(PrinterCallback)
+
+        def train():
+            trainer.train()
+            return clock.seconds / STEPS
+
+        return train
+
+    ours = FerPllTrainer(
+        make_classifier("ours", config),
+        our_settings,
+        processing_class=FerPllImageProcessor.from_pretrained(config_name),
+        train_dataset=rows,
+        data_collator=collate,
+    )
+    theirs = Trainer(
+        make_classifier("ours", config),
+        TrainingArguments(**settings),
+        train_dataset=rows,
+        data_collator=collate_augmented,
+    )
+    return {"ours": training(ours), "theirs": training(theirs)}
+
+
 def device():
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def synchronize():
+    """Wait until the GPU, if there is one, has done its work."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def synchronized(function):
     """`function` that also waits until the GPU has done its work."""
-    import torch
 
     def call():
         function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
 
     return call
 
 
-def make_step(side, args, attn_implementation=None):
-    """Model of `ours` or `theirs`, normalised pictures (B, C, H, W), and a function that makes one training step."""
-    import torch
+# Sizes of an encoder and its input, which have the same names in transformers' configurations.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+ENCODER = (*SIZES, "image_size", "patch_size", "num_channels", "hidden_act", "layer_norm_eps", "qkv_bias")
+
+
+def make_pretraining_model(side, config):
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    from fer_pll import FerPllConfig, FerPllForPreTraining
+    from fer_pll import FerPllForPreTraining
+
+    if side == "ours":
+        return FerPllForPreTraining(config)
+    names = [*ENCODER, *(f"decoder_{name}" for name in SIZES), "mask_ratio"]
+    return ViTMAEForPreTraining(like(config, ViTMAEConfig, names))
+
+
+def make_classifier(side, config):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from fer_pll import FerPllForImageClassification
+
+    if side == "ours":
+        return FerPllForImageClassification(config)
+    return ViTForImageClassification(like(config, ViTConfig, [*ENCODER, "num_labels"]))
+
+
+def like(config, config_class, names):
+    # The attention is set before the model is built: ViTMAE's decoder has a copy of the configuration, out of the
+    # reach of `set_attn_implementation`.
+    values = {name: getattr(config, name) for name in names}
+    return config_class(**values, attn_implementation=config._attn_implementation)
+
+
+def make_step(side, args, attn_implementation=None):
+    """Model of `ours` or `theirs`, its inputs (normalised pictures and, where it classifies, labels), and a function
+    that makes one training step.
+    """
+    import torch
+
+    from fer_pll import FerPllConfig
     from fer_pll.training.settings import config_folder
 
     torch.manual_seed(0)
-    # Set before the model is built: ViTMAE's decoder has a copy of the configuration, out of the reach of
-    # `set_attn_implementation`.
-    attention = {"attn_implementation": attn_implementation or args.attn_implementation}
-    config = FerPllConfig.from_pretrained(config_folder(SCALES[args.scale][0]), **attention)
-    if side == "ours":
-        model = FerPllForPreTraining(config)
-    else:
-        sizes = "hidden_size num_hidden_layers num_attention_heads intermediate_size".split()
-        names = [*sizes, *(f"decoder_{name}" for name in sizes), "image_size", "patch_size", "num_channels"]
-        names += ["mask_ratio", "hidden_act", "layer_norm_eps", "qkv_bias"]
-        model = ViTMAEForPreTraining(ViTMAEConfig(**{name: getattr(config, name) for name in names}, **attention))
-    model.to(device()).train()
+    config = FerPllConfig.from_pretrained(
+        config_folder(SCALES[args.scale][0]), attn_implementation=attn_implementation or args.attn_implementation
+    )
+    make_model = {"pretrain": make_pretraining_model, "finetune": make_classifier}[args.name]
+    model = make_model(side, config).to(device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 
     pixels = torch.from_numpy(photo_crops(args.batch_size, config.image_size, config.num_channels))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
-    pixel_values = ((pixels / 255 - mean) / std).to(device())
+    inputs = {"pixel_values": ((pixels / 255 - mean) / std).to(device())}
+    if args.name == "finetune":
+        inputs["labels"] = torch.arange(args.batch_size, device=device()) % config.num_labels
 
     def step():
         optimizer.zero_grad()
         with torch.autocast(device().type, dtype=torch.bfloat16, enabled=args.bf16):
-            loss = model(pixel_values).loss
+            loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
 
-    return model, pixel_values, synchronized(step)
+    return model, inputs, synchronized(step)
+
+
+def matrix_flops(side, args):
+    """FLOP of the matrix products of one step."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # Counted with eager attention: the counter knows no fused attention of the CPU.
+    step = make_step(side, args, attn_implementation="eager")[-1]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def peak_memory_of_child(side, args):
+    """Bytes of `peak_memory`. To be called while this process is small: a child's peak would start from ours."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as child:
+        return child.submit(peak_memory, side, args).result()
 
 
 def peak_memory(side, args):
@@ -312,7 +513,7 @@ def peak_memory(side, args):
 
     import psutil
     import torch
-    from transformers import ViTMAEForPreTraining  # noqa: F401  (imported now, so that it does not count)
+    from transformers import ViTForImageClassification, ViTMAEForPreTraining  # noqa: F401  (now, so as not to count)
 
     import fer_pll.training.settings  # noqa: F401
 
@@ -327,9 +528,202 @@ def peak_memory(side, args):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
 
 
+def row_counts(text):
+    return sorted(int(count) for count in text.split(","))
+
+
+def table_options(parser):
+    parser.add_argument(
+        "--rows",
+        type=row_counts,
+        default="10000,100000,1000000,10000000",
+        metavar="N,N,...",
+        help="sizes of the table (default: %(default)s)",
+    )
+    parser.add_argument("--classes", type=int, default=8, metavar="K", help="labels (default: 8)")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows of a step (default: 256)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each size (default: 5)")
+
+
+def measure_table(args):
+    """The confidence table at several numbers of rows, beside itself: no library has one.
+
+    A step is look-up, revision and summary of a random batch. What building (from candidate sets that are there),
+    saving and loading take at most beyond the table is anonymous memory of a fresh process, read from outside every
+    half millisecond. Pages of the file that loading maps do not count: the system drops them when memory runs short.
+    Saving ends when the disk has confirmed; loading is of a file that the system has in its cache.
+    ratios, each at most the target: at the most rows, bytes_per_row of the table and MiB beyond it (build_mib,
+    save_mib, load_mib); step_growth, time of a step at the most rows over that at the fewest.
+    """
+    import torch
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        beyond = memory_beyond_table(args, folder)
+        tables = {count: build_table(draw_candidates(count, args.classes)) for count in args.rows}
+        paths = {count: table_path(folder, count) for count in args.rows}
+        # All steps in one run, so that the sizes share whatever else the machine does; so with the others.
+        steps = take_turns({n: lambda n=n: seconds_of_table_step(tables[n], args) for n in args.rows}, args.repeats)
+        saving = take_turns({n: lambda n=n: tables[n].save(paths[n]) for n in args.rows}, args.repeats)
+        loading = take_turns({n: lambda n=n: load_table(paths[n], args.classes) for n in args.rows}, args.repeats)
+    fewest, most = args.rows[0], args.rows[-1]
+    bytes_per_row = {n: size_of(tables[n]) / n for n in args.rows}
+    growth = {n: steps[n] / steps[fewest] for n in args.rows}
+    ratios = {"bytes_per_row": bytes_per_row[most]}
+    ratios |= {f"{action}_mib": values[most] for action, values in beyond.items()}
+    ratios["step_growth"] = growth[most]
+    targets = {"bytes_per_row": 4 * args.classes + 16.0, "build_mib": 32.0, "save_mib": 32.0, "load_mib": 32.0}
+    targets["step_growth"] = 1.5
+
+    def row_of(title, values, form, name=None):
+        target = f"<= {targets[name]:g}" if name else ""
+        return (title, *(format(values[n], form) for n in args.rows), target)
+
+    table = [
+        (f"rows, {args.classes} classes", *(f"{n:,}" for n in args.rows), "target"),
+        row_of("table, bytes per row", bytes_per_row, ".1f", "bytes_per_row"),
+        row_of("table, MiB", {n: size_of(tables[n]) / 2**20 for n in args.rows}, ".1f"),
+        *(row_of(f"{action}, MiB beyond it", beyond[action], ".1f", f"{action}_mib") for action in beyond),
+        row_of("save, s", saving, ".3f"),
+        row_of("load, s", loading, ".3f"),
+        row_of(f"step of {args.batch_size} rows, ms", {n: steps[n] * 1e3 for n in args.rows}, ".3f"),
+        row_of("step, over that of the fewest rows", growth, ".2f", "step_growth"),
+    ]
+    return Result(table, ratios, targets, "none")
+
+
+def draw_candidates(count, classes):
+    """Candidate sets (count, classes), numpy bool: a random third of the classes, and one so that none is empty."""
+    import numpy as np
+
+    candidates = np.random.default_rng(0).integers(0, 3, (count, classes), dtype=np.uint8) == 0
+    for label in range(classes):
+        candidates[label::classes, label] = True
+    return candidates
+
+
+def table_path(folder, count):
+    return os.path.join(folder, f"{count}.safetensors")
+
+
+def class_names(classes):
+    return [str(label) for label in range(classes)]
+
+
+def build_table(candidates):
+    from fer_pll.labels.confidence import ConfidenceTable
+
+    return ConfidenceTable.from_candidates(candidates, class_names(candidates.shape[1]), "fingerprint")
+
+
+def load_table(path, classes):
+    from fer_pll.labels.confidence import ConfidenceTable
+
+    return ConfidenceTable.load(path, class_names(classes), "fingerprint")
+
+
+def size_of(table):
+    """Bytes of all tensors of a table."""
+    import torch
+
+    return sum(value.nbytes for value in vars(table).values() if isinstance(value, torch.Tensor))
+
+
+def seconds_of_table_step(table, args):
+    """Seconds of a step with a batch, mean of a hundred."""
+    import torch
+
+    logits = torch.randn(args.batch_size, args.classes)
+    # Rows never seen before, or a big table's would come from the processor's cache like a small one's.
+    batches = torch.randint(len(table), (100, args.batch_size)).unbind()
+    start = time.perf_counter()
+    for index in batches:
+        table.lookup(index)
+        # This rule writes a row at every visit; after the paper's, which decides a row once, small tables would
+        # soon have less to do.
+        table.revise(index, logits, threshold=0.2, epoch=0, rule="soft")
+        table.summary()
+    return (time.perf_counter() - start) / len(batches)
+
+
+def memory_beyond_table(args, folder):
+    """Most MiB that building, saving and loading take beyond the table, by action and number of rows."""
+    import torch
+
+    beyond = {"build": {}, "save": {}, "load": {}}
+    # New processes give memory back as soon as it is freed: by default glibc keeps some, from which it would serve,
+    # unseen, what is to be measured.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (args.threads,)) as child:
+        for count in [args.rows[0], *args.rows]:  # twice, as what the process loads once does not count
+            path = table_path(folder, count)
+            child.submit(keep_candidates, count, args.classes).result()
+            rise = {
+                "build": memory_rise(child, build_kept_table),
+                "save": memory_rise(child, save_kept_table, path),
+                "load": memory_rise(child, load_kept_table, path),
+            }
+            size = child.submit(size_of_kept_table).result()
+            for action in beyond:
+                # Not below zero, as with tables so small that they come from memory that the process has already.
+                beyond[action][count] = max(0, rise[action] - (0 if action == "save" else size)) / 2**20
+    return beyond
+
+
+def memory_rise(child, function, *args):
+    """Bytes by which the anonymous memory of a process rises at most while it calls a function.
+
+    Read from this process, because a thread of the other would not run while the function holds its GIL.
+    """
+    import psutil
+
+    process = psutil.Process(child.submit(os.getpid).result())
+
+    def anonymous():
+        memory = process.memory_info()
+        return memory.rss - getattr(memory, "shared", 0)  # on Linux: what is mapped from files
+
+    before = most = anonymous()
+    call = child.submit(function, *args)
+    while not call.done():
+        most = max(most, anonymous())
+        time.sleep(0.0005)
+    call.result()
+    return max(most, anonymous()) - before
+
+
+def keep_candidates(count, classes):
+    """In the process whose memory is read, as all that follow: keep what the next functions need."""
+    global kept_candidates
+    kept_candidates = draw_candidates(count, classes)
+
+
+def build_kept_table():
+    global kept_table
+    kept_table = build_table(kept_candidates)
+
+
+def save_kept_table(path):
+    kept_table.save(path)
+
+
+def load_kept_table(path):
+    global kept_table
+    kept_table = load_table(path, kept_candidates.shape[1])
+
+
+def size_of_kept_table():
+    return size_of(kept_table)
+
+
 # A new benchmark is a function that adds its options to a parser, a function that measures and returns a Result (its
 # docstring is the help), and an entry here.
-BENCHMARKS = {"hog": (hog_options, measure_hog), "pretrain": (pretrain_options, measure_pretrain)}
+BENCHMARKS = {
+    "hog": (hog_options, measure_hog),
+    "pretrain": (model_options, measure_pretrain),
+    "finetune": (model_options, measure_finetune),
+    "table": (table_options, measure_table),
+}
 
 
 def cores():

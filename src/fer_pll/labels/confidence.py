@@ -356,7 +356,7 @@ class ConfidenceTable:
         `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, where true labels were set: see
         `evaluation.metrics.label_recovery`.
         """
-        revised, entropy, recovered = self._totals.tolist()
+        revised, entropy, recovered = self._totals.clamp(min=0).tolist()  # a sum of zeros may round to below zero
         figures = {"revised_fraction": revised / max(self.num_ambiguous, 1), "confidence_entropy": entropy / len(self)}
         if self.true_labels is not None:
             figures["label_recovery"] = recovered / max(self._num_known, 1)

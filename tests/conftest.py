@@ -5,8 +5,15 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 from datasets.features import ClassLabel
 from PIL import Image as PILImage
+from transformers import set_seed
 
-from fer_pll import FerPllConfig, FerPllImageProcessor
+from fer_pll import (
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllImageProcessor,
+    FerPllTrainer,
+    FerPllTrainingArguments,
+)
 
 CLASSES = ["left", "right", "top", "bottom"]
 
@@ -50,6 +57,24 @@ def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
         "candidates": candidates.tolist(),
     }
     return Dataset.from_dict(columns, features=features)
+
+
+def make_trainer(tmp_path, config, processor, train, validation=None, **settings) -> FerPllTrainer:
+    """A trainer of a small model for a few quick steps."""
+    defaults = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 3e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "revision_threshold": 0.1,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    args = FerPllTrainingArguments(output_dir=str(tmp_path), **(defaults | settings))
+    set_seed(args.seed)
+    model = FerPllForImageClassification(config)
+    return FerPllTrainer(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,16 @@
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
         --pretrained runs/pretrain --output_dir runs/finetune
 
-Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. Softmax on
-the majority label, to compare with, is `--max_candidates 1 --ties drop --revision none`. Runs under
-`accelerate launch` as well.
+Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. `--loss
+softmax` is the usual training on the most voted label, to compare with; `--loss` and `--revision` choose other
+methods. Runs under `accelerate launch` as well (train_scripts/accelerate has configurations). A run that was cut off
+goes on with `--resume_from_checkpoint last`. Writes the model, its card, the confidences and training_curves.png.
 """
 
 import os
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
@@ -25,6 +27,7 @@ from fer_pll import (
     FerPllTrainingArguments,
 )
 from fer_pll.data.prepared import add_candidates, load_prepared
+from fer_pll.evaluation.plots import plot_training_curves
 from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
 
 
@@ -94,6 +97,8 @@ def main() -> None:
     trainer.save_state()
     trainer.create_model_card()
     trainer.save_confidence()
+    if args.should_save and any("loss" in log for log in trainer.state.log_history):
+        plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
     if args.push_to_hub:
         trainer.push_to_hub()
 

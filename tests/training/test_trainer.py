@@ -7,36 +7,18 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import set_seed
 
-from conftest import CLASSES, make_dataset
+from conftest import CLASSES, make_dataset, make_trainer
 from fer_pll import (
     ConfidenceTable,
     FerPllForImageClassification,
     FerPllForPreTraining,
     FerPllImageProcessor,
-    FerPllTrainer,
     FerPllTrainingArguments,
 )
 from fer_pll.labels.losses import pll_loss
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
 from fer_pll.training.trainer import start_table
-
-
-def make_trainer(tmp_path, config, processor, train, validation=None, **settings) -> FerPllTrainer:
-    defaults = {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "revision_threshold": 0.1,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    args = FerPllTrainingArguments(output_dir=str(tmp_path), **(defaults | settings))
-    set_seed(args.seed)
-    model = FerPllForImageClassification(config)
-    return FerPllTrainer(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)
 
 
 def test_pll_loss_by_hand():

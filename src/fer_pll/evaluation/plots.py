@@ -24,6 +24,7 @@ _PANELS = (
     ("Learning rate", False, {"learning_rate": "learning rate"}),
     ("Revised rows", True, {"revised_fraction": "revised rows"}),
     ("Mean margin", False, {"mean_margin": "mean margin"}),
+    ("Mean entropy of the confidences (nats)", False, {"confidence_entropy": "mean entropy"}),
     ("Label recovery", True, {"label_recovery": "label recovery"}),
 )
 
@@ -80,7 +81,8 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
 
     Args:
         log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` where present: loss, eval_loss,
-            eval_accuracy, eval_mean_class_accuracy, learning_rate, revised_fraction, mean_margin, label_recovery.
+            eval_accuracy, eval_mean_class_accuracy, learning_rate, revised_fraction, mean_margin, confidence_entropy,
+            label_recovery.
         path: PNG file to write.
 
     Raises:
@@ -96,7 +98,7 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     if not panels:
         raise ValueError(f"log_history holds nothing to draw; it needs entries with one of {', '.join(curves)}")
     last_epoch = max(curve[:, 0].max() for curve in curves.values() if len(curve)) * 1.02
-    columns = min(len(panels), 3)
+    columns = min(len(panels), 3 if len(panels) <= 6 else 4)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)

@@ -191,6 +191,7 @@ def measure_pretrain(args):
     share of our step that making the targets takes (at most the target); flops_share and flops_share_peer, achieved
     over measured peak of matrix products.
     """
+    args.batch_size = args.batch_size or SCALES[args.scale][1]
     memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
 
     import torch
@@ -327,7 +328,7 @@ def make_trainings(args, folder):
     pixels = torch.from_numpy(photo_crops(num_rows, config.image_size, config.num_channels))
     labels = np.arange(num_rows) % config.num_labels
     classes = np.eye(config.num_labels, dtype=bool)
-    rows = Dataset.from_dict(
+    dataset = Dataset.from_dict(
         {
             "index": np.arange(num_rows),
             "row_id": [str(row) for row in range(num_rows)],
@@ -364,7 +365,7 @@ def make_trainings(args, folder):
         return {"pixel_values": (augmented.float() - mean) / std, "labels": batch["labels"]}
 
     class Clock(TrainerCallback):
-        """Takes the time from the first batch to the end of the last step, as starting a training is no step."""
+        """Takes the time from before the first batch to the end of the last step; starting a training is no step."""
 
         def on_train_begin(self, *args, **kwargs):
             self.start = time.perf_counter()
@@ -388,13 +389,13 @@ def make_trainings(args, folder):
         make_classifier("ours", config),
         our_settings,
         processing_class=FerPllImageProcessor.from_pretrained(config_name),
-        train_dataset=rows,
+        train_dataset=dataset,
         data_collator=collate,
     )
     theirs = Trainer(
         make_classifier("ours", config),
         TrainingArguments(**settings),
-        train_dataset=rows,
+        train_dataset=dataset,
         data_collator=collate_augmented,
     )
     return {"ours": training(ours), "theirs": training(theirs)}

@@ -64,6 +64,12 @@ def test_options_reach_the_loader(main, source, tmp_path):
     assert len(load_prepared(tmp_path / "a", "train")) == 3
     assert main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"]) == 0
     assert load_prepared(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
+    assert main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"]) == 0
+    drawn = load_prepared(tmp_path / "c")
+    assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
+    assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
+    assert main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"]) == 2
+    assert not (tmp_path / "d").exists()
 
 
 def test_synthetic_needs_no_source(main, tmp_path, capsys):

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 
 from fer_pll.data import EXPRESSIONS
-from fer_pll.data.prepared import DataError, check_output_folder, load_prepared, save_prepared
+from fer_pll.data.prepared import DataError, check_output_folder, keep_drawn_votes, load_prepared, save_prepared
 
 FEATURES = Features(
     {
@@ -180,3 +180,16 @@ def test_a_split_that_is_listed_but_absent(tmp_path):
     (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
     with pytest.raises(DataError, match="set cannot be read .*prepare it again"):
         load_prepared(tmp_path / "set")
+
+
+def test_drawn_votes_leave_the_winner_of_all_votes_as_the_true_label():
+    votes = [[0, 6, 4, 0, 0, 0, 0, 0], [5, 5, 0, 0, 0, 0, 0, 0], [0, 0, 0, 9, 0, 0, 0, 1]] * 30
+    dataset = make_dataset(90)["train"].remove_columns("votes").add_column("votes", votes)
+    drawn = keep_drawn_votes(dataset.cast(make_dataset()["train"].features), 2, seed=3)
+    assert drawn["true_label"][:] == [1, -1, 3] * 30  # a tie has no winner
+    assert {sum(row) for row in drawn["votes"]} == {2}
+    assert drawn["label"][:] == [row.index(max(row)) for row in drawn["votes"]]
+    assert {name: drawn.features[name] for name in FEATURES} == FEATURES
+    assert "2 votes drawn for each row (seed 3)" in drawn.info.description
+    again = keep_drawn_votes(drawn, 1)
+    assert again["true_label"][:] == drawn["true_label"][:]  # what was known stays

@@ -53,6 +53,15 @@ def test_a_row_is_augmented_alike_in_every_batch_and_otherwise_in_another_epoch(
     assert not torch.equal(whole, augment(pixels, index, epoch=3))
 
 
+def test_views_of_a_picture_differ_and_the_first_is_the_picture_of_a_training_with_one():
+    pixels = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    augmentation, index = BatchAugmentation(seed=1, crop_scale=0.5, rotation=20), torch.arange(4)
+    views = [augmentation(pixels, index, 2, view) for view in range(3)]
+    assert torch.equal(views[0], augmentation(pixels, index, 2))
+    assert not any(torch.equal(views[i], views[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert torch.equal(views[2][1:2], augmentation(pixels[1:2], index[1:2], 2, 2))
+
+
 def test_values_stay_whole_and_in_range():
     augment = BatchAugmentation(crop_scale=0.5, crop_ratio=1.3, rotation=20, light=0.9, erase=0.5)
     out = augment(random_pixels(50), torch.arange(50), epoch=0)

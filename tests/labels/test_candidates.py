@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fer_pll.labels.candidates import check_candidates, check_votes, dataset_fingerprint, from_votes
+from fer_pll.labels.candidates import check_candidates, check_votes, dataset_fingerprint, draw_votes, from_votes
 
 
 @st.composite
@@ -133,6 +133,28 @@ def test_bad_votes_are_refused(votes, message):
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         from_votes([[3, 0, 0], [2, 2, 1]], **settings)
+
+
+@given(vote_tables(), st.integers(1, 12), st.integers(0, 5))
+def test_votes_are_drawn_without_replacement(votes, number, seed):
+    drawn = draw_votes(votes, number, seed)
+    assert (drawn <= votes).all() and (drawn >= 0).all()
+    assert np.array_equal(drawn.sum(axis=1), np.minimum(votes.sum(axis=1), number))
+    assert np.array_equal(drawn, draw_votes(votes, number, seed))
+
+
+def test_draws_have_the_shares_of_the_votes():
+    drawn = draw_votes(np.tile([5, 3, 2, 0], (20_000, 1)), 2)
+    np.testing.assert_allclose(drawn.mean(axis=0), [1, 0.6, 0.4, 0], atol=0.02)
+    np.testing.assert_allclose((drawn == 2).mean(axis=0), [20 / 90, 6 / 90, 2 / 90, 0], atol=0.01)
+    assert not np.array_equal(drawn, draw_votes(np.tile([5, 3, 2, 0], (20_000, 1)), 2, seed=1))
+
+
+def test_draws_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="row 0 .* part of a vote"):
+        draw_votes([[0.5, 0.5]], 1)
+    with pytest.raises(ValueError, match="whole number from 1, got 0"):
+        draw_votes([[1, 1]], 0)
 
 
 @pytest.mark.parametrize("dtype", [bool, int, float])

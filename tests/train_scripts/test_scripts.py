@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from transformers import pipeline
 
 from fer_pll.data.prepared import load_prepared
@@ -60,13 +62,17 @@ def test_from_drawn_faces_to_metrics(workspace):
     state = json.loads((workspace / "pretrained" / "trainer_state.json").read_text())
     assert state["global_step"] == 6
 
-    # Fine-tuning goes through `accelerate launch`, as on several processes.
-    launch = (Path(sys.executable).parent / "accelerate", "launch", "--cpu", "--num_processes", 1)
+    # Fine-tuning goes through `accelerate launch`, on two processes.
+    launch = (Path(sys.executable).parent / "accelerate", "launch", "--config_file", SCRIPTS / "accelerate/ddp.yaml")
     finetune = (*launch, SCRIPTS / "finetune.py", *common, "--pretrained", workspace / "pretrained")
     output = run(*finetune, "--output_dir", workspace / "run", "--num_train_epochs", 1, "--max_candidates", 3)
     assert "query_decoder" in output  # says which weights are new
     settings = json.loads((workspace / "run" / "settings.json").read_text())
     assert settings["script"]["max_candidates"] == 3
+    checkpoint = workspace / "run" / "checkpoint-2"  # 96 rows, 2 x 32 at a time
+    assert json.loads((checkpoint / "processes.json").read_text())["world_size"] == 2
+    for file in ("confidence.safetensors", "training_curves.png"):
+        assert (workspace / "run" / file).is_file()
 
     output = run(sys.executable, SCRIPTS / "evaluate.py", workspace / "run", workspace / "data")
     report = json.loads((workspace / "run" / "evaluation-validation" / "metrics.json").read_text())
@@ -85,7 +91,35 @@ def test_from_drawn_faces_to_metrics(workspace):
     assert right / 32 == pytest.approx(everything["accuracy"])
 
 
-@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py", "evaluate.py"])
+def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_off(workspace):
+    out = workspace / "out-of-fold"
+    command = (
+        sys.executable, SCRIPTS / "out_of_fold.py", "--config", workspace / "config", "--data", workspace / "data",
+        "--output_dir", out, "--folds", 2, "--num_train_epochs", 1, "--loss", "soft_votes",
+    )  # fmt: skip
+    output = run(*command)
+    assert "label recovery of the most probable candidate, out of fold:" in output
+    tensors = load_file(out / "out_of_fold.safetensors")
+    assert tensors["index"].tolist() == list(range(96))
+    torch.testing.assert_close(tensors["probabilities"].sum(dim=1), torch.ones(96))
+    (out / "fold-1-of-2.safetensors").unlink()
+    again = run(*command)
+    assert "fold 2 of 2" in again and "fold 1 of 2" not in again
+    assert torch.equal(load_file(out / "out_of_fold.safetensors")["probabilities"], tensors["probabilities"])
+
+
+@pytest.mark.long
+def test_comparing_methods_prints_a_row_for_each(tmp_path):
+    options = ("--seeds", 2, "--num-train", 64, "--epochs", 1)
+    output = run(sys.executable, SCRIPTS / "compare_methods.py", "--out", tmp_path, *options, merge=False)
+    rows = [line for line in output.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 14 and all(row.count("±") == 3 for row in rows[1:])
+    assert run(sys.executable, SCRIPTS / "compare_methods.py", "--out", tmp_path, *options, merge=False) == "\n".join(
+        [rows[0], "|---|---|---|---|", *rows[1:], ""]
+    )
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py", "evaluate.py", "out_of_fold.py"])
 def test_mistakes_are_one_line_without_a_traceback(workspace, script):
     if script == "evaluate.py":
         output = run(sys.executable, SCRIPTS / script, workspace / "config", workspace / "nowhere", expect=1)

@@ -108,16 +108,18 @@ def revise_normalized(confidence: Tensor, candidates: Tensor, logits: Tensor, th
     return decide(confidence, normalized_response(confidence, candidates, logits), threshold)
 
 
-def revise_soft(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+def revise_soft(confidence: Tensor, candidates: Tensor, logits: Tensor, momentum: float = 0.0) -> Tensor:
     """The model's softmax over the candidates: the update of RC (Feng et al., 2020) and PRODEN (Lv et al., 2020).
 
-        C'_k = exp(z_k) / sum_{j in Y} exp(z_j) where k in Y, else 0
+        v_k = exp(z_k) / sum_{j in Y} exp(z_j) where k in Y, else 0;   C' = m C + (1 - m) v
 
     It belongs after the loss of the visit. Before it, the gradient of `pll_loss` would be that of `cc_loss`. A row
-    whose logits hold NaN stays as it is. Arguments and result as `revise_paper`.
+    whose logits hold NaN stays as it is. Arguments and result as `revise_paper`, and `momentum`, m, 0 in RC and
+    PRODEN: above it the confidences are a mean over epochs (temporal ensembling, Laine and Aila, 2017).
     """
     response = soft_response(confidence, candidates, logits)
-    return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, response)
+    moved = response if momentum == 0 else momentum * confidence + (1 - momentum) * response
+    return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, moved)
 
 
 def revise_none(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
@@ -128,17 +130,22 @@ def revise_none(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tenso
 class RevisionRule(NamedTuple):
     """A rule as `ConfidenceTable.revise` applies it."""
 
-    revise: Callable[..., Tensor]  # (C, Y, z) -> C', all (B, K); with `threshold` where the rule has one
+    revise: Callable[..., Tensor]  # (C, Y, z) -> C', all (B, K); with its setting, where the rule has one
     response: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # (C, Y, z) -> v, for the margin; None: no revision
-    has_threshold: bool
+    setting: Literal["threshold", "momentum"] | None
     after_loss: bool  # the loss of a visit sees the confidence that the row's previous visit left
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether the rule decides, by Eq. 5."""
+        return self.setting == "threshold"
 
 
 REVISION_RULES = {
-    "paper": RevisionRule(revise_paper, paper_response, has_threshold=True, after_loss=False),
-    "normalized": RevisionRule(revise_normalized, normalized_response, has_threshold=True, after_loss=False),
-    "soft": RevisionRule(revise_soft, soft_response, has_threshold=False, after_loss=True),
-    "none": RevisionRule(revise_none, None, has_threshold=False, after_loss=False),
+    "paper": RevisionRule(revise_paper, paper_response, "threshold", after_loss=False),
+    "normalized": RevisionRule(revise_normalized, normalized_response, "threshold", after_loss=False),
+    "soft": RevisionRule(revise_soft, soft_response, "momentum", after_loss=True),
+    "none": RevisionRule(revise_none, None, None, after_loss=False),
 }
 """The rules by name. A new one is a function, its response and an entry here."""
 
@@ -304,6 +311,7 @@ class ConfidenceTable:
         epoch: int,
         rule: str = "paper",
         reversible: bool = False,
+        momentum: float = 0.0,
     ) -> Revision:
         """Revise the rows of a batch from the model's current logits (Algorithm 1 of the paper).
 
@@ -316,22 +324,25 @@ class ConfidenceTable:
             rule: name in `REVISION_RULES`.
             reversible: revise from the initial candidates, C = Y / |Y|, in the place of the last C, so that no
                 decision is final.
+            momentum: revision_momentum, 0 <= momentum < 1; unused by rules without one.
         """
         confidence = self.lookup(index)
         if logits.shape != confidence.shape:
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} do not match {tuple(confidence.shape)} confidences"
             )
-        revise, response, has_threshold, _ = REVISION_RULES[rule]
+        revise, response, setting, _ = REVISION_RULES[rule]
+        settings = {"threshold": threshold, "momentum": momentum}
         candidates = self.candidates[index]
         before = uniform_confidence(candidates) if reversible else confidence
-        proposal = revise(before, candidates, logits, **({"threshold": threshold} if has_threshold else {}))
+        proposal = revise(before, candidates, logits, **{name: settings[name] for name in (setting,) if name})
         if response is None:
             margin = torch.full_like(confidence[:, 0], float("nan"))
         else:
             margin = response_margin(response(before, candidates, logits))
         first = first_occurrences(index)
-        labels_left = candidates if reversible or not has_threshold else confidence
+        decides_for_good = REVISION_RULES[rule].has_threshold and not reversible
+        labels_left = confidence if decides_for_good else candidates
         ambiguous = first & (labels_left.count_nonzero(dim=1) > 1)
         # A row whose logits hold NaN stays as it is, whatever it would be revised from.
         revised = ambiguous & (proposal != confidence).any(dim=1) & ~margin.isnan()

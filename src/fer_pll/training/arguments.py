@@ -124,6 +124,10 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     revision_warmup_epochs: float = field(
         default=0.0, metadata={"help": "Epochs before the first revision (0.5 is half an epoch)."}
     )
+    revision_momentum: float = field(
+        default=0.0,
+        metadata={"help": "Share of the former confidence that soft keeps at each visit: a mean over epochs."},
+    )
     reversible: bool = field(
         default=False,
         metadata={"help": "Revise from the initial candidates at each visit, so that no decision is final."},
@@ -166,6 +170,8 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             )
         if not 0 <= self.revision_threshold < 1:
             raise ValueError(f"revision_threshold={self.revision_threshold} must lie in [0, 1) (Eq. 5).")
+        if not 0 <= self.revision_momentum < 1:
+            raise ValueError(f"revision_momentum={self.revision_momentum} must lie in [0, 1).")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
         if self.contrastive_temperature <= 0:

@@ -85,6 +85,7 @@ class Method:
             int(batch.epoch),
             rule=self.args.revision,
             reversible=self.args.reversible,
+            momentum=self.args.revision_momentum,
         )
         margins = revision.margin[revision.ambiguous]
         self.margins += torch.stack([margins.sum(), margins.new_tensor(len(margins))])

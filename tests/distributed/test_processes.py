@@ -50,13 +50,15 @@ def launch(launcher: list[str], out: Path, scenarios: dict) -> str:
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """Results of one process by name; `interrupted` leaves a checkpoint amid the second epoch."""
+    """Results of one process by name; `checkpoints` are from the middle of the second epoch."""
     out = tmp_path_factory.mktemp("one")
     results = {name: toy_training.run(out / name, *scenario) for name, scenario in SCENARIOS.items()}
-    toy_training.run(
-        out / "interrupted", ROWS, {"per_device_train_batch_size": 16, "save_strategy": "steps", "save_steps": 6}
-    )
-    results["checkpoint"] = out / "interrupted" / "checkpoint-6"
+    results["checkpoints"] = {}
+    for name in ("paper", "sampler"):
+        rows, settings = SCENARIOS[name]
+        folder = out / f"{name}-interrupted"
+        toy_training.run(folder, rows, settings | {"save_strategy": "steps", "save_steps": 6})
+        results["checkpoints"][name] = folder / "checkpoint-6"
     return results
 
 
@@ -65,7 +67,9 @@ def two_processes(tmp_path_factory, one_process):
     """Results of each of two processes by name, and what they printed."""
     out = tmp_path_factory.mktemp("two")
     scenarios = {name: halved(scenario) for name, scenario in (SCENARIOS | SAME_TABLE_ONLY).items()}
-    scenarios["resumed"] = (ROWS, {"per_device_train_batch_size": 8, "resume": str(one_process["checkpoint"])})
+    for name, checkpoint in one_process["checkpoints"].items():
+        rows, settings = halved(SCENARIOS[name])
+        scenarios[f"{name}_resumed"] = (rows, settings | {"resume": str(checkpoint)})
     printed = launch(["accelerate.commands.launch", "--config_file", str(DDP)], out, scenarios)
     results = {name: [torch.load(out / f"{name}-{rank}.pt") for rank in (0, 1)] for name in scenarios}
     return results | {"printed": printed}
@@ -135,8 +139,9 @@ def test_rows_drawn_twice_in_a_step_are_revised_once(two_processes):
     assert twice > 0
 
 
-def test_two_processes_go_on_where_one_stopped_and_say_what_is_no_longer_identical(one_process, two_processes):
-    whole, resumed = one_process["paper"], two_processes["resumed"][0]
+@pytest.mark.parametrize("name", ["paper", "sampler"])
+def test_two_processes_go_on_where_one_stopped_and_say_what_is_no_longer_identical(name, one_process, two_processes):
+    whole, resumed = one_process[name], two_processes[f"{name}_resumed"][0]
     assert resumed["losses"][-10:] == pytest.approx(whole["losses"][-10:], rel=1e-4)
     torch.testing.assert_close(resumed["table"], whole["table"], rtol=0, atol=1e-5)
     assert "no longer bit for bit" in two_processes["printed"]

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from accelerate.data_loader import get_sampler
 from datasets import ClassLabel, Dataset, List, Value
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
@@ -100,12 +99,10 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
-        # Trainer does the same, but does not reach the sampler when it skips to the middle of an epoch on several
-        # processes: the epoch would go on in the order of the first.
-        self.trainer.steps_per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
-        sampler = get_sampler(train_dataloader)
-        if hasattr(sampler, "set_epoch"):
-            sampler.set_epoch(int(state.epoch or 0))
+        # Trainer does the same, but does not reach a sampler of ours when it skips to the middle of an epoch on
+        # several processes: the epoch would go on in the order of the first.
+        if self.trainer.balanced_sampler is not None:
+            self.trainer.balanced_sampler.set_epoch(int(state.epoch or 0))
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         self.trainer.method.after_optimizer_step()
@@ -160,9 +157,9 @@ class FerPllTrainer(ImageTrainer):
         if "true_label" in train_dataset.column_names:
             self.table.set_true_labels(numpy_column(train_dataset, "true_label")[self._positions])
         self.table.to(args.device)
-        self._balanced_sampler = None
+        self.balanced_sampler = None
         if args.class_balance == "sampler":
-            self._balanced_sampler = ClassBalancedSampler(self.table, self._positions, args.seed)
+            self.balanced_sampler = ClassBalancedSampler(self.table, self._positions, args.seed)
         self.method = METHODS[args.loss](model, self.table, args)
         missing = {"labels": "label", "votes": "votes"}
         for column in (missing[name] for name in self.method.columns):
@@ -254,7 +251,7 @@ class FerPllTrainer(ImageTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        return self._balanced_sampler or super()._get_train_sampler(train_dataset)
+        return self.balanced_sampler or super()._get_train_sampler(train_dataset)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:  # a training log, not an evaluation

@@ -24,8 +24,9 @@ class PiCO(Method):
     encoder); phi falls from 0.95 to 0.8 over the training. Embeddings come from what enters the model's `classifier`,
     through a small network that is trained along and belongs to the training, not to the published checkpoint.
 
-    Revised from `revision_warmup_epochs` on. On several processes each compares its rows with its own keys and the
-    common queue, so the contrastive loss depends on how many there are.
+    Revised from `revision_warmup_epochs` on, but not in the first epoch, when there are no prototypes yet. On several
+    processes each compares its rows with its own keys and the common queue, so the contrastive loss depends on how
+    many there are.
     """
 
     revision = "prototype"
@@ -81,7 +82,7 @@ class PiCO(Method):
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed("key", self.key_model)
-        if batch.epoch >= self.args.revision_warmup_epochs:
+        if batch.epoch >= max(self.args.revision_warmup_epochs, 1):
             self.move_confidences(batch, queries.detach())
         filled = min(self.queued, self.QUEUE)
         contrastive = supervised_contrastive_loss(

@@ -141,21 +141,23 @@ def test_a_killed_training_ends_bit_for_bit_like_the_whole_one(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("loss", ["pll", "rc"])
 def test_twenty_kills_in_a_row_at_random_moments(processes, tmp_path, loss):
-    began = time.monotonic()
     whole = run_to_the_end(processes, tmp_path / "whole", loss)
+    began = time.monotonic()
+    run_to_the_end(processes, tmp_path / "timed", loss)  # the first had to wait for its imports
     duration = time.monotonic() - began
-    moments, kills, reached = random.Random(0), 0, set()
-    folder = tmp_path / "killed"
+    moments, kills, runs, reached = random.Random(0), 0, 0, set()
+    folder = tmp_path / "run-0"
     while kills < 20:
         process = start(processes, folder, loss=loss)
-        process.join(timeout=moments.uniform(0.3, 1.0) * duration)
+        process.join(timeout=moments.uniform(0.1, 0.9) * duration)
         if process.exitcode == 0:  # it came to its end: begin again, the kills go on
             assert_same_bits(whole, torch.load(folder / "result.pt"))
-            folder = tmp_path / f"killed-{kills}"
+            runs += 1
+            folder = tmp_path / f"run-{runs}"
             continue
         process.kill()
         process.join()
         kills += 1
-        reached.add(last_checkpoint(folder))
+        reached.add((runs, last_checkpoint(folder)))
     assert_same_bits(whole, run_to_the_end(processes, folder, loss))
     assert len(reached) > 3  # it was killed at different places

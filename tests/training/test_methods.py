@@ -426,7 +426,6 @@ def test_the_momentum_encoder_follows_slowly(tmp_path, toy_config, toy_processor
         torch.testing.assert_close(slow, expected, rtol=0, atol=1e-7)
 
 
-@pytest.mark.xfail(strict=True, reason="key_model keeps the mode that the model happened to be in")
 def test_the_momentum_encoder_is_in_one_mode_wherever_the_model_came_from(
     tmp_path, toy_config, toy_processor, toy_train
 ):

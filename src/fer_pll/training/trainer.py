@@ -99,6 +99,7 @@ class StepCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
+        self.trainer.steps_per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
         # Trainer does the same, but does not reach a sampler of ours when it skips to the middle of an epoch on
         # several processes: the epoch would go on in the order of the first.
         if self.trainer.balanced_sampler is not None:

@@ -24,9 +24,9 @@ class PiCO(Method):
     encoder); phi falls from 0.95 to 0.8 over the training. Embeddings come from what enters the model's `classifier`,
     through a small network that is trained along and belongs to the training, not to the published checkpoint.
 
-    Revised from `revision_warmup_epochs` on, but not in the first epoch, when there are no prototypes yet. On several
-    processes each compares its rows with its own keys and the common queue, so the contrastive loss depends on how
-    many there are.
+    A row is revised from `revision_warmup_epochs` on, once all its candidates have prototypes. On several processes
+    each compares its rows with its own keys and the common queue, so the contrastive loss depends on how many there
+    are.
     """
 
     revision = "prototype"
@@ -50,7 +50,7 @@ class PiCO(Method):
         # Trained and resumed with the model, but no part of what is published.
         model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
         self.model = model
-        self.key_model = copy.deepcopy(model).to(args.device).requires_grad_(False)
+        self.key_model = copy.deepcopy(model).to(args.device).requires_grad_(False).train()
         self.features: dict[str, Tensor] = {}
         for name, encoder in (("query", model), ("key", self.key_model)):
             encoder.classifier.register_forward_pre_hook(self._keep_features(name))
@@ -82,7 +82,7 @@ class PiCO(Method):
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed("key", self.key_model)
-        if batch.epoch >= max(self.args.revision_warmup_epochs, 1):
+        if batch.epoch >= self.args.revision_warmup_epochs:
             self.move_confidences(batch, queries.detach())
         filled = min(self.queued, self.QUEUE)
         contrastive = supervised_contrastive_loss(
@@ -103,8 +103,9 @@ class PiCO(Method):
         nearest = nn.functional.one_hot(similarity.argmax(dim=1), similarity.shape[1])
         progress = min(batch.epoch / self.args.num_train_epochs, 1.0)
         phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * progress
-        ambiguous = candidates.sum(dim=1) > 1
-        index, nearest = index[ambiguous], nearest[ambiguous]
+        without_prototype = ~self.prototypes.any(dim=1)
+        ready = (candidates.sum(dim=1) > 1) & ~(candidates & without_prototype).any(dim=1)
+        index, nearest = index[ready], nearest[ready]
         confidence = phi * self.table.lookup(index) + (1 - phi) * nearest
         self.table.write(index, confidence, int(batch.epoch))
         self.margins += torch.stack([response_margin(confidence).sum(), confidence.new_tensor(len(index))])

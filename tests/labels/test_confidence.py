@@ -17,6 +17,7 @@ from fer_pll.labels.confidence import (
     paper_response,
     response_margin,
     revise_paper,
+    revise_soft,
     warn_if_threshold_cannot_fire,
 )
 
@@ -119,6 +120,21 @@ def test_rows_with_nan_logits_stay_as_they_are():
 def test_threshold_outside_its_range_is_refused(threshold):
     with pytest.raises(ValueError, match=r"revision_threshold must lie in \[0, 1\)"):
         paper(torch.tensor([[0.5, 0.5]]), torch.zeros(1, 2), threshold)
+
+
+def test_momentum_makes_soft_a_mean_over_visits():
+    confidence, candidates = (
+        torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]),
+        torch.tensor([[1, 1, 0], [0, 1, 0]]).bool(),
+    )
+    logits = torch.tensor([[LN3, 0.0, 9.0], [0.0, 0.0, 9.0]])  # softmax over the candidates: (3/4, 1/4), (1)
+    torch.testing.assert_close(
+        revise_soft(confidence, candidates, logits, momentum=0.8), torch.tensor([[0.55, 0.45, 0], [0, 1, 0]])
+    )
+    table = table_of(candidates.numpy())
+    for visit in range(1, 4):
+        table.revise(torch.tensor([0]), logits[:1], threshold=0, epoch=visit, rule="soft", momentum=0.8)
+        torch.testing.assert_close(table.confidence[0, 0], torch.tensor(0.75 - 0.25 * 0.8**visit))
 
 
 # ------------------------------------------------------------------------------------------------ revising the table

@@ -502,9 +502,19 @@ def matrix_flops(side, args):
     return counter.get_total_flops()
 
 
+def fresh_process():
+    """A pool of one new process, for measuring memory: it gives back at once what is freed.
+
+    By default glibc keeps some of it. That would count as taken, by chance more or less, and what is taken next would
+    come out of it unseen.
+    """
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
+    return ProcessPoolExecutor(1, get_context("spawn"))
+
+
 def peak_memory_of_child(side, args):
     """Bytes of `peak_memory`. To be called while this process is small: a child's peak would start from ours."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as child:
+    with fresh_process() as child:
         return child.submit(peak_memory, side, args).result()
 
 
@@ -563,7 +573,6 @@ def measure_table(args):
         beyond = memory_beyond_table(args, folder)
         tables = {count: build_table(draw_candidates(count, args.classes)) for count in args.rows}
         paths = {count: table_path(folder, count) for count in args.rows}
-        # All steps in one run, so that the sizes share whatever else the machine does; so with the others.
         steps = take_turns({n: lambda n=n: seconds_of_table_step(tables[n], args) for n in args.rows}, args.repeats)
         saving = take_turns({n: lambda n=n: tables[n].save(paths[n]) for n in args.rows}, args.repeats)
         loading = take_turns({n: lambda n=n: load_table(paths[n], args.classes) for n in args.rows}, args.repeats)
@@ -649,16 +658,11 @@ def seconds_of_table_step(table, args):
 
 def memory_beyond_table(args, folder):
     """Most MiB that building, saving and loading take beyond the table, by action and number of rows."""
-    import torch
-
     beyond = {"build": {}, "save": {}, "load": {}}
-    # New processes give memory back as soon as it is freed: by default glibc keeps some, from which it would serve,
-    # unseen, what is to be measured.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with ProcessPoolExecutor(1, get_context("spawn"), torch.set_num_threads, (args.threads,)) as child:
+    with fresh_process() as child:
         for count in [args.rows[0], *args.rows]:  # twice, as what the process loads once does not count
             path = table_path(folder, count)
-            child.submit(keep_candidates, count, args.classes).result()
+            child.submit(keep_candidates, count, args.classes, args.threads).result()
             rise = {
                 "build": memory_rise(child, build_kept_table),
                 "save": memory_rise(child, save_kept_table, path),
@@ -693,9 +697,12 @@ def memory_rise(child, function, *args):
     return max(most, anonymous()) - before
 
 
-def keep_candidates(count, classes):
+def keep_candidates(count, classes, threads):
     """In the process whose memory is read, as all that follow: keep what the next functions need."""
+    import torch
+
     global kept_candidates
+    torch.set_num_threads(threads)
     kept_candidates = draw_candidates(count, classes)
 
 

@@ -20,6 +20,7 @@ DECIDING = pytest.mark.parametrize("rule", [name for name, rule in REVISION_RULE
 REVISING = pytest.mark.parametrize("rule", [name for name, rule in REVISION_RULES.items() if rule.response])
 few = settings(max_examples=30, deadline=None)  # for each rule, final and reversible
 thresholds = st.sampled_from([0.0, 0.05, 0.2, 0.34, 0.6])
+momenta = st.sampled_from([0.0, 0.3, 0.9])
 
 
 def table_of(candidates, **kwargs):
@@ -88,7 +89,7 @@ def test_rows_stay_distributions_over_their_candidates(rule, reversible, data):
         before, before_epoch = table.confidence.clone(), table.revised_epoch.clone()
         index = data.draw(batches(table))
         logits = data.draw(logits_for(index, table, rare=(NAN, math.inf, -math.inf)))
-        revision = table.revise(index, logits, data.draw(thresholds), epoch, rule, reversible)
+        revision = table.revise(index, logits, data.draw(thresholds), epoch, rule, reversible, data.draw(momenta))
 
         after = table.confidence
         assert after.dtype == torch.float32 and (after >= 0).all()
@@ -151,9 +152,9 @@ def test_two_processes_that_see_the_same_batches_end_with_the_same_bits(rule, re
     for epoch in range(3):
         index = data.draw(batches(first))
         logits = data.draw(logits_for(index, first, values=(-1, 0, 1)))
-        threshold = data.draw(thresholds)
-        one = first.revise(index, logits, threshold, epoch, rule, reversible)
-        other = second.revise(index.clone(), logits.clone(), threshold, epoch, rule, reversible)
+        threshold, momentum = data.draw(thresholds), data.draw(momenta)
+        one = first.revise(index, logits, threshold, epoch, rule, reversible, momentum)
+        other = second.revise(index.clone(), logits.clone(), threshold, epoch, rule, reversible, momentum)
         assert torch.equal(bits(first), bits(second)) and torch.equal(first.revised_epoch, second.revised_epoch)
         for mine, theirs in zip(one, other, strict=True):
             assert torch.equal(mine.nan_to_num(7), theirs.nan_to_num(7))
@@ -334,6 +335,20 @@ def test_a_reversible_decision_is_undone_when_the_logits_turn(rule):
             assert table.revised_epoch.tolist() == [3]
 
 
+def test_momentum_matters_to_soft_only():
+    # reversible, so from (1/2, 1/2) each time: 3/4 of that and 1/4 of softmax(ln 3, 0) = (3/4, 1/4); else of the last
+    for reversible, expected in ((False, [[9 / 16, 7 / 16], [39 / 64, 25 / 64]]), (True, [[9 / 16, 7 / 16]] * 2)):
+        table = table_of([[1, 1]])
+        for visit, confidence in enumerate(expected):
+            table.revise(torch.tensor([0]), torch.tensor([[LN3, 0.0]]), 0.1, visit, "soft", reversible, momentum=0.75)
+            torch.testing.assert_close(table.confidence, torch.tensor([confidence]))
+    for rule in ("paper", "normalized", "none"):
+        with_it, without = table_of(SETS), table_of(SETS)
+        with_it.revise(torch.arange(2), TURNED, 0.1, 0, rule, momentum=0.75)
+        without.revise(torch.arange(2), TURNED, 0.1, 0, rule)
+        assert torch.equal(bits(with_it), bits(without))
+
+
 def test_soft_comes_back_from_a_label_that_took_all():
     table = table_of([[1, 1, 0]])
     index = torch.tensor([0])
@@ -402,7 +417,7 @@ def test_the_summary_is_that_of_the_rows_after_any_revisions(data):
         index = data.draw(batches(table))
         logits = data.draw(logits_for(index, table, rare=(NAN,)))
         rule, reversible = data.draw(st.sampled_from(list(REVISION_RULES))), data.draw(st.booleans())
-        table.revise(index, logits, data.draw(thresholds), epoch, rule, reversible)
+        table.revise(index, logits, data.draw(thresholds), epoch, rule, reversible, data.draw(momenta))
         assert_figures(table, true_labels)
     ambiguous = (table.candidates.sum(dim=1) > 1).nonzero()[:, 0]
     table.write(ambiguous, table.candidates[ambiguous] / table.candidates[ambiguous].sum(dim=1, keepdim=True), 9)

@@ -665,10 +665,12 @@ def test_class_balance_goes_with_every_loss(tmp_path, toy_config, toy_processor,
 
 DIGITS = [f"digit {k}" for k in range(10)]
 TRAINING_ROWS = 1200  # of 1797
-REVISIONS = {
+SETTINGS = {
     # Candidate sets hold 3.7 labels on average, so margins are small; what is decided stays, so it is decided late.
-    "pll": {"revision_threshold": 0.05, "revision_warmup_epochs": 14},
+    "pll": {"revision_threshold": 0.1, "revision_warmup_epochs": 14},
     "pico": {"revision_warmup_epochs": 5},  # until the prototypes mean something
+    # Its sigmoids saturate: it needs smaller steps, and more of them.
+    "lw": {"num_train_epochs": 60, "learning_rate": 1e-3},
 }
 
 
@@ -755,24 +757,24 @@ def train_on_digits(tmp_path_factory):
         label2id={name: k for k, name in enumerate(DIGITS)},
     )
 
-    def run(loss: str) -> tuple[float, FerPllTrainer]:
-        args = FerPllTrainingArguments(
-            output_dir=str(tmp_path_factory.mktemp(loss)),
-            loss=loss,
-            num_train_epochs=20,
-            per_device_train_batch_size=50,
-            per_device_eval_batch_size=200,
-            learning_rate=3e-3,
-            weight_decay=0.05,
-            warmup_steps=50,
-            crop_scale=0.8,
-            flip=False,
-            logging_steps=100,
-            save_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-            **REVISIONS.get(loss, {}),
-        )
+    def run(loss: str, **settings) -> tuple[float, FerPllTrainer]:
+        defaults = {
+            "num_train_epochs": 36,
+            "per_device_train_batch_size": 50,
+            "per_device_eval_batch_size": 200,
+            "learning_rate": 2e-3,
+            "weight_decay": 0.05,
+            "warmup_steps": 50,
+            "crop_scale": 0.7,
+            "rotation": 10.0,
+            "flip": False,
+            "logging_steps": 100,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        output_dir = str(tmp_path_factory.mktemp(loss))
+        args = FerPllTrainingArguments(output_dir=output_dir, loss=loss, **(defaults | settings))
         set_seed(args.seed)
         trainer = FerPllTrainer(
             FerPllForImageClassification(config),
@@ -789,13 +791,18 @@ def train_on_digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def full_supervision(train_on_digits) -> float:
-    """Test accuracy with the true labels, in the same training."""
-    return train_on_digits("softmax")[0]
+def full_supervision(train_on_digits):
+    """Test accuracy with the true labels, in the same training as that of a loss."""
+    accuracies = {}
 
+    def of(loss: str) -> float:
+        settings = {n: v for n, v in SETTINGS.get(loss, {}).items() if not n.startswith("revision")}
+        key = tuple(settings.items())
+        if key not in accuracies:
+            accuracies[key] = train_on_digits("softmax", **settings)[0]
+        return accuracies[key]
 
-def test_full_supervision_learns_the_digits(full_supervision):
-    assert full_supervision > 0.96
+    return of
 
 
 FAST = ("pll", "proden", "cc")
@@ -805,8 +812,10 @@ FAST = ("pll", "proden", "cc")
     "loss", [pytest.param(n, marks=[] if n in FAST else pytest.mark.long) for n in METHODS if n != "softmax"]
 )
 def test_candidate_sets_are_nearly_as_good_as_full_supervision(train_on_digits, full_supervision, loss):
-    accuracy, trainer = train_on_digits(loss)
-    print(f"{loss}: {accuracy:.4f}, full supervision: {full_supervision:.4f}")
-    assert accuracy > full_supervision - 0.03
+    accuracy, trainer = train_on_digits(loss, **SETTINGS.get(loss, {}))
+    reference = full_supervision(loss)
+    print(f"{loss}: {accuracy:.4f}, full supervision: {reference:.4f}")
+    assert reference > 0.96
+    assert accuracy > reference - 0.03
     if loss in REVISING:  # a third of the labels is right by the order of the classes alone
         assert trainer.table.summary()["label_recovery"] > 0.95

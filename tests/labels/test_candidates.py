@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fer_pll.labels.candidates import check_candidates, check_votes, dataset_fingerprint, draw_votes, from_votes
+from fer_pll.labels.candidates import (
+    check_candidates,
+    check_votes,
+    dataset_fingerprint,
+    draw_votes,
+    from_labels,
+    from_predictions,
+    from_votes,
+)
 
 
 @st.composite
@@ -155,6 +163,132 @@ def test_draws_that_cannot_be_are_refused():
         draw_votes([[0.5, 0.5]], 1)
     with pytest.raises(ValueError, match="whole number from 1, got 0"):
         draw_votes([[1, 1]], 0)
+
+
+def mean_candidates_by_label(candidates, labels, num_classes):
+    return np.stack([candidates[labels == label].mean(axis=0) for label in range(num_classes)])
+
+
+def test_uniform_false_candidates_join_with_the_flip_probability():
+    labels = np.arange(40_000) % 5
+    candidates = from_labels(labels, 5, flip_probability=0.3, seed=1)
+    shares = mean_candidates_by_label(candidates, labels, 5)
+    assert (shares.diagonal() == 1).all()
+    off_diagonal = shares[~np.eye(5, dtype=bool)]
+    assert abs(off_diagonal - 0.3).max() < 5 * np.sqrt(0.3 * 0.7 / 8000)  # five standard deviations
+    assert abs(candidates.sum(axis=1).mean() - (1 + 0.3 * 4)) < 0.03
+
+
+def test_class_dependent_false_candidates_join_with_the_transition():
+    labels = np.arange(30_000) % 3
+    transition = np.array([[0.0, 0.5, 0.1], [1.0, 0.0, 0.0], [0.2, 0.9, 0.3]])  # the diagonal is not looked at
+    shares = mean_candidates_by_label(from_labels(labels, 3, transition=transition), labels, 3)
+    np.fill_diagonal(transition, 1)
+    np.testing.assert_allclose(shares, transition, atol=0.025)
+    assert (shares[1] == [1, 1, 0]).all()
+
+
+@pytest.mark.parametrize("set_size", [1, 2, 3, 6])
+def test_sets_of_one_size_hold_the_given_label_and_others_alike(set_size):
+    labels = np.arange(24_000) % 6
+    candidates = from_labels(labels, 6, set_size=set_size)
+    assert (candidates.sum(axis=1) == set_size).all()
+    shares = mean_candidates_by_label(candidates, labels, 6)
+    assert (shares.diagonal() == 1).all()
+    np.testing.assert_allclose(shares[~np.eye(6, dtype=bool)], (set_size - 1) / 5, atol=0.04)
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=1, max_size=20),
+    st.floats(0, 0.99),
+    st.integers(0, 9),
+    st.sampled_from(["uniform", "transition", "set_size"]),
+)
+def test_from_labels_keeps_the_given_label_and_repeats_itself(labels, probability, seed, way):
+    settings = {
+        "uniform": {"flip_probability": probability},
+        "transition": {"transition": np.full((4, 4), probability)},
+        "set_size": {"set_size": 1 + seed % 4},
+    }[way]
+    candidates = from_labels(labels, 4, seed=seed, **settings)
+    assert candidates.dtype == bool and candidates.shape == (len(labels), 4)
+    assert candidates[np.arange(len(labels)), labels].all()
+    assert (candidates == from_labels(labels, 4, seed=seed, **settings)).all()
+    # a row's draw does not depend on the rows after it
+    assert (from_labels(labels[:-1] + [0], 4, seed=seed, **settings)[:-1] == candidates[:-1]).all()
+
+
+def test_without_flips_only_the_given_label_is_left():
+    assert (from_labels([2, 0], 3, flip_probability=0) == [[0, 0, 1], [1, 0, 0]]).all()
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "message"),
+    [
+        ([0, 3], {}, r"labels row 1 \(3\) lies outside 0 ... 2"),
+        ([-1, 0], {}, r"labels row 0 \(-1\) lies outside"),
+        ([0.0, 1.0], {}, "whole numbers"),
+        ([[0, 1]], {}, r"shape \(rows,\)"),
+        ([0], {"flip_probability": 1}, r"flip_probability must lie in \[0, 1\)"),
+        ([0], {"flip_probability": -0.1}, "flip_probability"),
+        ([0], {"flip_probability": float("nan")}, "flip_probability"),
+        ([0], {"set_size": 0}, "set_size must be a whole number from 1 to 3, got 0"),
+        ([0], {"set_size": 4}, "set_size"),
+        ([0], {"set_size": 1.5}, "set_size"),
+        ([0], {"transition": np.eye(2)}, r"shape \(3, 3\)"),
+        ([0], {"transition": [[0, 0, 0], [0, 0, 2], [0, 0, 0]]}, "transition row 1"),
+        ([0], {"transition": [[0, np.nan, 0], [0, 0, 0], [0, 0, 0]]}, "transition row 0"),
+        ([0], {"transition": np.eye(3), "set_size": 2}, "give one of them"),
+    ],
+)
+def test_from_labels_refuses_what_cannot_be(labels, settings, message):
+    with pytest.raises(ValueError, match=message):
+        from_labels(labels, 3, **settings)
+
+
+def test_from_predictions_by_hand():
+    probabilities = [[0.1, 0.6, 0.3], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]]
+    assert (from_predictions(probabilities) == [[0, 1, 1], [1, 0, 1], [1, 1, 0]]).all()
+    assert (from_predictions(probabilities, [0, 2, 2]) == [[1, 1, 0], [1, 0, 1], [1, 0, 1]]).all()
+    assert (from_predictions(probabilities, [0, 2, 2], keep_given=False) == from_predictions(probabilities)).all()
+    assert (from_predictions(probabilities, [0, 2, 2], max_candidates=1) == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]).all()
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 6), st.just(4)), elements=st.sampled_from([0.0, 0.1, 0.2, 0.7])),
+    st.integers(1, 4),
+    st.data(),
+)
+def test_from_predictions_takes_the_most_probable(probabilities, max_candidates, data):
+    probabilities[:, 0] += 0.05
+    labels = data.draw(st.lists(st.integers(0, 3), min_size=len(probabilities), max_size=len(probabilities)))
+    for given_labels in (None, labels):
+        candidates = from_predictions(probabilities, given_labels, max_candidates)
+        assert (candidates.sum(axis=1) == max_candidates).all()
+        for row, (chosen, scores) in enumerate(zip(candidates, probabilities, strict=True)):
+            free = chosen.copy()
+            if given_labels is not None:
+                assert chosen[labels[row]]
+                free[labels[row]] = False
+            if free.any() and not chosen.all():
+                assert scores[free].min() >= scores[~chosen].max()
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "max_candidates", "message"),
+    [
+        ([0.5, 0.5], None, 2, r"shape \(rows, classes\)"),
+        ([[0.5, 0.5], [0, 0]], None, 2, "probabilities row 1"),
+        ([[0.5, np.nan]], None, 2, "probabilities row 0"),
+        ([[-0.5, 0.5]], None, 2, "no distribution"),
+        ([[0.5, 0.5]], None, 3, "max_candidates must be a whole number from 1 to 2, got 3"),
+        ([[0.5, 0.5]], [0, 1], 2, "2 labels do not match 1 rows"),
+        ([[0.5, 0.5]], [2], 2, "labels row 0"),
+    ],
+)
+def test_from_predictions_refuses_what_cannot_be(probabilities, labels, max_candidates, message):
+    with pytest.raises(ValueError, match=message):
+        from_predictions(probabilities, labels, max_candidates)
 
 
 @pytest.mark.parametrize("dtype", [bool, int, float])

@@ -94,6 +94,116 @@ def draw_votes(votes: ArrayLike, number: int, seed: int = 0) -> np.ndarray:
     return np.stack(drawn)
 
 
+def check_labels(labels: ArrayLike, num_classes: int) -> np.ndarray:
+    """One given label per row as int64 (N,). Raises ValueError naming the first row that is not in 0 ... K-1."""
+    given = np.asarray(labels)
+    if given.ndim != 1:
+        raise ValueError(f"labels must have shape (rows,), one label per row, got {given.shape}")
+    if given.dtype.kind not in "iu":
+        raise ValueError(f"labels must be whole numbers from 0 to {num_classes - 1}, got {given.dtype}")
+    outside = (given < 0) | (given >= num_classes)
+    _refuse_rows(outside, given[:, None], "labels", f"lies outside 0 ... {num_classes - 1}; correct or drop it")
+    return given.astype(np.int64)
+
+
+def from_labels(
+    labels: ArrayLike,
+    num_classes: int,
+    flip_probability: float = 0.1,
+    transition: ArrayLike | None = None,
+    set_size: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Candidate sets around one given label per row, which always stays (section 4.2 of the paper, after LW).
+
+    Others join it in one of three ways:
+
+    - uniform: each with `flip_probability` q, so that a set has 1 + q (K - 1) labels on average;
+    - class-dependent: label j joins the given label i with `transition[i, j]`;
+    - `set_size` k: exactly k - 1 others, all equally likely (section 4.5).
+
+    Args:
+        labels: (N,) whole numbers from 0 to K-1.
+        num_classes: K.
+        flip_probability: q, 0 <= q < 1; unused with `transition` or `set_size`.
+        transition: (K, K), entries from 0 to 1; its diagonal is not looked at.
+        set_size: k, 1 ... K.
+        seed: of the draw. A row's draw depends on its place, not on the rows after it.
+
+    Returns:
+        (N, K) bool.
+
+    Raises:
+        ValueError: for labels refused by `check_labels`, settings outside their ranges, and both of `transition` and
+            `set_size`.
+    """
+    labels = check_labels(labels, num_classes)
+    if transition is not None and set_size is not None:
+        raise ValueError("transition and set_size are two ways to draw candidates; give one of them")
+    given = np.zeros((len(labels), num_classes), dtype=bool)
+    given[np.arange(len(labels)), labels] = True
+    draws = np.random.default_rng(seed).random(given.shape)
+    if set_size is not None:
+        if not isinstance(set_size, Integral) or not 1 <= set_size <= num_classes:
+            raise ValueError(f"set_size must be a whole number from 1 to {num_classes}, got {set_size!r}")
+        draws[given] = -1  # before all others
+        chosen = np.zeros_like(given)
+        np.put_along_axis(chosen, draws.argsort(axis=1)[:, :set_size], True, axis=1)
+        return chosen
+    if transition is None:
+        if not 0 <= flip_probability < 1:
+            raise ValueError(f"flip_probability must lie in [0, 1), got {flip_probability!r}")
+        return given | (draws < flip_probability)
+    transition = np.asarray(transition, dtype=np.float64)
+    if transition.shape != (num_classes, num_classes):
+        raise ValueError(
+            f"transition must have shape ({num_classes}, {num_classes}), a row per given label, got {transition.shape}"
+        )
+    if not ((transition >= 0) & (transition <= 1)).all():
+        row = int(np.flatnonzero(~((transition >= 0) & (transition <= 1)).all(axis=1))[0])
+        raise ValueError(f"transition row {row} holds a value that is no probability: {transition[row].tolist()}")
+    return given | (draws < transition[labels])
+
+
+def from_predictions(
+    probabilities: ArrayLike, labels: ArrayLike | None = None, max_candidates: int = 2, keep_given: bool = True
+) -> np.ndarray:
+    """Candidate sets from a model's predictions: the most probable labels of each row (section 3.1 of the paper).
+
+    Predictions for rows that the model was trained on repeat the given labels; out-of-fold ones tell more.
+
+    Args:
+        probabilities: (N, K), >= 0.
+        labels: (N,) the given labels, if there are any.
+        max_candidates: size of each set, 1 ... K. Of equally probable labels the first in class order comes in.
+        keep_given: the given label is always in the set, in the place of the least probable one if need be.
+
+    Returns:
+        (N, K) bool, exactly `max_candidates` True per row.
+
+    Raises:
+        ValueError: for probabilities that are missing, not finite, negative or all zero, labels refused by
+            `check_labels`, and settings outside their ranges.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities must have shape (rows, classes), got {probabilities.shape}")
+    sound = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1) & probabilities.any(axis=1)
+    _refuse_rows(~sound, probabilities, "probabilities", "is no distribution; predict it again or drop it")
+    num_classes = probabilities.shape[1]
+    if not isinstance(max_candidates, Integral) or not 1 <= max_candidates <= num_classes:
+        raise ValueError(f"max_candidates must be a whole number from 1 to {num_classes}, got {max_candidates!r}")
+    order = -probabilities
+    if labels is not None and keep_given:
+        labels = check_labels(labels, num_classes)
+        if len(labels) != len(order):
+            raise ValueError(f"{len(labels)} labels do not match {len(order)} rows of probabilities")
+        order[np.arange(len(order)), labels] = -np.inf
+    chosen = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(chosen, order.argsort(axis=1, kind="stable")[:, :max_candidates], True, axis=1)
+    return chosen
+
+
 def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
     """A user's own candidate sets, booleans or 0 / 1, as bool (N, num_classes).
 

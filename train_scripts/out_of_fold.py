@@ -22,50 +22,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
-from fer_pll import (
-    FerPllConfig,
-    FerPllForImageClassification,
-    FerPllImageProcessor,
-    FerPllTrainer,
-    FerPllTrainingArguments,
-)
-from fer_pll.data.prepared import add_candidates, load_prepared
+from fer_pll import FerPllTrainer, FerPllTrainingArguments
+from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.metrics import label_recovery
-from fer_pll.training.settings import config_folder, parse_settings
+from fer_pll.training.classification import ClassificationScript
+from fer_pll.training.settings import parse_settings
 from fer_pll.training.trainer import numpy_column
 
 
 @dataclass
-class OutOfFoldScript:
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
-    data: str = field(metadata={"help": "Folder written by prepare_data.py; its `train` is predicted."})
-    pretrained: str | None = field(
-        default=None, metadata={"help": "Checkpoint of pretrain.py, folder or Hub name. Default: random weights."}
-    )
-    folds: int = field(default=5, metadata={"help": "Parts of the training set; each is predicted from the others."})
-    max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
-    min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
-    ties: str = field(default="keep", metadata={"help": "Labels tied at the cut: keep or drop."})
-    attn_implementation: str = field(default="sdpa", metadata={"help": "sdpa, eager or flash_attention_2."})
+class OutOfFoldScript(ClassificationScript):
+    folds: int = field(default=5, metadata={"help": "Parts of `train`; each is predicted from the others."})
 
 
 def predict_fold(script, args, dataset, held_out: np.ndarray) -> torch.Tensor:
     """Train on the rows outside `held_out` (N,) bool, predict those inside: probabilities (n, K) float32."""
     set_seed(args.seed)
-    folder = config_folder(script.config)
-    config = FerPllConfig.from_pretrained(folder)
-    if args.drop_path_rate is not None:
-        config.drop_path_rate = args.drop_path_rate
-    if script.pretrained is None:
-        model = FerPllForImageClassification(config)
-    else:
-        model = FerPllForImageClassification.from_pretrained(script.pretrained, config=config)
-    model.set_attn_implementation(script.attn_implementation)
+    model, image_processor = script.make_model(args)
     train = dataset.select(np.flatnonzero(~held_out))
     train = train.remove_columns("index").add_column("index", np.arange(len(train)))
-    trainer = FerPllTrainer(
-        model, args, processing_class=FerPllImageProcessor.from_pretrained(folder), train_dataset=train
-    )
+    trainer = FerPllTrainer(model, args, processing_class=image_processor, train_dataset=train)
     trainer.train()
     prediction = trainer.predict(dataset.select(np.flatnonzero(held_out)))
     return torch.from_numpy(prediction.predictions).float().softmax(dim=1)
@@ -75,9 +51,7 @@ def main() -> None:
     try:
         script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
         args.save_strategy = args.eval_strategy = "no"
-        dataset = add_candidates(
-            load_prepared(script.data, "train"), script.max_candidates, script.min_votes, script.ties
-        )
+        dataset = script.add_candidates(load_prepared(script.data, "train"), args.seed)
     except ValueError as error:
         sys.exit(f"error: {error}")
     out = Path(args.output_dir)

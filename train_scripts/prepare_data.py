@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import sys
 
 EPILOG = """\
@@ -17,6 +18,9 @@ examples:
   python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-two-votes --draw-votes 2 \
       --keep-duplicates
 
+  # RAF-DB: the folder `basic` with EmoLabel and Image
+  python train_scripts/prepare_data.py rafdb path/to/basic --out data/rafdb
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -24,8 +28,9 @@ examples:
 """
 
 
-# One function per data set: it adds the options to the parser and returns the function that loads the set from the
-# parsed options. A new data set is one more function and one more entry in DATA_SETS.
+# One function per data set: it adds the options to the parser and returns the function that makes from the parsed
+# options the set, and the list of the pictures that were left out. A new data set is one more function and one more
+# entry in DATA_SETS.
 def ferplus(parser):
     parser.add_argument("source", help="folder with fer2013.csv and fer2013new.csv, or with FER2013Train and so on")
     parser.add_argument(
@@ -57,7 +62,7 @@ def ferplus(parser):
         dataset = load_ferplus(args.source, args.protocol, not args.keep_duplicates)
         if args.draw_votes is not None:
             dataset["train"] = keep_drawn_votes(dataset["train"], args.draw_votes, args.draw_seed)
-        return dataset
+        return dataset, []
 
     return load
 
@@ -84,7 +89,7 @@ def synthetic(parser):
     def load(args):
         from fer_pll.data.synthetic import load_synthetic
 
-        return load_synthetic(
+        dataset = load_synthetic(
             args.num_train,
             args.num_validation,
             args.num_test,
@@ -93,11 +98,66 @@ def synthetic(parser):
             variation=args.variation,
             num_proc=args.num_proc,
         )
+        return dataset, []
 
     return load
 
 
-DATA_SETS = {"ferplus": ferplus, "synthetic": synthetic}
+def rafdb(parser):
+    parser.add_argument("source", help="RAF-DB's folder `basic`, with EmoLabel and Image")
+    parser.add_argument(
+        "--pictures",
+        choices=("aligned", "original"),
+        default="aligned",
+        help="aligned = the cropped faces of 100 x 100 pixels (default); original = the photographs",
+    )
+    picture_options(parser)
+
+    def load(args):
+        from fer_pll.data.rafdb import FEATURES, list_rafdb
+
+        return read_pictures(list_rafdb(args.source, args.pictures), FEATURES, args)
+
+    return load
+
+
+DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "synthetic": synthetic}
+
+
+def picture_options(parser):
+    """Options of the data sets that list picture files."""
+    cores = os.cpu_count() or 1
+    parser.add_argument(
+        "--num-proc", type=int, default=cores, metavar="N", help=f"processes that read (default: all cores, {cores})"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at a picture that cannot be read (default: leave it out and list it in DIR/unreadable.csv)",
+    )
+
+
+def read_pictures(splits, features, args, crop=None):
+    """Listed pictures by split to the data set, and the pictures that were left out."""
+    from datasets import DatasetDict
+
+    from fer_pll.data.pictures import write_split
+    from fer_pll.data.prepared import shards_folder
+
+    dataset, left_out = DatasetDict(), []
+    for split, pictures in splits.items():
+        dataset[split], unreadable = write_split(
+            pictures,
+            features,
+            shards_folder(args.out) / split,
+            num_pictures=len(pictures) if isinstance(pictures, list) else None,
+            crop=crop,
+            num_proc=args.num_proc,
+            strict=args.strict,
+            description=f"{split} pictures",
+        )
+        left_out += unreadable
+    return dataset, left_out
 
 
 def parse_args(argv):
@@ -121,7 +181,8 @@ def summary(dataset):
     labels = {split: dataset[split]["label"][:] for split in splits}
     for number, name in enumerate(dataset[splits[0]].features["label"].names):
         lines.append((f"  {name}", *(labels[split].count(number) for split in splits)))
-    lines.append(("in majority", *(sum(dataset[split]["majority"][:]) for split in splits)))
+    if "majority" in dataset[splits[0]].column_names:
+        lines.append(("in majority", *(sum(dataset[split]["majority"][:]) for split in splits)))
     table = [f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
     return "\n".join(table + [rows.info.description for rows in dataset.values() if rows.info.description])
 
@@ -131,18 +192,25 @@ def main(argv=None):
 
     import datasets
 
-    from fer_pll.data.prepared import check_output_folder, save_prepared
+    from fer_pll.data.prepared import REPORT, check_output_folder, save_prepared, shards_folder
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
     try:
         check_output_folder(args.out, args.overwrite)
-        dataset = args.load(args)
-        save_prepared(dataset, args.out, args.overwrite)
+        dataset, unreadable = args.load(args)
+        save_prepared(dataset, args.out, args.overwrite, unreadable)
+        shutil.rmtree(shards_folder(args.out), ignore_errors=True)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the pictures that are left", file=sys.stderr)
+        return 130
     print(summary(dataset))
+    if unreadable:
+        print(f"{len(unreadable)} pictures could not be used, see {os.path.join(args.out, REPORT)}; the first:")
+        print(f"  {unreadable[0].row_id}: {unreadable[0].reason}")
     print(f"saved in {args.out}")
     return 0
 

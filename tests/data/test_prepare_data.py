@@ -124,7 +124,8 @@ def test_errors_have_no_traceback(main, arguments, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["rafdb", "x", "--out", "y"], ["ferplus", "x"], ["synthetic", "--out", "y", "--protocol", "all"]]
+    "arguments",
+    [[], ["celeba", "x", "--out", "y"], ["ferplus", "x"], ["synthetic", "--out", "y", "--protocol", "all"]],
 )
 def test_wrong_usage(main, arguments, capsys):
     with pytest.raises(SystemExit) as exit:

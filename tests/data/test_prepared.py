@@ -5,12 +5,20 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from fer_pll.data import EXPRESSIONS
-from fer_pll.data.prepared import DataError, check_output_folder, keep_drawn_votes, load_prepared, save_prepared
+from fer_pll.data.prepared import (
+    DataError,
+    add_candidates,
+    check_output_folder,
+    keep_drawn_votes,
+    load_prepared,
+    save_prepared,
+)
 
 FEATURES = Features(
     {
@@ -157,8 +165,8 @@ def test_what_cannot_be_loaded(tmp_path):
 
 
 def test_a_column_is_missing(tmp_path):
-    make_dataset().remove_columns(["row_id", "votes"]).save_to_disk(tmp_path / "set")
-    with pytest.raises(DataError, match="set: split 'train' has no column row_id, votes"):
+    make_dataset().remove_columns(["row_id", "label"]).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError, match="set: split 'train' has no column row_id, label"):
         load_prepared(tmp_path / "set")
 
 
@@ -193,3 +201,16 @@ def test_drawn_votes_leave_the_winner_of_all_votes_as_the_true_label():
     assert "2 votes drawn for each row (seed 3)" in drawn.info.description
     again = keep_drawn_votes(drawn, 1)
     assert again["true_label"][:] == drawn["true_label"][:]  # what was known stays
+
+
+def test_candidates_come_from_votes_or_else_from_labels():
+    dataset = make_dataset()["train"]
+    votes = np.array(dataset["votes"][:])
+    assert (np.array(add_candidates(dataset, max_candidates=1, ties="drop")["candidates"][:]).sum(axis=1) == 1).all()
+    labelled = dataset.remove_columns("votes")
+    candidates = np.array(add_candidates(labelled, set_size=2)["candidates"][:])
+    assert (candidates.sum(axis=1) == 2).all()
+    assert candidates[np.arange(len(votes)), labelled["label"][:]].all()
+    assert np.array(add_candidates(labelled, flip_probability=0)["candidates"][:]).sum() == len(votes)
+    own = labelled.add_column("candidates", list(np.ones_like(votes, dtype=bool)))
+    assert add_candidates(own)["candidates"][:] == own["candidates"][:]

@@ -1,22 +1,36 @@
 """Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
 
+import csv
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_from_disk
 
-from ..labels.candidates import draw_votes, from_votes
+from ..labels.candidates import draw_votes, from_labels, from_votes
 
-COLUMNS = ("image", "index", "row_id", "votes", "label")
-"""The columns that every prepared set has; a loader may add more (`majority`, `true_label`)."""
+COLUMNS = ("image", "index", "row_id", "label")
+"""The columns that every prepared set has; a loader may add more (`votes`, `candidates`, `majority`, `true_label`)."""
+
+REPORT = "unreadable.csv"
+"""File in a prepared set: the pictures that were left out, and why."""
 
 _DICT_FILE = "dataset_dict.json"
 
 
 class DataError(ValueError):
     """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
+
+
+class Unreadable(NamedTuple):
+    """A picture that was left out, and why."""
+
+    row_id: str
+    path: str
+    reason: str
 
 
 def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
@@ -38,7 +52,7 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         raise DataError(
             f"{path} already holds {_name_some(entries)}: choose another folder, or --overwrite to replace it"
         )
-    ours = {_DICT_FILE, "train", "validation", "test"}
+    ours = {_DICT_FILE, REPORT, "train", "validation", "test"}
     foreign = [name for name in entries if name not in ours]
     if foreign or _DICT_FILE not in entries:
         raise DataError(
@@ -47,11 +61,14 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         )
 
 
-def save_prepared(dataset: DatasetDict, path: str | Path, overwrite: bool = False) -> None:
+def save_prepared(
+    dataset: DatasetDict, path: str | Path, overwrite: bool = False, unreadable: Sequence[Unreadable] = ()
+) -> None:
     """Saves `dataset` at `path` so that the folder is there whole or not at all.
 
     The set is written into a temporary folder beside `path` and renamed when complete. With `overwrite` the former
-    set is moved aside just before and deleted just after, so that a failure at any moment loses neither.
+    set is moved aside just before and deleted just after, so that a failure at any moment loses neither. Pictures
+    that were left out are listed in `REPORT`, where there are any.
 
     Raises:
         DataError: as `check_output_folder`.
@@ -63,6 +80,8 @@ def save_prepared(dataset: DatasetDict, path: str | Path, overwrite: bool = Fals
     new, former = workspace / "new", workspace / "former"
     try:
         dataset.save_to_disk(new)
+        if unreadable:
+            _write_report(unreadable, new / REPORT)
         if target.exists():
             target.rename(former)
         try:
@@ -73,6 +92,19 @@ def save_prepared(dataset: DatasetDict, path: str | Path, overwrite: bool = Fals
             raise
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+
+
+def shards_folder(path: str | Path) -> Path:
+    """Where the parts of a set lie until it is whole: beside it, hidden; a repeated run finds them again."""
+    path = Path(path).resolve()
+    return path.parent / f".{path.name}.shards"
+
+
+def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(Unreadable._fields)
+        writer.writerows(unreadable)
 
 
 def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
@@ -105,15 +137,29 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
     return dataset[split]
 
 
-def add_candidates(dataset: Dataset, max_candidates: int = 2, min_votes: int = 1, ties: str = "keep") -> Dataset:
-    """Adds the column `candidates` (K bools per row), made from the column `votes`, where a set has none of its own.
+def add_candidates(
+    dataset: Dataset,
+    max_candidates: int = 2,
+    min_votes: int = 1,
+    ties: str = "keep",
+    flip_probability: float = 0.1,
+    set_size: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Adds the column `candidates` (K bools per row), unless the set has one of its own.
 
-    The options are those of `labels.candidates.from_votes`.
+    From the column `votes` by `labels.candidates.from_votes` where there is one, else from the column `label` by
+    `labels.candidates.from_labels`; the options are theirs.
     """
     if "candidates" in dataset.column_names:
         return dataset
-    votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
-    candidates = from_votes(votes, max_candidates=max_candidates, min_votes=min_votes, ties=ties)
+    if "votes" in dataset.column_names:
+        votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
+        candidates = from_votes(votes, max_candidates=max_candidates, min_votes=min_votes, ties=ties)
+    else:
+        labels = np.array(dataset["label"][:])
+        num_classes = dataset.features["label"].num_classes
+        candidates = from_labels(labels, num_classes, flip_probability, set_size=set_size, seed=seed)
     return dataset.add_column("candidates", list(candidates))
 
 

@@ -34,6 +34,8 @@ SETTINGS = (
     "max_candidates",
     "min_votes",
     "ties",
+    "flip_probability",
+    "set_size",
     "loss",
     "confidence_init",
     "revision",

@@ -21,6 +21,9 @@ examples:
   # RAF-DB: the folder `basic` with EmoLabel and Image
   python train_scripts/prepare_data.py rafdb path/to/basic --out data/rafdb
 
+  # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer
+  python train_scripts/prepare_data.py votes path/to/votes.csv --out data/mine --validation-share 0.1
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -121,7 +124,43 @@ def rafdb(parser):
     return load
 
 
-DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "synthetic": synthetic}
+def votes(parser):
+    parser.add_argument(
+        "table",
+        help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class, or path, annotator, label",
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
+    parser.add_argument(
+        "--classes",
+        metavar="NAME,NAME,...",
+        help="the classes, in the order of the model's outputs (default: the eight expressions of FER+)",
+    )
+    parser.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="share of the pictures without a `split` that becomes the validation set (default: 0)",
+    )
+    parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of that draw (default: 0)")
+    picture_options(parser)
+
+    def load(args):
+        from fer_pll.data import EXPRESSIONS, canonical_name
+        from fer_pll.data.prepared import DataError
+        from fer_pll.data.votes_table import list_votes, table_features
+
+        names = list(map(canonical_name, args.classes.split(","))) if args.classes else EXPRESSIONS
+        splits, without_vote = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
+        if args.strict and without_vote:
+            raise DataError(f"{without_vote[0].row_id}: {without_vote[0].reason}")
+        dataset, unreadable = read_pictures(splits, table_features(names), args)
+        return dataset, without_vote + unreadable
+
+    return load
+
+
+DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "votes": votes, "synthetic": synthetic}
 
 
 def picture_options(parser):

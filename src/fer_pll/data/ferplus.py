@@ -1,7 +1,6 @@
 """FER+: the faces of FER2013 with the votes of ten annotators for each (Barsoum et al. 2016, arXiv:1608.01041)."""
 
 import atexit
-import csv
 import hashlib
 import io
 import shutil
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 
 from . import EXPRESSIONS
 from .prepared import DataError
+from .tables import read_columns, read_csv
 
 PROTOCOLS = ("all", "majority")
 SIDE = 48
@@ -186,12 +186,12 @@ class _CsvLayout:
         self.picture_file = source / _PICTURES_CSV
         self.rows: list[Row] = []
         votes_file = source / _VOTES_CSV
-        for line, (usage, *counts) in _read_columns(votes_file, ("Usage", *_ENTRIES)):
+        for line, (usage, *counts) in read_columns(votes_file, ("Usage", *_ENTRIES)):
             row_id = f"{_VOTES_CSV}:{line}"
             split = _parse_usage(f"{votes_file}:{line}", usage)
             self.rows.append(Row(split, row_id, _parse_votes(f"{votes_file}:{line}", counts)))
         # Counting takes any file for lines of text: first make sure that it is the right kind of file.
-        next(_read_columns(self.picture_file, ("pixels", "Usage")), None)
+        next(read_columns(self.picture_file, ("pixels", "Usage")), None)
         num_pictures = _count_rows(self.picture_file)
         if num_pictures != len(self.rows):
             raise DataError(
@@ -205,7 +205,7 @@ class _CsvLayout:
         """Yields (position, 2,304 pixel bytes) for ascending row positions; other rows are passed over unparsed."""
         wanted = iter(positions)
         next_position = next(wanted, None)
-        for position, (line, (pixels, usage)) in enumerate(_read_columns(self.picture_file, ("pixels", "Usage"))):
+        for position, (line, (pixels, usage)) in enumerate(read_columns(self.picture_file, ("pixels", "Usage"))):
             if position != next_position:
                 continue
             next_position = next(wanted, None)
@@ -230,7 +230,7 @@ class _FolderLayout:
                 continue
             file = source / folder / _LABELS_CSV
             num_before = len(self.rows)
-            for line, (name, *cells) in _read_csv(file):
+            for line, (name, *cells) in read_csv(file):
                 # Newer versions of generate_training_data.py leave the face box out.
                 if len(cells) not in (len(_ENTRIES), len(_ENTRIES) + 1):
                     raise DataError(
@@ -247,43 +247,6 @@ class _FolderLayout:
         """Yields (position, 2,304 pixel bytes) for each row position."""
         for position in positions:
             yield position, _read_picture(self.picture_files[position], self.rows[position].row_id)
-
-
-def _read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line, cells) for each line that is not blank, lines counted from 1."""
-    if not file.is_file():
-        raise DataError(f"{file} is missing: get it again")
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        try:
-            for cells in reader:
-                if cells:
-                    yield reader.line_num, cells
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{file}:{reader.line_num + 1} is not comma-separated UTF-8 text ({error}): get the file again"
-            ) from error
-
-
-def _read_columns(file: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, list[str]]]:
-    """Yields (line, cells of the named columns) for each row of a file whose first line names its columns."""
-    lines = _read_csv(file)
-    _, header = next(lines, (0, []))
-    header = [name.strip() for name in header]
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise DataError(
-            f"{file} has no column {', '.join(missing)} (its first line names {', '.join(header)[:200] or 'none'}): "
-            "check that this is the right file and that commas separate its columns"
-        )
-    places = [header.index(name) for name in columns]
-    for line, cells in lines:
-        if len(cells) != len(header):
-            raise DataError(
-                f"{file}:{line} has {len(cells)} columns where {len(header)} should be: the file is cut off or "
-                "damaged; get it again"
-            )
-        yield line, [cells[place] for place in places]
 
 
 def _count_rows(file: Path) -> int:

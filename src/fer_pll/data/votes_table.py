@@ -1,0 +1,204 @@
+"""Votes of one's own: a table that says for each picture, or for each answer, what annotators chose."""
+
+import hashlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, Image, List, Value
+
+from . import EXPRESSIONS, canonical_name
+from .pictures import ListedPicture
+from .prepared import DataError, Unreadable
+from .tables import read_rows
+
+SPLITS = ("train", "validation", "test")
+ANSWER_COLUMNS = ("path", "annotator", "label")
+
+
+def table_features(class_names: Sequence[str]) -> Features:
+    """Columns of a set that is made from a table of votes."""
+    return Features(
+        {
+            "image": Image(),
+            "index": Value("int64"),
+            "row_id": Value("string"),
+            "votes": List(Value("int32"), length=len(class_names)),
+            "label": ClassLabel(names=list(class_names)),
+        }
+    )
+
+
+def list_votes(
+    file: str | Path,
+    root: str | Path | None = None,
+    class_names: Sequence[str] = EXPRESSIONS,
+    validation_share: float = 0.0,
+    seed: int = 0,
+) -> tuple[dict[str, list[ListedPicture]], list[Unreadable]]:
+    """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
+
+    Two forms:
+
+    - one row for each picture: `path`, and for each class a column of its name with the number of votes. Classes
+      without a column have no votes;
+    - one row for each answer: `path`, `annotator`, `label` (a class name).
+
+    Names of classes may be capitalised, or synonyms (see `data.SYNONYMS`). Where there is a column `split`, it says
+    train, validation or test; else all is train, less `validation_share`.
+
+    Args:
+        file: the table.
+        root: folder that the paths start from; that of the table where not given. No path may lead out of it.
+        class_names: K names.
+        validation_share: share of the pictures that becomes `validation`, drawn by path and seed, so that it stays
+            the same when rows are added.
+        seed: of that draw.
+
+    Returns:
+        by split, pictures with `votes` and `label` (the first top of the votes); and the pictures without any vote.
+
+    Raises:
+        DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
+            whole numbers >= 0, a picture listed twice, two answers of one annotator for a picture, a path that leads
+            out of `root`, an unknown split; the message names file and row.
+    """
+    file = Path(file)
+    root = Path(root) if root is not None else file.parent
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: name the one that the paths of {file} start from")
+    if not 0 <= validation_share < 1:
+        raise DataError(f"validation_share must lie in [0, 1), got {validation_share}")
+    class_names = [canonical_name(name) for name in class_names]
+    rows = read_rows(file)
+    first_row = next(rows)
+    first = first_row[1]
+    answers = "annotator" in first and "label" in first
+    classes = {name: class_names.index(canonical_name(name)) for name in first if canonical_name(name) in class_names}
+    if "path" not in first or not (answers or classes):
+        raise DataError(
+            f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}, or path and a column "
+            f"for each class ({', '.join(class_names)})"
+        )
+    if answers and classes:
+        raise DataError(f"{file} has both `label` and columns of classes ({', '.join(classes)}): take one of them out")
+    if len(set(classes.values())) < len(classes):
+        raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class; put them together")
+
+    listed = _count_answers if answers else _read_counts
+    splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
+    without_vote = []
+    for place, path, split, votes in listed(file, chain([first_row], rows), class_names, classes):
+        picture = _resolve(file, place, root, path)
+        if split is None:
+            split = "validation" if _share_of(path, seed) < validation_share else "train"
+        elif split not in SPLITS:
+            raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
+        if not votes.any():
+            without_vote.append(Unreadable(place, str(picture), "has no vote at all: take the row out or add some"))
+            continue
+        columns = {"votes": votes.tolist(), "label": int(votes.argmax())}
+        splits[split].append(ListedPicture(picture, place, columns))
+    splits = {name: pictures for name, pictures in splits.items() if pictures}
+    if not splits:
+        raise DataError(f"{file}: no row has a vote")
+    return splits, without_vote
+
+
+def _read_counts(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+) -> Iterator[tuple[str, str, str | None, np.ndarray]]:
+    """(place, path, split, votes) of each row of a table that has one for each picture."""
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        where = file.parent / place
+        path = _path(where, row)
+        if path in seen:
+            raise DataError(f"{where} lists {path} again, after {seen[path]}: put the two rows together")
+        seen[path] = place
+        votes = np.zeros(len(class_names), dtype=np.int32)
+        for column, label in classes.items():
+            votes[label] = _whole_number(where, column, row.get(column))
+        yield place, path, _split(row), votes
+
+
+def _count_answers(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+) -> Iterator[tuple[str, str, str | None, np.ndarray]]:
+    """(place, path, split, votes) of each picture of a table that has a row for each answer."""
+    pictures: dict[str, tuple[str, str | None, np.ndarray]] = {}
+    answered: dict[tuple[str, str], str] = {}
+    for place, row in rows:
+        where = file.parent / place
+        path, annotator = _path(where, row), _text(where, row, "annotator")
+        label = canonical_name(_text(where, row, "label"))
+        if label not in class_names:
+            raise DataError(
+                f"{where}: label {row['label']!r} is none of the classes {', '.join(class_names)}: correct it, or "
+                "name the classes with --classes"
+            )
+        if (path, annotator) in answered:
+            raise DataError(
+                f"{where}: annotator {annotator} has answered for {path} before, in {answered[path, annotator]}: take "
+                "one of the answers out"
+            )
+        answered[path, annotator] = place
+        split = _split(row)
+        first = pictures.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
+        if first[1] != split:
+            raise DataError(
+                f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
+            )
+        first[2][class_names.index(label)] += 1
+    for path, (place, split, votes) in pictures.items():
+        yield place, path, split, votes
+
+
+def _text(where: Path, row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None or not str(value).strip():
+        raise DataError(f"{where} has no {column}: fill it in or take the row out")
+    return str(value).strip()
+
+
+def _path(where: Path, row: dict[str, Any]) -> str:
+    """The picture's path, one spelling for each file; tables from Windows separate folders by backslashes."""
+    return posixpath.normpath(_text(where, row, "path").replace("\\", "/"))
+
+
+def _split(row: dict[str, Any]) -> str | None:
+    value = row.get("split")
+    return None if value is None or not str(value).strip() else str(value).strip().lower()
+
+
+def _whole_number(where: Path, column: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(
+            f"{where}: the votes for {column!r} are {value!r}, but votes are whole numbers from 0 up: correct the row"
+        )
+    if int(text) > 2**31 - 1:
+        raise DataError(f"{where}: {text} votes for {column!r} are too many to be true: correct the row")
+    return int(text)
+
+
+def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
+    """The picture's path, after checking that it does not lead out of the folder."""
+    picture = (root / path).resolve()
+    if not picture.is_relative_to(root.resolve()):
+        raise DataError(
+            f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "
+            "that holds all pictures"
+        )
+    return root / path
+
+
+def _share_of(path: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but path and seed."""
+    digest = hashlib.blake2b(f"{seed}\n{path}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -3,9 +3,12 @@
     python train_scripts/evaluate.py runs/finetune data/ferplus --split validation --out runs/finetune/evaluation
 
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy, recall per class, confusion matrix and
-calibration error), a confusion matrix per protocol and, where the checkpoint comes from our trainer, its training
-curves. Protocols: `all` is every row of the split; `majority` the rows whose top label holds more than half of the
-votes, where the data set says which these are.
+calibration error), predictions.csv (the probabilities of each row), a confusion matrix per protocol and, where the
+checkpoint comes from our trainer, its training curves. Protocols: `all` is every row of the split; `majority` the rows
+whose top label holds more than half of the votes, where the data set says which these are.
+
+The data set need not be the one that the model was trained on: classes are matched by name. Rows of a class that the
+model does not know are left out, and so, in the choice between classes, are those that the data set does not have.
 """
 
 import argparse
@@ -18,25 +21,33 @@ from pathlib import Path
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll  # noqa: F401  (registers the models with the Auto classes)
+from fer_pll.data import canonical_name
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.fer_metrics import FerMetrics
 from fer_pll.evaluation.plots import plot_confusion_matrix, plot_training_curves
 from fer_pll.training.trainer import numpy_column
 
 
-def class_names(model: torch.nn.Module, dataset: Dataset) -> list[str]:
-    """Names of the model's classes, after checking that the labels of the data set are the same."""
-    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if names != dataset.features["label"].names:
-        known = ", ".join(dataset.features["label"].names)
-        raise ValueError(f"The checkpoint has the classes {', '.join(names)}; the data set has {known}.")
-    return names
+def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
+    """Names of the classes that both know, in the order of the model.
+
+    Raises:
+        ValueError: where there are fewer than two.
+    """
+    shared = [name for name in of_model if name in of_data]
+    if len(shared) < 2:
+        raise ValueError(
+            f"The checkpoint has the classes {', '.join(of_model)}; the data set has {', '.join(of_data)}: judging "
+            "needs two in common. Name them alike in the config's id2label and in the data set."
+        )
+    return shared
 
 
 @torch.inference_mode()
@@ -69,19 +80,37 @@ def main() -> None:
     dataset = load_prepared(args.data, args.split)
     model = AutoModelForImageClassification.from_pretrained(args.checkpoint).to(args.device).eval()
     image_processor = AutoImageProcessor.from_pretrained(args.checkpoint)
-    names = class_names(model, dataset)
-    labels = numpy_column(dataset, "label")
+    of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    of_data = [canonical_name(name) for name in dataset.features["label"].names]
+    names = shared_classes(of_model, of_data)
     probabilities = predict(model, image_processor, dataset, args.batch_size)
+    given = numpy_column(dataset, "label")
+    labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
 
+    out = Path(args.out or Path(args.checkpoint) / f"evaluation-{args.split}")
+    out.mkdir(parents=True, exist_ok=True)
+    predictions = pd.DataFrame(probabilities, columns=of_model)
+    predictions.insert(0, "row_id", dataset["row_id"][:])
+    predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
+    predictions.insert(2, "predicted", [of_model[label] for label in probabilities.argmax(axis=1)])
+    predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
+
+    probabilities = probabilities[:, [of_model.index(name) for name in names]]
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
     defined = labels >= 0
     protocols = {"all": defined}
     if "majority" in dataset.column_names:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
     results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items()}
 
-    out = Path(args.out or Path(args.checkpoint) / f"evaluation-{args.split}")
-    out.mkdir(parents=True, exist_ok=True)
-    report = {"checkpoint": args.checkpoint, "data": args.data, "split": args.split, "protocols": results}
+    report = {"checkpoint": args.checkpoint, "data": args.data, "split": args.split}
+    report |= {
+        "classes": names,
+        "classes_of_the_data_only": [name for name in of_data if name not in names],
+        "classes_of_the_model_only": [name for name in of_model if name not in names],
+        "rows_left_out": int((labels < 0).sum()),
+        "protocols": results,
+    }
     (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
     for name, metrics in results.items():
         title = f"{args.split}, protocol {name}: {metrics['accuracy']:.1%} of {metrics['rows']:,} pictures"
@@ -90,6 +119,12 @@ def main() -> None:
     if state.is_file():
         plot_training_curves(json.loads(state.read_text())["log_history"], out / "training_curves.png")
 
+    for whose in ("data", "model"):
+        only = report[f"classes_of_the_{whose}_only"]
+        if only:
+            print(f"classes of the {whose} only, left out: {', '.join(only)}")
+    if report["rows_left_out"]:
+        print(f"{report['rows_left_out']} of {len(labels)} rows have none of the {len(names)} classes judged")
     print(f"{'protocol':10} {'rows':>6} {'accuracy':>9} {'mean class':>11} {'ECE':>6}")
     for name, metrics in results.items():
         figures = f"{metrics['accuracy']:9.1%} {metrics['mean_class_accuracy']:11.1%} {metrics['ece']:6.3f}"

@@ -24,6 +24,9 @@ examples:
   # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer
   python train_scripts/prepare_data.py votes path/to/votes.csv --out data/mine --validation-share 0.1
 
+  # a folder of pictures for each class, SPLIT/CLASS/picture or CLASS/picture
+  python train_scripts/prepare_data.py folder path/to/pictures --out data/mine
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -117,9 +120,10 @@ def rafdb(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.rafdb import FEATURES, list_rafdb
+        from fer_pll.data.prepared import prepared_features
+        from fer_pll.data.rafdb import CLASSES, list_rafdb
 
-        return read_pictures(list_rafdb(args.source, args.pictures), FEATURES, args)
+        return read_pictures(list_rafdb(args.source, args.pictures), prepared_features(CLASSES), args)
 
     return load
 
@@ -147,20 +151,34 @@ def votes(parser):
 
     def load(args):
         from fer_pll.data import EXPRESSIONS, canonical_name
-        from fer_pll.data.prepared import DataError
-        from fer_pll.data.votes_table import list_votes, table_features
+        from fer_pll.data.prepared import DataError, prepared_features
+        from fer_pll.data.votes_table import list_votes
 
         names = list(map(canonical_name, args.classes.split(","))) if args.classes else EXPRESSIONS
         splits, without_vote = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
         if args.strict and without_vote:
             raise DataError(f"{without_vote[0].row_id}: {without_vote[0].reason}")
-        dataset, unreadable = read_pictures(splits, table_features(names), args)
+        dataset, unreadable = read_pictures(splits, prepared_features(names, votes=True), args)
         return dataset, without_vote + unreadable
 
     return load
 
 
-DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "votes": votes, "synthetic": synthetic}
+def folder(parser):
+    parser.add_argument("source", help="folder with train, validation and test, or with a folder for each class")
+    picture_options(parser)
+
+    def load(args):
+        from fer_pll.data.image_folder import list_image_folder
+        from fer_pll.data.prepared import prepared_features
+
+        splits, names = list_image_folder(args.source)
+        return read_pictures(splits, prepared_features(names), args)
+
+    return load
+
+
+DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "votes": votes, "folder": folder, "synthetic": synthetic}
 
 
 def picture_options(parser):

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from datasets import ClassLabel, DatasetDict
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data import EXPRESSIONS
+from fer_pll.data.prepared import load_prepared, save_prepared
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 SMALL = {
@@ -89,6 +92,54 @@ def test_from_drawn_faces_to_metrics(workspace):
     said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
     right = sum(name == rows.features["label"].int2str(label) for name, label in zip(said, rows["label"], strict=True))
     assert right / 32 == pytest.approx(everything["accuracy"])
+
+
+def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
+    """`surprise` the model knows by another name, `boredom` not at all; the data lack six of its classes."""
+    faces = load_prepared(workspace / "data", "validation")
+    names = ["boredom", "Surprised", "happiness"]
+    labels = [number % 4 - 1 for number in range(len(faces))]  # -1: undefined
+    features = faces.features | {"label": ClassLabel(names=names)}
+    other = faces.remove_columns("label").add_column("label", labels).cast(features)
+    save_prepared(DatasetDict(test=other), workspace / "other")
+
+    out = workspace / "elsewhere"
+    output = run(
+        sys.executable,
+        SCRIPTS / "evaluate.py",
+        workspace / "run",
+        workspace / "other",
+        "--split",
+        "test",
+        "--out",
+        out,
+    )
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["classes"] == ["happiness", "surprise"]
+    assert report["classes_of_the_data_only"] == ["boredom"] and len(report["classes_of_the_model_only"]) == 6
+    assert report["rows_left_out"] == 16 and report["protocols"]["all"]["rows"] == 16
+    assert (
+        "16 of 32 rows have none of the 2 classes judged" in output and "of the data only, left out: boredom" in output
+    )
+
+    predictions = pd.read_csv(out / "predictions.csv", keep_default_na=False)
+    assert list(predictions)[:3] == ["row_id", "label", "predicted"]
+    classes = list(predictions)[3:]
+    assert classes == list(EXPRESSIONS)
+    assert predictions["row_id"].tolist() == other["row_id"][:]
+    assert predictions["label"].tolist()[:4] == ["", "boredom", "surprise", "happiness"]
+    assert abs(predictions[classes].sum(axis=1) - 1).max() < 1e-5
+    assert (predictions[classes].idxmax(axis=1) == predictions["predicted"]).all()
+    judged = predictions[predictions["label"].isin(["surprise", "happiness"])]
+    right = judged[["happiness", "surprise"]].idxmax(axis=1) == judged["label"]
+    assert right.mean() == pytest.approx(report["protocols"]["all"]["accuracy"])
+
+    alone = other.cast(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])})
+    save_prepared(DatasetDict(test=alone), workspace / "alone")
+    output = run(
+        sys.executable, SCRIPTS / "evaluate.py", workspace / "run", workspace / "alone", "--split", "test", expect=1
+    )
+    assert "needs two in common" in output
 
 
 def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_off(workspace):

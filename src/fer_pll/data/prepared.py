@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
 from ..labels.candidates import draw_votes, from_labels, from_votes
 
@@ -19,6 +19,19 @@ REPORT = "unreadable.csv"
 """File in a prepared set: the pictures that were left out, and why."""
 
 _DICT_FILE = "dataset_dict.json"
+
+
+def prepared_features(class_names: Sequence[str], votes: bool = False) -> Features:
+    """Features of `COLUMNS` and, if asked for, of `votes`."""
+    features = {
+        "image": Image(),
+        "index": Value("int64"),
+        "row_id": Value("string"),
+        "label": ClassLabel(names=list(class_names)),
+    }
+    if votes:
+        features["votes"] = List(Value("int32"), length=len(class_names))
+    return Features(features)
 
 
 class DataError(ValueError):

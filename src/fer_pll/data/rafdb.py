@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from datasets import ClassLabel, Features, Image, Value
-
 from . import EXPRESSIONS
 from .pictures import ListedPicture
 from .prepared import DataError
@@ -21,15 +19,6 @@ EXPRESSIONS_OF_LABEL = {
 CLASSES = EXPRESSIONS[:7]
 """The seven expressions in the order of FER+, which has contempt as the eighth."""
 PICTURES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}
-
-FEATURES = Features(
-    {
-        "image": Image(),
-        "index": Value("int64"),
-        "row_id": Value("string"),
-        "label": ClassLabel(names=list(CLASSES)),
-    }
-)
 
 
 def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[ListedPicture]]:

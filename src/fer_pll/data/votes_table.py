@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, Image, List, Value
 
 from . import EXPRESSIONS, canonical_name
 from .pictures import ListedPicture
@@ -17,19 +16,6 @@ from .tables import read_rows
 
 SPLITS = ("train", "validation", "test")
 ANSWER_COLUMNS = ("path", "annotator", "label")
-
-
-def table_features(class_names: Sequence[str]) -> Features:
-    """Columns of a set that is made from a table of votes."""
-    return Features(
-        {
-            "image": Image(),
-            "index": Value("int64"),
-            "row_id": Value("string"),
-            "votes": List(Value("int32"), length=len(class_names)),
-            "label": ClassLabel(names=list(class_names)),
-        }
-    )
 
 
 def list_votes(

@@ -151,15 +151,12 @@ def votes(parser):
 
     def load(args):
         from fer_pll.data import EXPRESSIONS, canonical_name
-        from fer_pll.data.prepared import DataError, prepared_features
+        from fer_pll.data.prepared import prepared_features
         from fer_pll.data.votes_table import list_votes
 
         names = list(map(canonical_name, args.classes.split(","))) if args.classes else EXPRESSIONS
-        splits, without_vote = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
-        if args.strict and without_vote:
-            raise DataError(f"{without_vote[0].row_id}: {without_vote[0].reason}")
-        dataset, unreadable = read_pictures(splits, prepared_features(names, votes=True), args)
-        return dataset, without_vote + unreadable
+        splits = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
+        return read_pictures(splits, prepared_features(names, votes=True), args)
 
     return load
 

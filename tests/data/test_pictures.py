@@ -241,3 +241,10 @@ def test_a_shard_is_whole_only_when_its_report_is_there(tmp_path, monkeypatch):
     (shards / "000000.json").unlink()
     (shards / "000000.arrow").write_bytes((shards / "000000.arrow").read_bytes()[:50])  # as a kill leaves it
     assert len(write_split(rows, FEATURES, shards)[0]) == 2
+
+
+def test_a_row_with_a_problem_is_reported_without_being_read(tmp_path):
+    rows = listed(tmp_path, 3)
+    rows[1] = rows[1]._replace(path=tmp_path / "never.png", problem="has no vote at all")
+    dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards")
+    assert len(dataset) == 2 and unreadable == [("list.txt:2", str(tmp_path / "never.png"), "has no vote at all")]

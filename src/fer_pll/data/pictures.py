@@ -35,6 +35,7 @@ class ListedPicture(NamedTuple):
     columns: dict[str, Any]  # of the row beside `image`, `index` and `row_id`
     box: tuple[float, float, float, float] | None = None  # of the face: left, top, width, height in pixels
     landmarks: tuple[float, ...] | None = None  # x and y by turns, in pixels
+    problem: str | None = None  # why the row cannot be used, where that is known already
 
 
 Crop = Callable[[PILImage.Image, ListedPicture], PILImage.Image]
@@ -179,6 +180,8 @@ def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
     with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
         for picture in job.pictures:
             try:
+                if picture.problem:
+                    raise DataError(picture.problem)
                 image = _read(picture, job.crop)
             except DataError as error:
                 unreadable.append(Unreadable(picture.row_id, str(picture.path), str(error)))

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import EXPRESSIONS, canonical_name
 from .pictures import ListedPicture
-from .prepared import DataError, Unreadable
+from .prepared import DataError
 from .tables import read_rows
 
 SPLITS = ("train", "validation", "test")
@@ -24,7 +24,7 @@ def list_votes(
     class_names: Sequence[str] = EXPRESSIONS,
     validation_share: float = 0.0,
     seed: int = 0,
-) -> tuple[dict[str, list[ListedPicture]], list[Unreadable]]:
+) -> dict[str, list[ListedPicture]]:
     """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
 
     Two forms:
@@ -45,7 +45,7 @@ def list_votes(
         seed: of that draw.
 
     Returns:
-        by split, pictures with `votes` and `label` (the first top of the votes); and the pictures without any vote.
+        by split, pictures with `votes` and `label` (the first top of the votes). One without any vote has a `problem`.
 
     Raises:
         DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
@@ -76,22 +76,16 @@ def list_votes(
 
     listed = _count_answers if answers else _read_counts
     splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
-    without_vote = []
     for place, path, split, votes in listed(file, chain([first_row], rows), class_names, classes):
         picture = _resolve(file, place, root, path)
         if split is None:
             split = "validation" if _share_of(path, seed) < validation_share else "train"
         elif split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
-        if not votes.any():
-            without_vote.append(Unreadable(place, str(picture), "has no vote at all: take the row out or add some"))
-            continue
+        problem = None if votes.any() else "has no vote at all: take the row out or add some"
         columns = {"votes": votes.tolist(), "label": int(votes.argmax())}
-        splits[split].append(ListedPicture(picture, place, columns))
-    splits = {name: pictures for name, pictures in splits.items() if pictures}
-    if not splits:
-        raise DataError(f"{file}: no row has a vote")
-    return splits, without_vote
+        splits[split].append(ListedPicture(picture, place, columns, problem=problem))
+    return {name: pictures for name, pictures in splits.items() if pictures}
 
 
 def _read_counts(

@@ -6,7 +6,8 @@
 Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. `--loss
 softmax` is the usual training on the most voted label, to compare with; `--loss` and `--revision` choose other
 methods. Runs under `accelerate launch` as well (train_scripts/accelerate has configurations). A run that was cut off
-goes on with `--resume_from_checkpoint last`. Writes the model, its card, the confidences and training_curves.png.
+goes on with `--resume_from_checkpoint last`. Writes the model, its card, the confidences,
+candidate_sets.png (what the candidate sets look like, printed as well) and training_curves.png.
 """
 
 import os
@@ -20,7 +21,8 @@ from transformers import set_seed
 
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
 from fer_pll.data.prepared import load_prepared
-from fer_pll.evaluation.plots import plot_training_curves
+from fer_pll.evaluation.candidates import CandidateSummary
+from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
 from fer_pll.training.classification import ClassificationScript
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
 
@@ -57,6 +59,11 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     start_run(args, script)
+    if args.should_save:
+        made_from_votes = "votes" in trainer.train_dataset.column_names
+        summary = CandidateSummary.of(trainer.table, script.max_candidates if made_from_votes else None)
+        print(summary, flush=True)
+        plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # save

@@ -9,7 +9,13 @@ from PIL import Image
 
 from fer_pll.data import EXPRESSIONS
 from fer_pll.evaluation import plots
-from fer_pll.evaluation.plots import plot_confusion_matrix, plot_gallery, plot_training_curves
+from fer_pll.evaluation.candidates import CandidateSummary
+from fer_pll.evaluation.plots import (
+    plot_candidate_sets,
+    plot_confusion_matrix,
+    plot_gallery,
+    plot_training_curves,
+)
 
 
 @pytest.fixture
@@ -180,3 +186,19 @@ def test_no_figure_is_left_with_pyplot(tmp_path):
     plot_gallery(*gallery(1), tmp_path / "gallery.png")
     plot_confusion_matrix(realistic_matrix(), EXPRESSIONS, tmp_path / "confusion.png")
     assert list(Gcf.figs) == before
+
+
+def test_candidate_sets(tmp_path, figures):
+    rows = np.array([0, 12_000, 0, 9_000, 4_000, 30, 0, 0, 0])  # no set of two
+    alone, among = np.arange(8) * 1000 + 3, np.arange(8)[::-1] * 900
+    summary = CandidateSummary(EXPRESSIONS, rows, np.full(9, 0.5), alone, among, np.full(8, 1 / 8), 30)
+    plot_candidate_sets(summary, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size[0] > 1000
+    by_size, by_class = figures[0].axes
+    assert [bar.get_height() for bar in by_size.patches] == [12_000, 9_000, 4_000, 30]
+    assert [text.get_text() for text in texts_of(by_size)] == ["47.9%", "36.0%", "16.0%", "0.1%"]
+    assert [tick.get_text() for tick in by_size.get_xticklabels()] == ["1", "3", "4", "5"]
+    assert [bar.get_width() for bar in by_class.patches] == [*alone, *among]
+    assert [bar.get_x() for bar in by_class.patches] == [0] * 8 + alone.tolist()
+    assert_legible(figures[0])

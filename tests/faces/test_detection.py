@@ -1,4 +1,4 @@
-"""Detectors: the shipped weights on the one photograph that may be shown, and YuNet's plumbing with a network of ours."""
+"""Detectors: the shipped weights on the one photograph that may be shown; YuNet with a network of ours."""
 
 import hashlib
 import http.server
@@ -179,7 +179,7 @@ def test_an_unknown_detector_is_refused_by_name():
 
 
 class RedSquares(torch.nn.Module):
-    """What YuNet's file gives, computed from redness: a face wherever a cell is red, three cells wide, at its middle."""
+    """What YuNet's file gives, computed from redness: a face wherever a cell is red, three cells wide."""
 
     def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs: dict[str, list[torch.Tensor]] = {"cls": [], "obj": [], "bbox": [], "kps": []}

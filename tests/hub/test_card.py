@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import make_trainer
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import AutoImageProcessor
@@ -117,6 +118,15 @@ def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
     pretraining = str(model_card(FerPllForPreTraining(toy_config), "toy", face_crop=crop))
     assert "FER+: 48 x 48" in pretraining and 'facial-expression-recognition",' not in pretraining
     assert "### The crop" not in str(model_card(classifier, "toy"))
+
+
+def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_processor, toy_train, tmp_path):
+    toy_processor.face_crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
+    trainer.create_model_card()
+    trainer.save_model()
+    assert "cropped as those of FER+" in (tmp_path / "README.md").read_text()
+    assert AutoImageProcessor.from_pretrained(tmp_path).face_crop == toy_processor.face_crop
 
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):

@@ -24,11 +24,11 @@ WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4
 
 YUNET_REPOSITORY, YUNET_FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 
-_BATCH, _COLOUR_MEAN = "input", np.array([123, 117, 104], dtype=np.float32)  # RGB
+_COLOUR_MEAN = np.array([123, 117, 104], dtype=np.float32)  # RGB
 _STRIDES, _ANCHORS = (8, 16, 32), ((16, 32), (64, 128), (256, 512))  # pixels
 _CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
 
-# Where a face is looked at a second time: upright, and about 75 pixels wide.
+# Where a face is looked at a second time: upright, and about 85 pixels wide.
 _WINDOW = FaceCrop(
     name="window",
     template=((0.32, 0.38), (0.68, 0.38), (0.5, 0.6), (0.36, 0.77), (0.64, 0.77)),
@@ -140,7 +140,7 @@ class RetinaFace:
         scale = np.array([picture.shape[1] / width, picture.shape[0] / height])
 
         batch = (searched.astype(np.float32) - _COLOUR_MEAN)[..., ::-1].transpose(2, 0, 1)[None]  # BGR
-        boxes, scores, landmarks = (output[0] for output in self._session.run(None, {_BATCH: batch}))
+        boxes, scores, landmarks = (output[0] for output in self._session.run(None, {"input": batch}))
         found = np.flatnonzero(scores[:, 1] >= self.score_threshold)
         anchors = _anchors(height, width)[found]  # (F, 3): centre and size
         centres, sizes = anchors[:, :2], anchors[:, 2:]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import make_trainer
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import AutoImageProcessor
 
+from conftest import make_trainer
 from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
 from fer_pll.hub.card import model_card
 

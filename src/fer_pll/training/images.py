@@ -161,5 +161,6 @@ class ImageTrainer(Trainer):
             table=self.table,
             metrics=self.evaluation_results(),
             license=license,
+            face_crop=getattr(self.processing_class, "face_crop", None),
         )
         card.save(folder / "README.md")

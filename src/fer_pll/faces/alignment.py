@@ -1,0 +1,141 @@
+"""From a photograph and five landmarks to the crop that a model was trained on.
+
+Coordinates are continuous and in pixels: x to the right, y down, (0, 0) the corner of the first pixel, whose centre is
+at (0.5, 0.5). So they scale with the picture. Landmarks are, as seen in the picture: left eye, right eye, nose tip,
+left and right corner of the mouth.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from ..model.image_processing_fer_pll import check_face_crop
+
+LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
+
+
+@dataclass(frozen=True)
+class FaceCrop:
+    """How the pictures that a model was trained on show a face; stands as `face_crop` in its image processor's config.
+
+    Args:
+        name: of the pictures, e.g. `"FER+"`.
+        template: five (x, y), the landmarks in shares of the crop's side.
+        size: side of the crop in pixels. It may be less than what the model takes: who was trained on pictures of 48
+            pixels, enlarged, must see others enlarged from 48 as well.
+        colour: `"grey"` or `"rgb"`.
+        margin: what the crop shows beyond the template's square on each side, in shares of that square's side.
+
+    Raises:
+        ValueError: a value that makes no crop; the message names it.
+    """
+
+    name: str
+    template: tuple[tuple[float, float], ...]
+    size: int
+    colour: str
+    margin: float = 0.0
+
+    def __post_init__(self):
+        check_face_crop(asdict(self))
+
+    @classmethod
+    def of(cls, image_processor: Any, source: str = "This image processor") -> "FaceCrop":
+        """The crop of an image processor; `source` names it in the error that is raised where it has none."""
+        contract = getattr(image_processor, "face_crop", None)
+        if contract is None:
+            raise ValueError(
+                f"{source} does not say how its faces are cropped (`face_crop` in preprocessor_config.json): name a "
+                "checkpoint that does as `crop` (--crop), e.g. fer-pll-tiny-ferplus if it was trained on FER+."
+            )
+        template = tuple((float(x), float(y)) for x, y in contract["template"])
+        return cls(**{**contract, "template": template})
+
+    @classmethod
+    def from_pretrained(cls, model: str) -> "FaceCrop":
+        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs."""
+        package = Path(__file__).parents[1]
+        for shipped in (package / "hub_configs", package.parents[1] / "hub_configs"):  # in a wheel, in a checkout
+            if not Path(model).exists() and (shipped / model / "preprocessor_config.json").is_file():
+                model = str(shipped / model)
+        return cls.of(AutoImageProcessor.from_pretrained(model, trust_remote_code=False), str(model))
+
+    @property
+    def landmarks(self) -> np.ndarray:
+        """Where the landmarks belong, in pixels of the crop (5, 2)."""
+        return (np.array(self.template) + self.margin) / (1 + 2 * self.margin) * self.size
+
+
+def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
+    """The rotation, scale and translation, without reflection, that best brings `points` to `template`.
+
+    The least-squares solution of Umeyama (1991). With points of the plane as complex numbers p and q, rotation and
+    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centred.
+
+    Args:
+        points, template: (N, 2), N >= 2.
+
+    Returns:
+        float64 (2, 3): `matrix @ (x, y, 1)` is the point's place in the template.
+
+    Raises:
+        ValueError: other shapes, values that are not finite, or points or a template without extent.
+    """
+    points, template = np.asarray(points, dtype=np.float64), np.asarray(template, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or points.shape != template.shape:
+        raise ValueError(f"points {points.shape} and template {template.shape} must both be (N, 2) with N >= 2")
+    if not (np.isfinite(points).all() and np.isfinite(template).all()):
+        raise ValueError("points and template must be finite numbers")
+    p, q = (array[:, 0] + 1j * array[:, 1] for array in (points, template))
+    p_mean, q_mean = p.mean(), q.mean()
+    p, q = p - p_mean, q - q_mean
+    extent = np.vdot(p, p).real
+    factor = np.vdot(p, q) / extent if extent > 0 else 0  # vdot conjugates its first argument
+    if factor == 0:
+        raise ValueError("points or template lie all in one place: they tell neither scale nor rotation")
+    offset = q_mean - factor * p_mean
+    return np.array([[factor.real, -factor.imag, offset.real], [factor.imag, factor.real, offset.imag]])
+
+
+def align_face(picture: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
+    """Cuts a face out of a photograph as `crop` wants it.
+
+    The photograph is interpolated once (bicubic). Where it has more pixels than the crop, that is done on a grid so
+    fine that none is skipped, and each pixel of the crop is the mean of the square it covers: no aliasing. What the
+    photograph does not show is filled with its edge.
+
+    Args:
+        picture: RGB or grey, 8 bits.
+        landmarks: (5, 2), pixels of `picture`.
+
+    Returns:
+        the crop: `crop.size` pixels square, mode L for grey, else RGB.
+
+    Raises:
+        ValueError: as `similarity_transform`.
+    """
+    to_crop = similarity_transform(landmarks, crop.landmarks)
+    to_picture = np.linalg.inv(to_crop[:, :2])
+    origin = -to_picture @ to_crop[:, 2]  # of the crop, in the picture
+    finer = max(1, math.ceil(math.hypot(*to_picture[:, 0]) - 1e-6))  # samples per side of a pixel of the crop
+
+    # The part of the photograph that the crop touches, with two pixels around for the interpolation.
+    corners = origin + crop.size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ to_picture.T
+    left, top = np.floor(corners.min(axis=0)).astype(int) - 2
+    right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 2
+    columns = np.arange(left, right).clip(0, picture.width - 1)
+    rows = np.arange(top, bottom).clip(0, picture.height - 1)
+    inside = picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    inside = np.asarray(inside.convert("L" if crop.colour == "grey" else "RGB"))
+    part = Image.fromarray(inside[(rows - rows[0])[:, None], columns - columns[0]])
+
+    (a, b), (d, e) = to_picture / finer
+    c, f = origin - (left, top)
+    side = crop.size * finer
+    fine = part.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
+    return fine.reduce(finer) if finer > 1 else fine

@@ -195,7 +195,7 @@ def read_pictures(splits, features, args, crop=None):
     """Listed pictures by split to the data set, and the pictures that were left out."""
     from datasets import DatasetDict
 
-    from fer_pll.data.pictures import write_split
+    from fer_pll.data.listed import write_split
     from fer_pll.data.prepared import shards_folder
 
     dataset, left_out = DatasetDict(), []

@@ -55,9 +55,9 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     assert "votes" not in dataset["train"].column_names
     assert dataset["train"].features["label"].names == list(CLASSES)
     report = (out / REPORT).read_text().splitlines()
-    assert len(report) == 2 and report[1].startswith("list_patition_label.txt:2,") and "is empty" in report[1]
+    assert len(report) == 2 and report[1].startswith("list_patition_label.txt:2,") and "the file is empty" in report[1]
     printed = capsys.readouterr().out
-    assert "1 pictures could not be used" in printed and "train_00002_aligned.jpg is empty" in printed
+    assert "1 pictures could not be used" in printed and "train_00002_aligned.jpg: the file is empty" in printed
     assert not shards_folder(out).exists()
 
     # the set can be replaced, and stopping at the first unreadable picture leaves it as it is

@@ -207,7 +207,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
     assert "votes.csv:4," in report and "no vote at all" in report
-    assert "votes.csv:5," in report and "gone.png is missing" in report
+    assert "votes.csv:5," in report and "gone.png: there is no such file" in report
     assert "2 pictures could not be used" in capsys.readouterr().out
     assert main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"]) == 2
     assert "votes.csv:4: " in capsys.readouterr().err

@@ -10,9 +10,9 @@ from skimage.data import astronaut
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from fer_pll import FacialExpressionPipeline, FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.data.pictures import PictureError
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
-from fer_pll.faces.pictures import PictureError
 
 FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
 TASK = "facial-expression-recognition"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from . import EXPRESSIONS
-from .pictures import ListedPicture
+from .listed import ListedPicture
 from .prepared import DataError
 from .tables import read_columns
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from . import EXPRESSIONS, canonical_name
-from .pictures import ListedPicture
+from .listed import ListedPicture
 from .prepared import DataError
 
 SPLIT_OF_FOLDER = {

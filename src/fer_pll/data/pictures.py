@@ -1,226 +1,120 @@
-"""Picture files to the rows of a prepared split: several workers, bounded memory, and a run that can be cut off."""
+"""Any picture as 8-bit RGB: files, URLs, Pillow images and arrays, of every mode that photographs come in."""
 
-import hashlib
 import io
-import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
-from multiprocessing import get_context
+import urllib.error
+import urllib.request
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from datasets import Dataset, Features, Value, concatenate_datasets
-from datasets.arrow_writer import ArrowWriter
-from PIL import Image as PILImage
-from PIL import ImageOps
-from tqdm.auto import tqdm
+from PIL import Image, ImageOps
 
-from .prepared import DataError, Unreadable
-
-ROWS_PER_SHARD = 512
-"""Rows that one worker holds at a time, and that an interruption can cost."""
-
-JPEG_QUALITY = 95  # of pictures that are not stored as they came
+_SCHEMES = ("http://", "https://", "data:")
+_MAX_DOWNLOAD = 200 * 2**20  # bytes
 
 
-class ListedPicture(NamedTuple):
-    """A picture as a data set lists it."""
-
-    path: Path
-    row_id: str
-    columns: dict[str, Any]  # of the row beside `image`, `index` and `row_id`
-    box: tuple[float, float, float, float] | None = None  # of the face: left, top, width, height in pixels
-    landmarks: tuple[float, ...] | None = None  # x and y by turns, in pixels
-    problem: str | None = None  # why the row cannot be used, where that is known already
+class PictureError(ValueError):
+    """A picture that cannot be used; the message names it and says why."""
 
 
-Crop = Callable[[PILImage.Image, ListedPicture], PILImage.Image]
-"""From a whole picture to the face in it, or DataError where that cannot be. It runs in the workers, so it must be
-picklable; its repr says what it does, so that shards made otherwise are not used again."""
+def open_picture(source: Any, timeout: float | None = 30) -> Image.Image:
+    """Opens a picture, upright and as RGB.
 
+    - The EXIF orientation is applied; of several frames (GIF, TIFF) the first is taken.
+    - What is transparent becomes white, as on most pages that show such pictures. Grey, black and white, palette, CMYK
+      and Lab pictures are converted; colour profiles are not applied.
+    - 16 bits are scaled to 8: 65535 becomes 255. Floating point values are refused: their scale is not known.
+    - Truncated files, and decompression bombs (more than `PIL.Image.MAX_IMAGE_PIXELS` pixels), are refused.
 
-def open_picture(path: str | Path) -> PILImage.Image:
-    """A picture file, upright, as grey (mode L) or colour (RGB).
-
-    Turned as its EXIF orientation says; transparent pixels stand on white; 16 bits become 8; palettes, CMYK and other
-    colour spaces become RGB.
+    Args:
+        source: a path, a URL (`http`, `https`, `data`), a Pillow image, or an array or tensor of (H, W), (H, W, 1),
+            (H, W, 3) RGB or (H, W, 4) RGBA as uint8, uint16 or bool.
+        timeout: seconds to wait for a server.
 
     Raises:
-        DataError: no such file, no picture, a picture that is cut off, or one so large that Pillow takes it for an
-            attack (see `PIL.Image.MAX_IMAGE_PIXELS`).
+        PictureError: the picture cannot be opened or has no known meaning; the message names the file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path} is missing: check the path, or take the row out")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty (0 bytes): get it again")
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, "the picture")
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        if isinstance(name, str) and name.startswith(_SCHEMES):
+            name = name if len(name) < 100 else name[:80] + "..."
+            return _decode(io.BytesIO(_download(os.fspath(source), name, timeout)), name)
+        if not Path(name).is_file():
+            raise PictureError(f"{name}: there is no such file")
+        if not os.path.getsize(name):
+            raise PictureError(f"{name}: the file is empty")
+        return _decode(name, name)
+    return _to_rgb(_from_array(source), "the picture")
+
+
+def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
     try:
-        with PILImage.open(path) as file:
-            file.load()
-            picture = ImageOps.exif_transpose(file)
-    except Exception as error:  # Pillow raises almost anything, by the byte that is broken
-        raise DataError(f"{path} is not a readable picture ({error}): get it again") from error
-    return to_grey_or_rgb(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                picture.load()
+                return _to_rgb(picture, name)
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(
+            f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, perhaps a decompression bomb; if you trust it, "
+            "make it smaller or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(f"{name}: not a picture in a format that Pillow reads") from error
+    except Exception as error:  # Pillow's decoders raise of everything on broken files
+        raise PictureError(f"{name}: cannot be read, perhaps truncated or damaged ({error})") from error
 
 
-def to_grey_or_rgb(picture: PILImage.Image) -> PILImage.Image:
-    """A picture of any mode as L or RGB, 8 bits; see `open_picture`."""
-    if picture.mode in ("L", "RGB"):
-        return picture
-    if picture.mode == "1":
-        return picture.convert("L")
-    if picture.mode.startswith("I"):  # 16 bits, as Pillow reads grey PNG and TIFF
-        return PILImage.fromarray((np.asarray(picture).clip(0, 65535) // 257).astype(np.uint8))
-    if picture.mode == "F":
-        raise DataError("the picture holds floating point numbers of no known range: save it with 8 or 16 bits")
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        layers = picture.convert("RGBA")
-        picture_on_white = PILImage.alpha_composite(PILImage.new("RGBA", layers.size, "white"), layers)
-        return picture_on_white.convert("L" if picture.mode in ("LA", "La") else "RGB")
+def _download(url: str, name: str, timeout: float | None) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "fer-pll"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            content = answer.read(_MAX_DOWNLOAD + 1)
+    except (OSError, ValueError) as error:  # URLError is an OSError
+        raise PictureError(f"{name}: cannot be downloaded ({error})") from error
+    if len(content) > _MAX_DOWNLOAD:
+        raise PictureError(f"{name}: more than {_MAX_DOWNLOAD // 2**20} MiB; download it yourself and give its path")
+    return content
+
+
+def _from_array(source: Any) -> Image.Image:
+    array = np.asarray(source)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
+        raise PictureError(
+            f"the picture: a {type(source).__name__} of shape {array.shape}; give (H, W), (H, W, 3) or (H, W, 4), a "
+            "Pillow image, a path or a URL"
+        )
+    if array.dtype == np.uint16:
+        array = _to_8_bits(array)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        raise PictureError(f"the picture: values of type {array.dtype} have no known scale; give uint8 from 0 to 255")
+    return Image.fromarray(array)
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits; Pillow gives some of them as 32
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise PictureError(f"{name}: values beyond 16 bits have no known scale; save it with 8 or 16 bits")
+        picture = Image.fromarray(_to_8_bits(values))
+    elif picture.mode == "F":
+        raise PictureError(f"{name}: floating point values have no known scale; save it with 8 or 16 bits")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
     return picture.convert("RGB")
 
 
-def write_split(
-    pictures: Iterable[ListedPicture],
-    features: Features,
-    folder: str | Path,
-    num_pictures: int | None = None,
-    crop: Crop | None = None,
-    num_proc: int = 1,
-    strict: bool = False,
-    description: str = "pictures",
-) -> tuple[Dataset, list[Unreadable]]:
-    """Read, check and crop listed pictures, and write them into shards of `ROWS_PER_SHARD` rows.
-
-    What memory holds does not grow with the number of pictures. Shards that an interrupted call left are used again
-    where they hold the same rows, whole. A picture that needs no change keeps the bytes of its file.
-
-    Args:
-        pictures: in their order; they must come in the same order again for shards to be used again.
-        features: of the result; those of `ListedPicture.columns` and `image`, `index`, `row_id`.
-        folder: for the shards. The data set reads from there until it is saved elsewhere.
-        num_pictures: for the progress bar.
-        crop: what is made of each picture. Its errors are reported as those of reading.
-        num_proc: processes that read.
-        strict: raise at the first picture that cannot be used.
-        description: of the progress bar.
-
-    Returns:
-        the rows, with `index` from 0, and the pictures left out.
-
-    Raises:
-        DataError: with `strict`, at the first such picture; also where none is left.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    features = Features({name: feature for name, feature in features.items() if name != "index"})
-    shards, unreadable = [], []
-    progress = tqdm(desc=description, total=num_pictures, unit="picture", disable=None)
-    with progress:
-        for shard, left_out, num_rows in _run(_jobs(pictures, features, folder, crop), num_proc):
-            shards.append(shard)
-            unreadable += left_out
-            progress.update(num_rows)
-            if strict and left_out:
-                raise DataError(f"{left_out[0].row_id}: {left_out[0].reason}")
-    if not shards:
-        raise DataError(f"no {description} listed")
-    dataset = concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
-    if not len(dataset):
-        raise DataError(f"none of {len(unreadable)} {description} can be used; the first: {unreadable[0].reason}")
-    return dataset.add_column("index", np.arange(len(dataset)), feature=Value("int64")), unreadable
-
-
-class _Job(NamedTuple):
-    pictures: list[ListedPicture]
-    features: Features
-    shard: Path
-    crop: Crop | None
-
-
-def _jobs(pictures: Iterable[ListedPicture], features: Features, folder: Path, crop: Crop | None) -> Iterator[_Job]:
-    pictures = iter(pictures)
-    number = 0
-    while part := list(islice(pictures, ROWS_PER_SHARD)):
-        yield _Job(part, features, folder / f"{number:06}.arrow", crop)
-        number += 1
-
-
-def _run(jobs: Iterator[_Job], num_proc: int) -> Iterator[tuple[Path, list[Unreadable], int]]:
-    """Results in the order of the jobs; a few jobs more than there are processes exist at a time."""
-    if num_proc == 1:
-        yield from map(_write_shard, jobs)
-        return
-    with ProcessPoolExecutor(num_proc, get_context("spawn")) as pool:
-        pending = deque(pool.submit(_write_shard, job) for job in islice(jobs, 2 * num_proc))
-        try:
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(_write_shard, job) for job in islice(jobs, 1))
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
-    report = job.shard.with_suffix(".json")
-    key = _key(job)
-    try:
-        done = json.loads(report.read_text())
-        if done["key"] == key:
-            return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.pictures)
-    except (OSError, ValueError):
-        pass
-    report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
-    unreadable = []
-    with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
-        for picture in job.pictures:
-            try:
-                if picture.problem:
-                    raise DataError(picture.problem)
-                image = _read(picture, job.crop)
-            except DataError as error:
-                unreadable.append(Unreadable(picture.row_id, str(picture.path), str(error)))
-            else:
-                writer.write({"image": {"bytes": image, "path": None}, "row_id": picture.row_id, **picture.columns})
-        writer.finalize()
-    _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
-    return job.shard, unreadable, len(job.pictures)
-
-
-def _key(job: _Job) -> str:
-    """Changes with whatever the shard is made of: rows, files by size and time, features, crop."""
-    rows = [(*picture, _size_and_time(picture.path)) for picture in job.pictures]
-    return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
-
-
-def _size_and_time(path: Path) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _read(picture: ListedPicture, crop: Crop | None) -> bytes:
-    opened = open_picture(picture.path)
-    cropped = opened if crop is None else crop(opened, picture)
-    if cropped is opened:
-        data = picture.path.read_bytes()
-        with PILImage.open(io.BytesIO(data)) as stored:
-            upright = stored.getexif().get(0x0112, 1) == 1
-            if stored.format in ("JPEG", "PNG") and stored.mode in ("L", "RGB") and upright:
-                return data
-    buffer = io.BytesIO()
-    cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to the nearest

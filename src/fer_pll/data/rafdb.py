@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from . import EXPRESSIONS
-from .pictures import ListedPicture
+from .listed import ListedPicture
 from .prepared import DataError
 
 LIST = "EmoLabel/list_patition_label.txt"  # so spelled by its authors

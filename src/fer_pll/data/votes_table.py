@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import EXPRESSIONS, canonical_name
-from .pictures import ListedPicture
+from .listed import ListedPicture
 from .prepared import DataError
 from .tables import read_rows
 

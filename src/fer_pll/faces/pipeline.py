@@ -7,9 +7,9 @@ from typing import Any
 from PIL import Image
 from transformers.pipelines.base import ChunkPipeline
 
+from ..data.pictures import open_picture
 from .alignment import FaceCrop, align_face
 from .detection import Detector, find_faces, load_detector
-from .pictures import open_picture
 
 TASK = "facial-expression-recognition"
 

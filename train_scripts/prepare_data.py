@@ -21,6 +21,9 @@ examples:
   # RAF-DB: the folder `basic` with EmoLabel and Image
   python train_scripts/prepare_data.py rafdb path/to/basic --out data/rafdb
 
+  # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or train_set and val_set
+  python train_scripts/prepare_data.py affectnet path/to/affectnet --classes 7 --out data/affectnet7
+
   # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer
   python train_scripts/prepare_data.py votes path/to/votes.csv --out data/mine --validation-share 0.1
 
@@ -128,6 +131,26 @@ def rafdb(parser):
     return load
 
 
+def affectnet(parser):
+    parser.add_argument(
+        "source", help="folder with training.csv and validation.csv, or with the folders train_set and val_set"
+    )
+    parser.add_argument(
+        "--classes", type=int, choices=(7, 8), default=8, help="8 expressions (default), or 7 without contempt"
+    )
+    picture_options(parser)
+
+    def load(args):
+        from fer_pll.data.affectnet import affectnet_classes, list_affectnet
+        from fer_pll.data.prepared import prepared_features
+        from fer_pll.faces.cropping import CropToBox
+
+        splits = list_affectnet(args.source, args.classes)
+        return read_pictures(splits, prepared_features(affectnet_classes(args.classes)), args, CropToBox())
+
+    return load
+
+
 def votes(parser):
     parser.add_argument(
         "table",
@@ -175,7 +198,14 @@ def folder(parser):
     return load
 
 
-DATA_SETS = {"ferplus": ferplus, "rafdb": rafdb, "votes": votes, "folder": folder, "synthetic": synthetic}
+DATA_SETS = {
+    "ferplus": ferplus,
+    "rafdb": rafdb,
+    "affectnet": affectnet,
+    "votes": votes,
+    "folder": folder,
+    "synthetic": synthetic,
+}
 
 
 def picture_options(parser):
@@ -189,14 +219,32 @@ def picture_options(parser):
         action="store_true",
         help="stop at a picture that cannot be read (default: leave it out and list it in DIR/unreadable.csv)",
     )
+    parser.add_argument(
+        "--crop",
+        metavar="MODEL",
+        help="crop the faces of photographs as MODEL (a checkpoint or a name in hub_configs) wants them, by the "
+        "landmarks in the data or those of a detector (default: the pictures, or the face boxes in the data, as they "
+        "are)",
+    )
+    parser.add_argument(
+        "--detector",
+        default="retinaface",
+        help="where the data have no landmarks: retinaface (default), yunet, or yunet:MODEL.onnx; needs the extra "
+        "`faces`",
+    )
 
 
 def read_pictures(splits, features, args, crop=None):
-    """Listed pictures by split to the data set, and the pictures that were left out."""
+    """Listed pictures by split to the data set, and the pictures that were left out; --crop goes before `crop`."""
     from datasets import DatasetDict
 
     from fer_pll.data.listed import write_split
     from fer_pll.data.prepared import shards_folder
+    from fer_pll.faces.alignment import FaceCrop
+    from fer_pll.faces.cropping import CropToTemplate
+
+    if args.crop is not None:
+        crop = CropToTemplate(FaceCrop.from_pretrained(args.crop), args.detector)
 
     dataset, left_out = DatasetDict(), []
     for split, pictures in splits.items():

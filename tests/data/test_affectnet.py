@@ -1,12 +1,17 @@
 """AffectNet in small, in both layouts."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
 from fer_pll.data import EXPRESSIONS
 from fer_pll.data.affectnet import affectnet_classes, five_landmarks, list_affectnet
-from fer_pll.data.prepared import DataError
+from fer_pll.data.prepared import DataError, load_prepared
+
+SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
 
 HEADER = (
     "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal".split(",")
@@ -30,6 +35,7 @@ def text_of(landmarks):
 
 
 def write_tables(folder, rows, name="training.csv"):
+    folder.mkdir(exist_ok=True)
     lines = [HEADER, *([path, 1, 2, 30, 40, text_of(face()), label, 0.1, -0.2] for path, label in rows)]
     (folder / name).write_text("\n".join(",".join(map(str, line)) for line in lines) + "\n")
     for path, _ in rows:
@@ -156,3 +162,17 @@ def test_objects_in_npy_files_are_not_unpickled(tmp_path):
     np.save(tmp_path / "train_set" / "annotations" / "0_exp.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="no NumPy array"):
         list(list_affectnet(tmp_path)["train"])
+
+
+def test_prepare_data_affectnet(tmp_path):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    write_tables(tmp_path / "a", [("x/1.jpg", 0), ("x/2.jpg", 7), ("x/3.jpg", 8)])
+    write_tables(tmp_path / "a", [("v/1.jpg", 3)], "validation.csv")
+    arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--classes", "7", "--out"]
+    assert main([*arguments, str(tmp_path / "boxes")]) == 0
+    dataset = load_prepared(tmp_path / "boxes")
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 1, "validation": 1}
+    assert dataset["train"].features["label"].names == list(EXPRESSIONS[:7])
+    assert dataset["train"]["image"][0].size == (30, 40)  # the face's box
+    assert main([*arguments, str(tmp_path / "aligned"), "--crop", "fer-pll-tiny-ferplus"]) == 0
+    assert load_prepared(tmp_path / "aligned")["validation"]["image"][0].size == (48, 48)

@@ -172,7 +172,8 @@ def _read(picture: ListedPicture, crop: Crop | None) -> bytes:
         data = picture.path.read_bytes()
         with PILImage.open(io.BytesIO(data)) as stored:
             upright = stored.getexif().get(0x0112, 1) == 1
-            if stored.format in ("JPEG", "PNG") and stored.mode in ("L", "RGB") and upright:
+            plain = stored.mode in ("L", "RGB") and not stored.has_transparency_data
+            if stored.format in ("JPEG", "PNG") and plain and upright:
                 return data
     buffer = io.BytesIO()
     cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)

@@ -27,11 +27,14 @@ demo: $(INSTALLED)
 	rm -rf runs/demo
 	$(BIN)/fer-pll demo --out runs/demo
 
+# As many tests at a time as there are cores, each on one of them.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-long: $(INSTALLED)
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ FOLDERS = sorted(path.parent for path in ROOT.glob("hub_configs/*/config.json"))
 VIT_BASE = ROOT / "hub_configs" / "fer-pll-vit-base-ferplus"
 SETTINGS = {
     "pretrain": ("PreTrainingScript", FerPllPreTrainingArguments),
-    "finetune": ("TrainingScript", FerPllTrainingArguments),
+    "finetune": ("ClassificationScript", FerPllTrainingArguments),
 }
 
 

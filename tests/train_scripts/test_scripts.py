@@ -9,10 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from datasets import ClassLabel, DatasetDict
+from datasets import ClassLabel, DatasetDict, Features
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data import EXPRESSIONS
 from fer_pll.data.prepared import load_prepared, save_prepared
 
@@ -96,10 +97,13 @@ def test_from_drawn_faces_to_metrics(workspace):
 
 def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     """`surprise` the model knows by another name, `boredom` not at all; the data lack six of its classes."""
+    model = FerPllForImageClassification(FerPllConfig.from_pretrained(workspace / "config"))
+    model.save_pretrained(workspace / "model")
+    FerPllImageProcessor.from_pretrained(workspace / "config").save_pretrained(workspace / "model")
     faces = load_prepared(workspace / "data", "validation")
     names = ["boredom", "Surprised", "happiness"]
     labels = [number % 4 - 1 for number in range(len(faces))]  # -1: undefined
-    features = faces.features | {"label": ClassLabel(names=names)}
+    features = Features(faces.features | {"label": ClassLabel(names=names)})
     other = faces.remove_columns("label").add_column("label", labels).cast(features)
     save_prepared(DatasetDict(test=other), workspace / "other")
 
@@ -107,7 +111,7 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     output = run(
         sys.executable,
         SCRIPTS / "evaluate.py",
-        workspace / "run",
+        workspace / "model",
         workspace / "other",
         "--split",
         "test",
@@ -134,10 +138,10 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     right = judged[["happiness", "surprise"]].idxmax(axis=1) == judged["label"]
     assert right.mean() == pytest.approx(report["protocols"]["all"]["accuracy"])
 
-    alone = other.cast(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])})
+    alone = other.cast(Features(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])}))
     save_prepared(DatasetDict(test=alone), workspace / "alone")
     output = run(
-        sys.executable, SCRIPTS / "evaluate.py", workspace / "run", workspace / "alone", "--split", "test", expect=1
+        sys.executable, SCRIPTS / "evaluate.py", workspace / "model", workspace / "alone", "--split", "test", expect=1
     )
     assert "needs two in common" in output
 

@@ -24,7 +24,8 @@ examples:
   # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or train_set and val_set
   python train_scripts/prepare_data.py affectnet path/to/affectnet --classes 7 --out data/affectnet7
 
-  # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer
+  # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer,
+  # or path and candidates
   python train_scripts/prepare_data.py votes path/to/votes.csv --out data/mine --validation-share 0.1
 
   # a folder of pictures for each class, SPLIT/CLASS/picture or CLASS/picture
@@ -154,7 +155,8 @@ def affectnet(parser):
 def votes(parser):
     parser.add_argument(
         "table",
-        help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class, or path, annotator, label",
+        help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class; or path, annotator, label; "
+        "or path and candidates (class names with | between them)",
     )
     parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
     parser.add_argument(
@@ -179,7 +181,9 @@ def votes(parser):
 
         names = list(map(canonical_name, args.classes.split(","))) if args.classes else EXPRESSIONS
         splits = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
-        return read_pictures(splits, prepared_features(names, votes=True), args)
+        columns = next(iter(splits.values()))[0].columns
+        features = prepared_features(names, votes="votes" in columns, candidates="candidates" in columns)
+        return read_pictures(splits, features, args)
 
     return load
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from fer_pll.data import EXPRESSIONS
-from fer_pll.data.prepared import REPORT, DataError, load_prepared
+from fer_pll.data.prepared import REPORT, DataError, add_candidates, load_prepared
 from fer_pll.data.votes_table import list_votes
 
 SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
@@ -80,13 +80,30 @@ def test_a_row_for_each_picture(tmp_path, ending, settings):
     line = 1 if ending in (".jsonl", ".parquet") else 2
     assert [row.row_id for row in splits["train"]] == [f"votes{ending}:{line + row}" for row in range(3)]
     assert [row.problem is None for row in splits["train"]] == [True, True, False]
-    assert "has no vote at all" in splits["train"][2].problem
+    assert "has no votes at all" in splits["train"][2].problem
 
 
 @pytest.mark.parametrize(("ending", "settings"), KINDS)
 def test_a_row_for_each_answer(tmp_path, ending, settings):
     splits = list_votes(write(tmp_path, ANSWERS, ending, **settings))
     assert votes_of(splits) == {"train": {"a.png": {"happiness": 2, "fear": 1}, "ü.png": {"surprise": 1}}}
+
+
+SETS = [
+    {"path": "a.png", "candidates": "Happy|surprise", "label": "happiness"},
+    {"path": "sub/ü.png", "candidates": " fear ", "label": ""},
+    {"path": "c.png", "candidates": "", "label": ""},
+]
+
+
+@pytest.mark.parametrize(("ending", "settings"), KINDS)
+def test_ready_candidate_sets(tmp_path, ending, settings):
+    rows = list_votes(write(tmp_path, SETS, ending, **settings))["train"]
+    names = [{EXPRESSIONS[k] for k in np.flatnonzero(row.columns["candidates"])} for row in rows]
+    assert names == [{"happiness", "surprise"}, {"fear"}, set()]
+    assert [row.columns["label"] for row in rows] == [EXPRESSIONS.index("happiness"), -1, -1]
+    assert [row.problem is None for row in rows] == [True, True, False]
+    assert "has no candidates at all" in rows[2].problem and "votes" not in rows[0].columns
 
 
 def test_splits_as_the_table_says(tmp_path):
@@ -152,7 +169,10 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "path,width\na.png,1\n", "has the columns path, width"),
         ("votes.csv", "path,happy,joy\na.png,1,1\n", "are the same class"),
         ("votes.csv", "path,fear,fear\na.png,1,1\n", "names the column 'fear' twice"),
-        ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has both"),
+        ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has more than one of"),
+        ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
+        ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is none of the classes"),
+        ("votes.csv", "path,candidates\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
         ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is none of the classes"),
         ("votes.csv", "path,annotator,label\na.png,,fear\n", "votes.csv:2 has no annotator"),
         ("votes.csv", "path,annotator,label\na.png,e,\n", "votes.csv:2 has no label"),
@@ -206,7 +226,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     train = load_prepared(tmp_path / "set", "train")
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
-    assert "votes.csv:4," in report and "no vote at all" in report
+    assert "votes.csv:4," in report and "no votes at all" in report
     assert "votes.csv:5," in report and "gone.png: there is no such file" in report
     assert "2 pictures could not be used" in capsys.readouterr().out
     assert main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"]) == 2
@@ -215,3 +235,14 @@ def test_prepare_data_votes(tmp_path, capsys):
     assert main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments]) == 0
     dataset = load_prepared(tmp_path / "c")
     assert next(iter(dataset.values())).features["label"].names == ["surprise", "happiness", "neutral"]
+
+
+def test_ready_candidate_sets_train_as_they_are(tmp_path):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    for name in ("a.png", "b.png"):
+        PILImage.new("L", (8, 8), 3).save(tmp_path / name)
+    file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
+    assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
+    train = load_prepared(tmp_path / "set", "train")
+    assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
+    assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

@@ -21,8 +21,8 @@ REPORT = "unreadable.csv"
 _DICT_FILE = "dataset_dict.json"
 
 
-def prepared_features(class_names: Sequence[str], votes: bool = False) -> Features:
-    """Features of `COLUMNS` and, if asked for, of `votes`."""
+def prepared_features(class_names: Sequence[str], votes: bool = False, candidates: bool = False) -> Features:
+    """Features of `COLUMNS` and, if asked for, of `votes` and `candidates`."""
     features = {
         "image": Image(),
         "index": Value("int64"),
@@ -31,6 +31,8 @@ def prepared_features(class_names: Sequence[str], votes: bool = False) -> Featur
     }
     if votes:
         features["votes"] = List(Value("int32"), length=len(class_names))
+    if candidates:
+        features["candidates"] = List(Value("bool"), length=len(class_names))
     return Features(features)
 
 

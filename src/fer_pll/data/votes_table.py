@@ -27,11 +27,12 @@ def list_votes(
 ) -> dict[str, list[ListedPicture]]:
     """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
 
-    Two forms:
+    Three forms:
 
     - one row for each picture: `path`, and for each class a column of its name with the number of votes. Classes
       without a column have no votes;
-    - one row for each answer: `path`, `annotator`, `label` (a class name).
+    - one row for each answer: `path`, `annotator`, `label` (a class name);
+    - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
 
     Names of classes may be capitalised, or synonyms (see `data.SYNONYMS`). Where there is a column `split`, it says
     train, validation or test; else all is train, less `validation_share`.
@@ -45,7 +46,8 @@ def list_votes(
         seed: of that draw.
 
     Returns:
-        by split, pictures with `votes` and `label` (the first top of the votes). One without any vote has a `problem`.
+        by split, pictures with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
+        where it is not known). One without any vote or candidate has a `problem`.
 
     Raises:
         DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
@@ -64,62 +66,94 @@ def list_votes(
     first = first_row[1]
     answers = "annotator" in first and "label" in first
     classes = {name: class_names.index(canonical_name(name)) for name in first if canonical_name(name) in class_names}
-    if "path" not in first or not (answers or classes):
+    sets = "candidates" in first
+    if "path" not in first or not (answers or classes or sets):
         raise DataError(
-            f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}, or path and a column "
-            f"for each class ({', '.join(class_names)})"
+            f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
+            f"candidates; or path and a column for each class ({', '.join(class_names)})"
         )
-    if answers and classes:
-        raise DataError(f"{file} has both `label` and columns of classes ({', '.join(classes)}): take one of them out")
+    if answers + bool(classes) + sets > 1:
+        raise DataError(
+            f"{file} has more than one of annotator, candidates, and columns of classes ({', '.join(classes)}): keep "
+            "one of them"
+        )
     if len(set(classes.values())) < len(classes):
         raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class; put them together")
 
-    listed = _count_answers if answers else _read_counts
+    listed = _count_answers if answers else _read_sets if sets else _read_counts
     splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
-    for place, path, split, votes in listed(file, chain([first_row], rows), class_names, classes):
+    for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
         picture = _resolve(file, place, root, path)
         if split is None:
             split = "validation" if _share_of(path, seed) < validation_share else "train"
         elif split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
-        problem = None if votes.any() else "has no vote at all: take the row out or add some"
-        columns = {"votes": votes.tolist(), "label": int(votes.argmax())}
+        name, entries = next(iter(columns.items()))
+        problem = None if any(entries) else f"has no {name} at all: take the row out or add some"
         splits[split].append(ListedPicture(picture, place, columns, problem=problem))
     return {name: pictures for name, pictures in splits.items() if pictures}
 
 
 def _read_counts(
     file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
-) -> Iterator[tuple[str, str, str | None, np.ndarray]]:
-    """(place, path, split, votes) of each row of a table that has one for each picture."""
-    seen: dict[str, str] = {}
-    for place, row in rows:
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each row of a table that has the votes for a picture in a row."""
+    for place, path, row in _one_row_each(file, rows):
         where = file.parent / place
-        path = _path(where, row)
-        if path in seen:
-            raise DataError(f"{where} lists {path} again, after {seen[path]}: put the two rows together")
-        seen[path] = place
         votes = np.zeros(len(class_names), dtype=np.int32)
         for column, label in classes.items():
             votes[label] = _whole_number(where, column, row.get(column))
-        yield place, path, _split(row), votes
+        yield place, path, _split(row), _columns_of(votes)
+
+
+def _read_sets(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each row of a table of candidate sets."""
+    for place, path, row in _one_row_each(file, rows):
+        where = file.parent / place
+        names = [name for name in str(row["candidates"] or "").split("|") if name.strip()]
+        candidates = np.zeros(len(class_names), dtype=bool)
+        candidates[[_class(where, name, class_names) for name in names]] = True
+        given = str(row.get("label") or "").strip()
+        label = _class(where, given, class_names) if given else -1
+        yield place, path, _split(row), {"candidates": candidates.tolist(), "label": label}
+
+
+def _one_row_each(file: Path, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, path, row), after checking that no picture comes twice."""
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        path = _path(file.parent / place, row)
+        if path in seen:
+            raise DataError(f"{file.parent / place} lists {path} again, after {seen[path]}: put the two rows together")
+        seen[path] = place
+        yield place, path, row
+
+
+def _columns_of(votes: np.ndarray) -> dict[str, Any]:
+    return {"votes": votes.tolist(), "label": int(votes.argmax())}
+
+
+def _class(where: Path, name: str, class_names: list[str]) -> int:
+    if canonical_name(name) not in class_names:
+        raise DataError(
+            f"{where}: label {name!r} is none of the classes {', '.join(class_names)}: correct it, or name the "
+            "classes with --classes"
+        )
+    return class_names.index(canonical_name(name))
 
 
 def _count_answers(
     file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
-) -> Iterator[tuple[str, str, str | None, np.ndarray]]:
-    """(place, path, split, votes) of each picture of a table that has a row for each answer."""
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each picture of a table that has a row for each answer."""
     pictures: dict[str, tuple[str, str | None, np.ndarray]] = {}
     answered: dict[tuple[str, str], str] = {}
     for place, row in rows:
         where = file.parent / place
         path, annotator = _path(where, row), _text(where, row, "annotator")
-        label = canonical_name(_text(where, row, "label"))
-        if label not in class_names:
-            raise DataError(
-                f"{where}: label {row['label']!r} is none of the classes {', '.join(class_names)}: correct it, or "
-                "name the classes with --classes"
-            )
+        label = _class(where, _text(where, row, "label"), class_names)
         if (path, annotator) in answered:
             raise DataError(
                 f"{where}: annotator {annotator} has answered for {path} before, in {answered[path, annotator]}: take "
@@ -132,9 +166,9 @@ def _count_answers(
             raise DataError(
                 f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
             )
-        first[2][class_names.index(label)] += 1
+        first[2][label] += 1
     for path, (place, split, votes) in pictures.items():
-        yield place, path, split, votes
+        yield place, path, split, _columns_of(votes)
 
 
 def _text(where: Path, row: dict[str, Any], column: str) -> str:

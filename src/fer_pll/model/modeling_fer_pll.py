@@ -268,6 +268,8 @@ class FerPllQueryDecoder(nn.Module):
 
     def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
         queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
+        # They are a slice without the class token: each key and value projection would keep a copy for its backward.
+        patch_tokens = patch_tokens.contiguous()
         for layer in self.layers:
             queries = layer(queries, patch_tokens, **kwargs)
         return self.layernorm(queries)

@@ -244,10 +244,11 @@ def read_pictures(splits, features, args, crop=None):
 
     from fer_pll.data.listed import write_split
     from fer_pll.data.prepared import shards_folder
-    from fer_pll.faces.alignment import FaceCrop
-    from fer_pll.faces.cropping import CropToTemplate
 
     if args.crop is not None:
+        from fer_pll.faces.alignment import FaceCrop
+        from fer_pll.faces.cropping import CropToTemplate
+
         crop = CropToTemplate(FaceCrop.from_pretrained(args.crop), args.detector)
 
     dataset, left_out = DatasetDict(), []

@@ -98,7 +98,7 @@ def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[List
             continue
         path = pictures / name.replace("\\", "/")
         problem, points, face = None, None, None
-        if ".." in path.parts or path.is_absolute() != pictures.is_absolute() or not path.is_relative_to(pictures):
+        if ".." in path.parts or not path.is_relative_to(pictures):
             problem = f"{name} leads out of {pictures.name}: correct the path"
         else:
             try:

@@ -43,10 +43,11 @@ def workspace(tmp_path_factory) -> Path:
     """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
     folder = tmp_path_factory.mktemp("scripts")
     shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
     config = folder / "config"
     config.mkdir()
-    for name in ("preprocessor_config.json", "pretrain.yaml", "finetune.yaml"):
-        (config / name).write_text((shipped / name).read_text())
+    for path in (shipped / "preprocessor_config.json", shipped / "finetune.yaml", pretraining):
+        (config / path.name).write_text(path.read_text())
     settings = json.loads((shipped / "config.json").read_text()) | SMALL
     (config / "config.json").write_text(json.dumps(settings))
     run(

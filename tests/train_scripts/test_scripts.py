@@ -196,6 +196,7 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, script):
             {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
         ),
         (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+        (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
     ],
 )
 def test_benchmark_ends_with_one_json_object(options, ratios):

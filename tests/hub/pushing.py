@@ -1,7 +1,7 @@
 """Every way to push, in one process. Leaves a prepared data set and a checkpoint, and prints what failed pushes said.
 
-python pushing.py FOLDER, with HF_ENDPOINT and HF_TOKEN set. FOLDER gets data/ferplus and runs/...; the last line of the
-output is JSON: the messages, by repository.
+python pushing.py FOLDER, with HF_ENDPOINT and HF_TOKEN set. FOLDER gets data/ferplus and runs; the last line of the
+output is JSON: the messages by scenario.
 """
 
 import json

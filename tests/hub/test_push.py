@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,7 +92,7 @@ def hub():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "train_scripts").symlink_to(ROOT / "train_scripts")
+    shutil.copytree(ROOT / "train_scripts", folder / "train_scripts")
     Image.linear_gradient("L").resize((40, 30)).save(folder / "face.png")
     return folder
 
@@ -215,7 +216,7 @@ def test_a_failed_push_says_why_and_a_second_one_succeeds(hub, messages, scenari
 
 def test_the_token_is_in_no_file(hub, folder, pulled):
     assert hub.tokens == {TOKEN}  # it was used
-    written = [path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(ROOT)]
+    written = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.name == "training_args.bin" for path in written)
     assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
     assert not any(TOKEN.encode() in content for files in hub.repos.values() for content in files.values())
@@ -260,13 +261,11 @@ def test_the_confidences_as_a_data_set(pushed, folder):
     assert "The pictures are not in it." in card and "Its terms: free for all." in card
 
 
-def test_pictures_only_when_asked_for_and_confidences_only_of_these_data(folder, messages, toy_train):
+def test_pictures_only_when_asked_for_and_confidences_only_of_their_data(folder, messages, toy_train):
     path = folder / "runs" / "finetune" / "confidence.safetensors"
     assert "image" in confidence_dataset(path, toy_train, with_images=True).column_names
     with pytest.raises(ValueError, match="fingerprints differ"):
-        confidence_dataset(
-            path, toy_train.select(range(47, -1, -1)).remove_columns("index").add_column("index", list(range(48)))
-        )
+        confidence_dataset(path, toy_train.map(lambda row: {"row_id": row["row_id"] + "x"}))
 
 
 def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path):
@@ -277,7 +276,7 @@ def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path
         published_files(tmp_path)
     toy_processor.save_pretrained(tmp_path)
     (tmp_path / "hog.py").rename(tmp_path / "pig.py")
-    with pytest.raises(ValueError, match="hog.py, which is not there"):
+    with pytest.raises(ValueError, match="lacks hog.py"):
         published_files(tmp_path)
     (tmp_path / "pig.py").rename(tmp_path / "hog.py")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")

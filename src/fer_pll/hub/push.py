@@ -99,11 +99,12 @@ def _code(folder: Path) -> list[str]:
     for name in (CONFIG_NAME, PREPROCESSOR_NAME):
         for reference in json.loads((folder / name).read_text()).get("auto_map", {}).values():
             module = folder / f"{reference.split('.')[0]}.py"
-            if not module.is_file():
+            try:
+                files |= {module.name, *(Path(file).name for file in get_relative_import_files(module))}
+            except FileNotFoundError as error:
                 raise ValueError(
-                    f"{folder / name} names {module.name}, which is not there: save the checkpoint again."
-                )
-            files |= {module.name, *(Path(file).name for file in get_relative_import_files(module))}
+                    f"{folder} lacks {Path(error.filename).name}, part of its code: save it again."
+                ) from error
     return sorted(files)
 
 

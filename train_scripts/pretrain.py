@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from fer_pll import FerPllConfig, FerPllImageProcessor
 from fer_pll.data.prepared import load_prepared
+from fer_pll.hub.push import PushError
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
@@ -54,17 +55,18 @@ def main() -> None:
         args = trainer.args
         if args.resume_from_checkpoint is not None:
             trainer.check_checkpoint(args.resume_from_checkpoint)
-    except ValueError as error:
+    except (ValueError, PushError) as error:
         sys.exit(f"error: {error}")
     start_run(args, script)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
-    # save
-    trainer.save_model()
+    # save; everything is on disk before anything is pushed
     trainer.save_state()
+    try:
+        trainer.save_model()  # with --push_to_hub it pushes as well
+    except PushError as error:
+        sys.exit(f"error: {error}")
     trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The shipped configurations load, fit together and hold the values of their source."""
 
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fer_pll.training.settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "hub_configs"
+EXPERIMENTS = ROOT / "train_scripts" / "experiments"
 VIT_BASE = CONFIGS / "fer-pll-vit-base-ferplus"
 SCRIPTS = {
     "pretrain": ("PreTrainingScript", FerPllPreTrainingArguments),
@@ -24,7 +26,8 @@ SCRIPTS = {
 OBJECTIVES = ("hog", "maskfeat", "mae", "simmim", "moco")
 PRETRAINING = [f"fer-pll-{size}-{objective}" for size in ("tiny", "vit-base") for objective in OBJECTIVES]
 PRETRAINING.append("fer-pll-vit-base-hog-table1")
-CLASSIFIERS = ["fer-pll-tiny-ferplus", "fer-pll-vit-base-ferplus"]
+DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
+CLASSIFIERS = ["fer-pll-tiny-ferplus", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +43,9 @@ def script_classes():
 def settings(script_classes, tmp_path):
     """`settings(folder, name)`: what a script runs with, where the command line only says where."""
 
-    def parse(folder: Path, name: str):
+    def parse(folder: Path, name: str, *options: str):
         classes = (script_classes[name], SCRIPTS[name][1])
-        argv = ["--config", str(folder), "--data", "unused", "--output_dir", str(tmp_path), "--use_cpu"]
+        argv = ["--config", str(folder), "--data", "unused", "--output_dir", str(tmp_path), "--use_cpu", *options]
         return parse_settings(classes, f"{name}.yaml", "", argv)
 
     return parse
@@ -71,14 +74,20 @@ def test_pretraining_config(name, settings):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_classifier_config(name, settings):
     config = AutoConfig.from_pretrained(CONFIGS / name)
-    assert config.id2label == dict(enumerate(EXPRESSIONS))  # in FER+'s order
-    assert config.label2id == {name: i for i, name in enumerate(EXPRESSIONS)}
+    classes = EXPRESSIONS[:7] if name.endswith(("rafdb", "affectnet7")) else EXPRESSIONS  # in FER+'s order
+    assert config.id2label == dict(enumerate(classes))
+    assert config.label2id == {name: i for i, name in enumerate(classes)}
     _, args = settings(CONFIGS / name, "finetune")
     assert args.learning_rate > 0
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(config)
-    check_image_processor(model, AutoImageProcessor.from_pretrained(CONFIGS / name))
-    assert model.classifier.out_features == len(EXPRESSIONS)
+    image_processor = AutoImageProcessor.from_pretrained(CONFIGS / name)
+    check_image_processor(model, image_processor)
+    assert model.classifier.out_features == len(classes)
+    if image_processor.face_crop is None:
+        assert "measure_crop.py" in (CONFIGS / name / "finetune.yaml").read_text()  # says how to find it
+    else:
+        assert image_processor.face_crop["name"] == "FER+"
 
 
 @pytest.mark.parametrize("size", ["tiny", "vit-base"])
@@ -121,11 +130,12 @@ def test_hog_values_per_patch():
     assert tiny.num_hog_values == 36  # the same for grey
 
 
-def test_vit_base_is_vit_b_16():
-    config = AutoConfig.from_pretrained(VIT_BASE)
+@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if "vit-base" in name])
+def test_vit_base_is_vit_b_16(name):
+    config = AutoConfig.from_pretrained(CONFIGS / name)
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (768, 12, 12)
     assert (config.image_size, config.patch_size, config.intermediate_size) == (224, 16, 3072)
-    assert AutoConfig.from_pretrained(CONFIGS / "fer-pll-vit-base-hog").decoder_num_hidden_layers == 2  # section 4.2.1
+    assert config.decoder_num_hidden_layers == 2  # section 4.2.1
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(config)
     encoder = sum(parameter.numel() for parameter in model.fer_pll.layers.parameters())
@@ -169,17 +179,54 @@ def test_rivals_pretrain_as_in_tables_1_and_2(
         assert args.optim.startswith("adamw")
 
 
-def test_vit_base_fine_tunes_as_in_table_3(settings):
-    script, args = settings(VIT_BASE, "finetune")
+@pytest.mark.parametrize(
+    ("name", "epochs"), [("rafdb", 100), ("ferplus", 100), ("affectnet7", 25), ("affectnet8", 25)]
+)
+def test_vit_base_fine_tunes_as_in_table_3(settings, name, epochs):
+    script, args = settings(CONFIGS / f"fer-pll-vit-base-{name}", "finetune")
     assert 2 * args.per_device_train_batch_size * args.gradient_accumulation_steps == 320  # on its two GPUs
     assert args.learning_rate == 1e-4
-    assert args.num_train_epochs == 100
+    assert args.num_train_epochs == epochs
     assert args.weight_decay == 0.05
     assert args.optim.startswith("adamw")
     assert (args.adam_beta1, args.adam_beta2) == (0.9, 0.95)
-    assert script.max_candidates == 2  # section 4.5
+    # Section 4.5: two candidates, from the votes where there are any.
+    assert script.max_candidates == 2 and script.set_size == (None if name == "ferplus" else 2)
     assert args.confidence_init == "uniform"  # section 3.3.2
+    assert (args.loss, args.revision) == ("pll", "paper")  # Eq. 2, 4 and 5
     assert args.uniform_temperature == 0.001  # Table 8
     # MaskFeat's fine-tuning of ViT-B
     assert (args.layer_decay, args.drop_path_rate) == (0.65, 0.1)
-    assert args.get_warmup_steps(100 * 80) == 20 * 80
+    assert args.get_warmup_steps(epochs * 80) == epochs * 16  # 20 of 100 epochs
+
+
+# Row of the paper's table: loss, query decoder, uniformity loss, revision.
+ROWS = {
+    "table5/softmax": ("softmax", False, False, "none"),
+    "table5/pll": ("pll", False, False, "none"),
+    "table7/decoder": ("pll", True, False, "none"),
+    "table7/decoder-uniform": ("pll", True, True, "none"),
+    "table7/decoder-revision": ("pll", True, False, "paper"),
+    "table7/all": ("pll", True, True, "paper"),
+}
+
+
+def test_every_ablation_is_known():
+    found = {path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.glob("table[57]/*")}
+    assert found == set(ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_ablations_change_what_their_row_says_and_nothing_else(settings, row):
+    folder = CONFIGS / "fer-pll-vit-base-rafdb"
+    script, args = settings(folder, "finetune", "--settings", str(EXPERIMENTS / f"{row}.yaml"))
+    decoder = script.add_query_decoder
+    assert (args.loss, decoder, args.uniform_weight > 0, args.revision) == ROWS[row]
+    changed = {"add_query_decoder", "settings", "loss", "revision", "uniform_weight"}
+    for before, after in zip(settings(folder, "finetune"), (script, args), strict=True):
+        names = {field.name for field in fields(after)}
+        assert {name for name in names if getattr(before, name) != getattr(after, name)} <= changed
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, add_query_decoder=decoder)
+        model = AutoModelForImageClassification.from_config(config)
+    assert (model.fer_pll.query_decoder is not None) == decoder

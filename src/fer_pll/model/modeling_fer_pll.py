@@ -369,6 +369,14 @@ class FerPllPreTrainedModel(PreTrainedModel):
         "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
+    push_card: Callable[..., None] | None = None  # where the package is installed, it writes the card
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in transformers, but a new repository gets our card, not the stock one."""
+        if self.push_card is not None and not kwargs.get("create_pr"):
+            self.push_card(repo_id, **{name: kwargs.get(name) for name in ("token", "private", "revision")})
+        return super().push_to_hub(repo_id, **kwargs)
+
     def save_pretrained(self, save_directory: str, **kwargs):
         # transformers enters the saved class only; the file that it copies holds the others as well. (A subclass made
         # elsewhere is saved with the file of its own.)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from ..data.prepared import add_candidates
+from ..hub.load import load_weights
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .settings import config_folder
@@ -30,14 +31,32 @@ class ClassificationScript:
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
+    add_query_decoder: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Classify by label queries (true) or by a linear layer on the mean of the patch tokens (false); "
+            "overrides the model config."
+        },
+    )
+    settings: str | None = field(
+        default=None,
+        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/experiments."},
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
     )
 
     def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
-        """The rows with their candidate sets, see `data.prepared.add_candidates`."""
-        return add_candidates(
+        """The rows with their candidate sets, see `data.prepared.add_candidates`.
+
+        Settings that have no say for these data become `None`: nobody shall take them for what was done.
+        """
+        unused = {"max_candidates", "min_votes", "ties", "flip_probability", "set_size"}
+        if "candidates" not in dataset.column_names:
+            from_votes = "votes" in dataset.column_names
+            unused &= {"flip_probability", "set_size"} if from_votes else {"max_candidates", "min_votes", "ties"}
+        dataset = add_candidates(
             dataset,
             max_candidates=self.max_candidates,
             min_votes=self.min_votes,
@@ -46,6 +65,9 @@ class ClassificationScript:
             set_size=self.set_size,
             seed=seed,
         )
+        for name in unused:
+            setattr(self, name, None)
+        return dataset
 
     def make_model(self, args: FerPllTrainingArguments) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
         """The classifier, from `pretrained` or random, and its image processor."""
@@ -53,9 +75,11 @@ class ClassificationScript:
         config = FerPllConfig.from_pretrained(folder)
         if args.drop_path_rate is not None:
             config.drop_path_rate = args.drop_path_rate
+        if self.add_query_decoder is not None:
+            config.add_query_decoder = self.add_query_decoder
         if self.pretrained is None:
             model = FerPllForImageClassification(config)
         else:
-            model = FerPllForImageClassification.from_pretrained(self.pretrained, config=config)
+            model = load_weights(FerPllForImageClassification, self.pretrained, config=config)
         model.set_attn_implementation(self.attn_implementation)
         return model, FerPllImageProcessor.from_pretrained(folder)

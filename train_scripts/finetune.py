@@ -29,10 +29,10 @@ from fer_pll.training.classification import ClassificationScript
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
 
 
-def build() -> tuple[FerPllTrainer, ClassificationScript]:
+def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationScript]:
     """Everything before the first step; what is wrong with the input shows here."""
     # parse
-    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
+    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
     check_output_folder(args)
     set_seed(args.seed)
 
@@ -52,9 +52,9 @@ def build() -> tuple[FerPllTrainer, ClassificationScript]:
     return trainer, script
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        trainer, script = build()
+        trainer, script = build(argv)
         args = trainer.args
         if args.resume_from_checkpoint is not None:
             trainer.check_checkpoint(args.resume_from_checkpoint)

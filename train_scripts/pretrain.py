@@ -30,10 +30,10 @@ class PreTrainingScript:
     )
 
 
-def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
+def build(argv: list[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingScript]:
     """Everything before the first step; what is wrong with the input shows here."""
     # parse
-    script, args = parse_settings((PreTrainingScript, FerPllPreTrainingArguments), "pretrain.yaml", __doc__)
+    script, args = parse_settings((PreTrainingScript, FerPllPreTrainingArguments), "pretrain.yaml", __doc__, argv)
     check_output_folder(args)
     set_seed(args.seed)
 
@@ -49,9 +49,9 @@ def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
     return trainer, script
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        trainer, script = build()
+        trainer, script = build(argv)
         args = trainer.args
         if args.resume_from_checkpoint is not None:
             trainer.check_checkpoint(args.resume_from_checkpoint)

@@ -175,6 +175,10 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         metadata={"help": "Weight of the uniformity loss of the label queries (Eq. 3); 0 switches it off."},
     )
     uniform_temperature: float = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
+    uniform_literal: bool = field(
+        default=False,
+        metadata={"help": "Eq. 3 as printed, whose gradient vanishes at the paper's temperatures; for Table 8."},
+    )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )

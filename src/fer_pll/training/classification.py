@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.prepared import add_candidates
 from ..hub.load import load_weights
@@ -69,10 +70,17 @@ class ClassificationScript:
             setattr(self, name, None)
         return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-        """The classifier, from `pretrained` or random, and its image processor."""
+    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier, from `pretrained` or random, and its image processor.
+
+        A config.json of another model of transformers makes that one, with random weights.
+        """
         folder = config_folder(self.config)
-        config = FerPllConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder)
+        if not isinstance(config, FerPllConfig):
+            if self.pretrained is not None:
+                raise ValueError(f"--pretrained {self.pretrained}: --config {self.config} is no model of fer-pll.")
+            return AutoModelForImageClassification.from_config(config), FerPllImageProcessor.from_pretrained(folder)
         if args.drop_path_rate is not None:
             config.drop_path_rate = args.drop_path_rate
         if self.add_query_decoder is not None:

@@ -244,7 +244,8 @@ class FerPllTrainer(ImageTrainer):
         losses = self.method.step(batch)  # (B,)
         queries = getattr(batch.model, "label_queries", None)
         if self.args.uniform_weight > 0 and queries is not None:
-            losses = losses + self.args.uniform_weight * uniformity_loss(queries, self.args.uniform_temperature)
+            uniformity = uniformity_loss(queries, self.args.uniform_temperature, self.args.uniform_literal)
+            losses = losses + self.args.uniform_weight * uniformity
         if num_items_in_batch is None:
             loss = losses.mean()
         else:  # the gradients of the processes are averaged, those of the micro-batches added

@@ -1,7 +1,7 @@
 """Train a classifier on candidate sets (paper, sections 3.1 and 3.3).
 
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --pretrained runs/pretrain --output_dir runs/finetune
+        --init_from runs/pretrain --output_dir runs/finetune
 
 Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. `--loss
 softmax` is the usual training on the most voted label, to compare with; `--loss` and `--revision` choose other

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from ..data.prepared import add_candidates
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
+from ..model import FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
-from .settings import config_folder
+from .initialization import initialize
+from .settings import load_config
 
 
 @dataclass
@@ -16,8 +17,12 @@ class ClassificationScript:
     data: str = field(
         metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
     )
-    pretrained: str | None = field(
-        default=None, metadata={"help": "Checkpoint of pretrain.py, folder or Hub name. Default: random weights."}
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a checkpoint of pretrain.py, or of ViT (DINO is one) or ViTMAE; folder or "
+            "Hub name. Default: random weights."
+        },
     )
     max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
     min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
@@ -48,14 +53,10 @@ class ClassificationScript:
         )
 
     def make_model(self, args: FerPllTrainingArguments) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-        """The classifier, from `pretrained` or random, and its image processor."""
-        folder = config_folder(self.config)
-        config = FerPllConfig.from_pretrained(folder)
-        if args.drop_path_rate is not None:
-            config.drop_path_rate = args.drop_path_rate
-        if self.pretrained is None:
-            model = FerPllForImageClassification(config)
-        else:
-            model = FerPllForImageClassification.from_pretrained(self.pretrained, config=config)
+        """The classifier, from `init_from` or random, and its image processor."""
+        config, image_processor = load_config(self.config, drop_path_rate=args.drop_path_rate)
+        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        if initialization is not None and args.should_log:
+            print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
-        return model, FerPllImageProcessor.from_pretrained(folder)
+        return model, image_processor

@@ -19,6 +19,7 @@ from .checkpoints import (
     warn_if_processes_differ,
     write_processes,
 )
+from .initialization import check_settings_taken_over
 from .optimization import parameter_groups
 from .settings import SETTINGS_NAME
 
@@ -108,6 +109,8 @@ class ImageTrainer(Trainer):
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise `ValueError` where this training cannot go on from a checkpoint. Changes nothing."""
         check_checkpoint(checkpoint)
+        if isinstance(self.model, FerPllPreTrainedModel):
+            check_settings_taken_over(self.model.config, checkpoint)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         if resume_from_checkpoint is True:

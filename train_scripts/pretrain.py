@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from fer_pll.data.prepared import load_prepared
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.images import NonFiniteLossError
 from fer_pll.training.initialization import initialize
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from fer_pll.training.settings import check_output_folder, load_config, parse_settings, start_run
@@ -45,7 +46,7 @@ def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
     set_seed(args.seed)
 
     # data
-    train_dataset = load_prepared(script.data, "train").select_columns(["image", "index"])
+    train_dataset = load_prepared(script.data, "train").select_columns(["image", "index", "row_id"])
     config, image_processor = load_config(script.config, mask_ratio=args.mask_ratio)
     model, initialization = initialize(partial(pretraining_model, args=args), config, script.init_from)
     if args.objective == "moco":
@@ -68,7 +69,10 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     start_run(args, script)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except NonFiniteLossError as error:
+        sys.exit(f"error: {error}")
 
     # save
     trainer.save_model()

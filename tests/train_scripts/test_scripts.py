@@ -69,7 +69,7 @@ def test_from_drawn_faces_to_metrics(workspace):
 
     # Fine-tuning goes through `accelerate launch`, on two processes.
     launch = (Path(sys.executable).parent / "accelerate", "launch", "--config_file", SCRIPTS / "accelerate/ddp.yaml")
-    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--pretrained", workspace / "pretrained")
+    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--init_from", workspace / "pretrained")
     output = run(*finetune, "--output_dir", workspace / "run", "--num_train_epochs", 1, "--max_candidates", 3)
     assert "query_decoder" in output  # says which weights are new
     settings = json.loads((workspace / "run" / "settings.json").read_text())

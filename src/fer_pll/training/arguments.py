@@ -37,6 +37,9 @@ class ImageTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Where to report metrics besides the console, e.g. tensorboard."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Nothing to filter: a loss that is not finite ends the training."}
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace the run that lies in the output folder (else it is an error)."}
     )

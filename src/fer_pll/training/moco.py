@@ -43,13 +43,17 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
         self.register_buffer("queue", nn.functional.normalize(torch.randn(queue_size, self.DIM), dim=1))
         self.register_buffer("next_place", torch.zeros((), dtype=torch.int64))
         self.post_init()
-        self.key_encoder.load_state_dict(self.fer_pll.state_dict())
-        self.key_projection.load_state_dict(self.projection.state_dict())
+        self.start_alike()
 
     def _encoder(self) -> tuple[FerPllModel, nn.Module]:
         size = self.config.hidden_size
         projection = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, self.DIM))
         return FerPllModel(self.config, add_query_decoder=False), projection
+
+    def start_alike(self) -> None:
+        """Give the key encoder the weights of the query encoder."""
+        self.key_encoder.load_state_dict(self.fer_pll.state_dict())
+        self.key_projection.load_state_dict(self.projection.state_dict())
 
     def embed(self, encoder: FerPllModel, projection: nn.Module, pixel_values: torch.Tensor) -> torch.Tensor:
         """Unit vectors, float32 (B, DIM)."""

@@ -12,11 +12,9 @@ from .moco import FerPllForMomentumContrast
 
 
 def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) -> FerPllPreTrainedModel:
-    """The model that `args.objective` trains, with random weights; `args.mask_ratio` changes `config`."""
+    """The model that `args.objective` trains, with random weights."""
     if args.objective == "moco":
         return FerPllForMomentumContrast(config, args.queue_size, args.contrastive_temperature, args.encoder_momentum)
-    if args.mask_ratio is not None:
-        config.mask_ratio = args.mask_ratio
     return FerPllForPreTraining(config)
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 import fer_pll
 
+from ..model import FerPllConfig, FerPllImageProcessor
 from .checkpoints import last_checkpoint
 
 SETTINGS_NAME = "settings.json"
@@ -32,6 +34,28 @@ def config_folder(name: str) -> Path:
         return shipped / name
     known = ", ".join(sorted(path.parent.name for path in shipped.glob("*/config.json")))
     raise ValueError(f"--config {name}: neither a folder with a config.json nor one of {known}.")
+
+
+def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImageProcessor]:
+    """The model's configuration and its image processor, of a path or a name from `hub_configs`.
+
+    Args:
+        name: of `--config`.
+        changes: other values for the configuration's settings; `None` leaves what is in config.json.
+
+    Raises:
+        ValueError: where there is none, or its values do not fit each other.
+    """
+    folder = config_folder(name)
+    try:
+        config = FerPllConfig.from_pretrained(folder)
+        for key, value in changes.items():
+            if value is not None:
+                setattr(config, key, value)
+        config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error.__cause__}") from error
+    return config, FerPllImageProcessor.from_pretrained(folder)
 
 
 def parse_settings(

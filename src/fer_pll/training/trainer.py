@@ -317,6 +317,10 @@ class FerPllTrainer(ImageTrainer):
                 f"{checkpoint} was written with another loss than {self.args.loss!r}; resume it with that."
             )
 
+    def state_is_finite(self) -> bool:
+        tensors = [value for value in self.method.state_dict().values() if isinstance(value, torch.Tensor)]
+        return super().state_is_finite() and all(bool(tensor.isfinite().all()) for tensor in tensors)
+
     def save_with_checkpoint(self, checkpoint: str) -> None:
         super().save_with_checkpoint(checkpoint)
         self.save_confidence(checkpoint)

@@ -70,7 +70,7 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> di
     return {"rows": len(labels), **metrics}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub name of a classifier")
     parser.add_argument("data", help="folder written by prepare_data.py")
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--out", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     dataset = load_prepared(args.data, args.split)
     model = load_weights(AutoModelForImageClassification, args.checkpoint).to(args.device).eval()

@@ -1,7 +1,7 @@
 """Train a classifier on candidate sets (paper, sections 3.1 and 3.3).
 
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --pretrained runs/pretrain --output_dir runs/finetune
+        --init_from runs/pretrain --output_dir runs/finetune
 
 Settings come from hub_configs/<config>/finetune.yaml; those of `--settings FILE.yaml` win over them, and the command
 line over both. `--loss softmax` is the usual training on the most voted label, to compare with; `--loss` and
@@ -26,13 +26,14 @@ from fer_pll.evaluation.candidates import CandidateSummary
 from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
 from fer_pll.hub.push import PushError
 from fer_pll.training.classification import ClassificationScript
+from fer_pll.training.images import NonFiniteLossError
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
 
 
-def build() -> tuple[FerPllTrainer, ClassificationScript]:
+def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationScript]:
     """Everything before the first step; what is wrong with the input shows here."""
     # parse
-    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
+    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
     check_output_folder(args)
     set_seed(args.seed)
 
@@ -52,9 +53,9 @@ def build() -> tuple[FerPllTrainer, ClassificationScript]:
     return trainer, script
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        trainer, script = build()
+        trainer, script = build(argv)
         args = trainer.args
         if args.resume_from_checkpoint is not None:
             trainer.check_checkpoint(args.resume_from_checkpoint)
@@ -65,7 +66,10 @@ def main() -> None:
         summary = CandidateSummary.of(trainer.table, script.max_candidates)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except NonFiniteLossError as error:
+        sys.exit(f"error: {error}")
 
     # save; everything is on disk before anything is pushed
     trainer.save_state()

@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.prepared import add_candidates
-from ..hub.load import load_weights
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
-from .settings import config_folder
+from .initialization import initialize
+from .settings import config_folder, load_config
 
 
 @dataclass
@@ -17,8 +18,12 @@ class ClassificationScript:
     data: str = field(
         metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
     )
-    pretrained: str | None = field(
-        default=None, metadata={"help": "Checkpoint of pretrain.py, folder or Hub name. Default: random weights."}
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a checkpoint of pretrain.py, or of ViT (DINO is one) or ViTMAE; folder or "
+            "Hub name. Default: random weights."
+        },
     )
     max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
     min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
@@ -69,17 +74,22 @@ class ClassificationScript:
             setattr(self, name, None)
         return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-        """The classifier, from `pretrained` or random, and its image processor."""
+    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier, from `init_from` or random, and its image processor.
+
+        A config.json of another model of transformers makes that one, with random weights.
+        """
         folder = config_folder(self.config)
-        config = FerPllConfig.from_pretrained(folder)
-        if args.drop_path_rate is not None:
-            config.drop_path_rate = args.drop_path_rate
-        if self.add_query_decoder is not None:
-            config.add_query_decoder = self.add_query_decoder
-        if self.pretrained is None:
-            model = FerPllForImageClassification(config)
-        else:
-            model = load_weights(FerPllForImageClassification, self.pretrained, config=config)
+        other = AutoConfig.from_pretrained(folder)
+        if not isinstance(other, FerPllConfig):
+            if self.init_from is not None:
+                raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
+            return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
+        config, image_processor = load_config(
+            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
+        )
+        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        if initialization is not None and args.should_log:
+            print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
-        return model, FerPllImageProcessor.from_pretrained(folder)
+        return model, image_processor

@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import gather_object
 from huggingface_hub import CommitInfo, HfApi
 from transformers import BaseImageProcessor, PreTrainedModel, Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -24,10 +26,12 @@ from .arguments import ImageTrainingArguments
 from .checkpoints import (
     begin_checkpoint,
     check_checkpoint,
+    is_complete,
     last_checkpoint,
     warn_if_processes_differ,
     write_processes,
 )
+from .initialization import check_settings_taken_over
 from .optimization import parameter_groups
 from .settings import SETTINGS_NAME
 
@@ -58,11 +62,19 @@ def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProc
         )
 
 
+NON_FINITE_NAME = "non_finite_loss.json"
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite; the message says at which step and rows, and where the training can go on."""
+
+
 class ImageTrainer(Trainer):
     """A Trainer over prepared data sets (columns `image` and `index`).
 
     The collator yields 8-bit pixels; `_prepare_inputs` augments (in training) and normalises them on the device.
-    Random numbers are keyed by (seed, epoch, index).
+    Random numbers are keyed by (seed, epoch, index). Logs have `images_per_second`: pictures trained on since the log
+    before, on all processes, over the time that passed.
     """
 
     args: ImageTrainingArguments
@@ -83,6 +95,7 @@ class ImageTrainer(Trainer):
         self._hub = HfApi()  # its pushes in the background follow each other
         self._mean = torch.tensor(mean, device=args.device).view(-1, 1, 1) * 255
         self._std = torch.tensor(std, device=args.device).view(-1, 1, 1) * 255
+        self._images_since, self._last_log = 0, time.perf_counter()
 
     @property
     def current_epoch(self) -> int:
@@ -121,6 +134,8 @@ class ImageTrainer(Trainer):
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise `ValueError` where this training cannot go on from a checkpoint. Changes nothing."""
         check_checkpoint(checkpoint)
+        if isinstance(self.model, FerPllPreTrainedModel):
+            check_settings_taken_over(self.model.config, checkpoint)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
         if resume_from_checkpoint is True:
@@ -131,7 +146,48 @@ class ImageTrainer(Trainer):
             self.check_checkpoint(resume_from_checkpoint)
             warn_if_processes_differ(resume_from_checkpoint, self.processes)
         self._resumed = bool(resume_from_checkpoint)
+        self._images_since, self._last_log = 0, time.perf_counter()
         return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._images_since += len(inputs["index"])
+        # Of all processes, so that they stop together. Nothing was changed by this step yet.
+        if not self.accelerator.gather(loss.isfinite().view(1)).all():
+            self._stop_at(loss, inputs)
+        return loss
+
+    def _stop_at(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
+        """Save what this step began with, write down its rows, and raise `NonFiniteLossError`."""
+        folder, step = Path(self.args.output_dir), self.state.global_step
+        names = inputs["row_id"] if "row_id" in inputs else inputs["index"].tolist()
+        rows = gather_object([] if loss.isfinite() else list(names))
+        if self.state_is_finite():
+            checkpoint = str(folder / f"checkpoint-{step}")
+            if not is_complete(checkpoint):
+                self._save_checkpoint(self.model, trial=None)
+            state = f"What the step began with is in {checkpoint}"
+        else:  # an earlier step broke it, with a loss that was still finite
+            checkpoint = last_checkpoint(folder)
+            state = f"The weights are not finite either; the last checkpoint is {checkpoint}"
+        report = {"step": step + 1, "epoch": self.state.epoch, "checkpoint": checkpoint, "rows": rows}
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / NON_FINITE_NAME).write_text(json.dumps(report, indent=2) + "\n")
+        raise NonFiniteLossError(
+            f"The loss of step {step + 1} is not finite. It was computed from {len(rows)} rows, {rows[0]} among them; "
+            f"{folder / NON_FINITE_NAME} lists them. {state}. Go on with --resume_from_checkpoint last and a lower "
+            "--learning_rate or without bf16 and fp16, if it is not the rows' fault."
+        )
+
+    def state_is_finite(self) -> bool:
+        """Whether what a checkpoint would hold can be trained on."""
+        return all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values())
 
     def save_with_checkpoint(self, checkpoint: str) -> None:
         """Write what a checkpoint holds besides Trainer's own files; called on the process that saves."""
@@ -149,6 +205,13 @@ class ImageTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # the state of the trainer, written next, says that nothing is missing
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:  # a training log, not an evaluation
+            now = time.perf_counter()
+            logs["images_per_second"] = round(self._images_since * self.args.world_size / (now - self._last_log), 1)
+            self._images_since, self._last_log = 0, now
+        super().log(logs, start_time)
 
     def evaluation_results(self) -> dict[str, dict[str, float]]:
         """Metrics for the model card, by what was evaluated; none where nothing was."""

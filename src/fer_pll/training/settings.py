@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 import fer_pll
 
+from ..model import FerPllConfig, FerPllImageProcessor
 from .checkpoints import last_checkpoint
 
 SETTINGS_NAME = "settings.json"
@@ -34,6 +36,28 @@ def config_folder(name: str) -> Path:
     raise ValueError(f"--config {name}: neither a folder with a config.json nor one of {known}.")
 
 
+def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImageProcessor]:
+    """The model's configuration and its image processor, of a path or a name from `hub_configs`.
+
+    Args:
+        name: of `--config`.
+        changes: other values for the configuration's settings; `None` leaves what is in config.json.
+
+    Raises:
+        ValueError: where there is none, or its values do not fit each other.
+    """
+    folder = config_folder(name)
+    try:
+        config = FerPllConfig.from_pretrained(folder)
+        for key, value in changes.items():
+            if value is not None:
+                setattr(config, key, value)
+        config.validate()
+    except StrictDataclassError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error.__cause__}") from error
+    return config, FerPllImageProcessor.from_pretrained(folder)
+
+
 def parse_settings(
     argument_classes: tuple[type, ...], yaml_name: str, description: str, argv: list[str] | None = None
 ) -> tuple[Any, ...]:
@@ -41,7 +65,8 @@ def parse_settings(
 
     Args:
         argument_classes: dataclasses; the first has a field `config` and may have a field `settings`.
-        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing.
+        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing
+            where the folder has no other YAML file.
         description: for `--help`.
         argv: the command line; `sys.argv[1:]` where not given.
 
@@ -49,8 +74,8 @@ def parse_settings(
         one instance of each class.
 
     Raises:
-        ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config, or a
-            file of `--settings` that is missing or holds something else.
+        ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config or one
+            for another script, or a file of `--settings` that is missing or holds something else.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = HfArgumentParser(argument_classes, description=description)
@@ -58,6 +83,12 @@ def parse_settings(
         parser.parse_args(argv)
     options = vars(parser.parse_known_args(argv)[0])
     path = config_folder(options["config"]) / yaml_name
+    if not path.is_file() and any(path.parent.glob("*.yaml")):
+        having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{yaml_name}"))
+        raise ValueError(
+            f"--config {options['config']} is not for this script: {path.parent} has no {yaml_name}"
+            + (f". These have: {', '.join(having)}." if having else ".")
+        )
     if path.is_file():
         _take_defaults(parser, path)
     if options.get("settings") is not None:

@@ -12,11 +12,14 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
 from conftest import make_trainer
 from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
 from fer_pll.hub.card import folder_card, model_card, training_record
+from fer_pll.hub.push import published_files
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
@@ -181,9 +184,6 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
     # From the folder alone the same card can be made again.
     assert folder_card(tmp_path, tmp_path.name).content == (tmp_path / "README.md").read_text()
     assert "hours" not in json.loads((tmp_path / "training.json").read_text())["compute"]  # it was not trained
-    with pytest.raises(ValueError, match="no card is known for FerPllModel"):
-        trainer.model.fer_pll.save_pretrained(tmp_path)
-        folder_card(tmp_path, "toy")
 
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
@@ -230,6 +230,41 @@ def test_the_pretraining_card_promises_no_classifier(toy_config):
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert "image-classification" not in str(card) and "## Results" not in str(card)
     assert "40 % of the patches hidden" in str(card)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"pretraining_target": "pixels", "pretraining_loss": "l1", "mask_style": "token"},
+            "predict the pixels of hidden",
+        ),
+        ({"pretraining_target": "normalized_pixels"}, "over their standard deviation, of hidden patches"),
+        ({"mask_style": "token"}, "(HOG) of hidden patches from the visible ones"),
+    ],
+)
+def test_the_pretraining_card_says_what_was_predicted(toy_config, settings, says):
+    for name, value in settings.items():
+        setattr(toy_config, name, value)
+    card = str(model_card(FerPllForPreTraining(toy_config), "toy"))
+    assert says in card
+    assert ("orientations in cells" in card) == (toy_config.pretraining_target == "hog")
+    assert ("a mask token in their place" in card) == (toy_config.mask_style == "token")
+
+
+def test_the_card_of_moco_is_about_the_encoder(toy_config, toy_processor, toy_train, tmp_path):
+    args = FerPllPreTrainingArguments(str(tmp_path), objective="moco", queue_size=8, use_cpu=True)
+    model = pretraining_model(toy_config, args)
+    trainer = FerPllPreTrainer(model, args, processing_class=toy_processor, train_dataset=toy_train)
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "tell two views of a picture" in card and "HOG" not in card.split("## Limits")[0].replace("hog_", "")
+    assert f"{model.fer_pll.num_parameters() / 1e6:.1f} million parameters" in card
+    assert "| `queue_size` | 8 |" in card
+    assert "README.md" in published_files(tmp_path)
+    assert folder_card(tmp_path, tmp_path.name).content == card
+    AutoModel.from_pretrained(tmp_path, add_query_decoder=False)
 
 
 def test_the_code_of_the_cards_runs_without_the_package(toy_config, toy_processor, tmp_path):

@@ -74,6 +74,9 @@ def test_from_drawn_faces_to_metrics(workspace):
     assert "query_decoder" in output  # says which weights are new
     settings = json.loads((workspace / "run" / "settings.json").read_text())
     assert settings["script"]["max_candidates"] == 3
+    assert settings["script"]["flip_probability"] is None  # had no say: the data have votes
+    training = json.loads((workspace / "run" / "training.json").read_text())
+    assert training["settings"]["max_candidates"] == 3 and "flip_probability" not in training["settings"]
     checkpoint = workspace / "run" / "checkpoint-2"  # 96 rows, 2 x 32 at a time
     assert json.loads((checkpoint / "processes.json").read_text())["world_size"] == 2
     for file in ("confidence.safetensors", "training_curves.png"):

@@ -11,7 +11,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..labels.confidence import ConfidenceTable
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
+from ..model import (
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllModel,
+)
 
 CARD_NAME = "README.md"
 TRAINING_NAME = "training.json"
@@ -20,6 +26,7 @@ METRICS_NAME = "metrics.json"
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
 
 SETTINGS = (
+    "objective",
     "num_train_epochs",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
@@ -57,6 +64,12 @@ SETTINGS = (
 )
 """The settings that a card shows, where they are known; the others change speed or bookkeeping only."""
 
+SETTINGS_OF = {
+    "moco": ("contrastive_temperature", "queue_size", "encoder_momentum"),
+    "pico": ("contrastive_temperature",),
+}
+"""Further settings, of an objective or loss that alone heeds them."""
+
 
 def template_path() -> Path:
     """The template `model_card.md`: inside the package in a wheel, at the top of a checkout."""
@@ -83,10 +96,11 @@ def training_record(
         metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
         compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
     """
+    names = [*SETTINGS, *SETTINGS_OF.get(settings.get("objective", settings.get("loss")), ())]
     return {
         "data": data,
         "data_license": data_license,
-        "settings": {name: settings[name] for name in SETTINGS if settings.get(name) is not None},
+        "settings": {name: settings[name] for name in names if settings.get(name) is not None},
         "candidate_sets": None if table is None else _candidate_sets(table),
         "metrics": dict(metrics or {}),
         "compute": dict(compute or {}),
@@ -104,7 +118,7 @@ def model_card(
     """The card of a checkpoint. What is not given is left out: the card claims nothing that was not measured.
 
     Args:
-        model: a fer-pll model; its config names classes and sizes.
+        model: a fer-pll model, without a head if only its encoder was trained; its config names classes and sizes.
         model_id: what `from_pretrained` loads it by, a Hub name or a folder.
         training: a `training_record`.
         evaluations: reports of evaluate.py (its metrics.json) by the folder, beside the card, that holds them. Where
@@ -115,7 +129,7 @@ def model_card(
     Returns:
         the card; `card.save(path)` writes it.
     """
-    pretraining = isinstance(model, FerPllForPreTraining)
+    pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
     training = training or {}
     results = _results(evaluations or {})
@@ -133,6 +147,7 @@ def model_card(
         template_path=str(template_path()),
         model_id=model_id,
         pretraining=pretraining,
+        has_head=not isinstance(model, FerPllModel),
         config=config,
         class_names=[config.id2label[i] for i in range(config.num_labels)],
         num_parameters=model.num_parameters(),
@@ -152,14 +167,16 @@ def folder_card(folder: str | Path, model_id: str, license: str | None = None) -
     """The card of a checkpoint on disk, from its config, its image processor, and the JSON files beside them.
 
     Raises:
-        ValueError: the folder holds no classifier and no pre-training of fer-pll.
+        ValueError: the folder holds no model of fer-pll.
     """
     folder = Path(folder)
     config = FerPllConfig.from_pretrained(folder)
-    classes = {each.__name__: each for each in (FerPllForImageClassification, FerPllForPreTraining)}
+    classes = {each.__name__: each for each in (FerPllForImageClassification, FerPllForPreTraining, FerPllModel)}
     architecture = (config.architectures or [""])[0]
     if architecture not in classes:
         raise ValueError(f"{folder}: no card is known for {architecture or 'a model without `architectures`'}.")
+    if architecture == FerPllModel.__name__:
+        config.add_query_decoder = False
     with torch.device("meta"):
         model = classes[architecture](config)
     training = folder / TRAINING_NAME

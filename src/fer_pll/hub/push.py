@@ -45,7 +45,7 @@ def push_errors(repo_id: str) -> Iterator[None]:
         raise PushError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.") from error
     except LocalTokenNotFoundError as error:
         raise PushError(f"{repo_id}: log in with `hf auth login`, or set HF_TOKEN.") from error
-    except httpx.TransportError as error:
+    except (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError) as error:  # the last: of large files
         raise PushError(
             f"{repo_id}: the connection to the Hub failed ({type(error).__name__}: {error}). Nothing of this push is "
             "there, unless the Hub's answer alone was lost: try again."

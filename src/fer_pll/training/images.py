@@ -231,12 +231,17 @@ class ImageTrainer(Trainer):
             record["hours"] = runtimes[-1] / 3600
         return record
 
+    @property
+    def published_model(self) -> PreTrainedModel:
+        """What the card is about: the model, unless only a part of it is saved in the end."""
+        return self.accelerator.unwrap_model(self.model)
+
     def create_model_card(self, model_name: str | None = None, license: str | None = None, **options: Any) -> None:
         """Write `training.json`, and the card made from it, to the output folder."""
         # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
         if not self.is_world_process_zero():
             return
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.published_model
         if not isinstance(model, FerPllPreTrainedModel):
             return super().create_model_card(model_name=model_name, license=license, **options)
         folder = Path(self.args.output_dir)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 from transformers.utils import logging
 
+from ..hub.load import load_weights
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel, interpolate_positions
 
@@ -265,8 +266,8 @@ def fit_projection(source: Source, config: FerPllConfig) -> None:
 
 def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, list[str]]:
     """`from_pretrained` in float32, and which weights are random because none was found that fits."""
-    model, info = model_class.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    model, info = load_weights(
+        model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     return model, [key for key in model.state_dict() if key in random]

@@ -34,12 +34,16 @@ class FerPllPreTrainer(ImageTrainer):
     def num_views(self) -> int:
         return 2 if self.args.objective == "moco" else 1
 
+    @property
+    def published_model(self) -> FerPllPreTrainedModel:
+        model = super().published_model
+        return model.fer_pll if self.args.objective == "moco" else model
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         # Key encoder and queue are for resuming; what is published is the encoder.
         if output_dir is None and self.args.objective == "moco":
             if self.args.should_save:
-                encoder = self.accelerator.unwrap_model(self.model).fer_pll
-                encoder.save_pretrained(self.args.output_dir)
+                self.published_model.save_pretrained(self.args.output_dir)
                 self.processing_class.save_pretrained(self.args.output_dir)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save")

@@ -23,6 +23,7 @@ from fer_pll import FerPllTrainer, FerPllTrainingArguments
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.candidates import CandidateSummary
 from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
+from fer_pll.training.checkpoints import SaveError
 from fer_pll.training.classification import ClassificationScript
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
 
@@ -64,7 +65,10 @@ def main() -> None:
         summary = CandidateSummary.of(trainer.table, script.max_candidates if made_from_votes else None)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except SaveError as error:
+        sys.exit(f"error: {error}")
 
     # save
     trainer.save_model()

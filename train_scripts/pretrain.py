@@ -4,16 +4,24 @@
 
 Settings come from hub_configs/<config>/pretrain.yaml; every one of them can be given on the command line. Runs under
 `accelerate launch` as well.
+
+Pictures that are too many for the disk are read as a stream, from shards here, on a server or on the Hub:
+
+    python train_scripts/pretrain.py --config fer-pll-vit-base-ferplus --data 'https://host/faces-{000..127}.tar' \\
+        --data user/faces --data more/faces --max_steps 100000 --save_steps 1000 --output_dir runs/pretrain
 """
 
 import sys
 from dataclasses import dataclass, field
 
 from transformers import set_seed
+from transformers.trainer_utils import SaveStrategy
 
 from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.prepared import DataError, is_prepared, load_pictures
+from fer_pll.data.streaming import PictureStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.checkpoints import SaveError
 from fer_pll.training.pretraining import FerPllPreTrainer
 from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
 
@@ -21,7 +29,23 @@ from fer_pll.training.settings import check_output_folder, config_folder, parse_
 @dataclass
 class PreTrainingScript:
     config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
-    data: str = field(metadata={"help": "Folder written by prepare_data.py; only the pictures of `train` are used."})
+    data: list[str] = field(
+        metadata={
+            "action": "extend",
+            "help": "What to train on, once or several times, all as one set; of each the split `train`. Folders "
+            "written by prepare_data.py; or, read as a stream: folders with Parquet files, tar files (WebDataset) or "
+            "pictures at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
+            "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
+        }
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read folders written by prepare_data.py as a stream too. A stream counts steps, not epochs: give "
+            "--max_steps and --save_steps. It is best cut into at least as many shards as there are processes times "
+            "--dataloader_num_workers. See also --shuffle_buffer and --on_bad_data."
+        },
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
@@ -36,7 +60,12 @@ def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
     set_seed(args.seed)
 
     # data
-    train_dataset = load_prepared(script.data, "train").select_columns(["image", "index"])
+    if script.streaming or not all(is_prepared(source) for source in script.data):
+        train_dataset = PictureStream(script.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size)
+        if args.save_strategy == "epoch":  # which a stream does not have
+            args.save_strategy = SaveStrategy.STEPS
+    else:
+        train_dataset = load_pictures(script.data)
     folder = config_folder(script.config)
     image_processor = FerPllImageProcessor.from_pretrained(folder)
     config = FerPllConfig.from_pretrained(folder)
@@ -59,7 +88,10 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     start_run(args, script)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except (DataError, SaveError) as error:
+        sys.exit(f"error: {error}")
 
     # save
     trainer.save_model()

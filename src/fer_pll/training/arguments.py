@@ -86,6 +86,26 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
     )
+    shuffle_buffer: int = field(
+        default=4096,
+        metadata={
+            "help": "Streams: pictures that are shuffled together. Every DataLoader worker of every process holds "
+            "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
+        },
+    )
+    on_bad_data: str = field(
+        default="skip",
+        metadata={
+            "help": "Streams: what is done with a shard that is missing or damaged and a picture that cannot be read. "
+            "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder; stop: end the "
+            "training before the batch that lacks it."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.on_bad_data not in ("skip", "stop"):
+            raise ValueError(f"on_bad_data={self.on_bad_data!r}: choose skip or stop.")
 
 
 @dataclass

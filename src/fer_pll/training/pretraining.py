@@ -5,17 +5,17 @@ from typing import Any
 import torch
 
 from .arguments import FerPllPreTrainingArguments
-from .images import ImageTrainer
+from .streaming import StreamTrainer
 
 
-class FerPllPreTrainer(ImageTrainer):
-    """Pre-trains `FerPllForPreTraining` on the pictures of a prepared data set; labels are never read.
+class FerPllPreTrainer(StreamTrainer):
+    """Pre-trains `FerPllForPreTraining` on the pictures of prepared data sets or of a stream; labels are never read.
 
     Args:
         model: a `FerPllForPreTraining`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image` and `index`.
+        train_dataset: rows with `image` and `index`, or a `PictureStream`.
     """
 
     args: FerPllPreTrainingArguments

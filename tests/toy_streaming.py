@@ -82,14 +82,14 @@ def write_shards(folder: Path) -> Path:
 
 
 class WatchedTrainer(FerPllPreTrainer):
-    """Notes pass, index and pixels of each picture that is trained on."""
+    """Notes pass, index and pixels, as augmented, of each picture that is trained on."""
 
-    def get_batch_samples(self, *args):
-        batches, number = super().get_batch_samples(*args)
-        for batch in batches:
-            sums = batch["pixel_values"].flatten(1).sum(dim=1)
-            self.seen += zip(batch["epoch"].tolist(), batch["index"].tolist(), sums.tolist(), strict=True)
-        return batches, number
+    def _prepare_inputs(self, inputs):
+        epochs = inputs["epoch"].tolist()
+        inputs = super()._prepare_inputs(inputs)
+        sums = inputs["pixel_values"].flatten(1).sum(dim=1).tolist()
+        self.seen += zip(epochs, inputs["index"].tolist(), sums, strict=True)
+        return inputs
 
 
 def make_trainer(folder: Path, data: list[str], settings: dict) -> WatchedTrainer:

@@ -3,7 +3,8 @@
 import csv
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,21 +59,13 @@ class StreamTrainer(ImageTrainer):
         return torch.utils.data.DataLoader(
             self.stream,
             batch_size=self._train_batch_size,
-            collate_fn=self._collate,
+            collate_fn=_StreamCollator(self.data_collator),
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
             generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
         )
-
-    def _collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return self.data_collator(rows) | {
-            "epoch": torch.tensor([row["epoch"] for row in rows]),
-            "reader": rows[-1]["reader"],
-            "position": rows[-1]["position"],
-            "unreadable": [problem for row in rows for problem in row["unreadable"]],
-        }
 
     def get_batch_samples(self, *args: Any):
         batches, number = super().get_batch_samples(*args)
@@ -135,6 +128,21 @@ class StreamTrainer(ImageTrainer):
             "goes on with a new pass over the pictures.",
             checkpoint,
         )
+
+
+@dataclass
+class _StreamCollator:
+    """Rows of a stream to a batch, with the passes of its pictures, and how far its reader is."""
+
+    collator: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.collator(rows) | {
+            "epoch": torch.tensor([row["epoch"] for row in rows]),
+            "reader": rows[-1]["reader"],
+            "position": rows[-1]["position"],
+            "unreadable": [problem for row in rows for problem in row["unreadable"]],
+        }
 
 
 class _EpochOfAStream(TrainerCallback):

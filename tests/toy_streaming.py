@@ -1,6 +1,7 @@
 """Shards of small pictures, and a pre-training on them, for tests that need processes of their own.
 
-python toy_streaming.py OUT SETTINGS, where SETTINGS is JSON; each process writes what it saw to OUT/rank.pt.
+python toy_streaming.py OUT SCENARIOS, where SCENARIOS is JSON: {name: [data, settings, checkpoint]}; each process
+writes what it saw to OUT/NAME-rank.pt.
 """
 
 import io
@@ -120,9 +121,10 @@ def run(folder: Path, data: list[str], settings: dict, resume: str | None = None
 
 
 def main() -> None:
-    out, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    result = run(out / "run", settings.pop("data"), settings)
-    torch.save(result, out / f"{torch.distributed.get_rank()}.pt")
+    out, scenarios = Path(sys.argv[1]), json.loads(sys.argv[2])
+    for name, (data, settings, resume) in scenarios.items():
+        result = run(out / name, data, settings, resume)
+        torch.save(result, out / f"{name}-{torch.distributed.get_rank()}.pt")
 
 
 if __name__ == "__main__":

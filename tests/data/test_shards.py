@@ -1,4 +1,9 @@
 import gzip
+import json
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -140,29 +145,59 @@ def test_a_damaged_or_missing_shard_ends_with_a_row_that_says_so(shards, tmp_pat
     assert len(rows) < 21
 
 
+COMMIT = "a" * 40
+
+
 @pytest.fixture
 def server(shards):
-    """The folder on a loopback HTTP server that understands ranges, as real ones do."""
+    """The shards on a loopback HTTP server that understands ranges, and as the data set user/faces of a Hub."""
+    on_hub = {"data/train-00000-of-00002.parquet": "p.parquet", "data/train-00001-of-00002.parquet": "p.parquet"}
+    on_hub["data/test-00000-of-00001.parquet"] = "p.parquet"
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            path = shards / self.path.lstrip("/")
-            if not path.is_file():
-                return self.send_error(404)
+            path = self.path.split("?")[0]
+            if path.startswith("/api/datasets/user/faces/tree/"):
+                folder = path.split("/tree/")[1].partition("/")[2]
+                files = [{"type": "file", "path": name, "size": self.size(name), "oid": "b"} for name in on_hub]
+                self.answer_json(files if folder else [{"type": "directory", "path": "data", "oid": "c"}])
+            elif path.startswith("/api/datasets/user/faces"):
+                files = [{"rfilename": name} for name in on_hub]
+                self.answer_json({"id": "user/faces", "sha": COMMIT, "siblings": files})
+            elif "/resolve/" in path:
+                name = path.split("/resolve/")[1].partition("/")[2]
+                self.answer(shards / on_hub[name] if name in on_hub else None)
+            else:
+                self.answer(shards / path.lstrip("/"))
+
+        do_HEAD = do_GET
+
+        def size(self, name):
+            return (shards / on_hub[name]).stat().st_size
+
+        def answer_json(self, content):
+            body = json.dumps(content).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def answer(self, path):
+            self.send_response(404 if path is None or not path.is_file() else 206 if self.headers["Range"] else 200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            if path is None or not path.is_file():
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
             contents = path.read_bytes()
-            first, last = 0, len(contents) - 1
-            if wanted := self.headers.get("Range"):
-                low, _, high = wanted.removeprefix("bytes=").partition("-")
-                first, last = int(low), min(int(high or last), last)
-            self.send_response(206 if wanted else 200)
+            low, _, high = (self.headers["Range"] or "bytes=0-").removeprefix("bytes=").partition("-")
+            first, last = int(low), min(int(high or len(contents)), len(contents) - 1)
+            self.send_header("ETag", '"1"')
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(contents)}")
-            self.send_header("Accept-Ranges", "bytes")
             self.send_header("Content-Length", str(last - first + 1))
             self.end_headers()
             if self.command == "GET":
                 self.wfile.write(contents[first : last + 1])
-
-        do_HEAD = do_GET
 
         def log_message(self, *args):
             pass
@@ -179,7 +214,26 @@ def test_shards_on_a_server(server):
         assert [row[2] for row in shard.rows()] == FILES, name
     (missing,) = find_shards(f"{server}/missing.tar")
     (row,) = _rows(missing, 0)
-    assert "404" in str(row[2]) or "FileNotFound" in str(row[2])
+    assert "FileNotFoundError" in str(row[2])
+
+
+def test_a_data_set_on_the_hub(server, tmp_path):
+    """By its name, of which the split train is taken, and by the address of its files."""
+    code = """
+        import json
+        from fer_pll.data.shards import find_shards
+        for source in ("user/faces", "hf://datasets/user/faces/data/train-*.parquet"):
+            print(json.dumps([[shard.name, [len(row[2]) for row in shard.rows()]] for shard in find_shards(source)]))
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path)}  # read when the libraries are imported
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, timeout=200).stdout
+    by_name, by_address = (dict(json.loads(line)) for line in output.splitlines())
+    files = [f"data/train-0000{number}-of-00002.parquet" for number in (0, 1)]
+    assert list(by_name) == [f"hf://datasets/user/faces@{COMMIT}/{file}" for file in files]
+    assert list(by_address) == [f"hf://datasets/user/faces/{file}" for file in files]
+    assert [*by_name.values(), *by_address.values()] == 4 * [[len(file) for file in FILES]]
 
 
 def test_gzip_that_was_cut_off(shards, tmp_path):

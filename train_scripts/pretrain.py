@@ -1,13 +1,14 @@
-"""Pre-train the encoder: predict the HOG descriptors of masked patches (paper, section 3.2).
+"""Pre-train the encoder on pictures alone: predict the HOG descriptors of masked patches (paper, section 3.2).
 
-    python train_scripts/pretrain.py --config fer-pll-tiny-ferplus --data data/ferplus --output_dir runs/pretrain
+    python train_scripts/pretrain.py --config fer-pll-tiny-hog --data data/ferplus --output_dir runs/pretrain
 
+`-maskfeat`, `-mae`, `-simmim` and `-moco` in the place of `-hog` are the pre-trainings that the paper compares with.
 Settings come from hub_configs/<config>/pretrain.yaml; every one of them can be given on the command line. Runs under
 `accelerate launch` as well.
 
 Pictures that are too many for the disk are read as a stream, from shards here, on a server or on the Hub:
 
-    python train_scripts/pretrain.py --config fer-pll-vit-base-ferplus --data 'https://host/faces-{000..127}.tar' \\
+    python train_scripts/pretrain.py --config fer-pll-vit-base-hog --data 'https://host/faces-{000..127}.tar' \\
         --data user/faces --data more/faces --max_steps 100000 --save_steps 1000 --output_dir runs/pretrain
 """
 
@@ -17,12 +18,12 @@ from dataclasses import dataclass, field
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
+from fer_pll import FerPllConfig, FerPllImageProcessor
 from fer_pll.data.prepared import DataError, is_prepared, load_pictures
 from fer_pll.data.streaming import PictureStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.checkpoints import SaveError
-from fer_pll.training.pretraining import FerPllPreTrainer
+from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
 
 
@@ -68,10 +69,7 @@ def build() -> tuple[FerPllPreTrainer, PreTrainingScript]:
         train_dataset = load_pictures(script.data)
     folder = config_folder(script.config)
     image_processor = FerPllImageProcessor.from_pretrained(folder)
-    config = FerPllConfig.from_pretrained(folder)
-    if args.mask_ratio is not None:
-        config.mask_ratio = args.mask_ratio
-    model = FerPllForPreTraining(config)
+    model = pretraining_model(FerPllConfig.from_pretrained(folder), args)
     model.set_attn_implementation(script.attn_implementation)
 
     # trainer

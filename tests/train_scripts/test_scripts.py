@@ -43,10 +43,11 @@ def workspace(tmp_path_factory) -> Path:
     """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
     folder = tmp_path_factory.mktemp("scripts")
     shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
     config = folder / "config"
     config.mkdir()
-    for name in ("preprocessor_config.json", "pretrain.yaml", "finetune.yaml"):
-        (config / name).write_text((shipped / name).read_text())
+    for path in (shipped / "preprocessor_config.json", shipped / "finetune.yaml", pretraining):
+        (config / path.name).write_text(path.read_text())
     settings = json.loads((shipped / "config.json").read_text()) | SMALL
     (config / "config.json").write_text(json.dumps(settings))
     run(
@@ -195,6 +196,7 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, script):
             {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
         ),
         (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+        (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
     ],
 )
 def test_benchmark_ends_with_one_json_object(options, ratios):

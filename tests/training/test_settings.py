@@ -48,6 +48,12 @@ def test_an_unknown_config_names_those_that_exist():
     assert config_folder("fer-pll-tiny-ferplus").name == "fer-pll-tiny-ferplus"
 
 
+def test_a_config_of_another_script_is_refused():
+    argv = ["--config", "fer-pll-tiny-hog", "--data", "d", "--output_dir", "run"]
+    with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: fer-pll-tiny-ferplus"):
+        parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "", argv)
+
+
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "Train a classifier.", ["--help"])

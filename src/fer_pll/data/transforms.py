@@ -43,6 +43,20 @@ def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: 
     return ((draws >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
+def sampling_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Where in the input each pixel is taken from: (B, H, W, 2), x before y, from matrices (B, 2, 3).
+
+    What `torch.nn.functional.affine_grid` with `align_corners=False` gives, up to rounding, and many times quicker on
+    a CPU: in the place of a matrix product for each pixel it adds what column and row contribute. In memory x and y
+    lie apart.
+    """
+    columns = (2 * torch.arange(width, device=affine.device) + 1) / width - 1  # of the pixels' centres
+    rows = (2 * torch.arange(height, device=affine.device) + 1) / height - 1
+    of_columns = affine[:, :, :1] * columns  # (B, 2, W)
+    of_rows = affine[:, :, 1:2] * rows + affine[:, :, 2:]  # (B, 2, H)
+    return (of_rows[:, :, :, None] + of_columns[:, :, None]).permute(0, 2, 3, 1)
+
+
 @dataclass
 class BatchAugmentation:
     """Random geometry and light for a batch of faces, on the device that holds it.
@@ -85,8 +99,7 @@ class BatchAugmentation:
         draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
         draws = torch.from_numpy(draws).to(pixels.device)
         scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
-        theta = self.affine(scale, ratio, x, y, angle, flip)  # (B, 2, 3)
-        grid = nn.functional.affine_grid(theta, list(pixels.shape), align_corners=False)
+        grid = sampling_grid(self.affine(scale, ratio, x, y, angle, flip), *pixels.shape[2:])
         pixels = nn.functional.grid_sample(
             pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
         )
@@ -94,7 +107,7 @@ class BatchAugmentation:
             mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
             gain = 1 + self.light * (2 * contrast - 1)
             shift = 255 * self.light * (2 * brightness - 1)
-            pixels = (pixels - mean) * gain.view(-1, 1, 1, 1) + mean + shift.view(-1, 1, 1, 1)
+            pixels.sub_(mean).mul_(gain.view(-1, 1, 1, 1)).add_(mean + shift.view(-1, 1, 1, 1))
         if self.erase:
             pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
         return pixels.round_().clamp_(0, 255)

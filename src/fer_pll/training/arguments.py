@@ -83,6 +83,13 @@ class ImageTrainingArguments(TrainingArguments):
 class FerPllPreTrainingArguments(ImageTrainingArguments):
     """Settings of masked-image pre-training (paper, sections 3.2 and 4.2)."""
 
+    objective: str = field(
+        default="masked",
+        metadata={
+            "help": "masked: predict hidden patches, of which the model config says what and how (HOG, MaskFeat, MAE, "
+            "SimMIM); moco: tell two views of a picture from the views of others."
+        },
+    )
     mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
     )
@@ -101,9 +108,27 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             "training before the batch that lacks it."
         },
     )
+    contrastive_temperature: float = field(default=0.07, metadata={"help": "Temperature of the loss of moco."})
+    queue_size: int = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
+    encoder_momentum: float = field(
+        default=0.999,
+        metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.objective not in ("masked", "moco"):
+            raise ValueError(f"objective={self.objective!r}: choose masked or moco.")
+        if self.contrastive_temperature <= 0:
+            raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
+        if not 0 <= self.encoder_momentum < 1:
+            raise ValueError(f"encoder_momentum={self.encoder_momentum} must lie in [0, 1).")
+        if self.queue_size < 1:
+            raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
+        if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
+            )
         if self.on_bad_data not in ("skip", "stop"):
             raise ValueError(f"on_bad_data={self.on_bad_data!r}: choose skip or stop.")
 

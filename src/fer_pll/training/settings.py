@@ -41,7 +41,8 @@ def parse_settings(
 
     Args:
         argument_classes: dataclasses; the first has a field `config`.
-        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing.
+        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing
+            where the folder has no other YAML file.
         description: for `--help`.
         argv: the command line; `sys.argv[1:]` where not given.
 
@@ -49,7 +50,8 @@ def parse_settings(
         one instance of each class.
 
     Raises:
-        ValueError: for a key of the YAML file that is no setting, a setting of the wrong type, an unknown config.
+        ValueError: for a key of the YAML file that is no setting, a setting of the wrong type, an unknown config, or
+            one for another script.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = HfArgumentParser(argument_classes, description=description)
@@ -57,6 +59,12 @@ def parse_settings(
         parser.parse_args(argv)
     config = parser.parse_known_args(argv)[0].config
     path = config_folder(config) / yaml_name
+    if not path.is_file() and any(path.parent.glob("*.yaml")):
+        having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{yaml_name}"))
+        raise ValueError(
+            f"--config {config} is not for this script: {path.parent} has no {yaml_name}"
+            + (f". These have: {', '.join(having)}." if having else ".")
+        )
     if path.is_file():
         defaults = yaml.safe_load(path.read_text()) or {}
         for key, value in defaults.items():

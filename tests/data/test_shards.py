@@ -16,8 +16,7 @@ from datasets import Dataset, DatasetDict
 from conftest import make_dataset
 from fer_pll.data.pictures import PictureError, decode_picture
 from fer_pll.data.prepared import DataError, save_prepared
-from fer_pll.data.shards import FolderShard, ParquetShard, TarShard, find_shards
-from fer_pll.data.streaming import _rows
+from fer_pll.data.shards import FolderShard, ParquetShard, TarShard, find_shards, read_shard
 from toy_streaming import encoded, write_folder, write_parquet, write_tar
 
 FILES = encoded(20, 0)
@@ -125,7 +124,7 @@ def test_a_tar_file_that_was_cut_off_never_passes_for_whole(shards, tmp_path):
     end = len(whole.rstrip(b"\0")) + 512  # what follows only says that nothing follows
     for length in [*range(0, 4096, 256), *range(4096, end - 1024, 1536)]:
         path.write_bytes(whole[:length])
-        rows = list(_rows(TarShard(str(path)), 0))
+        rows = list(read_shard(TarShard(str(path)), 0))
         assert isinstance(rows[-1][2], PictureError), length
         assert [row[2] for row in rows[:-1]] == FILES[: len(rows) - 1]
         assert f"{path}" == rows[-1][1]
@@ -140,7 +139,7 @@ def test_a_damaged_or_missing_shard_ends_with_a_row_that_says_so(shards, tmp_pat
         path.write_bytes(contents)
     elif name == "empty.tar":
         write_tar(path, [])
-    rows = list(_rows(ParquetShard(str(path)) if name == "p.parquet" else TarShard(str(path)), 0))
+    rows = list(read_shard(ParquetShard(str(path)) if name == "p.parquet" else TarShard(str(path)), 0))
     assert isinstance(rows[-1][2], PictureError)
     assert len(rows) < 21
 
@@ -213,7 +212,7 @@ def test_shards_on_a_server(server):
         (shard,) = find_shards(f"{server}/{name}")
         assert [row[2] for row in shard.rows()] == FILES, name
     (missing,) = find_shards(f"{server}/missing.tar")
-    (row,) = _rows(missing, 0)
+    (row,) = read_shard(missing, 0)
     assert "FileNotFoundError" in str(row[2])
 
 
@@ -241,4 +240,4 @@ def test_gzip_that_was_cut_off(shards, tmp_path):
     assert gzip.decompress(whole)
     for length in (0, 10, len(whole) // 2, len(whole) - 200):
         (tmp_path / "cut.tar.gz").write_bytes(whole[:length])
-        assert isinstance(list(_rows(TarShard(str(tmp_path / "cut.tar.gz")), 0))[-1][2], PictureError)
+        assert isinstance(list(read_shard(TarShard(str(tmp_path / "cut.tar.gz")), 0))[-1][2], PictureError)

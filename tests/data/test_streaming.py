@@ -7,9 +7,10 @@ from datasets import DatasetDict
 from torch.utils.data import DataLoader
 
 from conftest import make_dataset
+from fer_pll import FerPllImageProcessor
 from fer_pll.data.prepared import DataError, load_pictures, save_prepared
 from fer_pll.data.streaming import PictureStream
-from fer_pll.data.transforms import keyed_uniform
+from fer_pll.data.transforms import PixelCollator, keyed_uniform
 from toy_streaming import encoded, write_folder, write_parquet, write_shards, write_tar
 
 PICTURES = 48  # of write_shards
@@ -128,6 +129,14 @@ def test_the_union_of_all_kinds_of_sources(shards, tmp_path):
     rows = take(PictureStream([shards, str(tmp_path / "set"), str(tmp_path / "more.tar")], 10), PICTURES + 35)
     assert len({row["index"] for row in rows}) == PICTURES + 35 and {row["epoch"] for row in rows} == {0}
     assert sum(row["row_id"].startswith("row:") for row in rows) == 30
+
+
+def test_a_prepared_set_gives_the_same_pixels_as_a_stream(tmp_path):
+    save_prepared(DatasetDict(train=make_dataset(6)), tmp_path / "set")
+    collate = PixelCollator(FerPllImageProcessor(num_channels=1, size={"height": 24, "width": 24}))
+    streamed = sorted(take(PictureStream([str(tmp_path / "set")]), 6), key=lambda row: row["index"])
+    kept = list(load_pictures([tmp_path / "set"]))
+    assert torch.equal(collate(streamed)["pixel_values"], collate(kept)["pixel_values"])
 
 
 def test_the_union_of_prepared_sets(tmp_path):

@@ -165,6 +165,20 @@ def _encoded_pictures(folder: str) -> Dataset:
     return load_prepared(folder, "train").select_columns(["image", "row_id"]).cast_column("image", Image(decode=False))
 
 
+def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
+    """The rows of a shard; where it cannot be read, or not any further, the last row says so."""
+    number = start - 1
+    try:
+        for row in shard.rows(start):
+            number = row[0]
+            yield row
+        if number < 0:
+            yield 0, shard.name, PictureError("there are no pictures in it")
+    except Exception as error:  # of file systems, servers, pyarrow, tarfile and decompressors
+        what = "it" if number < 0 else f"the rest, from row {number + 1},"
+        yield number + 1, shard.name, PictureError(f"{what} cannot be read ({_in_one_line(error)})")
+
+
 def find_shards(source: str) -> list[Shard]:
     """The shards of a source of pictures, in the order of their names.
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from .pictures import PictureError, decode_picture, open_picture
 from .prepared import DataError, Unreadable
-from .shards import Row, Shard, find_shards
+from .shards import Shard, find_shards, read_shard
 
 _MANY_SHARDS = 8  # per reader: from here on the readers take whole shards even where they cannot share them evenly
 
@@ -179,7 +179,7 @@ class PictureStream(torch.utils.data.IterableDataset):
         first_row = start.row
         for visit in itertools.count(start.visit):
             epoch, shard = self._visited(reader, readers, visit)
-            for row, row_id, picture in _rows(self.shards[shard], first_row):
+            for row, row_id, picture in read_shard(self.shards[shard], first_row):
                 # The visit shifts the rows, lest the first readers get all that is left over.
                 if whole or (row + visit) % readers == reader:
                     yield _Entry(epoch, visit, row, shard, row_id, picture)
@@ -195,21 +195,6 @@ class PictureStream(torch.utils.data.IterableDataset):
         """A reader's first visit in the pass to begin with."""
         place = self.first_epoch * len(self.shards)
         return max(0, math.ceil((place - reader) / readers)) if self.shares_shards(readers) else place
-
-
-def _rows(shard: Shard, start: int) -> Iterator[Row]:
-    """The rows of a shard; where it cannot be read any further, a row that says so is the last."""
-    number = start - 1
-    try:
-        for row in shard.rows(start):
-            number = row[0]
-            yield row
-        if number < 0:
-            yield 0, shard.name, PictureError("there are no pictures in it")
-    except Exception as error:  # of file systems, servers, pyarrow, tarfile and decompressors
-        what = "it" if number < 0 else f"the rest, from row {number + 1},"
-        reason = f"{what} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
-        yield number + 1, shard.name, PictureError(reason)
 
 
 def _open(entry: _Entry) -> Image.Image:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 import toy_streaming
@@ -94,7 +95,9 @@ def whole(processes, shards, tmp_path_factory) -> dict[str, dict]:
 
 
 def assert_same_bits(whole: dict, resumed: dict) -> None:
-    assert resumed["seen"] == whole["seen"][-len(resumed["seen"]) :]  # the same pictures, augmented alike
+    assert (
+        resumed["seen"] == whole["seen"][len(whole["seen"]) - len(resumed["seen"]) :]
+    )  # the same pictures, augmented alike
     assert resumed["losses"] == whole["losses"] and resumed["epochs"] == whole["epochs"]
     for name, weight in whole["weights"].items():
         assert torch.equal(weight, resumed["weights"][name]), name
@@ -131,13 +134,14 @@ def test_what_was_seen(whole):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_ten_kills_in_a_row_at_random_moments(processes, shards, tmp_path, whole):
-    settings = SETTINGS["workers"]
+def test_ten_kills_in_a_row_at_random_moments(processes, shards, tmp_path):
+    settings = SETTINGS["workers"] | {"max_steps": 120, "save_total_limit": 2}  # so that it takes longer than to begin
+    whole = finish(processes, tmp_path / "whole", shards, settings)
     kill_at_random_moments(
         lambda folder: start(processes, folder, shards, settings),
         tmp_path,
         10,
-        lambda result: assert_same_bits(whole["workers"], result),
+        lambda result: assert_same_bits(whole, result),
     )
 
 
@@ -159,6 +163,14 @@ def checkpoint(shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("short")
     toy_streaming.run(folder, shards, {"max_steps": 3})
     return folder / "checkpoint-3"
+
+
+def test_a_run_that_is_at_its_end_is_not_trained_further(shards, checkpoint, tmp_path):
+    """As after a kill between the last checkpoint and the end."""
+    result = toy_streaming.run(tmp_path, shards, {"max_steps": 3}, str(checkpoint))
+    assert result["seen"] == [] and len(result["losses"]) == 3
+    saved = load_file(checkpoint / "model.safetensors")
+    assert all(torch.equal(weight, saved[name]) for name, weight in result["weights"].items())
 
 
 @pytest.mark.parametrize("change", [{"shuffle_buffer": 9}, {"dataloader_num_workers": 2}, {"seed": 3}, "data"])

@@ -67,6 +67,11 @@ class StreamTrainer(ImageTrainer):
             generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
         )
 
+    def set_initial_training_values(self, *args: Any):
+        # Trainer allows a stream any number of epochs, and trains a run that is at its end for one more step.
+        num_train_epochs, *others = super().set_initial_training_values(*args)
+        return (num_train_epochs if self.stream is None else 1, *others)
+
     def get_batch_samples(self, *args: Any):
         batches, number = super().get_batch_samples(*args)
         if self.stream is not None:

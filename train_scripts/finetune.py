@@ -25,6 +25,7 @@ from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.candidates import CandidateSummary
 from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
 from fer_pll.hub.push import PushError
+from fer_pll.training.checkpoints import SaveError
 from fer_pll.training.classification import ClassificationScript
 from fer_pll.training.images import NonFiniteLossError
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, SaveError) as error:
         sys.exit(f"error: {error}")
 
     # save; everything is on disk before anything is pushed

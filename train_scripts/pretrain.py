@@ -5,6 +5,11 @@
 `-maskfeat`, `-mae`, `-simmim` and `-moco` in the place of `-hog` are the pre-trainings that the paper compares with.
 Settings come from hub_configs/<config>/pretrain.yaml; every one of them can be given on the command line. Runs under
 `accelerate launch` as well.
+
+Pictures that are too many for the disk are read as a stream, from shards here, on a server or on the Hub:
+
+    python train_scripts/pretrain.py --config fer-pll-vit-base-hog --data 'https://host/faces-{000..127}.tar' \\
+        --data user/faces --data more/faces --max_steps 100000 --save_steps 1000 --output_dir runs/pretrain
 """
 
 import sys
@@ -12,10 +17,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from transformers import set_seed
+from transformers.trainer_utils import SaveStrategy
 
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.prepared import DataError, is_prepared, load_pictures
+from fer_pll.data.streaming import PictureStream
 from fer_pll.hub.push import PushError
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.checkpoints import SaveError
 from fer_pll.training.images import NonFiniteLossError
 from fer_pll.training.initialization import initialize
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
@@ -25,7 +33,23 @@ from fer_pll.training.settings import check_output_folder, load_config, parse_se
 @dataclass
 class PreTrainingScript:
     config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
-    data: str = field(metadata={"help": "Folder written by prepare_data.py; only the pictures of `train` are used."})
+    data: list[str] = field(
+        metadata={
+            "action": "extend",
+            "help": "What to train on, once or several times, all as one set; of each the split `train`. Folders "
+            "written by prepare_data.py; or, read as a stream: folders with Parquet files, tar files (WebDataset) or "
+            "pictures at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
+            "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
+        }
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read folders written by prepare_data.py as a stream too. A stream counts steps, not epochs: give "
+            "--max_steps and --save_steps. It is best cut into at least as many shards as there are processes times "
+            "--dataloader_num_workers. See also --shuffle_buffer and --on_bad_data."
+        },
+    )
     init_from: str | None = field(
         default=None,
         metadata={
@@ -47,7 +71,12 @@ def build(argv: list[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingS
     set_seed(args.seed)
 
     # data
-    train_dataset = load_prepared(script.data, "train").select_columns(["image", "index", "row_id"])
+    if script.streaming or not all(is_prepared(source) for source in script.data):
+        train_dataset = PictureStream(script.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size)
+        if args.save_strategy == "epoch":  # which a stream does not have
+            args.save_strategy = SaveStrategy.STEPS
+    else:
+        train_dataset = load_pictures(script.data)
     config, image_processor = load_config(script.config, mask_ratio=args.mask_ratio)
     model, initialization = initialize(partial(pretraining_model, args=args), config, script.init_from)
     if args.objective == "moco":
@@ -72,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     start_run(args, script)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    except NonFiniteLossError as error:
+    except (DataError, NonFiniteLossError, SaveError) as error:
         sys.exit(f"error: {error}")
 
     # save; everything is on disk before anything is pushed

@@ -382,14 +382,23 @@ class Experiments:
         write_json(result, path)
         return result
 
-    def coverage(self, run: Run, seed: int) -> dict[str, float]:
-        """Of the rows whose label is known: mean size of the candidate sets, and the share that hold the label."""
-        rows, confidence = self.confidences(run, seed)
-        candidates = confidence["candidates"].astype(bool)
-        truth = numpy_column(rows, "true_label" if "true_label" in rows.column_names else "label")
-        known = truth >= 0
-        inside = candidates[known, truth[known]].mean()
-        return {"mean_size": candidates.sum(axis=1).mean().item(), "label_inside": inside.item()}
+    def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
+        """Mean size of the candidate sets; share of them that hold the label; share of all votes that fall into them.
+
+        The label is known where the data set has true labels, or nothing but labels.
+        """
+        rows, table = self.confidences(run, seed)
+        candidates = table["candidates"].astype(bool)
+        votes = numpy_column(rows, "votes") if "votes" in rows.column_names else None
+        label_inside = votes_inside = None
+        if votes is not None:
+            votes_inside = float((votes * candidates).sum() / votes.sum())
+        if votes is None or "true_label" in rows.column_names:
+            truth = numpy_column(rows, "label" if votes is None else "true_label")
+            known = truth >= 0
+            label_inside = float(candidates[known, truth[known]].mean())
+        size = float(candidates.sum(axis=1).mean())
+        return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
     def confidences(self, run: Run, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
         """The training rows in the order of their index, and what the run's confidence table holds of them."""
@@ -437,7 +446,10 @@ COLUMNS: dict[str, Callable[[dict], float | None]] = {
     "majority": lambda result: result["protocols"].get("majority", {}).get("accuracy"),
     "mean class": lambda result: result["protocols"]["all"]["mean_class_accuracy"],
     "label recovery": lambda result: last(result["curves"]["label_recovery"]),
-    "truth in the set": lambda result: result["coverage"]["label_inside"],
+}
+COVERAGE: dict[str, Callable[[dict], float | None]] = {
+    "label in the set": lambda result: result["coverage"]["label_inside"],
+    "votes in the set": lambda result: result["coverage"]["votes_inside"],
 }
 
 
@@ -452,9 +464,9 @@ def spread(values: list[float | None]) -> str:
     return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def markdown(rows: list[Row], results: list[list[dict]]) -> str:
-    """A table with a line for each row; `results` has the runs of its seeds."""
-    cells = {title: [spread([value(result) for result in row]) for row in results] for title, value in COLUMNS.items()}
+def markdown(rows: list[Row], results: list[list[dict]], columns: dict[str, Callable]) -> str:
+    """A table with a line for each row; `results` has the runs of its seeds. Columns without values are left out."""
+    cells = {title: [spread([value(result) for result in row]) for row in results] for title, value in columns.items()}
     columns = {title: column for title, column in cells.items() if set(column) != {"–"}}
     lines = [f"| | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 2) + "|"]
     for number, row in enumerate(rows):
@@ -562,7 +574,7 @@ def reproduce(table: str, experiments: Experiments) -> None:
             text += (
                 f"\nTrained on {regime}; seeds {', '.join(map(str, args.seeds))}; {runs} runs, {hours:.1f} hours.\n\n"
             )
-            text += markdown(rows, results) + "\n"
+            text += markdown(rows, results, COLUMNS | COVERAGE if table == "section4.5" else COLUMNS) + "\n"
             stem = experiments.results / (table if votes is None else f"{table}-{votes}votes")
             files += draw(table, rows, results, experiments, stem)
     path = experiments.results / f"{table}.md"

@@ -28,6 +28,7 @@ TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "v
 SETTINGS = (
     "objective",
     "num_train_epochs",
+    "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",

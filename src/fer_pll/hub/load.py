@@ -25,7 +25,7 @@ def load_weights(model_class: type[Model], checkpoint: str, **options: Any) -> M
         if "model.safetensors" not in str(error):
             raise
         raise ValueError(
-            f"{checkpoint} holds no safetensors weights (model.safetensors). Pickles (pytorch_model.bin) are "
-            "not opened, because that can run code. If you trust where it comes from, convert it: load it with "
+            f"{checkpoint} holds no weights in a safetensors file (model.safetensors). Pickles (pytorch_model.bin) "
+            "are not opened, because that can run code. If you trust where it comes from, convert it: load it with "
             "from_pretrained(..., use_safetensors=False) and save it with save_pretrained."
         ) from error

@@ -96,6 +96,21 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
     )
+    shuffle_buffer: int = field(
+        default=4096,
+        metadata={
+            "help": "Streams: pictures that are shuffled together. Every DataLoader worker of every process holds "
+            "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
+        },
+    )
+    on_bad_data: str = field(
+        default="skip",
+        metadata={
+            "help": "Streams: what is done with a shard that is missing or damaged and a picture that cannot be read. "
+            "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder; stop: end the "
+            "training before the batch that lacks it."
+        },
+    )
     contrastive_temperature: float = field(default=0.07, metadata={"help": "Temperature of the loss of moco."})
     queue_size: int = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
     encoder_momentum: float = field(
@@ -117,6 +132,8 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             raise ValueError(
                 f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
             )
+        if self.on_bad_data not in ("skip", "stop"):
+            raise ValueError(f"on_bad_data={self.on_bad_data!r}: choose skip or stop.")
 
 
 @dataclass

@@ -28,6 +28,7 @@ from .checkpoints import (
     check_checkpoint,
     is_complete,
     last_checkpoint,
+    saving,
     warn_if_processes_differ,
     write_processes,
 )
@@ -105,10 +106,9 @@ class ImageTrainer(Trainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs["pixel_values"]
+        epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows in which pass over the data each picture is
         if self.model.training:
-            views = (
-                self.augmentation(pixels, inputs["index"], self.current_epoch, view) for view in range(self.num_views)
-            )
+            views = (self.augmentation(pixels, inputs["index"], epoch, view) for view in range(self.num_views))
             pixels = torch.cat(list(views))  # (V * B, C, H, W), all pictures of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs
@@ -195,12 +195,13 @@ class ImageTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Before everything else: Trainer pushes, deletes old checkpoints and marks this one complete inside.
-        if self.args.should_save:
-            checkpoint = str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
-            begin_checkpoint(checkpoint)
-            self.save_with_checkpoint(checkpoint)
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        checkpoint = str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
+        with saving(checkpoint):
+            if self.args.should_save:
+                begin_checkpoint(checkpoint)
+                self.save_with_checkpoint(checkpoint)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -248,6 +249,7 @@ class ImageTrainer(Trainer):
         settings = self.args.to_dict()
         if (folder / SETTINGS_NAME).is_file():  # what the script was told as well, such as max_candidates
             settings |= json.loads((folder / SETTINGS_NAME).read_text())["script"]
+        settings.pop("num_train_epochs" if self.args.max_steps > 0 else "max_steps")
         training = training_record(
             settings,
             data=self.train_dataset.info.description or None,

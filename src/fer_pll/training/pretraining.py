@@ -7,8 +7,8 @@ import torch
 from ..model import FerPllConfig, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
-from .images import ImageTrainer
 from .moco import FerPllForMomentumContrast
+from .streaming import StreamTrainer
 
 
 def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) -> FerPllPreTrainedModel:
@@ -18,14 +18,14 @@ def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) ->
     return FerPllForPreTraining(config)
 
 
-class FerPllPreTrainer(ImageTrainer):
-    """Pre-trains an encoder on the pictures of a prepared data set; labels are never read.
+class FerPllPreTrainer(StreamTrainer):
+    """Pre-trains an encoder on the pictures of prepared data sets or of a stream; labels are never read.
 
     Args:
         model: a `FerPllForPreTraining` or `FerPllForMomentumContrast`, see `pretraining_model`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image` and `index`.
+        train_dataset: rows with `image` and `index`, or a `PictureStream`.
     """
 
     args: FerPllPreTrainingArguments

@@ -30,6 +30,7 @@ CODE = {
     "configuration_fer_pll.py",
     "hog.py",
     "image_processing_fer_pll.py",
+    "masking.py",
     "modeling_fer_pll.py",
     "uniformity.py",
 }

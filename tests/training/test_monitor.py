@@ -110,38 +110,43 @@ def test_pixel_targets_drawn_are_the_picture(target, channels):
     np.testing.assert_allclose(picture, pixels.permute(0, 2, 3, 1), atol=1e-5)
 
 
+def directions(picture: np.ndarray, side: int) -> np.ndarray:
+    """In which direction each cell is drawn, in degrees: 0 horizontal, 45 falling to the right; (rows, columns)."""
+    height, width = picture.shape
+    cells = picture.reshape(height // side, side, width // side, side)
+    place = np.arange(side) - (side - 1) / 2
+    rows, columns, both = (
+        np.einsum("rycx,y,x->rc", cells, *weights)
+        for weights in ((place**2, place**0), (place**0, place**2), (place, place))
+    )
+    return np.degrees(np.arctan2(2 * both, columns - rows)) / 2
+
+
 def test_strokes_are_those_of_scikit_image():
-    """Where its cells are large enough to draw in, the two drawings lie upon each other."""
     rng = np.random.default_rng(0)
-    image = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 4), dtype=np.uint8)).resize((64, 96), Image.BICUBIC))
-    options = {"orientations": 9, "pixels_per_cell": (16, 16), "cells_per_block": (1, 1), "block_norm": "L2"}
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (6, 4), dtype=np.uint8)).resize((128, 192), Image.BICUBIC))
+    options = {"orientations": 9, "pixels_per_cell": (32, 32), "cells_per_block": (1, 1), "block_norm": "L2"}
     blocks, expected = hog(image, visualize=True, feature_vector=False, **options)
-    ours = hog_strokes(blocks[:, :, 0, 0], side=16)
-    assert ours.shape == expected.shape
-
-    def likeness(one: np.ndarray, other: np.ndarray) -> float:
-        """Correlation of the cells, each at its full contrast."""
-        cells = [a.reshape(6, 16, 4, 16).swapaxes(1, 2).reshape(24, -1) for a in (one, other)]
-        return np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(*cells, strict=True)])
-
-    assert likeness(ours, expected) > 0.6
-    assert likeness(hog_strokes(blocks[:, ::-1, 0, 0][:, ::-1], side=16)[:, ::-1], expected) < 0.4  # mirrored strokes
+    ours = hog_strokes(blocks[:, :, 0, 0], side=32)
+    assert ours.shape == expected.shape and 0 <= ours.min() < 0.1 < 0.9 < ours.max() <= 1
+    difference = (directions(ours, 32) - directions(expected, 32) + 90) % 180 - 90
+    assert abs(difference).max() < 8  # its strokes end at whole pixels
+    # Strokes in the place of their mirror images would be seen.
+    assert abs(directions(ours[:, ::-1], 32)[:, ::-1] - directions(expected, 32)).max() > 30
 
 
 @pytest.mark.parametrize("gradient", ["central", "sobel"])
 def test_a_stroke_lies_along_the_edge(gradient):
-    """An edge that falls to the right: the strokes of its cells do too, in either definition of the angle."""
-    config = FerPllConfig(**CONFIG | {"image_size": 32, "hog_cell_size": 8, "hog_gradient": gradient})
-    model = FerPllForPreTraining(config)
+    """In either definition of the angle; 30 degrees is the middle of a bin of 20."""
+    model = FerPllForPreTraining(
+        FerPllConfig(**CONFIG | {"image_size": 32, "hog_cell_size": 8, "hog_gradient": gradient})
+    )
     row, column = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
-    bright = 0.3 * column + 0.1 < 0.7 * row  # an edge with the slope 0.43: 23 degrees, away from the edges of bins
-    pixels = torch.where(bright, 1.0, -1.0)[None, None]
-    cells = as_pictures(model, model.targets(pixels), pixels)[0, :, :, 0].reshape(4, 12, 4, 12).swapaxes(1, 2)
-    drawn_cells = [cell for cell in cells.reshape(-1, 12, 12) if cell.any()]
-    assert len(drawn_cells) > 3
-    for cell in drawn_cells:
-        rows, columns = np.nonzero(cell > 0.5 * cell.max())
-        assert np.corrcoef(rows, columns)[0, 1] > 0.5
+    angle = torch.deg2rad(torch.tensor(30.0))
+    wave = torch.sin((row * angle.cos() - column * angle.sin()) / 3)[None, None]  # its crests fall by 30 degrees
+    picture = as_pictures(model, model.targets(wave), wave)[0, :, :, 0]
+    assert picture.shape == (48, 48)
+    assert abs(directions(picture, 12)[1:-1, 1:-1] - 30).max() < 8
 
 
 def test_the_probe_finds_what_is_in_the_features(toy_processor):

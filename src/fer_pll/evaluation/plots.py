@@ -288,7 +288,7 @@ def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.nda
     place = np.arange(side) - (side - 1) / 2
     across = np.multiply.outer(down, place)[:, :, None] + np.multiply.outer(right, place)[:, None]  # (O, side, side)
     along = np.multiply.outer(right, place)[:, :, None] - np.multiply.outer(down, place)[:, None]
-    strokes = (side / 12 + 0.5 - abs(across)).clip(0, 1) * (side / 2 - abs(along)).clip(0, 1)
+    strokes = (side / 24 + 0.5 - abs(across)).clip(0, 1) * (side / 2 - abs(along)).clip(0, 1)
     picture = np.einsum("...rco,oyx->...rycx", cells, strokes)
     return picture.reshape(*batch, rows * side, columns * side).clip(max=1)
 

@@ -102,7 +102,7 @@ def _read_counts(
         where = file.parent / place
         votes = np.zeros(len(class_names), dtype=np.int32)
         for column, label in classes.items():
-            votes[label] = _whole_number(where, column, row.get(column))
+            votes[label] = whole_number(where, column, row.get(column))
         yield place, path, _split(row), _columns_of(votes)
 
 
@@ -188,7 +188,8 @@ def _split(row: dict[str, Any]) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip().lower()
 
 
-def _whole_number(where: Path, column: str, value: Any) -> int:
+def whole_number(where: str | Path, column: str, value: Any) -> int:
+    """A number of votes. Raises DataError, naming the place and the column, for what is no whole number from 0 up."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()

@@ -171,6 +171,16 @@ def votes(parser):
         help="share of the pictures without a `split` that becomes the validation set (default: 0)",
     )
     parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of that draw (default: 0)")
+    parser.add_argument(
+        "--weigh-annotators",
+        nargs="?",
+        type=float,
+        const=0.95,
+        metavar="SHARE",
+        help="where there is a row for each answer: candidates are the most probable labels that hold SHARE (default: "
+        "0.95) of the probability when good annotators count for more (Dawid-Skene); train with --confidence_init "
+        "column to start from the probabilities. Needs the extra `crowd`",
+    )
     picture_options(parser)
 
     def load(args):
@@ -179,9 +189,12 @@ def votes(parser):
         from fer_pll.data.votes_table import list_votes
 
         names = class_names(args) or EXPRESSIONS
-        splits = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
+        splits = list_votes(
+            args.table, args.root, names, args.validation_share, args.split_seed, args.weigh_annotators
+        )
         columns = next(iter(splits.values()))[0].columns
-        features = prepared_features(names, votes="votes" in columns, candidates="candidates" in columns)
+        optional = {name: name in columns for name in ("votes", "candidates", "confidence")}
+        features = prepared_features(names, **optional)
         return read_pictures(splits, features, args)
 
     return load
@@ -359,7 +372,7 @@ def main(argv=None):
         dataset, unreadable = args.load(args)
         save_prepared(dataset, args.out, args.overwrite, unreadable)
         shutil.rmtree(shards_folder(args.out), ignore_errors=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra is not installed
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

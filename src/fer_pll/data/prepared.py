@@ -21,8 +21,10 @@ REPORT = "unreadable.csv"
 _DICT_FILE = "dataset_dict.json"
 
 
-def prepared_features(class_names: Sequence[str], votes: bool = False, candidates: bool = False) -> Features:
-    """Features of `COLUMNS` and, if asked for, of `votes` and `candidates`."""
+def prepared_features(
+    class_names: Sequence[str], votes: bool = False, candidates: bool = False, confidence: bool = False
+) -> Features:
+    """Features of `COLUMNS` and, if asked for, of `votes`, `candidates` and `confidence`."""
     features = {
         "image": Image(),
         "index": Value("int64"),
@@ -33,6 +35,8 @@ def prepared_features(class_names: Sequence[str], votes: bool = False, candidate
         features["votes"] = List(Value("int32"), length=len(class_names))
     if candidates:
         features["candidates"] = List(Value("bool"), length=len(class_names))
+    if confidence:
+        features["confidence"] = List(Value("float32"), length=len(class_names))
     return Features(features)
 
 

@@ -163,13 +163,20 @@ def add_candidates(
     ties: str = "keep",
     flip_probability: float = 0.1,
     set_size: int | None = None,
+    transition: np.ndarray | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Adds the column `candidates` (K bools per row), unless the set has one of its own.
 
     From the column `votes` by `labels.candidates.from_votes` where there is one, else from the column `label` by
     `labels.candidates.from_labels`; the options are theirs.
+
+    Raises:
+        DataError: `transition` is given where there are votes or candidates.
     """
+    own = next((column for column in ("candidates", "votes") if column in dataset.column_names), None)
+    if transition is not None and own is not None:
+        raise DataError(f"the data have {own} of their own, so no transition is drawn: leave --transition out")
     if "candidates" in dataset.column_names:
         return dataset
     if "votes" in dataset.column_names:
@@ -178,7 +185,7 @@ def add_candidates(
     else:
         labels = np.array(dataset["label"][:])
         num_classes = dataset.features["label"].num_classes
-        candidates = from_labels(labels, num_classes, flip_probability, set_size=set_size, seed=seed)
+        candidates = from_labels(labels, num_classes, flip_probability, transition, set_size, seed)
     return dataset.add_column("candidates", list(candidates))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datasets import Dataset
 
 from ..data.prepared import add_candidates
+from ..data.transition import read_transition
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .settings import config_folder
@@ -30,6 +31,13 @@ class ClassificationScript:
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
+    transition: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
+            "other class how likely it joins; see fer_pll.data.transition."
+        },
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
@@ -37,6 +45,9 @@ class ClassificationScript:
 
     def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
         """The rows with their candidate sets, see `data.prepared.add_candidates`."""
+        transition = None
+        if self.transition is not None:
+            transition = read_transition(self.transition, dataset.features["label"].names)
         return add_candidates(
             dataset,
             max_candidates=self.max_candidates,
@@ -44,6 +55,7 @@ class ClassificationScript:
             ties=self.ties,
             flip_probability=self.flip_probability,
             set_size=self.set_size,
+            transition=transition,
             seed=seed,
         )
 

@@ -150,7 +150,10 @@ class ImageTrainer(Trainer):
         settings = self.args.to_dict()
         if (folder / SETTINGS_NAME).is_file():  # what the script was told as well, such as max_candidates
             settings |= json.loads((folder / SETTINGS_NAME).read_text())["script"]
-        from_votes, from_labels = ("max_candidates", "min_votes", "ties"), ("flip_probability", "set_size")
+        from_votes, from_labels = (
+            ("max_candidates", "min_votes", "ties"),
+            ("flip_probability", "set_size", "transition"),
+        )
         for name in from_labels if "votes" in self.train_dataset.column_names else from_votes:
             settings.pop(name, None)  # candidate sets were not made that way
         card = model_card(

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .pictures import PictureError, open_picture
-from .prepared import DataError, Unreadable
+from .prepared import DataError, Unreadable, naming_a_full_disk
 
 ROWS_PER_SHARD = 512
 """Rows that one worker holds at a time, and that an interruption can cost."""
@@ -144,6 +144,13 @@ def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
     except (OSError, ValueError):
         pass
     report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
+    with naming_a_full_disk(job.shard):
+        unreadable = _write_pictures(job)
+        _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
+    return job.shard, unreadable, len(job.pictures)
+
+
+def _write_pictures(job: _Job) -> list[Unreadable]:
     unreadable = []
     with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
         for picture in job.pictures:
@@ -156,8 +163,7 @@ def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
             else:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": picture.row_id, **picture.columns})
         writer.finalize()
-    _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
-    return job.shard, unreadable, len(job.pictures)
+    return unreadable
 
 
 def _key(job: _Job) -> str:

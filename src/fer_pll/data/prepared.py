@@ -1,9 +1,11 @@
 """Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
 
 import csv
+import errno
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +44,19 @@ def prepared_features(
 
 class DataError(ValueError):
     """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
+
+
+@contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Turns the error of a disk, quota or file that can grow no more into a DataError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"{path} cannot be written ({error}): make room, then give the same command again; what is whole is used"
+        ) from error
 
 
 class Unreadable(NamedTuple):
@@ -98,9 +113,10 @@ def save_prepared(
     workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
     new, former = workspace / "new", workspace / "former"
     try:
-        dataset.save_to_disk(new)
-        if unreadable:
-            _write_report(unreadable, new / REPORT)
+        with naming_a_full_disk(target):
+            dataset.save_to_disk(new)
+            if unreadable:
+                _write_report(unreadable, new / REPORT)
         if target.exists():
             target.rename(former)
         try:

@@ -17,11 +17,12 @@ from torch import nn
 from ..model import FerPllImageProcessor
 
 
-def keyed_uniform(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
+def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
     """Random numbers in [0, 1) that depend on nothing but their key.
 
     Args:
-        seed, epoch: of the training.
+        seed: of the training.
+        epoch: of the training, or (B,) that of each row.
         index: (B,) row numbers.
         count: numbers per row.
 
@@ -80,18 +81,21 @@ class BatchAugmentation:
     light: float = 0.0
     erase: float = 0.0
 
-    def __call__(self, pixels: torch.Tensor, index: torch.Tensor, epoch: int, view: int = 0) -> torch.Tensor:
+    def __call__(
+        self, pixels: torch.Tensor, index: torch.Tensor, epoch: int | torch.Tensor, view: int = 0
+    ) -> torch.Tensor:
         """Augment.
 
         Args:
             pixels: uint8 (B, C, H, W).
             index: (B,) row numbers, the key of each picture's random numbers.
-            epoch: of the training.
+            epoch: of the training, or (B,) that of each picture.
             view: another number changes the same picture in another way.
 
         Returns:
             float32 (B, C, H, W) with whole values 0..255, as an 8-bit picture has (HOG targets need them).
         """
+        epoch = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
         draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
         draws = torch.from_numpy(draws).to(pixels.device)
         scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
@@ -141,7 +145,7 @@ class PixelCollator:
     """Rows of a prepared data set to a batch of 8-bit pixels.
 
     Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows
-    have them, int64 `labels` (B,) and `votes` (B, K) if asked for.
+    have them, `row_id` (B strings), int64 `labels` (B,) and `votes` (B, K) if asked for.
     """
 
     image_processor: FerPllImageProcessor
@@ -151,6 +155,8 @@ class PixelCollator:
         images = [row["image"] for row in rows]
         pixels = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
         batch = {"pixel_values": pixels, "index": torch.tensor([row["index"] for row in rows])}
+        if "row_id" in rows[0]:
+            batch["row_id"] = [row["row_id"] for row in rows]
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         if self.votes and "votes" in rows[0]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
+from ..hub.load import load_weights
 from .alignment import FaceCrop
 from .pipeline import TASK
 from .sources import Shown, list_files, show
@@ -73,7 +74,13 @@ def predict(
     classes = [config.id2label[k] for k in range(config.num_labels)]
     columns = {**_COLUMNS, **{f"p_{name}": float for name in classes}, "problem": str}
     folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
-    options = {"model": model, "device": device, "batch_size": batch_size, "trust_remote_code": False}
+    options = {
+        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+        "image_processor": model,
+        "device": device,
+        "batch_size": batch_size,
+        "trust_remote_code": False,
+    }
     if cropped:
         recognise = pipeline("image-classification", top_k=None, **options)
     else:

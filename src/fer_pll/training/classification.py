@@ -6,6 +6,7 @@ from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.prepared import add_candidates
+from ..data.transition import read_transition
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .initialization import initialize
@@ -36,6 +37,13 @@ class ClassificationScript:
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
+    transition: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
+            "other class how likely it joins; see fer_pll.data.transition."
+        },
+    )
     add_query_decoder: bool | None = field(
         default=None,
         metadata={
@@ -61,6 +69,11 @@ class ClassificationScript:
         if "candidates" not in dataset.column_names:
             from_votes = "votes" in dataset.column_names
             unused &= {"flip_probability", "set_size"} if from_votes else {"max_candidates", "min_votes", "ties"}
+            if self.transition is not None or self.set_size is not None:
+                unused.add("flip_probability")
+        transition = None
+        if self.transition is not None:
+            transition = read_transition(self.transition, dataset.features["label"].names)
         dataset = add_candidates(
             dataset,
             max_candidates=self.max_candidates,
@@ -68,6 +81,7 @@ class ClassificationScript:
             ties=self.ties,
             flip_probability=self.flip_probability,
             set_size=self.set_size,
+            transition=transition,
             seed=seed,
         )
         for name in unused:

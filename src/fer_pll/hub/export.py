@@ -75,14 +75,6 @@ def export_onnx(
     target = Path(out if out is not None else checkpoint.rstrip("/") + suffix).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-        from onnxruntime.quantization import quantize_dynamic
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-    except ImportError as error:
-        raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
-
     model, image_processor = _load(checkpoint)
     pictures = _drawn_pictures(16 if dtype == "float32" else 200)
     if data is not None:
@@ -95,17 +87,7 @@ def export_onnx(
     try:
         folder = workspace / "new"
         folder.mkdir()
-        _write_float32(model, folder / MODEL_FILE)
-        if dtype == "int8":
-            whole, inferred = folder / MODEL_FILE, workspace / MODEL_FILE
-            quant_pre_process(whole, inferred, skip_optimization=True, skip_symbolic_shape=True)
-            quantize_dynamic(
-                inferred,
-                whole,
-                op_types_to_quantize=["MatMul"],
-                per_channel=True,
-                extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
-            )
+        write_model(model, folder / MODEL_FILE, dtype)
         for name, settings in (
             ("config", model.config.to_diff_dict()),
             ("preprocessor_config", image_processor.to_dict()),
@@ -152,7 +134,19 @@ def _drawn_pictures(count: int) -> list[Image.Image]:
     return faces
 
 
-def _write_float32(model: PreTrainedModel, path: Path) -> None:
+def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> None:
+    """Writes an image classifier as an ONNX file, as `export_onnx` says; compares nothing.
+
+    Raises:
+        MissingExtra: a package of the extra `onnx` is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        from onnxruntime.quantization import quantize_dynamic
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
     config = model.config
     example = torch.zeros(2, config.num_channels, config.image_size, config.image_size)
     exporter = logging.getLogger("torch.onnx")
@@ -174,6 +168,17 @@ def _write_float32(model: PreTrainedModel, path: Path) -> None:
     finally:
         exporter.setLevel(level)
     program.save(path, external_data=False)
+    if dtype == "int8":
+        inferred = path.with_suffix(".inferred.onnx")
+        quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_dynamic(
+            inferred,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
+        )
+        inferred.unlink()
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fer_pll
+from hub.fake_hub import FakeHub
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,6 +43,45 @@ print(json.dumps({
     "classes": [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes],
     "lazy": [getattr(fer_pll, name).__name__ for name in fer_pll.__all__],
 }))
+"""
+
+# A training as the README's, and its pushes.
+PUSH = """
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+import fer_pll
+
+assert fer_pll.__file__.startswith(__import__("sys").argv[1])
+names = ["left", "right"]
+train = Dataset.from_dict(
+    {
+        "image": [PILImage.new("L", (16, 16), shade) for shade in (0, 255)],
+        "index": [0, 1],
+        "row_id": ["a", "b"],
+        "label": [0, 1],
+        "candidates": [[True, True], [False, True]],
+    },
+    features=Features(
+        image=Image(), index=Value("int64"), row_id=Value("string"), label=ClassLabel(names=names),
+        candidates=List(Value("bool"), length=2),
+    ),
+)
+config = fer_pll.FerPllConfig(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16, patch_size=8,
+    num_channels=1, hog_cell_size=4, id2label=dict(enumerate(names)),
+)
+image_processor = fer_pll.FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16})
+args = fer_pll.FerPllTrainingArguments("run", max_steps=1, push_to_hub=True, hub_model_id="someone/trained")
+trainer = fer_pll.FerPllTrainer(
+    fer_pll.FerPllForImageClassification(config),
+    args,
+    processing_class=image_processor,
+    train_dataset=train,
+)
+trainer.train()
+trainer.push_to_hub()
+trainer.model.push_to_hub("someone/by-hand")
+image_processor.push_to_hub("someone/by-hand")
 """
 
 
@@ -94,7 +134,7 @@ def test_installed_wheel_works_outside_the_checkout(outside):
     assert found["package"] == str(package / "__init__.py")
     assert found["version"] == fer_pll.__version__
     assert found["config_folder"] == str(package / "hub_configs" / "fer-pll-tiny-ferplus")
-    assert found["settings"] == ["config.json", "finetune.yaml", "preprocessor_config.json", "pretrain.yaml"]
+    assert found["settings"] == ["config.json", "finetune.yaml", "preprocessor_config.json"]
     assert found["template"] == str(package / "model_card.md")
     assert found["classes"] == [
         "fer_pll.FerPllConfig",
@@ -115,3 +155,23 @@ def test_installed_command(outside):
         [site / "bin" / "fer-pll", "--version"], cwd=site.parent, env=environment, capture_output=True, text=True
     )
     assert run.stdout == f"fer-pll {fer_pll.__version__}\n", run.stderr
+
+
+def test_pushes_from_the_installed_wheel_are_complete(outside, tmp_path):
+    site, environment = outside
+    with FakeHub() as hub:
+        environment = {**hub.environment(tmp_path / "home", "hf_token"), "PYTHONPATH": environment["PYTHONPATH"]}
+        run = subprocess.run(
+            [sys.executable, "-c", PUSH, site], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    assert run.returncode == 0, run.stderr
+    code = {path.name for path in (ROOT / "src/fer_pll/model").glob("*.py")} - {"__init__.py"}
+    files = code | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {repo: set(files) for repo, files in hub.repos.items()} == {
+        "someone/trained": files | {"training.json"},
+        "someone/by-hand": files,
+    }
+    for pushed in hub.repos.values():
+        assert "## Limits and responsible use" in pushed["README.md"].decode()
+        for name in code:
+            assert pushed[name] == (ROOT / "src/fer_pll/model" / name).read_bytes()

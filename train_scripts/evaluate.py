@@ -5,7 +5,8 @@
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy, recall per class, confusion matrix and
 calibration error), predictions.csv (the probabilities of each row), a confusion matrix per protocol and, where the
 checkpoint comes from our trainer, its training curves. Protocols: `all` is every row of the split; `majority` the rows
-whose top label holds more than half of the votes, where the data set says which these are.
+whose top label holds more than half of the votes, where the data set says which these are. With the output below the
+checkpoint's folder, push_to_hub.py puts the figures on the model card.
 
 The data set need not be the one that the model was trained on: classes are matched by name. Rows of a class that the
 model does not know are left out, and so, in the choice between classes, are those that the data set does not have.
@@ -32,6 +33,8 @@ from fer_pll.data import canonical_name
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.fer_metrics import FerMetrics
 from fer_pll.evaluation.plots import plot_confusion_matrix, plot_training_curves
+from fer_pll.hub.card import METRICS_NAME, weights_digest
+from fer_pll.hub.load import load_weights
 from fer_pll.training.trainer import numpy_column
 
 
@@ -67,7 +70,7 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> di
     return {"rows": len(labels), **metrics}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder or Hub name of a classifier")
     parser.add_argument("data", help="folder written by prepare_data.py")
@@ -75,10 +78,10 @@ def main() -> None:
     parser.add_argument("--out", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     dataset = load_prepared(args.data, args.split)
-    model = AutoModelForImageClassification.from_pretrained(args.checkpoint).to(args.device).eval()
+    model = load_weights(AutoModelForImageClassification, args.checkpoint).to(args.device).eval()
     image_processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
@@ -103,15 +106,18 @@ def main() -> None:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
     results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items()}
 
-    report = {"checkpoint": args.checkpoint, "data": args.data, "split": args.split}
-    report |= {
+    # For the model card, which is published: no paths, and the digest says whose figures these are.
+    report = {
+        "weights": weights_digest(args.checkpoint),
+        "data": dataset.info.description or Path(args.data).name,
+        "split": args.split,
         "classes": names,
         "classes_of_the_data_only": [name for name in of_data if name not in names],
         "classes_of_the_model_only": [name for name in of_model if name not in names],
         "rows_left_out": int((labels < 0).sum()),
         "protocols": results,
     }
-    (out / "metrics.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / METRICS_NAME).write_text(json.dumps(report, indent=2) + "\n")
     for name, metrics in results.items():
         title = f"{args.split}, protocol {name}: {metrics['accuracy']:.1%} of {metrics['rows']:,} pictures"
         plot_confusion_matrix(metrics["confusion_matrix"], names, out / f"confusion_matrix_{name}.png", title)

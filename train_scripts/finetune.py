@@ -1,13 +1,14 @@
 """Train a classifier on candidate sets (paper, sections 3.1 and 3.3).
 
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --pretrained runs/pretrain --output_dir runs/finetune
+        --init_from runs/pretrain --output_dir runs/finetune
 
-Settings come from hub_configs/<config>/finetune.yaml; every one of them can be given on the command line. `--loss
-softmax` is the usual training on the most voted label, to compare with; `--loss` and `--revision` choose other
-methods. Runs under `accelerate launch` as well (train_scripts/accelerate has configurations). A run that was cut off
-goes on with `--resume_from_checkpoint last`. Writes the model, its card, the confidences,
-candidate_sets.png (what the candidate sets look like, printed as well) and training_curves.png.
+Settings come from hub_configs/<config>/finetune.yaml; those of `--settings FILE.yaml` win over them, and the command
+line over both. `--loss softmax` is the usual training on the most voted label, to compare with; `--loss` and
+`--revision` choose other methods. Runs under `accelerate launch` as well (train_scripts/accelerate has
+configurations). A run that was cut off goes on with `--resume_from_checkpoint last`. Writes the model, its card, the
+confidences, candidate_sets.png (what the candidate sets look like, printed as well) and training_curves.png; with
+`--push_to_hub` the model goes to the Hub as well, by the token in HF_TOKEN or that of `hf auth login`.
 """
 
 import os
@@ -23,14 +24,17 @@ from fer_pll import FerPllTrainer, FerPllTrainingArguments
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.candidates import CandidateSummary
 from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
+from fer_pll.hub.push import PushError
+from fer_pll.training.checkpoints import SaveError
 from fer_pll.training.classification import ClassificationScript
+from fer_pll.training.images import NonFiniteLossError
 from fer_pll.training.settings import check_output_folder, parse_settings, start_run
 
 
-def build() -> tuple[FerPllTrainer, ClassificationScript]:
+def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationScript]:
     """Everything before the first step; what is wrong with the input shows here."""
     # parse
-    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
+    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
     check_output_folder(args)
     set_seed(args.seed)
 
@@ -50,31 +54,34 @@ def build() -> tuple[FerPllTrainer, ClassificationScript]:
     return trainer, script
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        trainer, script = build()
+        trainer, script = build(argv)
         args = trainer.args
         if args.resume_from_checkpoint is not None:
             trainer.check_checkpoint(args.resume_from_checkpoint)
-    except ValueError as error:
+    except (ValueError, PushError) as error:
         sys.exit(f"error: {error}")
     start_run(args, script)
     if args.should_save:
-        made_from_votes = "votes" in trainer.train_dataset.column_names
-        summary = CandidateSummary.of(trainer.table, script.max_candidates if made_from_votes else None)
+        summary = CandidateSummary.of(trainer.table, script.max_candidates)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except (NonFiniteLossError, SaveError) as error:
+        sys.exit(f"error: {error}")
 
-    # save
-    trainer.save_model()
+    # save; everything is on disk before anything is pushed
     trainer.save_state()
-    trainer.create_model_card()
     trainer.save_confidence()
     if args.should_save and any("loss" in log for log in trainer.state.log_history):
         plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    try:
+        trainer.save_model()  # with --push_to_hub it pushes as well
+    except PushError as error:
+        sys.exit(f"error: {error}")
+    trainer.create_model_card()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Predict every training picture by a model that has not seen it (cross-validation).
 
     python train_scripts/out_of_fold.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --pretrained runs/pretrain --output_dir runs/out-of-fold --loss soft_votes --folds 5
+        --init_from runs/pretrain --output_dir runs/out-of-fold --loss soft_votes --folds 5
 
 Takes the settings of finetune.py and trains once per fold on the rows of all others. Writes out_of_fold.safetensors:
 `probabilities` (rows, classes) and `index`. Where the rows have a `true_label`, prints the label recovery of the most

@@ -125,9 +125,10 @@ def rafdb(parser):
 
     def load(args):
         from fer_pll.data.prepared import prepared_features
-        from fer_pll.data.rafdb import CLASSES, list_rafdb
+        from fer_pll.data.rafdb import CLASSES, LICENSE, list_rafdb
 
-        return read_pictures(list_rafdb(args.source, args.pictures), prepared_features(CLASSES), args)
+        splits, features = list_rafdb(args.source, args.pictures), prepared_features(CLASSES)
+        return read_pictures(splits, features, args, name="RAF-DB", license=LICENSE)
 
     return load
 
@@ -142,12 +143,13 @@ def affectnet(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.affectnet import affectnet_classes, list_affectnet
+        from fer_pll.data.affectnet import LICENSE, affectnet_classes, list_affectnet
         from fer_pll.data.prepared import prepared_features
         from fer_pll.faces.cropping import CropToBox
 
         splits = list_affectnet(args.source, args.classes)
-        return read_pictures(splits, prepared_features(affectnet_classes(args.classes)), args, CropToBox())
+        features, name = prepared_features(affectnet_classes(args.classes)), f"AffectNet-{args.classes}"
+        return read_pictures(splits, features, args, CropToBox(), name=name, license=LICENSE)
 
     return load
 
@@ -238,8 +240,11 @@ def picture_options(parser):
     )
 
 
-def read_pictures(splits, features, args, crop=None):
-    """Listed pictures by split to the data set, and the pictures that were left out; --crop goes before `crop`."""
+def read_pictures(splits, features, args, crop=None, name=None, license=""):
+    """Listed pictures by split to the data set, and the pictures that were left out; --crop goes before `crop`.
+
+    `name` and `license`, of a data set that is known, end up on the cards of models trained on it.
+    """
     from datasets import DatasetDict
 
     from fer_pll.data.listed import write_split
@@ -264,6 +269,9 @@ def read_pictures(splits, features, args, crop=None):
             description=f"{split} pictures",
         )
         left_out += unreadable
+        if name is not None:
+            dataset[split].info.description = f"{name} {split}: {len(dataset[split])} pictures"
+            dataset[split].info.license = license
     return dataset, left_out
 
 

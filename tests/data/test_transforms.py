@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import make_dataset
-from fer_pll.data.transforms import BatchAugmentation, PixelCollator, keyed_uniform
+from fer_pll.data.transforms import BatchAugmentation, PixelCollator, keyed_uniform, sampling_grid
 
 
 def random_pixels(batch: int = 6, side: int = 16) -> torch.Tensor:
@@ -28,6 +28,12 @@ def test_keyed_uniform_depends_on_nothing_but_its_key(seed, epoch, row, other):
     assert np.array_equal(alone[0], in_batch[1])
     assert not np.array_equal(alone, keyed_uniform(seed, epoch + 1, np.array([row]), 3))
     assert not np.array_equal(alone, keyed_uniform(seed + 1, epoch, np.array([row]), 3))
+
+
+def test_sampling_grid_is_that_of_torch():
+    affine = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.affine_grid(affine, [3, 1, 7, 10], align_corners=False)
+    assert (sampling_grid(affine, 7, 10) - expected).abs().max() < 1e-6
 
 
 def test_switched_off_it_changes_nothing():

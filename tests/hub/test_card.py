@@ -1,5 +1,6 @@
 """The model card: valid metadata, code that runs, no claim without a measurement."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,25 +12,35 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModel
 
 from conftest import make_trainer
 from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
-from fer_pll.hub.card import model_card
+from fer_pll.hub.card import folder_card, model_card, training_record
+from fer_pll.hub.push import published_files
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
-METRICS = {
-    "validation, all": {
-        "accuracy": 0.7512,
-        "mean_class_accuracy": 0.5034,
-        "ece": 0.0316,
-        "per_class_recall": {"left": 0.9, "right": None, "top": 0.25, "bottom": 0.5},
-    },
-    "validation, majority": {
-        "accuracy": 0.7944,
-        "mean_class_accuracy": 0.5111,
-        "ece": 0.0211,
+EVALUATION = {
+    "data": "FER+ validation, protocol all: 3553 of 3589 rows",
+    "split": "validation",
+    "protocols": {
+        "all": {
+            "rows": 3553,
+            "accuracy": 0.7512,
+            "mean_class_accuracy": 0.5034,
+            "ece": 0.0316,
+            "per_class_recall": {"left": 0.9, "right": None, "top": 0.25, "bottom": 0.5},
+        },
+        "majority": {
+            "rows": 3199,
+            "accuracy": 0.79438,
+            "mean_class_accuracy": 0.5111,
+            "ece": 0.0211,
+            "per_class_recall": {"left": 1.0, "right": 0.0, "top": 0.3, "bottom": 0.6},
+        },
     },
 }
 
@@ -50,14 +61,20 @@ def table():
 
 def full_card(classifier, table, tmp_path) -> str:
     args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-4, revision_threshold=0.3)
+    training = training_record(
+        {**args.to_dict(), "max_candidates": 2, "min_votes": 1, "ties": "keep"},
+        data="FER+ train, protocol all: 26903 of 28709 rows",
+        data_license="the votes are free, the pictures are not.",
+        table=table,
+        metrics={"the evaluation set, at the last epoch": EVALUATION["protocols"]["all"]},
+        compute={"device": "a GPU", "processes": 2, "torch": "2.13.0", "transformers": "5.23.0", "hours": 1.5},
+    )
     return str(
         model_card(
             classifier,
             "someone/toy",
-            data="FER+ train, protocol all: 26903 of 28709 rows",
-            settings={**args.to_dict(), "max_candidates": 2},
-            table=table,
-            metrics=METRICS,
+            training=json.loads(json.dumps(training)),
+            evaluations={"evaluation": EVALUATION},
             license="apache-2.0",
         )
     )
@@ -75,19 +92,56 @@ def test_metadata_survives_a_round_trip(classifier, table, tmp_path):
     assert ModelCard.load(tmp_path / "README.md").content == card.content
 
 
+def test_the_model_index_has_both_accuracies_of_each_protocol(classifier, table, tmp_path):
+    (model,) = ModelCard(full_card(classifier, table, tmp_path)).data.to_dict()["model-index"]
+    assert model["name"] == "toy"
+    found = {
+        (result["dataset"]["config"], metric["type"]): metric["value"]
+        for result in model["results"]
+        for metric in result["metrics"]
+    }
+    assert found == {
+        ("all", "accuracy"): 0.7512,
+        ("all", "recall"): 0.5034,
+        ("majority", "accuracy"): 0.7944,
+        ("majority", "recall"): 0.5111,
+    }
+    for result in model["results"]:
+        assert result["task"] == {"type": "image-classification"}
+        assert (result["dataset"]["name"], result["dataset"]["split"]) == ("FER+", "validation")
+
+
 def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
     card = full_card(classifier, table, tmp_path)
     assert "# someone/toy" in card
     assert "left, right, top, bottom" in card
-    assert "26903 of 28709 rows" in card
+    assert "26903 of 28709 rows" in card and "Terms of the data: the votes are free, the pictures are not." in card
     assert "3 pictures, with 2.00 candidate labels each on average; 2 have more than one." in card
+    assert "the 2 labels with the most votes, where they have at least 1; all labels tied" in card
     assert "leads by more than 0.3" in card and "1 pictures got their label that way" in card
     assert "| `learning_rate` | 0.0003 |" in card and "| `max_candidates` | 2 |" in card
+    assert "Compute: 2 x a GPU, 1.50 hours, PyTorch 2.13.0, transformers 5.23.0." in card
     assert "`output_dir`" not in card and str(tmp_path) not in card  # a path of this machine is nobody's business
-    assert "| validation, all | 75.1 % | 50.3 % | 0.032 |" in card
-    assert "| validation, majority | 79.4 % | 51.1 % | 0.021 |" in card
-    assert "Recall on validation, all: left 90 %, right no pictures, top 25 %, bottom 50 %." in card
-    assert "Recall on validation, majority" not in card
+    assert "| FER+, validation, protocol all | 3,553 | 75.1 % | 50.3 % | 0.032 |" in card
+    assert "| FER+, validation, protocol majority | 3,199 | 79.4 % | 51.1 % | 0.021 |" in card
+    assert "Recall, FER+, validation, protocol all: left 90 %, right no pictures, top 25 %, bottom 50 %." in card
+    assert "(evaluation/confusion_matrix_all.png)" in card and "(evaluation/confusion_matrix_majority.png)" in card
+    assert "at the last epoch" not in card  # evaluate.py's figures stand in its place
+    assert "`apache-2.0`, as their author declares" in card
+
+
+def test_what_training_evaluated_stands_where_nothing_else_was(classifier):
+    metrics = {"the evaluation set, at the last epoch": {"accuracy": 0.5, "mean_class_accuracy": 0.25, "ece": 0.1}}
+    card = model_card(classifier, "toy", training=training_record({}, metrics=metrics))
+    assert "| the evaluation set, at the last epoch | 50.0 % | 25.0 % | 0.100 |" in str(card)
+    assert card.data.eval_results is None and "Compute" not in str(card)
+
+
+def test_use_begins_with_the_crop(classifier, table, tmp_path):
+    use = full_card(classifier, table, tmp_path).split("## Use")[1]
+    assert use.index("cropped like the faces it was trained on") < use.index("pipeline(")
+    lines = [line for line in re.search(r"```python\n(.*?)```", use, flags=re.DOTALL)[1].splitlines() if line]
+    assert len(lines) == 3
 
 
 def test_what_is_not_known_is_left_out(classifier):
@@ -101,7 +155,7 @@ def test_what_is_not_known_is_left_out(classifier):
 def test_settings_without_a_value_are_left_out(classifier, tmp_path):
     args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert args.drop_path_rate is None
-    card = str(model_card(classifier, "toy", settings=args.to_dict()))
+    card = str(model_card(classifier, "toy", training=training_record(args.to_dict())))
     assert "drop_path_rate" not in card and "| None |" not in card
 
 
@@ -123,29 +177,44 @@ def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
 def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_processor, toy_train, tmp_path):
     toy_processor.face_crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
-    trainer.create_model_card()
     trainer.save_model()
+    trainer.create_model_card()
     assert "cropped as those of FER+" in (tmp_path / "README.md").read_text()
     assert AutoImageProcessor.from_pretrained(tmp_path).face_crop == toy_processor.face_crop
+    # From the folder alone the same card can be made again.
+    assert folder_card(tmp_path, tmp_path.name).content == (tmp_path / "README.md").read_text()
+    assert "hours" not in json.loads((tmp_path / "training.json").read_text())["compute"]  # it was not trained
 
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
     single = ConfidenceTable.from_candidates(np.eye(4, dtype=bool), ["left", "right", "top", "bottom"], "fingerprint")
-    card = str(model_card(classifier, "toy", settings={"revision": "paper"}, table=single))
+    card = str(model_card(classifier, "toy", training=training_record({"revision": "paper"}, table=single)))
     assert "a comparison without them" in card
     assert "Eq. 4" not in card
+
+
+PAPER = {"revision": "paper", "revision_threshold": 0.2}
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"revision": "none"}, "The confidences were not revised"),
-        ({"revision": "paper", "revision_threshold": 0.2, "confidence_init": "uniform"}, "start equal for all"),
-        ({"revision": "paper", "revision_threshold": 0.2, "confidence_init": "votes"}, "start as the shares of the"),
+        ({"revision": "none"}, "They were not revised"),
+        ({**PAPER, "confidence_init": "uniform"}, "start equal for all"),
+        ({**PAPER, "confidence_init": "votes"}, "start as the shares of the"),
+        ({**PAPER, "confidence_init": "column"}, "start where an earlier training ended"),
+        ({"revision": "normalized", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
+        ({"revision": "soft"}, "the softmax over its candidates becomes its confidences"),
+        ({"revision": "prototype"}, "whose prototype is nearest"),
+        ({"loss": "softmax", "revision": "none"}, "The loss did not use them: it is the cross-entropy with the given"),
+        ({"loss": "soft_votes", "revision": "none"}, "cross-entropy with the shares of all votes"),
+        ({"flip_probability": 0.1}, "each other label joined it with probability 0.1"),
+        ({"set_size": 3, "flip_probability": 0.1}, "until there were 3"),
     ],
 )
 def test_the_rule_that_was_used_is_described(classifier, table, settings, expected):
-    assert expected in str(model_card(classifier, "toy", settings=settings, table=table))
+    card = str(model_card(classifier, "toy", training=training_record(settings, table=table)))
+    assert expected in card and "\n\n\n" not in card
 
 
 def test_every_card_speaks_of_use_licence_and_source(classifier, toy_config):
@@ -157,10 +226,45 @@ def test_every_card_speaks_of_use_licence_and_source(classifier, toy_config):
 
 
 def test_the_pretraining_card_promises_no_classifier(toy_config):
-    card = model_card(FerPllForPreTraining(toy_config), "toy", settings={"learning_rate": 1e-3})
+    card = model_card(FerPllForPreTraining(toy_config), "toy", training=training_record({"learning_rate": 1e-3}))
     assert card.data.pipeline_tag == "image-feature-extraction"
     assert "image-classification" not in str(card) and "## Results" not in str(card)
     assert "40 % of the patches hidden" in str(card)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"pretraining_target": "pixels", "pretraining_loss": "l1", "mask_style": "token"},
+            "predict the pixels of hidden",
+        ),
+        ({"pretraining_target": "normalized_pixels"}, "over their standard deviation, of hidden patches"),
+        ({"mask_style": "token"}, "(HOG) of hidden patches from the visible ones"),
+    ],
+)
+def test_the_pretraining_card_says_what_was_predicted(toy_config, settings, says):
+    for name, value in settings.items():
+        setattr(toy_config, name, value)
+    card = str(model_card(FerPllForPreTraining(toy_config), "toy"))
+    assert says in card
+    assert ("orientations in cells" in card) == (toy_config.pretraining_target == "hog")
+    assert ("a mask token in their place" in card) == (toy_config.mask_style == "token")
+
+
+def test_the_card_of_moco_is_about_the_encoder(toy_config, toy_processor, toy_train, tmp_path):
+    args = FerPllPreTrainingArguments(str(tmp_path), objective="moco", queue_size=8, use_cpu=True)
+    model = pretraining_model(toy_config, args)
+    trainer = FerPllPreTrainer(model, args, processing_class=toy_processor, train_dataset=toy_train)
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "README.md").read_text()
+    assert "tell two views of a picture" in card and "HOG" not in card.split("## Limits")[0].replace("hog_", "")
+    assert f"{model.fer_pll.num_parameters() / 1e6:.1f} million parameters" in card
+    assert "| `queue_size` | 8 |" in card
+    assert "README.md" in published_files(tmp_path)
+    assert folder_card(tmp_path, tmp_path.name).content == card
+    AutoModel.from_pretrained(tmp_path, add_query_decoder=False)
 
 
 def test_the_code_of_the_cards_runs_without_the_package(toy_config, toy_processor, tmp_path):

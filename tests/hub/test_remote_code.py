@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from fer_pll import (
     FerPllImageProcessor,
     FerPllModel,
 )
+from hub.stranger import run_stranger
 
 CODE_FILES = {"configuration_fer_pll.py", "hog.py", "modeling_fer_pll.py", "uniformity.py"}
 CROP = {
@@ -45,25 +45,10 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
 }
 
-# The stranger: a process that has never heard of fer_pll. It writes what the checkpoints answer to FOLDER/answers, and
-# saves all of them a second time to FOLDER/again.
+# Writes what the checkpoints answer to FOLDER/answers, and saves all of them a second time to FOLDER/again.
 STRANGER = """
-import sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "fer_pll":
-            raise ModuleNotFoundError("No module named 'fer_pll'", name="fer_pll")
-
-sys.meta_path.insert(0, Hidden())
-try:
-    import fer_pll
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("fer_pll is not hidden")
-
 import json
+import sys
 from pathlib import Path
 import torch
 from PIL import Image
@@ -111,20 +96,12 @@ module.FerPllForPreTraining.from_pretrained(pretrained).save_pretrained(again / 
 
 
 def ask_stranger(folder: Path) -> dict[str, torch.Tensor]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
+    environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(folder / "hf_home"),
         "HF_MODULES_CACHE": str(folder / "hf_modules"),
     }
-    result = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(folder)],
-        env=environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
+    run_stranger(STRANGER, folder, environment=environment, cwd=folder)
     return load_file(folder / "answers.safetensors")
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, pipeline
+from transformers.image_processing_backends import PilBackend
 
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 
@@ -106,11 +107,33 @@ def test_a_path_is_opened(processor, tmp_path):
     np.testing.assert_allclose(pixel_values[0].numpy(), reference(picture, processor), atol=1e-6)
 
 
-def test_without_rescaling_the_resized_8_bit_pixels(processor):
-    pixel_values = processor(RGB, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+@pytest.mark.parametrize("side", [(12, 16), (20, 30)], ids=["of the final size", "of another"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])
+def test_without_rescaling_the_resized_8_bit_pixels(processor, mode, side):
+    picture = Image.fromarray(RGB).convert(mode).resize(side)
+    pixel_values = processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
     assert pixel_values.dtype == torch.uint8
-    picture = Image.fromarray(RGB).convert("L" if processor.num_channels == 1 else "RGB").resize((12, 16), 2)
-    np.testing.assert_array_equal(pixel_values[0].numpy(), np.asarray(picture).reshape(16, 12, -1).transpose(2, 0, 1))
+    converted = picture.convert("L" if processor.num_channels == 1 else "RGB").resize((12, 16), 2)
+    expected = np.asarray(converted).reshape(16, 12, -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(pixel_values[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("settings", [{"do_resize": False}, {"size": {"shortest_edge": 8}}])
+def test_settings_of_the_resizing_hold_for_grey_pictures_too(settings):
+    processor = FerPllImageProcessor(num_channels=3, size={"height": 16, "width": 12})
+    grey, colour = (
+        processor(picture, do_rescale=False, do_normalize=False, **settings).pixel_values[0]
+        for picture in (Image.fromarray(GREY), Image.fromarray(GREY).convert("RGB"))
+    )
+    np.testing.assert_array_equal(grey, colour)
+    assert grey.shape[1:] == {"do_resize": (30, 20), "size": (12, 8)}[next(iter(settings))]
+
+
+def test_floats_of_the_final_size_go_through_8_bits_as_in_transformers(processor):
+    floats = np.random.default_rng(0).random((processor.num_channels, 16, 12)).astype(np.float32)
+    pixel_values = processor(floats, do_rescale=False, do_normalize=False).pixel_values[0]
+    np.testing.assert_array_equal(pixel_values, PilBackend.resize(processor, floats, processor.size))
+    assert not np.array_equal(pixel_values, floats)
 
 
 def test_floats_of_another_number_of_channels_are_refused():

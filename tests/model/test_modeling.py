@@ -23,13 +23,8 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 from transformers.utils import logging as transformers_logging
 
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
-from fer_pll.model.modeling_fer_pll import (
-    drop_path,
-    interpolate_positions,
-    random_masking,
-    sincos_positions,
-    take_tokens,
-)
+from fer_pll.model.masking import random_masking
+from fer_pll.model.modeling_fer_pll import drop_path, interpolate_positions, sincos_positions, take_tokens
 from fer_pll.model.uniformity import uniformity_loss
 
 SIZES = dict(

@@ -43,10 +43,11 @@ def workspace(tmp_path_factory) -> Path:
     """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
     folder = tmp_path_factory.mktemp("scripts")
     shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
     config = folder / "config"
     config.mkdir()
-    for name in ("preprocessor_config.json", "pretrain.yaml", "finetune.yaml"):
-        (config / name).write_text((shipped / name).read_text())
+    for path in (shipped / "preprocessor_config.json", shipped / "finetune.yaml", pretraining):
+        (config / path.name).write_text(path.read_text())
     settings = json.loads((shipped / "config.json").read_text()) | SMALL
     (config / "config.json").write_text(json.dumps(settings))
     run(
@@ -68,11 +69,14 @@ def test_from_drawn_faces_to_metrics(workspace):
 
     # Fine-tuning goes through `accelerate launch`, on two processes.
     launch = (Path(sys.executable).parent / "accelerate", "launch", "--config_file", SCRIPTS / "accelerate/ddp.yaml")
-    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--pretrained", workspace / "pretrained")
+    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--init_from", workspace / "pretrained")
     output = run(*finetune, "--output_dir", workspace / "run", "--num_train_epochs", 1, "--max_candidates", 3)
     assert "query_decoder" in output  # says which weights are new
     settings = json.loads((workspace / "run" / "settings.json").read_text())
     assert settings["script"]["max_candidates"] == 3
+    assert settings["script"]["flip_probability"] is None  # had no say: the data have votes
+    training = json.loads((workspace / "run" / "training.json").read_text())
+    assert training["settings"]["max_candidates"] == 3 and "flip_probability" not in training["settings"]
     checkpoint = workspace / "run" / "checkpoint-2"  # 96 rows, 2 x 32 at a time
     assert json.loads((checkpoint / "processes.json").read_text())["world_size"] == 2
     for file in ("confidence.safetensors", "training_curves.png"):
@@ -195,6 +199,10 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, script):
             {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
         ),
         (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+        (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
+        pytest.param(
+            ["stream", "--pictures", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
+        ),
     ],
 )
 def test_benchmark_ends_with_one_json_object(options, ratios):
@@ -204,4 +212,4 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
-    assert output.splitlines()[0].split()[-1] in ("target", "difference")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio")

@@ -2,9 +2,7 @@
 
 import multiprocessing
 import os
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 
 import toy_training
 from fer_pll.training.checkpoints import last_checkpoint
+from killed_processes import kill_at_random_moments, leave, result_of
 
 ROWS = 50
 SETTINGS = {
@@ -73,9 +72,7 @@ def train(folder: str, resume: str | None, moment: str | None, loss: str) -> Non
     torch.set_num_threads(1)
     callbacks = [Killer(moment)] if moment else []
     result = toy_training.run(Path(folder), ROWS, SETTINGS | {"loss": loss, "resume": resume, "callbacks": callbacks})
-    torch.save(result, Path(folder) / "unfinished.pt")
-    os.replace(Path(folder) / "unfinished.pt", Path(folder) / "result.pt")
-    os._exit(0)  # what libraries do at the exit of a forked process takes ten seconds
+    leave(result, folder)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +91,7 @@ def start(processes, folder: Path, moment: str | None = None, loss: str = "pll")
 
 
 def run_to_the_end(processes, folder: Path, loss: str = "pll") -> dict:
-    process = start(processes, folder, loss=loss)
-    process.join()
-    assert process.exitcode == 0
-    return torch.load(folder / "result.pt")
+    return result_of(start(processes, folder, loss=loss), folder)
 
 
 @pytest.fixture(scope="module")
@@ -142,22 +136,9 @@ def test_a_killed_training_ends_bit_for_bit_like_the_whole_one(
 @pytest.mark.parametrize("loss", ["pll", "rc"])
 def test_twenty_kills_in_a_row_at_random_moments(processes, tmp_path, loss):
     whole = run_to_the_end(processes, tmp_path / "whole", loss)
-    began = time.monotonic()
-    run_to_the_end(processes, tmp_path / "timed", loss)  # the first had to wait for its imports
-    duration = time.monotonic() - began
-    moments, kills, runs, reached = random.Random(0), 0, 0, set()
-    folder = tmp_path / "run-0"
-    while kills < 20:
-        process = start(processes, folder, loss=loss)
-        process.join(timeout=moments.uniform(0.1, 0.9) * duration)
-        if process.exitcode == 0:  # it came to its end: begin again, the kills go on
-            assert_same_bits(whole, torch.load(folder / "result.pt"))
-            runs += 1
-            folder = tmp_path / f"run-{runs}"
-            continue
-        process.kill()
-        process.join()
-        kills += 1
-        reached.add((runs, last_checkpoint(folder)))
-    assert_same_bits(whole, run_to_the_end(processes, folder, loss))
-    assert len(reached) > 3  # it was killed at different places
+    kill_at_random_moments(
+        lambda folder: start(processes, folder, loss=loss),
+        tmp_path,
+        20,
+        lambda result: assert_same_bits(whole, result),
+    )

@@ -12,6 +12,7 @@ class Script:
     config: str = field(metadata={"help": "configuration"})
     data: str = field(metadata={"help": "data"})
     max_candidates: int = field(default=2, metadata={"help": "candidates"})
+    settings: str | None = field(default=None, metadata={"help": "settings"})
 
 
 def write_config(folder, yaml: str) -> str:
@@ -37,6 +38,23 @@ def test_a_number_that_yaml_reads_as_text_is_converted(tmp_path):
     assert parse(tmp_path, "learning_rate: 1e-3\n")[1].learning_rate == 1e-3  # YAML 1.1 needs a dot
 
 
+def test_a_file_of_settings_wins_over_the_config_and_the_command_line_over_both(tmp_path):
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text("num_train_epochs: 3\nlearning_rate: 5.0e-4\n")
+    yaml = "learning_rate: 1.0e-3\nnum_train_epochs: 7\nmax_candidates: 3\n"
+    script, args = parse(tmp_path, yaml, "--settings", str(experiment), "--num_train_epochs", "2")
+    assert (script.max_candidates, args.learning_rate, args.num_train_epochs) == (3, 5e-4, 2)
+    assert script.settings == str(experiment)
+    experiment.write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match=r"experiment.yaml: 'learning_rat' is not a setting"):
+        parse(tmp_path, yaml, "--settings", str(experiment))
+    experiment.write_text("- learning_rate\n")
+    with pytest.raises(ValueError, match=r"experiment.yaml holds no settings"):
+        parse(tmp_path, yaml, "--settings", str(experiment))
+    with pytest.raises(ValueError, match="nowhere.yaml: there is no such file"):
+        parse(tmp_path, yaml, "--settings", "nowhere.yaml")
+
+
 def test_an_unknown_key_of_the_yaml_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"finetune.yaml: 'learning_rat' is not a setting"):
         parse(tmp_path, "learning_rat: 1\n")
@@ -46,6 +64,12 @@ def test_an_unknown_config_names_those_that_exist():
     with pytest.raises(ValueError, match="fer-pll-tiny-ferplus"):
         config_folder("fer-pll-huge")
     assert config_folder("fer-pll-tiny-ferplus").name == "fer-pll-tiny-ferplus"
+
+
+def test_a_config_of_another_script_is_refused():
+    argv = ["--config", "fer-pll-tiny-hog", "--data", "d", "--output_dir", "run"]
+    with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: fer-pll-tiny-ferplus"):
+        parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "", argv)
 
 
 def test_help_teaches(capsys):

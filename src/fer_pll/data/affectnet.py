@@ -13,6 +13,7 @@ from .tables import read_columns
 
 EXPRESSIONS_OF_LABEL = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
 """Labels 0 to 7; 8 to 10 are none, uncertain and no face."""
+LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
 NUM_LABELS = 11
 NUM_LANDMARKS = 68
 

@@ -19,6 +19,7 @@ from .prepared import DataError
 from .tables import read_columns, read_csv
 
 PROTOCOLS = ("all", "majority")
+LICENSE = "the votes are under the MIT licence; the pictures (FER2013) carry no licence that lets anyone pass them on."
 SIDE = 48
 """Height and width of a picture in pixels."""
 
@@ -123,6 +124,7 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
             f"FER+ {split}, protocol {protocol}: {len(positions)} of {len(members)} rows; "
             f"dropped: {_name_counts(dropped)}"
         )
+        dataset[split].info.license = LICENSE
     return dataset
 
 

@@ -51,6 +51,21 @@ def open_picture(source: Any, timeout: float | None = 30) -> Image.Image:
     return _to_rgb(_from_array(source), "the picture")
 
 
+def decode_picture(data: bytes, name: str) -> Image.Image:
+    """Opens the contents of a picture file, by the rules of `open_picture`.
+
+    Args:
+        data: the file's bytes.
+        name: what messages call it.
+
+    Raises:
+        PictureError: as `open_picture`.
+    """
+    if not data:
+        raise PictureError(f"{name}: the file is empty")
+    return _decode(io.BytesIO(data), name)
+
+
 def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+    load_from_disk,
+)
 
 from ..labels.candidates import draw_votes, from_labels, from_votes
 
@@ -122,6 +132,11 @@ def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
         writer.writerows(unreadable)
 
 
+def is_prepared(path: str | Path) -> bool:
+    """Whether a folder is a prepared set (which may be damaged)."""
+    return (Path(path) / _DICT_FILE).is_file()
+
+
 def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
     """Reads a prepared set back: all its splits, or the one named `split`.
 
@@ -133,7 +148,7 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
     how = "prepare one with train_scripts/prepare_data.py (--help shows how)"
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
-    if not (path / _DICT_FILE).is_file():
+    if not is_prepared(path):
         raise DataError(f"{path} is not a prepared data set (it has no {_DICT_FILE}): {how}")
     try:
         dataset = load_from_disk(path)
@@ -150,6 +165,18 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
     if split not in dataset:
         raise DataError(f"{path} has no split {split!r}, it has {_name_some(list(dataset))}")
     return dataset[split]
+
+
+def load_pictures(paths: Sequence[str | Path]) -> Dataset:
+    """The training pictures of several prepared sets as one: `image`, `row_id`, and an `index` of the union.
+
+    Raises:
+        DataError: as `load_prepared`.
+    """
+    parts = [load_prepared(path, "train") for path in paths]
+    union = concatenate_datasets([part.select_columns(["image", "row_id"]) for part in parts])
+    union.info.description = "; ".join(part.info.description for part in parts)
+    return union.add_column("index", np.arange(len(union)), feature=Value("int64"))
 
 
 def add_candidates(

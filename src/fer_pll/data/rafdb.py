@@ -16,6 +16,7 @@ EXPRESSIONS_OF_LABEL = {
     6: "anger",
     7: "neutral",
 }
+LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
 CLASSES = EXPRESSIONS[:7]
 """The seven expressions in the order of FER+, which has contempt as the eighth."""
 PICTURES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}

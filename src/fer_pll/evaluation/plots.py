@@ -3,6 +3,7 @@
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """
 
+import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -155,6 +156,38 @@ def plot_candidate_sets(summary: CandidateSummary, path: str | os.PathLike) -> N
         numbers.grid(True, color=FAINT, linewidth=0.8)
         numbers.set_major_locator(MaxNLocator(nbins=4, integer=True))
         numbers.set_major_formatter("{x:,.0f}")
+    figure.savefig(path, dpi=150)
+
+
+def plot_curves(
+    curves: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
+    path: str | os.PathLike,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Write curves of several trainings as PNG: the mean over the seeds, and a band from the lowest to the highest.
+
+    Args:
+        curves: for each name in the legend, one curve for each seed: points (x, share), the same x for all seeds.
+        path: PNG file to write.
+        title, x_label, y_label: what is drawn.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for colour, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
+        points = np.array([list(curve) for curve in seeds], dtype=float)  # (seeds, points, 2)
+        x, y = points[0, :, 0], points[:, :, 1]
+        axes.plot(x, y.mean(axis=0), color=colour, linewidth=2, marker="o", markersize=4, label=name)
+        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    axes.set_title(title, color=INK, fontsize=12, pad=10)
+    axes.set_xlabel(x_label, color=MUTED)
+    axes.set_ylabel(y_label, color=MUTED)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(True, color=FAINT, linewidth=0.8)
+    axes.legend(frameon=False)
+    _style(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
     figure.savefig(path, dpi=150)
 
 

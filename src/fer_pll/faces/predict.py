@@ -126,12 +126,19 @@ def _with_torch(
     model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
 ) -> _Recogniser:
     # Not above, because transformers loads torch.
-    from transformers import AutoConfig, pipeline
+    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
+    from ..hub.load import load_weights
     from .pipeline import TASK
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    options = {"model": model, "device": device, "batch_size": batch_size, "trust_remote_code": False}
+    options = {
+        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+        "image_processor": model,
+        "device": device,
+        "batch_size": batch_size,
+        "trust_remote_code": False,
+    }
     if cropped:
         recognise = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
     else:

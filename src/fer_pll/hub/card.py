@@ -1,19 +1,34 @@
 """The model card: what a checkpoint is, how it was trained, what was measured, and what it must not be used for."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..labels.confidence import ConfidenceTable
-from ..model import FerPllForPreTraining
+from ..model import (
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllModel,
+)
+
+CARD_NAME = "README.md"
+TRAINING_NAME = "training.json"
+METRICS_NAME = "metrics.json"
 
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
 
 SETTINGS = (
+    "objective",
     "num_train_epochs",
+    "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "learning_rate",
@@ -50,6 +65,12 @@ SETTINGS = (
 )
 """The settings that a card shows, where they are known; the others change speed or bookkeeping only."""
 
+SETTINGS_OF = {
+    "moco": ("contrastive_temperature", "queue_size", "encoder_momentum"),
+    "pico": ("contrastive_temperature",),
+}
+"""Further settings, of an objective or loss that alone heeds them."""
+
 
 def template_path() -> Path:
     """The template `model_card.md`: inside the package in a wheel, at the top of a checkout."""
@@ -58,55 +79,174 @@ def template_path() -> Path:
     return shipped if shipped.is_file() else package.parents[1] / "model_card.md"
 
 
+def training_record(
+    settings: Mapping[str, Any],
+    data: str | None = None,
+    data_license: str | None = None,
+    table: ConfidenceTable | None = None,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    compute: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What a card tells of a training, ready for `training.json`. It names no path of the machine.
+
+    Args:
+        settings: of the training, e.g. `args.to_dict()`; `SETTINGS` are picked out of it.
+        data: what it was trained on, in a sentence; the loaders give one as `dataset.info.description`.
+        data_license: the terms of these data, in a sentence (`dataset.info.license`).
+        table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
+        metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
+        compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
+    """
+    names = [*SETTINGS, *SETTINGS_OF.get(settings.get("objective", settings.get("loss")), ())]
+    return {
+        "data": data,
+        "data_license": data_license,
+        "settings": {name: settings[name] for name in names if settings.get(name) is not None},
+        "candidate_sets": None if table is None else _candidate_sets(table),
+        "metrics": dict(metrics or {}),
+        "compute": dict(compute or {}),
+    }
+
+
 def model_card(
     model: PreTrainedModel,
     model_id: str,
-    data: str | None = None,
-    settings: Mapping[str, Any] | None = None,
-    table: ConfidenceTable | None = None,
-    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, Any] | None = None,
+    evaluations: Mapping[str, Mapping[str, Any]] | None = None,
     license: str | None = None,
     face_crop: Mapping[str, Any] | None = None,
 ) -> ModelCard:
     """The card of a checkpoint. What is not given is left out: the card claims nothing that was not measured.
 
     Args:
-        model: a fer-pll model; its config names classes and sizes.
+        model: a fer-pll model, without a head if only its encoder was trained; its config names classes and sizes.
         model_id: what `from_pretrained` loads it by, a Hub name or a folder.
-        data: what it was trained on, in a sentence; the loaders give one as `dataset.info.description`.
-        settings: of the training, e.g. `args.to_dict()`; `SETTINGS` are picked out of it.
-        table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
-        metrics: for each evaluation set or protocol, by its name, `accuracy`, `mean_class_accuracy`, `ece` and, where
-            known, `per_class_recall` by class name, as under `protocols` in evaluate.py's metrics.json.
+        training: a `training_record`.
+        evaluations: reports of evaluate.py (its metrics.json) by the folder, beside the card, that holds them. Where
+            there are any, they stand in the place of what was evaluated in training.
         license: Hub identifier of the licence of the weights.
         face_crop: how the training pictures show a face, as the image processor's `face_crop` says.
 
     Returns:
         the card; `card.save(path)` writes it.
     """
-    pretraining = isinstance(model, FerPllForPreTraining)
+    pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
+    training = training or {}
+    results = _results(evaluations or {})
     card_data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if pretraining else "image-classification",
         tags=TAGS,
         license=license,
-        metrics=["accuracy"] if metrics else None,
+        metrics=["accuracy"] if results or training.get("metrics") else None,
+        model_name=model_id.split("/")[-1] if results else None,
+        eval_results=[entry for result in results for entry in _model_index(result)] or None,
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(template_path()),
         model_id=model_id,
         pretraining=pretraining,
+        has_head=not isinstance(model, FerPllModel),
         config=config,
         class_names=[config.id2label[i] for i in range(config.num_labels)],
         num_parameters=model.num_parameters(),
-        data=data,
-        settings={name: settings[name] for name in SETTINGS if settings.get(name) is not None} if settings else {},
-        candidate_sets=None if table is None else _candidate_sets(table),
-        metrics=metrics or {},
+        data=training.get("data"),
+        data_license=training.get("data_license"),
+        settings=training.get("settings") or {},
+        candidate_sets=training.get("candidate_sets"),
+        compute=training.get("compute") or {},
+        metrics=[] if results else [{"name": name, **values} for name, values in training.get("metrics", {}).items()],
+        results=results,
+        weights_license=license,
         face_crop=face_crop,
     )
+
+
+def folder_card(folder: str | Path, model_id: str, license: str | None = None) -> ModelCard:
+    """The card of a checkpoint on disk, from its config, its image processor, and the JSON files beside them.
+
+    Raises:
+        ValueError: the folder holds no model of fer-pll.
+    """
+    folder = Path(folder)
+    config = FerPllConfig.from_pretrained(folder)
+    classes = {each.__name__: each for each in (FerPllForImageClassification, FerPllForPreTraining, FerPllModel)}
+    architecture = (config.architectures or [""])[0]
+    if architecture not in classes:
+        raise ValueError(f"{folder}: no card is known for {architecture or 'a model without `architectures`'}.")
+    if architecture == FerPllModel.__name__:
+        config.add_query_decoder = False
+    with torch.device("meta"):
+        model = classes[architecture](config)
+    training = folder / TRAINING_NAME
+    return model_card(
+        model,
+        model_id,
+        training=json.loads(training.read_text()) if training.is_file() else None,
+        evaluations=read_evaluations(folder),
+        license=license,
+        face_crop=FerPllImageProcessor.from_pretrained(folder).face_crop,
+    )
+
+
+def weights_digest(folder: str | Path) -> str | None:
+    """SHA-256 over the safetensors weights of a checkpoint's folder; `None` where there are none."""
+    digest, files = hashlib.sha256(), sorted(Path(folder).glob("model*.safetensors"))
+    for file in files:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest() if files else None
+
+
+def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """Reports of evaluate.py beside a checkpoint, by the name of their folder, that are about these very weights."""
+    reports = {
+        path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"*/{METRICS_NAME}"))
+    }
+    digest = weights_digest(folder) if reports else None
+    return {name: report for name, report in reports.items() if digest is not None and report.get("weights") == digest}
+
+
+def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row of the card for each protocol of each evaluation."""
+    return [
+        {
+            "name": f"{_data_name(report)}, {report['split']}, protocol {protocol}",
+            "data": _data_name(report),
+            "split": report["split"],
+            "protocol": protocol,
+            "picture": f"{folder}/confusion_matrix_{protocol}.png",
+            **metrics,
+        }
+        for folder, report in evaluations.items()
+        for protocol, metrics in report["protocols"].items()
+    ]
+
+
+def _data_name(report: Mapping[str, Any]) -> str:
+    """Of a description such as "FER+ validation, protocol all: 3553 of 3589 rows", its beginning."""
+    return report["data"].partition(",")[0].partition(":")[0].removesuffix(f" {report['split']}")
+
+
+def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
+    shared = {
+        "task_type": "image-classification",
+        "dataset_type": result["data"].lower().replace(" ", "-"),
+        "dataset_name": result["data"],
+        "dataset_config": result["protocol"],
+        "dataset_split": result["split"],
+    }
+    accuracy = EvalResult(metric_type="accuracy", metric_value=round(result["accuracy"], 4), **shared)
+    mean_class_accuracy = EvalResult(
+        metric_type="recall",
+        metric_name="mean class accuracy",
+        metric_value=round(result["mean_class_accuracy"], 4),
+        metric_args={"average": "macro"},
+        **shared,
+    )
+    return [accuracy, mean_class_accuracy]
 
 
 def _candidate_sets(table: ConfidenceTable) -> dict[str, float]:

@@ -22,6 +22,7 @@ from ..data.synthetic import generate_rows
 from ..faces.classifier import MODEL_FILE, OnnxClassifier, batches
 from ..faces.detection import MissingExtra
 from ..model import FerPllImageProcessor
+from .load import load_weights
 
 TOLERANCE = 1e-4
 """How much the logits of a float32 export may differ from torch's."""
@@ -105,7 +106,8 @@ def export_onnx(
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     # Eager attention becomes plain products, which every version of onnxruntime is quick at.
-    model, loading = AutoModelForImageClassification.from_pretrained(
+    model, loading = load_weights(
+        AutoModelForImageClassification,
         checkpoint,
         dtype=torch.float32,
         attn_implementation="eager",

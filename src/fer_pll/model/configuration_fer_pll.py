@@ -34,10 +34,20 @@ class FerPllConfig(PreTrainedConfig):
         mask_style (`"visible"` or `"token"`): `"visible"` encodes the visible patches only and predicts the others
             from a small decoder that is thrown away afterwards; `"token"` puts a mask token in the place of each
             hidden patch embedding and encodes the full sequence, with a linear head.
+        mask_shape (`"random"` or `"blocks"`): single patches, or rectangles of them (BEiT, MaskFeat; with `"token"`).
+            Of rectangles `mask_ratio` is the largest share.
+        mask_unit_size (`int`, defaults to `patch_size`): side in pixels of the squares that random masks are made of
+            (SimMIM has 32; with `"token"`).
+        pretraining_target (`"hog"`, `"pixels"` or `"normalized_pixels"`): what is predicted of a hidden patch; the
+            last are the pixels less their mean and over their standard deviation (MAE).
+        pretraining_loss (`"l2"` or `"l1"`): mean squared or mean absolute error.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
             default to 512, 2, 8 and 2048): the decoder of `"visible"`.
         hog_cell_size, hog_orientations (`int`, default to 8 and 9): pixels per HOG cell side and orientation bins; the
             cell must divide the patch.
+        hog_gradient (`"central"` or `"sobel"`): scikit-image's definition of HOG, or MaskFeat's.
+        hog_window_size (`int`, defaults to 0): side in pixels of Gaussian windows that weigh the gradients (MaskFeat
+            has 16 as an option; with `"sobel"`); 0 for none.
         image_mean, image_std (`list[float]`): per channel, of pixels scaled to 0..1; how to undo the normalisation of
             `pixel_values`, since HOG is defined on 8-bit pictures. Must equal the image processor's.
 
@@ -75,12 +85,18 @@ class FerPllConfig(PreTrainedConfig):
 
     mask_ratio: float | int = 0.4
     mask_style: Literal["visible", "token"] = "visible"
+    mask_shape: Literal["random", "blocks"] = "random"
+    mask_unit_size: int | None = None
+    pretraining_target: Literal["hog", "pixels", "normalized_pixels"] = "hog"
+    pretraining_loss: Literal["l2", "l1"] = "l2"
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 2
     decoder_num_attention_heads: int = 8
     decoder_intermediate_size: int = 2048
     hog_cell_size: int = 8
     hog_orientations: int = 9
+    hog_gradient: Literal["central", "sobel"] = "central"
+    hog_window_size: int = 0
     image_mean: list[float] | tuple[float, ...] | None = None
     image_std: list[float] | tuple[float, ...] | None = None
 
@@ -95,6 +111,7 @@ class FerPllConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
+        self.mask_unit_size = self.mask_unit_size or self.patch_size
         super().__post_init__(**kwargs)
 
     @property
@@ -106,6 +123,11 @@ class FerPllConfig(PreTrainedConfig):
     def num_hog_values(self) -> int:
         """HOG values per patch: cells in the patch x orientations x channels (108 at 16 / 8 / 9 / 3)."""
         return (self.patch_size // self.hog_cell_size) ** 2 * self.hog_orientations * self.num_channels
+
+    @property
+    def num_target_values(self) -> int:
+        """Values per patch that pre-training predicts."""
+        return self.num_hog_values if self.pretraining_target == "hog" else self.patch_size**2 * self.num_channels
 
     def validate_sizes(self):
         """Raise `ValueError` where image, patch, cell, widths and masks do not fit."""
@@ -123,6 +145,7 @@ class FerPllConfig(PreTrainedConfig):
             "decoder_intermediate_size",
             "hog_cell_size",
             "hog_orientations",
+            "mask_unit_size",
             "query_decoder_num_hidden_layers",
         ):
             if getattr(self, name) < 1:
@@ -152,8 +175,33 @@ class FerPllConfig(PreTrainedConfig):
                 f"mask_ratio={self.mask_ratio} of {num_patches} patches: pre-training needs at least one visible and "
                 "one hidden patch."
             )
+        if self.mask_unit_size % self.patch_size or self.image_size % self.mask_unit_size:
+            raise ValueError(
+                f"mask_unit_size={self.mask_unit_size} must be a multiple of patch_size={self.patch_size} and divide "
+                f"image_size={self.image_size}."
+            )
+        num_units = (self.image_size // self.mask_unit_size) ** 2
+        if not 0 < int(num_units * (1 - self.mask_ratio)) < num_units:
+            raise ValueError(
+                f"mask_ratio={self.mask_ratio} of {num_units} squares of mask_unit_size={self.mask_unit_size}: "
+                "pre-training needs at least one visible and one hidden square."
+            )
         if int(num_patches * (1 - self.finetuning_mask_ratio)) < 1:
             raise ValueError(f"finetuning_mask_ratio={self.finetuning_mask_ratio} drops all {num_patches} patches.")
+
+    def validate_pretraining(self):
+        """Raise `ValueError` for options of pre-training that do not go together."""
+        if self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
+            raise ValueError(
+                f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
+                "'visible' hides single patches, as many in each picture."
+            )
+        if self.hog_window_size and self.hog_gradient != "sobel":
+            raise ValueError(f"hog_window_size={self.hog_window_size} is MaskFeat's: it needs hog_gradient='sobel'.")
+        if self.hog_window_size < 0 or (self.hog_window_size and self.image_size % self.hog_window_size):
+            raise ValueError(
+                f"hog_window_size={self.hog_window_size} must divide image_size={self.image_size}, or be 0."
+            )
 
     def validate_ratios(self):
         """Raise `ValueError` for a ratio outside [0, 1)."""

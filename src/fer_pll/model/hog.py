@@ -63,19 +63,58 @@ def cell_histograms(channel: torch.Tensor, cell_size: int, table: torch.Tensor) 
     return sums.view(batch, height // cell_size, cell_size, width // cell_size, -1).sum(dim=2)
 
 
+def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int, window_size: int) -> torch.Tensor:
+    """Cell histograms by the definition of MaskFeat (Wei et al., 2022).
+
+    Sobel gradients of the picture continued by reflection; the angle is measured from the vertical, atan2(g_col,
+    g_row); where there is a window, magnitudes are weighted by a Gaussian of standard deviation `window_size / 2`
+    around the middle of each square of `window_size` pixels.
+
+    Args:
+        pixels: float (B, C, H, W).
+        window_size: in pixels, 0 for none; divides H and W.
+
+    Returns:
+        float32 (B, C, H / cell_size, W / cell_size, orientations), sums over the cells.
+    """
+    batch, channels, height, width = pixels.shape
+    smooth = torch.tensor([1.0, 2.0, 1.0], device=pixels.device)
+    difference = torch.tensor([1.0, 0.0, -1.0], device=pixels.device)
+    kernels = torch.stack([smooth.outer(difference), difference.outer(smooth)])[:, None]  # (2, 1, 3, 3)
+    padded = nn.functional.pad(pixels.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
+    g_col, g_row = nn.functional.conv2d(padded, kernels).unbind(1)  # (B * C, H, W) each
+    magnitude = torch.hypot(g_col, g_row)
+    if window_size:
+        offset = torch.arange(window_size, device=pixels.device) - (window_size - 1) / 2
+        gauss = torch.exp(-0.5 * (offset / (window_size / 2)) ** 2)
+        window = gauss.outer(gauss)
+        magnitude = magnitude * (window / window.sum()).repeat(height // window_size, width // window_size)
+    bins = (torch.atan2(g_col, g_row) * (orientations / math.pi)).floor().long() % orientations
+    cell = torch.arange(height * width, device=pixels.device).view(height, width)
+    cell = cell // width // cell_size * (width // cell_size) + cell % width // cell_size  # (H, W), number of the cell
+    sums = torch.zeros(batch * channels, height * width // cell_size**2 * orientations, device=pixels.device)
+    sums.scatter_add_(1, (cell * orientations + bins).flatten(1), magnitude.flatten(1))
+    return sums.view(batch, channels, height // cell_size, width // cell_size, orientations)
+
+
 @torch.no_grad()
-def hog_targets(pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9) -> torch.Tensor:
+def hog_targets(
+    pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9, gradient: str = "central", window_size: int = 0
+) -> torch.Tensor:
     """HOG of each channel with every cell's histogram L2-normalised on its own.
 
     Equals `skimage.feature.hog(channel, orientations, pixels_per_cell=(cell_size, cell_size), cells_per_block=(1, 1),
     block_norm="L2", feature_vector=False)` channel by channel: central differences with zero at the border, unsigned
-    orientations, hard bins, mean over the cell, `v / sqrt(|v|^2 + 1e-10)`.
+    orientations, hard bins, mean over the cell, `v / sqrt(|v|^2 + 1e-10)`. `gradient="sobel"` is MaskFeat's definition
+    instead, see `sobel_histograms`, with `v / max(|v|, 1e-12)`.
 
     Args:
         pixels: (B, C, H, W), any dtype, values 0..255. HOG is defined on 8-bit pictures: floats are rounded, because
             a gradient that should be exactly zero and is not falls into another bin.
         cell_size: pixels per side of a cell; divides H and W.
         orientations: number of bins over 180 degrees.
+        gradient: `"central"` or `"sobel"`.
+        window_size: of `sobel_histograms`; with `"central"` there is none.
 
     Returns:
         float32 (B, C, H / cell_size, W / cell_size, orientations).
@@ -86,6 +125,9 @@ def hog_targets(pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9)
     height, width = pixels.shape[2:]
     if height % cell_size or width % cell_size:
         raise ValueError(f"cell_size={cell_size} does not divide pictures of {height} x {width} pixels.")
+    if gradient == "sobel":
+        pixels = pixels.float().round().clamp(0, 255)
+        return nn.functional.normalize(sobel_histograms(pixels, cell_size, orientations, window_size), dim=-1)
     # Export runs this function on tensors without values, which must not get into the cache.
     make_table = gradient_table if torch.compiler.is_exporting() else cached_gradient_table
     table = make_table(orientations, pixels.device)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_utils import ImageInput, PILImageResampling
+from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .face_crop import check_face_crop
@@ -61,7 +61,10 @@ class FerPllImageProcessor(PilBackend):
         return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
     def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
-        """One picture (PIL, NumPy or tensor; grey, colour or with alpha) to an array (num_channels, H, W)."""
+        """One picture (PIL, NumPy or tensor; grey, colour or with alpha) to an array (num_channels, H, W).
+
+        8-bit pictures have their final size already, where `size` has height and width.
+        """
         mode = "L" if num_channels == 1 else "RGB"
         kwargs["do_convert_rgb"] = False
         if not isinstance(image, Image.Image):
@@ -74,7 +77,19 @@ class FerPllImageProcessor(PilBackend):
                     "pass 8-bit values, or the model's number of channels."
                 )
             image = Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1))
-        return super().process_image(image.convert(mode), **kwargs)
+        if image.mode != "L":
+            image = image.convert(mode)
+        size = kwargs["size"]
+        if kwargs["do_resize"] and size.height and size.width and isinstance(kwargs["resample"], int):
+            image = image.resize((size.width, size.height), kwargs["resample"])
+        pixels = super().process_image(image, **kwargs)
+        # Grey for a model of three channels: resized once, not in each of three equal channels.
+        return np.repeat(pixels, num_channels, axis=0) if image.mode == "L" else pixels
+
+    def resize(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+        if image.dtype == np.uint8 and image.shape[1:] == (size.height, size.width):
+            return image
+        return super().resize(image, size, **kwargs)
 
 
 FerPllImageProcessor.register_for_auto_class()

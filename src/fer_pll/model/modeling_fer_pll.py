@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fer_pll import FerPllConfig
 from .hog import hog_targets, patchify_cells
+from .masking import blockwise_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
 
 
@@ -29,7 +30,8 @@ class FerPllModelOutput(ModelOutput):
     last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
-    ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking.
+    ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
+        where hidden patches are replaced by a token.
     hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
     cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
     """
@@ -47,8 +49,8 @@ class FerPllModelOutput(ModelOutput):
 class FerPllForPreTrainingOutput(ModelOutput):
     """Output of `FerPllForPreTraining`.
 
-    loss: mean squared error over the HOG values of the hidden patches.
-    logits: (B, L, HOG values per patch), predictions for all patches.
+    loss: mean error over the target values of the hidden patches.
+    logits: (B, L, `config.num_target_values`), predictions for all patches.
     mask, ids_restore, hidden_states, attentions: see `FerPllModelOutput`.
     """
 
@@ -99,22 +101,6 @@ def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> t
     patches = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, d, side, side)
     patches = nn.functional.interpolate(patches, size=(height, width), mode="bicubic", align_corners=False)
     return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
-
-
-def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hide the patches with the highest noise (MAE).
-
-    Args:
-        noise: (B, L).
-        mask_ratio: share to hide; `int(L * (1 - mask_ratio))` patches stay visible.
-
-    Returns:
-        ids_keep (B, V), mask (B, L) with 1 where hidden, ids_restore (B, L).
-    """
-    num_visible = int(noise.shape[1] * (1 - mask_ratio))
-    ids_shuffle = noise.argsort(dim=1)
-    ids_restore = ids_shuffle.argsort(dim=1)
-    return ids_shuffle[:, :num_visible], (ids_restore >= num_visible).float(), ids_restore
 
 
 def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -309,23 +295,37 @@ class FerPllEmbeddings(nn.Module):
         pixel_values: torch.Tensor,
         mask_ratio: float,
         noise: torch.Tensor | None,
+        mask: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        height, width = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        grid = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
         tokens = self.patch_embeddings(pixel_values)
-        positions = interpolate_positions(self.position_embeddings, height, width)
-        ids_keep = mask = ids_restore = None
-        if mask_ratio > 0 or noise is not None:
+        positions = interpolate_positions(self.position_embeddings, *grid)
+        ids_keep = ids_restore = None
+        masking = mask_ratio > 0 or noise is not None or mask is not None
+        if masking and self.mask_token is None:
             if noise is None:
                 noise = torch.rand(tokens.shape[:2], device=tokens.device)
             ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
-        if mask is not None and self.mask_token is not None:
+        elif masking:
+            mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
             tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
         tokens = tokens + positions[:, 1:]
-        if mask is not None and self.mask_token is None:
+        if ids_keep is not None:
             tokens = take_tokens(tokens, ids_keep)
         cls_token = (self.cls_token + positions[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
+
+    def draw_mask(
+        self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Patches to replace by the mask token, (B, L), 1 where hidden, as the configuration has them drawn."""
+        if self.config.mask_shape == "blocks":
+            return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
+        unit = self.config.mask_unit_size // self.config.patch_size
+        if noise is None:
+            noise = torch.rand(len(tokens), (grid[0] // unit) * (grid[1] // unit), device=tokens.device)
+        return unit_masking(noise, mask_ratio, grid, unit)
 
 
 def check_pixel_values(
@@ -370,6 +370,14 @@ class FerPllPreTrainedModel(PreTrainedModel):
         "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
+    push_card: Callable[..., None] | None = None  # where the package is installed, it writes the card
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As in transformers, but a new repository gets our card, not the stock one."""
+        if self.push_card is not None and not kwargs.get("create_pr"):
+            self.push_card(repo_id, **{name: kwargs.get(name) for name in ("token", "private", "revision")})
+        return super().push_to_hub(repo_id, **kwargs)
+
     def save_pretrained(self, save_directory: str, **kwargs):
         # transformers enters the saved class only; the file that it copies holds the others as well. (A subclass made
         # elsewhere is saved with the file of its own.)
@@ -412,7 +420,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 init.normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, FerPllQueryDecoder):
             init.copy_(module.label_queries, simplex_queries(*module.label_queries.shape))
-        elif isinstance(module, FerPllHogDecoder):
+        elif isinstance(module, FerPllPreTrainingDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             positions = sincos_positions(self.config.grid_size, self.config.decoder_hidden_size)
             init.copy_(module.position_embeddings, positions)
@@ -450,6 +458,7 @@ class FerPllModel(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         mask_ratio: float = 0.0,
         noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> FerPllModelOutput:
@@ -458,10 +467,12 @@ class FerPllModel(FerPllPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), normalised by the image processor.
             mask_ratio: share of the patches to hide; 0 hides none.
-            noise: (B, L), the patches with the highest values are hidden; drawn where not given.
+            noise: (B, L), the patches with the highest values are hidden; drawn where not given. With
+                `config.mask_unit_size`, (B, number of squares).
+            mask: (B, L), the patches to replace by the mask token, where there is one; drawn where not given.
             interpolate_pos_encoding: accept another picture size than `config.image_size`.
         """
-        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, interpolate_pos_encoding)
+        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
         for layer in self.layers:
             tokens = layer(tokens, **kwargs)
         tokens = self.layernorm(tokens)  # (B, 1 + V, d)
@@ -473,8 +484,8 @@ class FerPllModel(FerPllPreTrainedModel):
         )
 
 
-class FerPllHogDecoder(nn.Module):
-    """Predicts the HOG values of every patch from the visible ones; used in pre-training only (paper, section 3.2)."""
+class FerPllPreTrainingDecoder(nn.Module):
+    """Predicts the target of every patch from the visible ones; used in pre-training only (paper, section 3.2)."""
 
     def __init__(self, config: FerPllConfig):
         super().__init__()
@@ -487,7 +498,7 @@ class FerPllHogDecoder(nn.Module):
             for _ in range(config.decoder_num_hidden_layers)
         )
         self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.head = nn.Linear(size, config.num_hog_values)
+        self.head = nn.Linear(size, config.num_target_values)
 
     def forward(
         self, tokens: torch.Tensor, ids_restore: torch.Tensor, grid: tuple[int, int], **kwargs
@@ -502,11 +513,26 @@ class FerPllHogDecoder(nn.Module):
         return self.head(self.layernorm(tokens[:, 1:]))  # (B, L, values)
 
 
-class FerPllForPreTraining(FerPllPreTrainedModel):
-    """Masked image modelling with HOG targets (paper, section 3.2).
+def patchify_pixels(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """(B, C, H, W) to (B, L, patch_size^2 * C): patches and the pixels of each in row-major order, channels last."""
+    batch, channels, height, width = pixel_values.shape
+    patches = pixel_values.view(batch, channels, height // patch_size, patch_size, width // patch_size, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
-    `mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
-    `mask_style="token"` encodes the full sequence with mask tokens and predicts with a linear head (MaskFeat).
+
+class FerPllForPreTraining(FerPllPreTrainedModel):
+    """Masked image modelling (paper, section 3.2).
+
+    `config.mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
+    `"token"` encodes the full sequence with mask tokens and predicts with a linear head. Target, loss and the shape of
+    masks are options as well, so that the rivals of Table 6 are configurations of this class:
+
+    | | `pretraining_target` | `mask_style` | `pretraining_loss` | masks |
+    |---|---|---|---|---|
+    | the paper's | `hog` | `visible` | `l2` | random |
+    | MaskFeat (Wei et al., 2022) | `hog`, `hog_gradient="sobel"` | `token` | `l2` | `mask_shape="blocks"` |
+    | MAE (He et al., 2022) | `normalized_pixels` | `visible` | `l2` | random |
+    | SimMIM (Xie et al., 2022) | `pixels` | `token` | `l1` | `mask_unit_size=32` |
     """
 
     def __init__(self, config: FerPllConfig):
@@ -514,9 +540,9 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         token_style = config.mask_style == "token"
         self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
         if token_style:
-            self.head = nn.Linear(config.hidden_size, config.num_hog_values)
+            self.head = nn.Linear(config.hidden_size, config.num_target_values)
         else:
-            self.decoder = FerPllHogDecoder(config)
+            self.decoder = FerPllPreTrainingDecoder(config)
         self.post_init()
 
     def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -526,31 +552,53 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         return (pixel_values.float() * std + mean) * 255
 
     def targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """HOG values of every patch, float32 (B, L, values), from normalised `pixel_values` (B, C, H, W)."""
+        """What is predicted of every patch, float32 (B, L, `config.num_target_values`).
+
+        `hog`: HOG values. `pixels`: the patch of `pixel_values`. `normalized_pixels`: the same, less the mean of the
+        patch and over its standard deviation (MAE, section 3).
+
+        Args:
+            pixel_values: normalised (B, C, H, W).
+        """
+        config = self.config
         with torch.autocast(pixel_values.device.type, enabled=False):
-            cells = hog_targets(self.to_pixels(pixel_values), self.config.hog_cell_size, self.config.hog_orientations)
-        return patchify_cells(cells, self.config.patch_size // self.config.hog_cell_size)
+            if config.pretraining_target == "hog":
+                cells = hog_targets(
+                    self.to_pixels(pixel_values),
+                    config.hog_cell_size,
+                    config.hog_orientations,
+                    config.hog_gradient,
+                    config.hog_window_size,
+                )
+                return patchify_cells(cells, config.patch_size // config.hog_cell_size)
+            patches = patchify_pixels(pixel_values.float(), config.patch_size)
+            if config.pretraining_target == "normalized_pixels":
+                variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+                patches = (patches - mean) / (variance + 1e-6).sqrt()
+            return patches
 
     @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> FerPllForPreTrainingOutput:
-        """Predict the HOG values of hidden patches.
+        """Predict the hidden patches.
 
         Args:
             pixel_values: (B, C, H, W), normalised with `config.image_mean` / `image_std` (HOG needs the 8-bit values
                 back).
-            noise: (B, L), see `FerPllModel`.
+            noise, mask: which patches to hide, see `FerPllModel`.
             interpolate_pos_encoding: accept another picture size than `config.image_size`.
         """
         outputs = self.fer_pll(
             pixel_values,
             mask_ratio=self.config.mask_ratio,
             noise=noise,
+            mask=mask,
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
@@ -559,8 +607,9 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         else:
             grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
             logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
-        error = (logits.float() - self.targets(pixel_values)).square().mean(dim=-1)  # (B, L)
-        loss = (error * outputs.mask).sum() / outputs.mask.sum()
+        error = logits.float() - self.targets(pixel_values)
+        error = error.abs() if self.config.pretraining_loss == "l1" else error.square()
+        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
         return FerPllForPreTrainingOutput(
             loss=loss,
             logits=logits,

@@ -37,6 +37,9 @@ class ImageTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(
         default="none", metadata={"help": "Where to report metrics besides the console, e.g. tensorboard."}
     )
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Nothing to filter: a loss that is not finite ends the training."}
+    )
     overwrite: bool = field(
         default=False, metadata={"help": "Replace the run that lies in the output folder (else it is an error)."}
     )
@@ -83,9 +86,54 @@ class ImageTrainingArguments(TrainingArguments):
 class FerPllPreTrainingArguments(ImageTrainingArguments):
     """Settings of masked-image pre-training (paper, sections 3.2 and 4.2)."""
 
+    objective: str = field(
+        default="masked",
+        metadata={
+            "help": "masked: predict hidden patches, of which the model config says what and how (HOG, MaskFeat, MAE, "
+            "SimMIM); moco: tell two views of a picture from the views of others."
+        },
+    )
     mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
     )
+    shuffle_buffer: int = field(
+        default=4096,
+        metadata={
+            "help": "Streams: pictures that are shuffled together. Every DataLoader worker of every process holds "
+            "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
+        },
+    )
+    on_bad_data: str = field(
+        default="skip",
+        metadata={
+            "help": "Streams: what is done with a shard that is missing or damaged and a picture that cannot be read. "
+            "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder; stop: end the "
+            "training before the batch that lacks it."
+        },
+    )
+    contrastive_temperature: float = field(default=0.07, metadata={"help": "Temperature of the loss of moco."})
+    queue_size: int = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
+    encoder_momentum: float = field(
+        default=0.999,
+        metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.objective not in ("masked", "moco"):
+            raise ValueError(f"objective={self.objective!r}: choose masked or moco.")
+        if self.contrastive_temperature <= 0:
+            raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
+        if not 0 <= self.encoder_momentum < 1:
+            raise ValueError(f"encoder_momentum={self.encoder_momentum} must lie in [0, 1).")
+        if self.queue_size < 1:
+            raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
+        if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":
+            raise ValueError(
+                f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
+            )
+        if self.on_bad_data not in ("skip", "stop"):
+            raise ValueError(f"on_bad_data={self.on_bad_data!r}: choose skip or stop.")
 
 
 @dataclass
@@ -147,6 +195,10 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         metadata={"help": "Weight of the uniformity loss of the label queries (Eq. 3); 0 switches it off."},
     )
     uniform_temperature: float = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
+    uniform_literal: bool = field(
+        default=False,
+        metadata={"help": "Eq. 3 as printed, whose gradient vanishes at the paper's temperatures; for Table 8."},
+    )
     drop_path_rate: float | None = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )

@@ -3,8 +3,12 @@
 import json
 import logging
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
@@ -29,6 +33,37 @@ def begin_checkpoint(checkpoint: str | Path) -> None:
     """Make the folder, incomplete: what an earlier run left there does not pass for complete while it is replaced."""
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
     (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the message says where, why, and how the training goes on."""
+
+
+@contextmanager
+def saving(checkpoint: str | Path) -> Iterator[None]:
+    """What writes a checkpoint goes inside.
+
+    Where that fails, what was written of it is deleted, so that the disk is no fuller than before; earlier checkpoints
+    stay.
+
+    Raises:
+        SaveError: the checkpoint could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch has no error of its own for a full disk
+        if is_complete(checkpoint):  # something else failed, such as a push to the Hub
+            raise
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        folder = Path(checkpoint).parent
+        before = last_checkpoint(folder)
+        reason = " ".join(str(error).split())[:200]
+        raise SaveError(
+            f"{checkpoint} could not be written ({type(error).__name__}: {reason}); "
+            f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there. Make room (--save_total_limit 1 keeps "
+            "one checkpoint), then "
+            + (f"go on from {before}, which is whole: --resume_from_checkpoint last." if before else "start again.")
+        ) from error
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:

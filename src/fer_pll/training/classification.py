@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 
 from datasets import Dataset
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.prepared import add_candidates
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
-from .settings import config_folder
+from .initialization import initialize
+from .settings import config_folder, load_config
 
 
 @dataclass
@@ -16,8 +18,12 @@ class ClassificationScript:
     data: str = field(
         metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
     )
-    pretrained: str | None = field(
-        default=None, metadata={"help": "Checkpoint of pretrain.py, folder or Hub name. Default: random weights."}
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a checkpoint of pretrain.py, or of ViT (DINO is one) or ViTMAE; folder or "
+            "Hub name. Default: random weights."
+        },
     )
     max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
     min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
@@ -30,14 +36,32 @@ class ClassificationScript:
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
+    add_query_decoder: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Classify by label queries (true) or by a linear layer on the mean of the patch tokens (false); "
+            "overrides the model config."
+        },
+    )
+    settings: str | None = field(
+        default=None,
+        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/experiments."},
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
     )
 
     def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
-        """The rows with their candidate sets, see `data.prepared.add_candidates`."""
-        return add_candidates(
+        """The rows with their candidate sets, see `data.prepared.add_candidates`.
+
+        Settings that have no say for these data become `None`: nobody shall take them for what was done.
+        """
+        unused = {"max_candidates", "min_votes", "ties", "flip_probability", "set_size"}
+        if "candidates" not in dataset.column_names:
+            from_votes = "votes" in dataset.column_names
+            unused &= {"flip_probability", "set_size"} if from_votes else {"max_candidates", "min_votes", "ties"}
+        dataset = add_candidates(
             dataset,
             max_candidates=self.max_candidates,
             min_votes=self.min_votes,
@@ -46,16 +70,26 @@ class ClassificationScript:
             set_size=self.set_size,
             seed=seed,
         )
+        for name in unused:
+            setattr(self, name, None)
+        return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-        """The classifier, from `pretrained` or random, and its image processor."""
+    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier, from `init_from` or random, and its image processor.
+
+        A config.json of another model of transformers makes that one, with random weights.
+        """
         folder = config_folder(self.config)
-        config = FerPllConfig.from_pretrained(folder)
-        if args.drop_path_rate is not None:
-            config.drop_path_rate = args.drop_path_rate
-        if self.pretrained is None:
-            model = FerPllForImageClassification(config)
-        else:
-            model = FerPllForImageClassification.from_pretrained(self.pretrained, config=config)
+        other = AutoConfig.from_pretrained(folder)
+        if not isinstance(other, FerPllConfig):
+            if self.init_from is not None:
+                raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
+            return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
+        config, image_processor = load_config(
+            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
+        )
+        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        if initialization is not None and args.should_log:
+            print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
-        return model, FerPllImageProcessor.from_pretrained(folder)
+        return model, image_processor

@@ -244,7 +244,8 @@ class FerPllTrainer(ImageTrainer):
         losses = self.method.step(batch)  # (B,)
         queries = getattr(batch.model, "label_queries", None)
         if self.args.uniform_weight > 0 and queries is not None:
-            losses = losses + self.args.uniform_weight * uniformity_loss(queries, self.args.uniform_temperature)
+            uniformity = uniformity_loss(queries, self.args.uniform_temperature, self.args.uniform_literal)
+            losses = losses + self.args.uniform_weight * uniformity
         if num_items_in_batch is None:
             loss = losses.mean()
         else:  # the gradients of the processes are averaged, those of the micro-batches added
@@ -315,6 +316,10 @@ class FerPllTrainer(ImageTrainer):
             raise ValueError(
                 f"{checkpoint} was written with another loss than {self.args.loss!r}; resume it with that."
             )
+
+    def state_is_finite(self) -> bool:
+        tensors = [value for value in self.method.state_dict().values() if isinstance(value, torch.Tensor)]
+        return super().state_is_finite() and all(bool(tensor.isfinite().all()) for tensor in tensors)
 
     def save_with_checkpoint(self, checkpoint: str) -> None:
         super().save_with_checkpoint(checkpoint)

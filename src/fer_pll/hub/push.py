@@ -1,0 +1,165 @@
+"""Checkpoints to the Hub: which files of a folder belong there, and errors that say what to do."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx
+from transformers import PreTrainedModel
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .card import CARD_NAME, METRICS_NAME, TRAINING_NAME, model_card, read_evaluations
+
+PREPROCESSOR_NAME = "preprocessor_config.json"
+
+_ADVICE = {
+    401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
+    403: "your token may not write there: check the name before the slash, and that the token may write",
+    404: "there is no such repository, or your token may not see it: check the name",
+    409: "somebody else is changing the repository: try again",
+    412: "somebody else has changed the repository meanwhile: try again",
+}
+
+
+class PushError(OSError):
+    """A push did not come through. Nothing is lost: the files lie where they lay, and can be pushed again."""
+
+
+@contextmanager
+def push_errors(repo_id: str) -> Iterator[None]:
+    """What the Hub or the network answers, as a `PushError` that says what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        advice = _ADVICE.get(status, "try again later" if status >= 500 else "see below")
+        if status == 429:
+            seconds = error.response.headers.get("Retry-After")
+            advice = f"too many requests: try again in {seconds} seconds" if seconds else "too many requests: wait"
+        raise PushError(f"{repo_id}: the Hub refused the push ({status}): {advice}.\n{error}") from error
+    except OfflineModeIsEnabled as error:
+        raise PushError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.") from error
+    except LocalTokenNotFoundError as error:
+        raise PushError(f"{repo_id}: log in with `hf auth login`, or set HF_TOKEN.") from error
+    except (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError) as error:  # the last: of large files
+        raise PushError(
+            f"{repo_id}: the connection to the Hub failed ({type(error).__name__}: {error}). Nothing of this push is "
+            "there, unless the Hub's answer alone was lost: try again."
+        ) from error
+
+
+def published_files(folder: str | Path) -> list[str]:
+    """What of a checkpoint's folder belongs into its repository, as paths inside the folder.
+
+    Config, safetensors weights, image processor, the code that `auto_map` names with all it imports; and, if they are
+    there, the card, what it was made from (`training.json`, metrics of evaluations of these very weights) and the
+    confusion matrices. Everything else stays: optimisers, settings with paths of this machine, pickles, predictions,
+    galleries of pictures.
+
+    Raises:
+        ValueError: a part is missing without which the checkpoint does not load.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{folder} has no {CONFIG_NAME}: name the folder of a checkpoint.")
+    weights = _weights(folder)
+    if not weights:
+        raise ValueError(
+            f"{folder} has no {SAFE_WEIGHTS_NAME}: weights are published as safetensors only. Load the model and save "
+            "it again with save_pretrained."
+        )
+    if not (folder / PREPROCESSOR_NAME).is_file():
+        raise ValueError(
+            f"{folder} has no {PREPROCESSOR_NAME}: save the image processor there as well, with its save_pretrained."
+        )
+    files = [CONFIG_NAME, *weights, PREPROCESSOR_NAME, *_code(folder)]
+    files += [name for name in (CARD_NAME, TRAINING_NAME) if (folder / name).is_file()]
+    for name in read_evaluations(folder):
+        pictures = sorted((folder / name).glob("confusion_matrix_*.png"))
+        files += [f"{name}/{METRICS_NAME}", *(f"{name}/{picture.name}" for picture in pictures)]
+    return files
+
+
+def _weights(folder: Path) -> list[str]:
+    if (folder / SAFE_WEIGHTS_NAME).is_file():
+        return [SAFE_WEIGHTS_NAME]
+    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
+        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())
+        return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
+    return []
+
+
+def _code(folder: Path) -> list[str]:
+    """The Python files that `auto_map` names and those that they import, each once."""
+    files = set()
+    for name in (CONFIG_NAME, PREPROCESSOR_NAME):
+        for reference in json.loads((folder / name).read_text()).get("auto_map", {}).values():
+            module = folder / f"{reference.split('.')[0]}.py"
+            try:
+                files |= {module.name, *(Path(file).name for file in get_relative_import_files(module))}
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f"{folder} lacks {Path(error.filename).name}, part of its code: save it again."
+                ) from error
+    return sorted(files)
+
+
+def push_files(
+    folder: str | Path,
+    files: Sequence[str],
+    repo_id: str,
+    path_in_repo: str = "",
+    repo_type: str = "model",
+    commit_message: str = "Upload checkpoint",
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> CommitInfo:
+    """Push files in one commit, so that they are all there or none; makes the repository where there is none.
+
+    Args:
+        folder: where the files lie.
+        files: paths inside `folder`.
+        repo_id: `"name"` or `"owner/name"`.
+        path_in_repo: folder of the repository to put them in; its root where not given.
+        repo_type: `"model"` or `"dataset"`.
+        token: that of the environment (HF_TOKEN) or of the Hub's login where not given. It is never written anywhere.
+        private: whether a new repository is private.
+        revision: branch; `main` where not given.
+
+    Raises:
+        PushError: it did not come through.
+        ValueError: the Hub finds the card's metadata invalid.
+    """
+    api = HfApi(token=token)
+    operations = [
+        CommitOperationAdd(
+            path_in_repo=f"{path_in_repo}/{name}" if path_in_repo else name, path_or_fileobj=Path(folder) / name
+        )
+        for name in files
+    ]
+    with push_errors(repo_id):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        return api.create_commit(
+            repo_id, operations, repo_type=repo_type, commit_message=commit_message, revision=revision
+        )
+
+
+def push_card(
+    model: PreTrainedModel,
+    repo_id: str,
+    token: str | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+) -> None:
+    """Put a card of what the model itself tells into a repository that has none."""
+    api = HfApi(token=token)
+    with push_errors(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not api.file_exists(repo_id, CARD_NAME, revision=revision):
+            card = CommitOperationAdd(path_in_repo=CARD_NAME, path_or_fileobj=str(model_card(model, repo_id)).encode())
+            api.create_commit(repo_id, [card], commit_message="Upload model card", revision=revision)

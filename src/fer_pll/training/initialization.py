@@ -1,0 +1,287 @@
+"""Models that start from other people's weights, or from a checkpoint of ours: `--init_from`.
+
+transformers' ViT (DINO, and DeiT without distillation, are stored as such) and ViTMAE have the modules of our encoder
+under the same names. Two things differ from checkpoint to checkpoint: how pixels are normalised, and how many patches
+there are. Both are accounted for, so that the encoder makes of a picture what the source makes of it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
+from transformers.utils import logging
+
+from ..hub.load import load_weights
+from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining
+from ..model.modeling_fer_pll import FerPllPreTrainedModel, interpolate_positions
+
+Model = TypeVar("Model", bound=FerPllPreTrainedModel)
+
+PREFIX = f"{FerPllPreTrainedModel.base_model_prefix}."
+POSITIONS = f"{PREFIX}embeddings.position_embeddings"
+PROJECTION = f"{PREFIX}embeddings.patch_embeddings.projection"
+
+NATIVE = {"vit": ViTModel, "vit_mae": ViTMAEModel}
+
+# Why our encoder cannot hold what is often tried.
+REFUSED = {
+    "deit": "it has a distillation token (DeiT without one is stored as ViT, and can be used)",
+    "dinov2": "it has LayerScale",
+    "dinov2_with_registers": "it has LayerScale and register tokens",
+    "dinov3_vit": "it has rotary positions, LayerScale and register tokens",
+    "beit": "it has relative positions and LayerScale",
+}
+
+# Sizes of the weights, which config.json must have as well.
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+
+# With other values of these the same weights are another function: they come with the weights.
+TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
+
+
+class Source(NamedTuple):
+    """A checkpoint in memory.
+
+    kind: its `model_type`.
+    weights: by the names that they have in our model.
+    image_mean, image_std: of the pixels that it takes, on a scale of 0..1, for each channel.
+    learned_positions: whether its positions were trained.
+    """
+
+    kind: str
+    config: PreTrainedConfig
+    weights: dict[str, torch.Tensor]
+    image_mean: list[float]
+    image_std: list[float]
+    learned_positions: bool
+
+
+@dataclass
+class Initialization:
+    """What a model started from, to be printed.
+
+    source: folder or Hub name, and the kind of model that was found there.
+    taken, new: names of the weights that came from there, and of those that did not.
+    num_values: how many numbers were taken.
+    changes: what was done to make weights and model fit.
+    """
+
+    source: str
+    taken: list[str]
+    new: list[str]
+    num_values: int
+    changes: list[str]
+
+    def __str__(self) -> str:
+        lines = [f"taken: {_parts(self.taken)}; {self.num_values:,} values", *self.changes, f"new: {_parts(self.new)}"]
+        return "\n  ".join([f"Weights from {self.source}", *lines])
+
+
+def _parts(names: list[str]) -> str:
+    """Modules that hold some weights, and how many each: `fer_pll.layers (96), classifier (2)`."""
+    counts = Counter(".".join(name.split(".")[: 1 + name.startswith(PREFIX)]) for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
+
+
+def initialize(
+    build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None
+) -> tuple[Model, Initialization | None]:
+    """A model with the encoder of another checkpoint. What the checkpoint lacks is random.
+
+    From a checkpoint of ours comes all that both have in the same size, the decoders too; label queries and classifier
+    only if the classes are the same.
+
+    Args:
+        build: makes the model with random weights; a class of ours will do.
+        config: of the model. The settings in `TAKEN_OVER` become those of the checkpoint, and positions are learned
+            where the checkpoint's are.
+        init_from: a checkpoint of fer-pll, ViT or ViTMAE, folder or Hub name; `None` for random weights.
+
+    Returns:
+        the model, and what it started from.
+
+    Raises:
+        ValueError: where there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
+    """
+    if init_from is None:
+        return build(config), None
+    try:
+        with _quiet():
+            source = read_source(init_from)
+        check_sizes(source, config)
+        changes = take_settings_over(source, config) + fit_weights(source, config)
+        model = build(config)
+        names = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        weights = {name: tensor for name, tensor in source.weights.items() if tensor.shape == names.get(name)}
+        new = [name for name in names if name not in weights]
+        check_encoder_is_whole(new)
+    except (OSError, ValueError, SafetensorError) as error:
+        nowhere = isinstance(error, OSError) and not Path(init_from).is_dir()
+        raise ValueError(
+            f"--init_from {init_from}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
+        ) from error
+    # The model gets the tensors themselves, so that of the encoder there is never a second copy.
+    model.load_state_dict(weights, strict=False, assign=True)
+    return model, Initialization(
+        source=f"{init_from} ({source.kind})",
+        taken=[name for name in names if name in weights],
+        new=new,
+        num_values=sum(tensor.numel() for tensor in weights.values()),
+        changes=changes,
+    )
+
+
+def read_source(init_from: str) -> Source:
+    """Load a checkpoint in its own class: only that knows under which names its files keep the weights.
+
+    Raises:
+        ValueError: where our encoder cannot hold it.
+        OSError: where there is none, or nothing that says how it takes its pictures.
+    """
+    config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
+    kind = config.model_type
+    if kind == FerPllConfig.model_type:
+        prefix, mean, std = "", config.image_mean, config.image_std
+        is_classifier = FerPllForImageClassification.__name__ in (config.architectures or ())
+        model, random = _load(FerPllForImageClassification if is_classifier else FerPllForPreTraining, init_from)
+        learned = config.position_embedding_type == "learned"
+    elif kind in NATIVE:
+        prefix = PREFIX
+        processor = AutoImageProcessor.from_pretrained(init_from, trust_remote_code=False)
+        mean, std = processor.image_mean, processor.image_std
+        if not processor.do_normalize:
+            mean, std = [0.0] * config.num_channels, [1.0] * config.num_channels
+        model, random = _load(NATIVE[kind], init_from)
+        learned = kind != "vit_mae"
+    else:
+        raise ValueError(
+            f"our encoder cannot hold a model of the kind {kind!r}: {REFUSED.get(kind, 'it is another network')}. "
+            "Take a checkpoint of fer-pll, ViT (DINO is one) or ViTMAE."
+        )
+    check_encoder_is_whole([f"{prefix}{name}" for name in random])
+    weights = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items() if name not in random}
+    return Source(kind, config, weights, list(mean), list(std), learned)
+
+
+def check_encoder_is_whole(random: list[str]) -> None:
+    """Raise `ValueError` where weights of the encoder are among those that a checkpoint could not give."""
+    modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm"))
+    missing = [name for name in random if name.startswith(modules) and not name.endswith("mask_token")]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} weights of the encoder are missing or not of the size that its config.json says, the "
+            f"first is {missing[0].removeprefix(PREFIX)}: these are weights of another architecture."
+        )
+
+
+def check_sizes(source: Source, config: FerPllConfig) -> None:
+    """Raise `ValueError` where weights and configuration do not fit each other, with what to change."""
+    needed = {name: getattr(source.config, name) for name in SIZES}
+    if source.config.num_channels != 3:  # weights for colour serve grey pictures as well
+        needed["num_channels"] = source.config.num_channels
+    different = [f"{name} {value}, not {getattr(config, name)}" for name, value in needed.items()
+                 if getattr(config, name) != value]  # fmt: skip
+    if different:
+        raise ValueError(f"these weights need other sizes in config.json: {'; '.join(different)}.")
+
+
+def take_settings_over(source: Source, config: FerPllConfig) -> list[str]:
+    """Change `config` where its settings would change what the weights compute. Returns the changes, in words."""
+    settings = {name: getattr(source.config, name) for name in TAKEN_OVER}
+    if source.learned_positions:
+        settings["position_embedding_type"] = "learned"
+    changes = []
+    for name, value in settings.items():
+        if getattr(config, name) != value:
+            changes.append(f"taken with them: {name} {value} (config.json has {getattr(config, name)})")
+            setattr(config, name, value)
+    return changes
+
+
+def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
+    """Raise `ValueError` where a resumed model would compute something else with a checkpoint's weights.
+
+    A model that took settings over from other people's weights has to take them over again when it is resumed.
+    """
+    before = FerPllConfig.from_pretrained(checkpoint)
+    different = [
+        f"{name} was {getattr(before, name)} and is {getattr(config, name)}"
+        for name in (*TAKEN_OVER, "position_embedding_type")
+        if getattr(before, name) != getattr(config, name)
+    ]
+    if different:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: {', '.join(different)}. Give the --config and --init_from that "
+            "the run was started with."
+        )
+
+
+def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
+    """Change the source's weights to the pictures and classes of `config`. Returns the changes, in words."""
+    weights, changes = source.weights, []
+    num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
+    side = math.isqrt(num_patches)
+    if side**2 != num_patches:
+        raise ValueError(f"these weights are for pictures that are not square ({num_patches} patches).")
+    if side != grid:
+        weights[POSITIONS] = interpolate_positions(weights[POSITIONS], grid, grid)
+        changes.append(f"interpolated: positions of {side} x {side} patches to {grid} x {grid}")
+    if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
+        fit_projection(source, config)
+        changes.append(
+            f"fitted, exactly: patch projection of pixels with mean {source.image_mean} and deviation "
+            f"{source.image_std} to {config.image_mean} and {config.image_std}"
+        )
+    if source.config.id2label != config.id2label:
+        for name in [name for name in weights if name.endswith("label_queries") or name.startswith("classifier.")]:
+            del weights[name]
+    return changes
+
+
+def fit_projection(source: Source, config: FerPllConfig) -> None:
+    """Let the patch projection make of our pixel values what the source's made of its own, for the same picture.
+
+    A pixel p (0..1) comes to the source as (p - m) / s and to us as y = (p - m') / s'. So the source's value is
+    (s' / s) y + (m' - m) / s, for each channel: a linear map, and so is the projection. To a source for colour, the
+    three channels of a grey picture are the same pixels: its weights add up.
+    """
+    mean, std, our_mean, our_std = (
+        torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
+        for values in (source.image_mean, source.image_std, config.image_mean, config.image_std)
+    )
+    weight, bias = (source.weights[f"{PROJECTION}.{name}"].double() for name in ("weight", "bias"))
+    bias = bias + (weight * ((our_mean - mean) / std)).sum(dim=(1, 2, 3))
+    weight = weight * (our_std / std)  # (d, C, patch, patch)
+    if config.num_channels < weight.shape[1]:
+        weight = weight.sum(dim=1, keepdim=True)
+    source.weights[f"{PROJECTION}.weight"], source.weights[f"{PROJECTION}.bias"] = weight.float(), bias.float()
+
+
+def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, list[str]]:
+    """`from_pretrained` in float32, and which weights are random because none was found that fits."""
+    model, info = load_weights(
+        model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    return model, [key for key in model.state_dict() if key in random]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own account of what it loads, which `Initialization` gives in our terms."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,132 @@
+"""Every way to push, in one process. Leaves a prepared data set and a checkpoint, and prints what failed pushes said.
+
+python pushing.py FOLDER, with HF_ENDPOINT and HF_TOKEN set. FOLDER gets data/ferplus and runs; the last line of the
+output is JSON: the messages by scenario.
+"""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+from datasets import DatasetDict
+from transformers import set_seed
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import make_dataset
+from fer_pll import (
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllTrainer,
+    FerPllTrainingArguments,
+)
+from fer_pll.data.prepared import save_prepared
+from fer_pll.hub.push import PushError, published_files, push_files
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer
+from toy_training import CONFIG
+
+SETTINGS = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 24,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "report_to": ["tensorboard"],  # whose files lie in the output folder and belong to nobody else
+}
+CROP = {
+    "name": "toy",
+    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
+    "size": 16,
+    "colour": "grey",
+    "margin": 0.1,
+}
+PUSH_SCRIPT = Path(__file__).parents[2] / "train_scripts" / "push_to_hub.py"
+
+
+def image_processor() -> FerPllImageProcessor:
+    size = {"height": 16, "width": 16}
+    return FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25], face_crop=CROP)
+
+
+def trainer(output_dir: Path, train, **settings) -> FerPllTrainer:
+    set_seed(0)
+    return FerPllTrainer(
+        FerPllForImageClassification(FerPllConfig(**CONFIG)),
+        FerPllTrainingArguments(str(output_dir), **(SETTINGS | settings)),
+        processing_class=image_processor(),
+        train_dataset=train,
+    )
+
+
+def message_of(push) -> str | None:
+    """What a push says that does not come through; `None` where it does."""
+    try:
+        push()
+    except (PushError, SystemExit) as error:
+        return str(error)
+    return None
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    runs = folder / "runs"
+    train = make_dataset(48)
+    train.info.description, train.info.license = "toy train: 48 pictures", "free for all."
+    prepared = DatasetDict(train=train.remove_columns("candidates"), validation=make_dataset(24, seed=1))
+    save_prepared(prepared, folder / "data" / "ferplus")
+
+    # A checkpoint that was not pushed; two that were while they were trained, and not at the end; one at the end.
+    local = trainer(runs / "finetune", train)
+    local.train()
+    local.save_model()
+    local.create_model_card()
+    local.save_confidence()
+    for name, strategy in (("every-save", "every_save"), ("with-checkpoint", "checkpoint")):
+        halfway = trainer(
+            runs / name, train, push_to_hub=True, hub_strategy=strategy, hub_always_push=True, save_total_limit=2
+        )
+        halfway.train()
+    messages = {}
+    at_end = trainer(runs / "at-end", train, push_to_hub=True, hub_model_id="someone/at-end", hub_strategy="end")
+    at_end.train()
+    messages["at-end"] = message_of(at_end.save_model)  # cut off, its files saved before
+    assert (runs / "at-end" / "model.safetensors").is_file() and (runs / "at-end" / "training.json").is_file()
+    at_end.push_to_hub()
+
+    set_seed(0)
+    args = FerPllPreTrainingArguments(str(runs / "pretrained"), **SETTINGS)
+    FerPllPreTrainer(
+        FerPllForPreTraining(FerPllConfig(**CONFIG)), args, processing_class=image_processor(), train_dataset=train
+    ).push_to_hub()
+
+    # By hand, as any model of transformers; what it finds there stays.
+    local.model.push_to_hub("someone/by-hand")
+    image_processor().push_to_hub("someone/by-hand")
+
+    # Everything that can go wrong, and once more.
+    checkpoint = runs / "finetune"
+    files, before = published_files(checkpoint), snapshot(folder)
+    for status in ("401", "403", "404", "409", "429", "500", "cut"):
+
+        def push(name=f"answers-{status}"):
+            push_files(checkpoint, files, f"someone/{name}")
+
+        messages[status] = message_of(push)
+        assert message_of(push) is None, status
+    sys.argv = [str(PUSH_SCRIPT), str(checkpoint), "someone/script-403", "--keep-card"]
+    messages["script"] = message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
+    assert snapshot(folder) == before
+    print(json.dumps(messages))
+
+
+if __name__ == "__main__":
+    main()

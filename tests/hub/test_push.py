@@ -1,0 +1,307 @@
+"""Pushes and pulls against a Hub of our own: fresh processes, and at the pulling side none that knows fer_pll."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file
+
+from conftest import CLASSES
+from fer_pll import FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.hub.card import weights_digest
+from fer_pll.hub.confidences import confidence_dataset
+from fer_pll.hub.load import load_weights
+from fer_pll.hub.push import published_files
+from hub.fake_hub import FakeHub, Fault
+from hub.stranger import run_stranger
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
+CODE = {
+    "configuration_fer_pll.py",
+    "hog.py",
+    "face_crop.py",
+    "image_processing_fer_pll.py",
+    "modeling_fer_pll.py",
+    "uniformity.py",
+}
+NEEDED = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+FAULTS = {
+    "at-end": Fault("commit", None),
+    "answers-401": Fault("create", 401),
+    "answers-403": Fault("commit", 403),
+    "answers-404": Fault("preupload", 404, {"X_Error_Code": "RepoNotFound"}),
+    "answers-409": Fault("commit", 409),
+    "answers-429": Fault("commit", 429, {"Retry_After": "7"}),
+    "answers-500": Fault("commit", 500),
+    "answers-cut": Fault("commit", None),
+    "script-403": Fault("create", 403),
+    "every-save": Fault("commit", 500),
+}
+CLASSIFIERS = ("fer-pll-tiny-ferplus", "every-save", "with-checkpoint", "at-end", "by-hand")
+
+# Loads every repository that is named, and writes the logits for face.png to pulled.safetensors.
+PULL = """
+import sys
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModelForPreTraining
+
+trust = {"trust_remote_code": True}
+logits = {}
+for repo in sys.argv[1:]:
+    config = AutoConfig.from_pretrained(repo, **trust)
+    inputs = AutoImageProcessor.from_pretrained(repo, **trust)(Image.open("face.png"), return_tensors="pt")
+    head = AutoModelForPreTraining if repo.endswith("pretrained") else AutoModelForImageClassification
+    model = head.from_pretrained(repo, **trust)
+    with torch.no_grad():
+        AutoModel.from_pretrained(repo, **trust)(**inputs)
+        if head is AutoModelForImageClassification:
+            logits[repo] = model(**inputs).logits
+save_file(logits, "pulled.safetensors")
+assert "fer_pll" not in sys.modules
+"""
+
+
+def readme_section() -> str:
+    return (ROOT / "README.md").read_text().split("## From the Hub\n")[1].split("\n## ")[0]
+
+
+def code_of(section: str, language: str) -> str:
+    return "\n".join(re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)).replace("YOUR-NAME", "someone")
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with FakeHub() as hub:
+        for name, fault in FAULTS.items():
+            hub.faults[f"someone/{name}"].append(fault)
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub")
+    shutil.copytree(ROOT / "train_scripts", folder / "train_scripts")
+    Image.linear_gradient("L").resize((40, 30)).save(folder / "face.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def messages(hub, folder) -> dict[str, str | None]:
+    """What failed pushes said; afterwards everything is pushed but what the README pushes."""
+    command = [sys.executable, Path(__file__).with_name("pushing.py"), folder]
+    environment = hub.environment(folder / "home", TOKEN)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, folder, messages) -> dict[str, dict[str, bytes]]:
+    """The repositories, that of the README's commands among them."""
+    environment = hub.environment(folder / "home", TOKEN, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    commands = "set -e\n" + code_of(readme_section(), "sh")
+    done = subprocess.run(["bash", "-c", commands], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return hub.repos
+
+
+@pytest.fixture(scope="module")
+def pulled(hub, folder, pushed) -> dict[str, torch.Tensor]:
+    """Logits by repository, of a process without fer_pll that also ran the README's Python."""
+    code = code_of(readme_section(), "python") + PULL
+    repos = [f"someone/{name}" for name in (*CLASSIFIERS, "pretrained")]
+    output = run_stranger(code, *repos, environment=hub.environment(folder / "stranger"), cwd=folder)
+    assert "left" in output and "score" in output
+    return load_file(folder / "pulled.safetensors")
+
+
+def test_the_repository_of_the_readme_file_by_file(pushed):
+    assert set(pushed["someone/fer-pll-tiny-ferplus"]) == NEEDED | {
+        "training.json",
+        "evaluation/metrics.json",
+        "evaluation/confusion_matrix_all.png",
+    }
+    assert set(pushed["datasets/someone/fer-pll-tiny-ferplus-confidences"]) == {"README.md", "train.parquet"}
+
+
+@pytest.mark.parametrize("name", ["every-save", "with-checkpoint", "at-end", "by-hand", "pretrained"])
+def test_every_way_to_push_leaves_the_same_files(pushed, name):
+    files = {path for path in pushed[f"someone/{name}"] if not path.startswith("last-checkpoint/")}
+    assert files == NEEDED | (set() if name == "by-hand" else {"training.json"})
+    for file in CODE:
+        assert pushed[f"someone/{name}"][file] == (ROOT / "src/fer_pll/model" / file).read_bytes()
+    config = json.loads(pushed[f"someone/{name}"]["config.json"])
+    preprocessor = json.loads(pushed[f"someone/{name}"]["preprocessor_config.json"])
+    assert set(config["auto_map"] | preprocessor["auto_map"]) == {
+        "AutoConfig",
+        "AutoImageProcessor",
+        "AutoModel",
+        "AutoModelForImageClassification",
+        "AutoModelForPreTraining",
+    }
+    assert preprocessor["face_crop"]["name"] == "toy"
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_a_stranger_gets_what_was_pushed(pulled, pushed, folder, name):
+    run = {"fer-pll-tiny-ferplus": "finetune", "by-hand": "finetune"}.get(name, name)
+    model = FerPllForImageClassification.from_pretrained(folder / "runs" / run).eval()
+    inputs = FerPllImageProcessor.from_pretrained(folder / "runs" / run)(
+        Image.open(folder / "face.png"), return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    torch.testing.assert_close(pulled[f"someone/{name}"], logits, atol=1e-6, rtol=0)
+
+
+def test_what_was_pulled_once_loads_offline(hub, folder, pulled):
+    environment = hub.environment(folder / "stranger", HF_HUB_OFFLINE="1")
+    requests = len(hub.requests)
+    (folder / "pulled.safetensors").unlink()
+    run_stranger(PULL, "someone/at-end", environment=environment, cwd=folder)
+    assert torch.equal(load_file(folder / "pulled.safetensors")["someone/at-end"], pulled["someone/at-end"])
+    assert len(hub.requests) == requests
+
+
+def test_half_trained_pushes_say_so_and_survive_a_failure(hub, pushed, messages, folder):
+    assert hub.commits["someone/every-save"] == ["Training in progress, step 2"]  # step 1 met the 500
+    assert "was not pushed, training goes on" in messages["log"] and "try again later" in messages["log"]
+    assert hub.commits["someone/with-checkpoint"] == [
+        "Training in progress, step 1",
+        "Training in progress, step 1, checkpoint",
+        "Training in progress, step 2",
+        "Training in progress, step 2, checkpoint",
+    ]
+    checkpoint = folder / "runs" / "with-checkpoint" / "checkpoint-2"
+    files = {path.name for path in checkpoint.iterdir()} - {"training_args.bin"}
+    assert {"confidence.safetensors", "optimizer.pt", "trainer_state.json"} < files
+    on_the_hub = pushed["someone/with-checkpoint"]
+    assert {name.split("/")[1] for name in on_the_hub if name.startswith("last-checkpoint/")} == files
+    table = (checkpoint / "confidence.safetensors").read_bytes()
+    assert on_the_hub["last-checkpoint/confidence.safetensors"] == table
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said"),
+    [
+        ("401", "(401): it does not know you: log in with `hf auth login`"),
+        ("403", "(403): your token may not write there"),
+        ("404", "(404): there is no such repository"),
+        ("409", "(409): somebody else is changing the repository: try again"),
+        ("429", "(429): too many requests: try again in 7 seconds"),
+        ("500", "(500): try again later"),
+        ("cut", "the connection to the Hub failed"),
+        ("at-end", "someone/at-end: the connection to the Hub failed"),
+        ("script", "error: someone/script-403: the Hub refused the push (403)"),
+    ],
+)
+def test_a_failed_push_says_why_and_a_second_one_succeeds(hub, messages, scenario, said):
+    assert said in messages[scenario]
+    if scenario not in ("at-end", "script"):
+        assert f"someone/answers-{scenario}" in messages[scenario]
+        assert set(hub.repos[f"someone/answers-{scenario}"]) == NEEDED | {"training.json"}
+
+
+def test_the_token_is_in_no_file(hub, folder, pulled):
+    assert hub.tokens == {TOKEN}  # it was used
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.name == "training_args.bin" for path in written)
+    assert [path for path in written if TOKEN.encode() in path.read_bytes()] == []
+    assert not any(TOKEN.encode() in content for files in hub.repos.values() for content in files.values())
+
+
+def test_no_file_on_the_hub_names_a_path_of_this_machine(pushed, folder):
+    for repo, files in pushed.items():
+        for name, content in files.items():
+            if not name.startswith("last-checkpoint/"):
+                assert str(folder).encode() not in content and b"runs/" not in content, (repo, name)
+
+
+def test_the_card_holds_the_figures_of_the_evaluation(pushed, folder):
+    card = ModelCard(pushed["someone/fer-pll-tiny-ferplus"]["README.md"].decode())
+    metrics = json.loads((folder / "runs" / "finetune" / "evaluation" / "metrics.json").read_text())
+    accuracy = metrics["protocols"]["all"]["accuracy"]
+    assert f"| {100 * accuracy:.1f} % |" in card.text
+    assert "toy train: 48 pictures" in card.text and "free for all." in card.text
+    assert "cropped as those of toy" in card.text
+    picture = re.search(r"!\[.*\]\((.*)\)", card.text)[1]
+    assert picture in pushed["someone/fer-pll-tiny-ferplus"]
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert results["accuracy"].metric_value == round(accuracy, 4)
+    assert results["accuracy"].dataset_split == "validation"
+
+
+def test_the_card_of_a_model_pushed_by_hand_is_ours_and_stays(hub, pushed):
+    assert "## Limits and responsible use" in pushed["someone/by-hand"]["README.md"].decode()
+    assert hub.commits["someone/by-hand"][0] == "Upload model card"
+
+
+def test_the_confidences_as_a_data_set(pushed, folder):
+    files = pushed["datasets/someone/fer-pll-tiny-ferplus-confidences"]
+    (folder / "train.parquet").write_bytes(files["train.parquet"])
+    rows = datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(folder / "parquet"))
+    assert rows.column_names == ["index", "row_id", "label", "confidence"]
+    table = load_file(folder / "runs" / "finetune" / "confidence.safetensors")
+    assert torch.equal(torch.tensor(rows["confidence"][:]), table["confidence"])
+    assert rows["label"][:] == table["confidence"].argmax(dim=1).tolist()
+    assert rows["row_id"][3] == "row:3" and rows.features["label"].names == CLASSES
+    card = files["README.md"].decode()
+    assert "The pictures are not in it." in card and "Its terms: free for all." in card
+
+
+def test_pictures_only_when_asked_for_and_confidences_only_of_their_data(folder, messages, toy_train):
+    path = folder / "runs" / "finetune" / "confidence.safetensors"
+    assert "image" in confidence_dataset(path, toy_train, with_images=True).column_names
+    with pytest.raises(ValueError, match="fingerprints differ"):
+        confidence_dataset(path, toy_train.map(lambda row: {"row_id": row["row_id"] + "x"}))
+
+
+def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path):
+    with pytest.raises(ValueError, match="no config.json"):
+        published_files(tmp_path)
+    FerPllForImageClassification(toy_config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="image processor"):
+        published_files(tmp_path)
+    toy_processor.save_pretrained(tmp_path)
+    (tmp_path / "hog.py").rename(tmp_path / "pig.py")
+    with pytest.raises(ValueError, match="lacks hog.py"):
+        published_files(tmp_path)
+    (tmp_path / "pig.py").rename(tmp_path / "hog.py")
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors only"):
+        published_files(tmp_path)
+
+
+def test_figures_of_other_weights_are_left_out(toy_config, toy_processor, tmp_path):
+    FerPllForImageClassification(toy_config).save_pretrained(tmp_path)
+    toy_processor.save_pretrained(tmp_path)
+    (tmp_path / "evaluation").mkdir()
+    report = tmp_path / "evaluation" / "metrics.json"
+    report.write_text(json.dumps({"weights": weights_digest(tmp_path)}))
+    assert "evaluation/metrics.json" in published_files(tmp_path)
+    FerPllForImageClassification(toy_config).save_pretrained(tmp_path)  # trained again
+    assert "evaluation/metrics.json" not in published_files(tmp_path)
+
+
+def test_weights_in_a_pickle_are_not_opened(toy_config, tmp_path):
+    model = FerPllForImageClassification(toy_config)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="Pickles .* are not opened.*convert it"):
+        load_weights(FerPllForImageClassification, str(tmp_path))
+    with pytest.raises(OSError, match="nowhere"):  # another trouble keeps its own message
+        load_weights(FerPllForImageClassification, str(tmp_path / "nowhere"))

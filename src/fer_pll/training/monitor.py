@@ -1,5 +1,6 @@
 """What a pre-training has learned so far: pictures of its predictions, and a linear probe of its features."""
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from transformers.integrations import TensorBoardCallback
 from ..evaluation.plots import hog_strokes, plot_predictions
 from ..evaluation.probe import LinearProbe
 from ..model import FerPllForPreTraining
+
+logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 6
 
@@ -90,15 +93,19 @@ class PreTrainingMonitor(TrainerCallback):
         grid = [side // model.config.patch_size for side in self.pictures.shape[2:]]
         step = self.trainer.state.global_step
         path = Path(self.trainer.args.output_dir) / "pictures" / f"step-{step:07}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plot_predictions(
+        pictures = (
             model.to_pixels(self.pictures).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
             outputs.mask.unflatten(1, grid).cpu().numpy(),
             as_pictures(model, targets, self.pictures),
             as_pictures(model, outputs.logits.float(), self.pictures),
-            path,
-            title=f"step {step:,}: loss {outputs.loss:.4f} on these pictures",
         )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot_predictions(*pictures, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these pictures")
+        except OSError as error:  # a full disk: for a picture no training ends
+            path.unlink(missing_ok=True)
+            logger.warning("%s could not be written: %s", path, error)
+            return
         for callback in self.trainer.callback_handler.callbacks:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
                 callback.tb_writer.add_image("predictions", np.asarray(Image.open(path)), step, dataformats="HWC")

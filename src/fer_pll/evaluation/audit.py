@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..data.prepared import load_prepared
-from ..faces.tables import TableWriter
+from ..faces.tables import FORMATS, TableWriter
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence import ConfidenceTable
 from ..training.classification import ClassificationScript
@@ -63,7 +63,9 @@ class LabelAudit:
     true_labels: np.ndarray | None
 
     @classmethod
-    def of(cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds=0) -> Self:
+    def of(
+        cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds=0
+    ) -> Self:
         """Of the rows that `read_run` gives, and out-of-fold predictions (N, K) for them, if there are any."""
         candidates = table.candidates.numpy()
         given = numpy_column(dataset, "label").astype(np.int64)
@@ -112,9 +114,13 @@ class LabelAudit:
             return f"models that have not seen them, out of {self.num_folds} folds"
         return "the confidences that their training left"
 
+    def counts(self) -> np.ndarray:
+        """Rows by class pair, (K, K) int64: row = given label, column = corrected."""
+        return confusion_matrix(self.corrected, self.given, len(self.class_names))
+
     def pairs(self) -> list[tuple[int, int, int, float]]:
         """(given, corrected, rows, mean suspicion) of the class pairs that differ, those of most rows first."""
-        counts = confusion_matrix(self.corrected, self.given, len(self.class_names))  # row = given
+        counts = self.counts()
         np.fill_diagonal(counts, 0)
         pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
         means = {pair: self.score[(self.given == pair[0]) & (self.corrected == pair[1])].mean() for pair in pairs}
@@ -129,10 +135,13 @@ class LabelAudit:
         names, pairs = self.class_names, self.pairs()
         width = max(map(len, (*names, "corrected")))
         differ = sum(rows for _, _, rows, _ in pairs)
-        lines = [f"{len(self.given):,} rows, judged by {self.source}; {differ:,} ({differ / len(self.given):.1%}) get another label"]
+        number = len(self.given)
+        lines = [f"{number:,} rows, judged by {self.source}", f"{differ:,} ({differ / number:.1%}) get another label"]
         if not self.num_folds:
             alone = int((self.table.candidates.sum(dim=1) == 1).sum())
-            lines.append(f"{alone:,} rows have one candidate, which no training doubts: --cross-validate judges them too")
+            lines.append(
+                f"{alone:,} rows have one candidate, which no training doubts: --cross-validate judges them too"
+            )
         known = None if self.true_labels is None else self.true_labels >= 0
         if known is not None and known.any():
             truth = self.true_labels[known]
@@ -147,10 +156,14 @@ class LabelAudit:
         if self.from_votes:
             shares = self.annotators()
             np.fill_diagonal(shares, 0)
-            lines.append(f"\n{'the face shows':<{max(width, 14)}}    {'annotators say':<{width}}  share of their votes")
+            lines.append(
+                f"\n{'the face shows':<{max(width, 14)}}    {'annotators say':<{width}}  share of their votes"
+            )
             for place in np.argsort(-shares, axis=None, kind="stable")[:_PAIRS]:
                 shown, said = np.unravel_index(place, shares.shape)
-                lines.append(f"{names[shown]:<{max(width, 14)}} -> {names[said]:<{max(width, 14)}}  {shares[shown, said]:.1%}")
+                lines.append(
+                    f"{names[shown]:<{max(width, 14)}} -> {names[said]:<{max(width, 14)}}  {shares[shown, said]:.1%}"
+                )
         return "\n".join(lines)
 
     def columns(self) -> dict[str, type]:
@@ -231,7 +244,7 @@ def check_pictures(dataset: Dataset) -> None:
 
 
 def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
-    """Out-of-fold predictions (N, K) by models trained with the settings of a run; folds are kept in the run's folder."""
+    """Out-of-fold predictions (N, K) by models trained with the settings of a run, in whose folder the folds are kept."""
     folder = run / OUT_OF_FOLD_FOLDER
     script, args = ClassificationScript.of_run(
         run,
@@ -249,9 +262,7 @@ def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_fold
     dataset = dataset.remove_columns([name for name in ("candidates",) if name in dataset.column_names])
     dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
     settings = json.loads((run / SETTINGS_NAME).read_text())
-    return out_of_fold(
-        dataset, lambda rows: script.make_trainer(args, rows), num_folds, folder, settings, args.seed
-    )
+    return out_of_fold(dataset, lambda rows: script.make_trainer(args, rows), num_folds, folder, settings, args.seed)
 
 
 def run_audit(
@@ -259,7 +270,7 @@ def run_audit(
     out: str,
     data: str | None = None,
     table: str | None = None,
-    cross_validate_folds: int | None = None,
+    num_folds: int | None = None,
     page_rows: int = 30_000,
     overwrite: bool = False,
 ) -> LabelAudit:
@@ -270,7 +281,7 @@ def run_audit(
         out: folder, made where there is none.
         data: see `read_run`.
         table: file of the table, .csv, .jsonl or .parquet; `audit.csv` in `out` where not given.
-        cross_validate_folds: train as many models, each on the rows outside its fold, and judge by these.
+        num_folds: train as many models, each on the rows outside its fold, and judge by these.
         page_rows: rows that the page shows, the most suspicious.
         overwrite: replace the files of an earlier audit.
 
@@ -282,12 +293,16 @@ def run_audit(
     for path in files:
         if path.exists() and not overwrite:
             raise ValueError(f"{path} is there already: choose another --out, or --overwrite to replace it.")
+    if files[0].suffix.lower() not in FORMATS:
+        raise ValueError(f"--table {table}: the ending says the format of the table: use {', '.join(FORMATS)}")
+    if page_rows < 1:
+        raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
     dataset, confidences = read_run(run, data)
     check_pictures(dataset)
     probabilities = None
-    if cross_validate_folds is not None:
-        probabilities = cross_validate(Path(run), dataset, confidences, cross_validate_folds)
-    audit = LabelAudit.of(dataset, confidences, probabilities, cross_validate_folds or 0)
+    if num_folds is not None:
+        probabilities = cross_validate(Path(run), dataset, confidences, num_folds)
+    audit = LabelAudit.of(dataset, confidences, probabilities, num_folds or 0)
     page = write_page(audit, dataset.select_columns("image"), Path(run).name, page_rows)
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -295,7 +310,7 @@ def run_audit(
     for row in audit.rows():
         writer.write(row)
     writer.close(whole=True)
-    plot_audit(audit, files[1])
+    plot_audit(audit.counts(), audit.annotators(), audit.class_names, files[1], audit.source)
     unfinished = files[2].with_suffix(".tmp")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, files[2])

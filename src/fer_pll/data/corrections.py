@@ -67,7 +67,8 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
     """The data set with the corrections of a file, and a report of what changed.
 
     A relabelled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
-    it is the only one. It counts as `majority`. A dropped row is left out and the `index` numbered again. `true_label` stays.
+    it is the only one; the row counts as `majority`. A dropped row is left out, and the `index` numbered again.
+    `true_label` stays.
 
     Args:
         dataset: all splits of a prepared set; row ids are looked for in each.

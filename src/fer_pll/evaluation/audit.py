@@ -244,7 +244,7 @@ def check_pictures(dataset: Dataset) -> None:
 
 
 def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
-    """Out-of-fold predictions (N, K) by models trained with the settings of a run, in whose folder the folds are kept."""
+    """Out-of-fold predictions (N, K) by models with the settings of a run, in whose folder the folds are kept."""
     folder = run / OUT_OF_FOLD_FOLDER
     script, args = ClassificationScript.of_run(
         run,

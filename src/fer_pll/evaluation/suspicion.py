@@ -9,9 +9,8 @@ from sklearn.metrics import average_precision_score
 STRUCK_OUT = 0.01
 """A candidate counts as struck out where its confidence is below this."""
 
-SHRINKAGE = 0.3
 _ROUNDS = 12
-_TEMPERATURES = np.geomspace(0.25, 2, 13)
+_CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)
 
 
 class LabelPosterior(NamedTuple):
@@ -19,7 +18,7 @@ class LabelPosterior(NamedTuple):
 
     belief: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
     confusion: np.ndarray  # (K, K) float64: row = true class, column = what an annotator says, rows sum to 1
-    temperature: float  # by which the model's log probabilities were divided
+    concentration: float  # how independently annotators err, see `label_posterior`
 
 
 def suspicion(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
@@ -61,43 +60,55 @@ def training_belief(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
 def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
     """The probability of each class to be the true label of a row, given its votes and its picture.
 
-        q_ik  proportional to  p_ik^(1/T) * prod_j A_kj^votes_ij
+        q_ik  proportional to  p_ik * DirichletMultinomial(votes_i; s A_k)
 
-    p are predictions of a model that has not seen the row's votes, A is the annotators' confusion matrix: the model of
-    Dawid and Skene (1979), with the prediction in the place of the class prior. Confident learning (Northcutt et al.,
-    2021) judges a label by p alone; here a label that many chose needs more to be overruled than one that a single
-    annotator chose, and a confusion that is common among annotators raises suspicion where a rare one does not.
+    p are the predictions of a model that has not seen the row's votes, A_k is what annotators say of faces of class k:
+    the model of Dawid and Skene (1979), with the prediction in the place of the class prior. Annotators of a face all
+    see the same face, so that their errors go together: the concentration s says how far; they are independent where
+    it is large, and only their first vote counts where it is near 0. Confident learning (Northcutt et al., 2021)
+    judges a label by p alone. Here it takes more to overrule a label that many chose than one that a single annotator
+    chose, and a confusion that is common among annotators is believed more readily than a rare one.
 
-    A and T are those of the largest likelihood of the votes, by expectation maximisation. A is shrunk towards equal
-    errors in all classes (by `SHRINKAGE` times a class's mean number of votes): a class that the model hardly ever
-    predicts would be explained away otherwise.
+    A and s are those of the largest likelihood of the votes, by expectation maximisation.
 
     Args:
         probabilities: p, (N, K), rows sum to 1.
-        votes: (N, K), >= 0; a one in the place of the label where there is one label for each row.
+        votes: (N, K), whole numbers; a one in the place of the label where there is one label for each row.
     """
-    votes = np.asarray(votes, dtype=np.float64)
+    votes = np.asarray(votes, dtype=np.int64)
+    shares = votes / votes.sum(axis=1, keepdims=True)
     log_prediction = np.log(np.asarray(probabilities, dtype=np.float64).clip(1e-9))
-    temperature = 1.0
-    belief = _softmax(log_prediction + 2 * votes)  # to begin with, annotators are mostly right
+    belief = _softmax(log_prediction + 2 * shares)  # to begin with, annotators are mostly right
+    concentration = 1.0
     for number in range(_ROUNDS):
-        confusion = annotator_confusion(belief, votes)
-        log_votes = votes @ np.log(confusion).T
+        confusion = annotator_confusion(belief, shares)
         if number % 3 == 0:
-            likelihoods = [_logsumexp(_log_softmax(log_prediction / t) + log_votes).sum() for t in _TEMPERATURES]
-            temperature = float(_TEMPERATURES[np.argmax(likelihoods)])
-        belief = _softmax(log_prediction / temperature + log_votes)
-    return LabelPosterior(belief, confusion, temperature)
+            likelihoods = [_logsumexp(log_prediction + _log_likelihood(votes, confusion, s)) for s in _CONCENTRATIONS]
+            concentration = float(_CONCENTRATIONS[np.argmax([values.sum() for values in likelihoods])])
+        belief = _softmax(log_prediction + _log_likelihood(votes, confusion, concentration))
+    return LabelPosterior(belief, confusion, concentration)
 
 
-def annotator_confusion(belief: ArrayLike, votes: ArrayLike, shrinkage: float = SHRINKAGE) -> np.ndarray:
+def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: float) -> np.ndarray:
+    """log DirichletMultinomial(votes_i; s A_k), (N, K), without the multinomial coefficient, the same for all k."""
+    # Gamma(a + v) / Gamma(a) = a (a + 1) ... (a + v - 1)
+    total = votes.sum(axis=1)
+    steps = np.arange(total.max())
+    rising = np.log(concentration * confusion + steps[:, None, None]).cumsum(axis=0)  # (votes, class, said)
+    rising = np.concatenate([np.zeros_like(rising[:1]), rising])
+    likelihood = -np.concatenate([[0], np.log(concentration + steps).cumsum()])[total][:, None]
+    return likelihood + sum(rising[votes[:, said], :, said] for said in range(votes.shape[1]))
+
+
+def annotator_confusion(belief: ArrayLike, votes: ArrayLike, shrinkage: float = 1.0) -> np.ndarray:
     """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = vote.
 
     Args:
         belief: (N, K), rows sum to 1.
         votes: (N, K), >= 0.
-        shrinkage: votes added to each class, as a share of a class's mean number of votes. They follow annotators who
-            are as often right as all are and err towards all classes alike; 0 adds none.
+        shrinkage: votes added to each class, as a multiple of a class's mean number of votes. They are those of
+            annotators who are as often right as all are and err towards all classes alike: a class that the model
+            hardly ever predicts would be explained away otherwise. 0 adds none.
     """
     belief, votes = np.asarray(belief, dtype=np.float64), np.asarray(votes, dtype=np.float64)
     counts = belief.T @ votes

@@ -24,6 +24,8 @@ examples:
   fer-pll predict photos --model runs/finetune --out faces.csv
                                   the faces in a folder, and their expressions
   fer-pll export runs/finetune    the same model for onnxruntime, without torch
+  fer-pll audit runs/finetune --out audit
+                                  which labels of the training set look wrong
   fer-pll predict --help          what one command does, and its options
 
 To train on real data, such as FER+, use the scripts in train_scripts/ of the
@@ -212,8 +214,64 @@ def add_export(commands) -> None:
     parser.set_defaults(run=run)
 
 
+AUDIT = """\
+Find the labels of a training set that look wrong.
+
+RUN is what finetune.py left: its confidences know which candidates were struck
+out, when, and in favour of what. Writes to DIR a table of all rows, the most
+suspicious first (audit.csv), a figure (audit.png), and a page to look through
+them and mark them (audit.html; one file, opens in any browser).
+"""
+
+AUDIT_EPILOG = """\
+examples:
+  fer-pll audit runs/finetune --out audit
+  fer-pll audit runs/finetune --out audit --cross-validate 5
+  fer-pll audit fer-pll-demo/candidates --data fer-pll-demo/data --out audit
+
+A training has seen the labels that it judges, and never doubts the only
+candidate of a row. --cross-validate trains N models with the settings of RUN,
+each on the rows outside its fold, and finds more. It takes N trainings; those
+that are done are kept in RUN, so that the same command goes on after Ctrl-C.
+
+What was marked on the page is applied by
+  python train_scripts/prepare_data.py ... --corrections marks.csv
+"""
+
+
+def add_audit(commands) -> None:
+    parser = commands.add_parser(
+        "audit",
+        help="find the labels of a training set that look wrong",
+        description=AUDIT,
+        epilog=AUDIT_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of finetune.py, or a checkpoint in it")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for table, figure and page")
+    parser.add_argument("--data", metavar="DIR", help="prepared data set (default: the one in RUN's settings)")
+    parser.add_argument(
+        "--cross-validate", type=int, metavar="N", dest="num_folds", help="judge by N models, each of a fold's others"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", help="table to write: .csv, .jsonl or .parquet (default: audit.csv in --out)"
+    )
+    parser.add_argument(
+        "--page-rows", type=int, default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier audit")
+
+    def run(options: argparse.Namespace) -> None:
+        from fer_pll.evaluation.audit import run_audit
+
+        arguments = {name: value for name, value in vars(options).items() if name not in ("run", "folder")}
+        run_audit(options.folder, **arguments)
+
+    parser.set_defaults(run=run)
+
+
 # A new sub-command is one more function like `add_demo`, named here. It imports `fer_pll` inside `run` only.
-COMMANDS = (add_demo, add_predict, add_export)
+COMMANDS = (add_demo, add_predict, add_export, add_audit)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -34,6 +34,9 @@ examples:
   # a data set in the format of `datasets`: saved by save_to_disk, a folder of Parquet files, or a name on the Hub
   python train_scripts/prepare_data.py dataset path/to/set --out data/mine --label emotion
 
+  # any of them, corrected by the marks that one made on the page of `fer-pll audit`
+  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-corrected --corrections marks.csv
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -343,6 +346,9 @@ def parse_args(argv):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", required=True, metavar="DIR", help="folder of the prepared set; must not exist yet")
     common.add_argument("--overwrite", action="store_true", help="replace the prepared set that is in DIR")
+    common.add_argument(
+        "--corrections", metavar="FILE", help="marks.csv of `fer-pll audit`: relabel and drop the rows marked so"
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -371,13 +377,19 @@ def main(argv=None):
 
     import datasets
 
+    from fer_pll.data.corrections import apply_corrections, read_corrections
     from fer_pll.data.prepared import REPORT, check_output_folder, save_prepared, shards_folder
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
     try:
         check_output_folder(args.out, args.overwrite)
+        corrected = None
+        if args.corrections is not None:
+            read_corrections(args.corrections)  # what is wrong with the file shows before the pictures are read
         dataset, unreadable = args.load(args)
+        if args.corrections is not None:
+            dataset, corrected = apply_corrections(dataset, args.corrections)
         save_prepared(dataset, args.out, args.overwrite, unreadable)
         shutil.rmtree(shards_folder(args.out), ignore_errors=True)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra is not installed
@@ -387,6 +399,8 @@ def main(argv=None):
         print("interrupted; the same command goes on with the pictures that are left", file=sys.stderr)
         return 130
     print(summary(dataset))
+    if corrected:
+        print(corrected)
     if unreadable:
         print(f"{len(unreadable)} pictures could not be used, see {os.path.join(args.out, REPORT)}; the first:")
         print(f"  {unreadable[0].row_id}: {unreadable[0].reason}")

@@ -163,7 +163,7 @@ def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_o
     tensors = load_file(out / "out_of_fold.safetensors")
     assert tensors["index"].tolist() == list(range(96))
     torch.testing.assert_close(tensors["probabilities"].sum(dim=1), torch.ones(96))
-    (out / "fold-1-of-2.safetensors").unlink()
+    (out / "fold-2-of-2.safetensors").unlink()
     again = run(*command)
     assert "fold 2 of 2" in again and "fold 1 of 2" not in again
     assert torch.equal(load_file(out / "out_of_fold.safetensors")["probabilities"], tensors["probabilities"])

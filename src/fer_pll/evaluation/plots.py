@@ -1,4 +1,4 @@
-"""Figures as PNG files: confusion matrix, training curves, revised candidate sets, what pre-training predicts.
+"""Figures as PNG files: metrics, trainings, candidate sets, label audits, what pre-training predicts.
 
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """
@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from .candidates import CandidateSummary
+from .suspicion import STRUCK_OUT
 
 INK, MUTED, FAINT = "#1f2933", "#7b8794", "#d9dee4"
 BLUE, ORANGE, GREEN, RED = "#2066a8", "#d97b1c", "#2e8540", "#b8322a"
@@ -192,6 +193,48 @@ def plot_curves(
     figure.savefig(path, dpi=150)
 
 
+def plot_audit(
+    counts: ArrayLike, annotators: ArrayLike, class_names: Sequence[str], path: str | os.PathLike, source: str
+) -> None:
+    """Write a label audit as PNG: which labels it corrects to which, and what annotators say of which face.
+
+    Args:
+        counts: (K, K) rows, row = given label, column = corrected label; the diagonal is not drawn.
+        annotators: (K, K) shares of votes, row = class that the face is believed to show, column = what they say.
+        class_names: K names.
+        path: PNG file to write.
+        source: what the rows were judged by, for the heading.
+    """
+    counts, annotators = np.array(counts), np.asarray(annotators)
+    rows = counts.sum()
+    np.fill_diagonal(counts, 0)
+    num_classes = len(class_names)
+    side = 1.6 + 0.62 * num_classes
+    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
+    figure.suptitle(f"{rows:,} rows, judged by {source}", color=MUTED, fontsize=10)
+    panels = (
+        ("Rows that get another label", counts, counts.max(), "{:,}", "corrected label", "given label"),
+        ("Share of the votes", annotators, 1.0, "{:.0%}", "annotators say", "the face shows"),
+    )
+    for axes, (title, values, most, text, columns_are, rows_are) in zip(figure.subplots(1, 2), panels, strict=True):
+        share = values / max(most, 1e-9)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.ndindex(values.shape):
+            if text.format(values[row, column]).strip("0%"):
+                colour = "white" if share[row, column] > 0.55 else INK
+                label = text.format(values[row, column])
+                axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(num_classes), class_names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), class_names)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_color(FAINT)
+        axes.set_xlabel(columns_are, color=MUTED)
+        axes.set_ylabel(rows_are, color=MUTED)
+        axes.set_title(title, color=INK, fontsize=12, pad=10)
+    figure.savefig(path, dpi=110)
+
+
 def plot_gallery(
     images: Sequence,
     votes: ArrayLike,
@@ -355,7 +398,7 @@ def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_nam
 
 def _draw_candidates(axes: Axes, candidates: np.ndarray, confidence: np.ndarray, class_names: Sequence[str]) -> None:
     for place, label in enumerate(np.flatnonzero(candidates)):
-        struck = confidence[label] < 0.01
+        struck = confidence[label] < STRUCK_OUT
         weight = "bold" if label == confidence.argmax() else "normal"
         style = {"y": place + 0.5, "fontsize": 8.5, "va": "center", "color": MUTED if struck else BLUE}
         name = axes.text(x=0, s=class_names[label], fontweight=weight, **style)

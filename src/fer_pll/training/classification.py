@@ -1,6 +1,9 @@
 """What the scripts that train a classifier are told of data and model, and what they make of it."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
@@ -10,7 +13,8 @@ from ..data.transition import read_transition
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .initialization import initialize
-from .settings import config_folder, load_config
+from .settings import SETTINGS_NAME, config_folder, load_config
+from .trainer import FerPllTrainer
 
 
 @dataclass
@@ -107,3 +111,29 @@ class ClassificationScript:
             print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
         return model, image_processor
+
+    def make_trainer(
+        self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
+    ) -> FerPllTrainer:
+        """A trainer of a new model."""
+        model, image_processor = self.make_model(args)
+        return FerPllTrainer(
+            model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+
+    @classmethod
+    def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
+        """What finetune.py was told when it made the folder `run`; `changes` go over its arguments.
+
+        Raises:
+            ValueError: where the folder has no settings, or others than finetune.py writes.
+        """
+        path = Path(run) / SETTINGS_NAME
+        if not path.is_file():
+            raise ValueError(f"{run} has no {SETTINGS_NAME}, which finetune.py writes: train it with that.")
+        try:
+            settings = json.loads(path.read_text())
+            arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
+            return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not what finetune.py writes ({error}): train the run again.") from error

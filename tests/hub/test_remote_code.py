@@ -30,7 +30,7 @@ from fer_pll import (
 )
 from hub.stranger import run_stranger
 
-CODE_FILES = {"configuration_fer_pll.py", "hog.py", "modeling_fer_pll.py", "uniformity.py"}
+CODE_FILES = {"configuration_fer_pll.py", "hog.py", "masking.py", "modeling_fer_pll.py", "uniformity.py"}
 CROP = {
     "name": "test",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],

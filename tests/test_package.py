@@ -109,10 +109,15 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in (".py", ".html") or path.name == "py.typed"
     }
     configs = {f"fer_pll/{path.relative_to(ROOT)}" for path in (ROOT / "hub_configs").glob("*/*")}
-    assert {"fer_pll_cli.py", "fer_pll/py.typed", "fer_pll/data/ferplus.py"} <= sources
+    assert {
+        "fer_pll_cli.py",
+        "fer_pll/py.typed",
+        "fer_pll/data/ferplus.py",
+        "fer_pll/evaluation/audit_page.html",
+    } <= sources
     metadata = f"fer_pll-{fer_pll.__version__}.dist-info/"
     content = {name for name in names if not name.startswith(metadata)}
     assert content == sources | configs | {"fer_pll/model_card.md"}

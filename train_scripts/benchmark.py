@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from statistics import median
 
@@ -29,6 +30,10 @@ examples:
   # a fine-tuning step beside transformers' ViTForImageClassification, and what the trainer adds to transformers' own
   python train_scripts/benchmark.py finetune
   python train_scripts/benchmark.py finetune --scale base --repeats 3
+
+  # a forward in torch and in onnxruntime (float32 and int8) beside transformers' ViTForImageClassification
+  python train_scripts/benchmark.py inference
+  python train_scripts/benchmark.py inference --scale base --repeats 10
 
   # reading, augmenting and collating pictures beside the same written by hand with Pillow, and beside the training
   python train_scripts/benchmark.py data
@@ -546,6 +551,93 @@ def peak_memory(side, args):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before
 
 
+def inference_options(parser):
+    parser.add_argument(
+        "--scale", choices=list(SCALES), default="tiny", help="model sizes, of hub_configs: tiny (default) or base"
+    )
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=50,
+        metavar="N",
+        help="turns of each side with one picture; a tenth of that, but three, with more (default: 50)",
+    )
+    parser.add_argument(
+        "--batch-sizes", type=row_counts, default="1,32", metavar="N,N,...", help="pictures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--attn-implementation", default="sdpa", help="of both sides in torch: sdpa (default) or eager"
+    )
+
+
+def measure_inference(args):
+    """A forward of the classifier in torch and, exported, in onnxruntime (float32 and int8), beside transformers'
+    ViTForImageClassification of the same encoder, on the CPU in float32.
+
+    The pictures are pixel_values already. The weights are random, which does not change the time. With --threads 1 the
+    time is that of the processor: what else runs on the machine does not count then.
+    ratios, each at least the target: torch_N, time of the peer over ours in torch with N pictures; onnx_N and int8_N,
+    time of ours in torch over ours in onnxruntime.
+    """
+    from pathlib import Path
+
+    import onnxruntime
+    import torch
+    import transformers
+
+    from fer_pll import FerPllConfig
+    from fer_pll.faces.detection import open_session
+    from fer_pll.hub.export import write_model
+    from fer_pll.training.settings import config_folder
+
+    torch.manual_seed(0)
+    torch.set_num_threads(args.threads)
+    config = FerPllConfig.from_pretrained(
+        config_folder(SCALES[args.scale][0]), attn_implementation=args.attn_implementation
+    )
+    models = {side: make_classifier(side, config).eval() for side in ("ours", "theirs")}
+    sessions = {}
+    with tempfile.TemporaryDirectory() as folder:
+        models["ours"].set_attn_implementation("eager")  # as `fer-pll export` does
+        for name, dtype in (("onnx", "float32"), ("int8", "int8")):
+            path = Path(folder, f"{name}.onnx")
+            write_model(models["ours"], path, dtype)
+            sessions[name] = open_session(str(path), "This benchmark", "onnx", args.threads)
+        models["ours"].set_attn_implementation(args.attn_implementation)
+
+    table = [(f"{args.scale}, float32, {args.attn_implementation}", "torch", "onnx", "int8", "ViT")]
+    ratios = {}
+    for batch_size in args.batch_sizes:
+        repeats = args.repeats if batch_size == 1 else max(3, args.repeats // 10)
+        pixel_values = torch.randn(batch_size, config.num_channels, config.image_size, config.image_size)
+        inputs = {"pixel_values": pixel_values.numpy()}
+        sides = {side: partial(model, pixel_values) for side, model in models.items()}
+        sides |= {name: partial(session.run, None, inputs) for name, session in sessions.items()}
+        if args.threads == 1:
+            sides = {side: partial(processor_seconds, forward) for side, forward in sides.items()}
+        with torch.inference_mode():
+            seconds = take_turns(sides, repeats)
+        ratios[f"torch_{batch_size}"] = seconds["theirs"] / seconds["ours"]
+        ratios |= {f"{name}_{batch_size}": seconds["ours"] / seconds[name] for name in sessions}
+        ordered = [seconds[side] for side in ("ours", "onnx", "int8", "theirs")]
+        table.append((f"batch {batch_size}, ms", *(f"{taken * 1e3:.2f}" for taken in ordered)))
+        table.append((f"batch {batch_size}, images/s", *(f"{batch_size / taken:.1f}" for taken in ordered)))
+        table.append(
+            (f"batch {batch_size}, torch's time over it", *(f"{ordered[0] / taken:.2f}" for taken in ordered))
+        )
+    targets = {"torch_1": 0.85, "torch_32": 0.85, "onnx_1": 1.3, "int8_1": 2.0}
+    if args.scale == "base":
+        targets = {"torch_1": 0.95, "torch_32": 0.95}
+    peer = f"transformers {transformers.__version__}, onnxruntime {onnxruntime.__version__}"
+    return Result(table, ratios, {name: targets[name] for name in targets if name in ratios}, peer)
+
+
+def processor_seconds(function):
+    start = time.thread_time()
+    function()
+    return time.thread_time() - start
+
+
 def row_counts(text):
     return sorted(int(count) for count in text.split(","))
 
@@ -1045,6 +1137,7 @@ BENCHMARKS = {
     "hog": (hog_options, measure_hog),
     "pretrain": (model_options, measure_pretrain),
     "finetune": (model_options, measure_finetune),
+    "inference": (inference_options, measure_inference),
     "data": (model_options, measure_data),
     "stream": (stream_options, measure_stream),
     "table": (table_options, measure_table),

@@ -41,17 +41,9 @@ def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationS
     # data
     data = load_prepared(script.data)
     train_dataset = script.add_candidates(data["train"], args.seed)
-    model, image_processor = script.make_model(args)
 
     # trainer
-    trainer = FerPllTrainer(
-        model,
-        args,
-        processing_class=image_processor,
-        train_dataset=train_dataset,
-        eval_dataset=data.get("validation"),
-    )
-    return trainer, script
+    return script.make_trainer(args, train_dataset, data.get("validation")), script
 
 
 def main(argv: list[str] | None = None) -> None:

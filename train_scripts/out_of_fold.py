@@ -19,13 +19,13 @@ sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.a
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import set_seed
+from safetensors.torch import save_file
 
-from fer_pll import FerPllTrainer, FerPllTrainingArguments
+from fer_pll import FerPllTrainingArguments
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.metrics import label_recovery
 from fer_pll.training.classification import ClassificationScript
+from fer_pll.training.out_of_fold import out_of_fold
 from fer_pll.training.settings import parse_settings
 from fer_pll.training.trainer import numpy_column
 
@@ -35,42 +35,22 @@ class OutOfFoldScript(ClassificationScript):
     folds: int = field(default=5, metadata={"help": "Parts of `train`; each is predicted from the others."})
 
 
-def predict_fold(script, args, dataset, held_out: np.ndarray) -> torch.Tensor:
-    """Train on the rows outside `held_out` (N,) bool, predict those inside: probabilities (n, K) float32."""
-    set_seed(args.seed)
-    model, image_processor = script.make_model(args)
-    train = dataset.select(np.flatnonzero(~held_out))
-    train = train.remove_columns("index").add_column("index", np.arange(len(train)))
-    trainer = FerPllTrainer(model, args, processing_class=image_processor, train_dataset=train)
-    trainer.train()
-    prediction = trainer.predict(dataset.select(np.flatnonzero(held_out)))
-    return torch.from_numpy(prediction.predictions).float().softmax(dim=1)
-
-
 def main() -> None:
     try:
         script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
         args.save_strategy = args.eval_strategy = "no"
         dataset = script.add_candidates(load_prepared(script.data, "train"), args.seed)
+        out = Path(args.output_dir)
+        settings = {"script": vars(script), "arguments": args.to_dict()}
+        probabilities = out_of_fold(
+            dataset, lambda rows: script.make_trainer(args, rows), script.folds, out, settings, args.seed
+        )
     except ValueError as error:
         sys.exit(f"error: {error}")
-    out = Path(args.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    fold_of_row = np.random.default_rng(args.seed).permutation(len(dataset)) % script.folds
-    parts = []
-    for fold in range(script.folds):
-        path = out / f"fold-{fold}-of-{script.folds}.safetensors"
-        if not path.is_file():
-            print(f"fold {fold + 1} of {script.folds}", flush=True)
-            save_file({"probabilities": predict_fold(script, args, dataset, fold_of_row == fold)}, path)
-        parts.append(load_file(path)["probabilities"])
-    probabilities = torch.empty(len(dataset), parts[0].shape[1])
-    for fold, part in enumerate(parts):
-        probabilities[torch.from_numpy(fold_of_row == fold)] = part
     index = torch.from_numpy(numpy_column(dataset, "index"))
-    save_file({"probabilities": probabilities, "index": index}, out / "out_of_fold.safetensors")
+    save_file({"probabilities": torch.from_numpy(probabilities), "index": index}, out / "out_of_fold.safetensors")
     if "true_label" in dataset.column_names:
-        inside = np.where(numpy_column(dataset, "candidates"), probabilities.numpy(), 0)
+        inside = np.where(numpy_column(dataset, "candidates"), probabilities, 0)
         recovery = label_recovery(inside, numpy_column(dataset, "true_label"))
         print(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
     print(f"written to {out / 'out_of_fold.safetensors'}")

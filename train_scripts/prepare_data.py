@@ -31,6 +31,12 @@ examples:
   # a folder of pictures for each class, SPLIT/CLASS/picture or CLASS/picture
   python train_scripts/prepare_data.py folder path/to/pictures --out data/mine
 
+  # a data set in the format of `datasets`: saved by save_to_disk, a folder of Parquet files, or a name on the Hub
+  python train_scripts/prepare_data.py dataset path/to/set --out data/mine --label emotion
+
+  # any of them, corrected by the marks that one made on the page of `fer-pll audit`
+  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-corrected --corrections marks.csv
+
   # drawn faces with simulated annotators: no files needed
   python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
 
@@ -161,11 +167,7 @@ def votes(parser):
         "or path and candidates (class names with | between them)",
     )
     parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
-    parser.add_argument(
-        "--classes",
-        metavar="NAME,NAME,...",
-        help="the classes, in the order of the model's outputs (default: the eight expressions of FER+)",
-    )
+    classes_option(parser, "the eight expressions of FER+")
     parser.add_argument(
         "--validation-share",
         type=float,
@@ -174,17 +176,30 @@ def votes(parser):
         help="share of the pictures without a `split` that becomes the validation set (default: 0)",
     )
     parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of that draw (default: 0)")
+    parser.add_argument(
+        "--weigh-annotators",
+        nargs="?",
+        type=float,
+        const=0.95,
+        metavar="SHARE",
+        help="where there is a row for each answer: candidates are the most probable labels that hold SHARE (default: "
+        "0.95) of the probability when good annotators count for more (Dawid-Skene); train with --confidence_init "
+        "column to start from the probabilities. Needs the extra `crowd`",
+    )
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data import EXPRESSIONS, canonical_name
+        from fer_pll.data import EXPRESSIONS
         from fer_pll.data.prepared import prepared_features
         from fer_pll.data.votes_table import list_votes
 
-        names = list(map(canonical_name, args.classes.split(","))) if args.classes else EXPRESSIONS
-        splits = list_votes(args.table, args.root, names, args.validation_share, args.split_seed)
+        names = class_names(args) or EXPRESSIONS
+        splits = list_votes(
+            args.table, args.root, names, args.validation_share, args.split_seed, args.weigh_annotators
+        )
         columns = next(iter(splits.values()))[0].columns
-        features = prepared_features(names, votes="votes" in columns, candidates="candidates" in columns)
+        optional = {name: name in columns for name in ("votes", "candidates", "confidence")}
+        features = prepared_features(names, **optional)
         return read_pictures(splits, features, args)
 
     return load
@@ -204,14 +219,66 @@ def folder(parser):
     return load
 
 
+def dataset(parser):
+    parser.add_argument(
+        "source",
+        help="folder written by save_to_disk, or with Parquet or Arrow files or pictures as `datasets` reads them; "
+        "else a name on the Hub",
+    )
+    parser.add_argument("--config", metavar="NAME", help="configuration, where the data set has several")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub (default: main)")
+    for option, what in {
+        "image": "the pictures (default: the only column of pictures)",
+        "label": "one label a picture (default: label, labels, expression or emotion, else the first ClassLabel)",
+        "candidates": "candidate sets: booleans, names, or names with | between them (default: candidates, if any)",
+        "row-id": "where each row comes from (default: row_id, if any, else the row's number)",
+    }.items():
+        parser.add_argument(f"--{option}", metavar="COLUMN", help=f"column with {what}")
+    parser.add_argument(
+        "--votes",
+        metavar="COLUMN[,COLUMN...]",
+        help="column with a list of votes, one for each class, or columns named after the classes with the votes for "
+        "each (default: votes, if any, or the columns so named)",
+    )
+    classes_option(parser, "those that the label names, else the eight expressions of FER+")
+    picture_options(parser)
+
+    def load(args):
+        from fer_pll.data.hub_dataset import Columns, list_dataset
+        from fer_pll.data.prepared import prepared_features
+
+        columns = Columns(args.image, args.label, args.votes, args.candidates, args.row_id)
+        listed = list_dataset(args.source, columns, class_names(args), args.config, args.revision)
+        features = prepared_features(listed.class_names, votes=listed.votes, candidates=listed.candidates)
+        return read_pictures(listed.splits, features, args)
+
+    return load
+
+
 DATA_SETS = {
     "ferplus": ferplus,
     "rafdb": rafdb,
     "affectnet": affectnet,
     "votes": votes,
     "folder": folder,
+    "dataset": dataset,
     "synthetic": synthetic,
 }
+
+
+def classes_option(parser, default):
+    parser.add_argument(
+        "--classes",
+        metavar="NAME,NAME,...",
+        help=f"the classes, in the order of the model's outputs (default: {default})",
+    )
+
+
+def class_names(args):
+    """The names of --classes as we write them, or None."""
+    from fer_pll.data import canonical_name
+
+    return list(map(canonical_name, args.classes.split(","))) if args.classes else None
 
 
 def picture_options(parser):
@@ -279,6 +346,9 @@ def parse_args(argv):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", required=True, metavar="DIR", help="folder of the prepared set; must not exist yet")
     common.add_argument("--overwrite", action="store_true", help="replace the prepared set that is in DIR")
+    common.add_argument(
+        "--corrections", metavar="FILE", help="marks.csv of `fer-pll audit`: relabel and drop the rows marked so"
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -307,22 +377,30 @@ def main(argv=None):
 
     import datasets
 
+    from fer_pll.data.corrections import apply_corrections, read_corrections
     from fer_pll.data.prepared import REPORT, check_output_folder, save_prepared, shards_folder
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
     try:
         check_output_folder(args.out, args.overwrite)
+        corrected = None
+        if args.corrections is not None:
+            read_corrections(args.corrections)  # what is wrong with the file shows before the pictures are read
         dataset, unreadable = args.load(args)
+        if args.corrections is not None:
+            dataset, corrected = apply_corrections(dataset, args.corrections)
         save_prepared(dataset, args.out, args.overwrite, unreadable)
         shutil.rmtree(shards_folder(args.out), ignore_errors=True)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra is not installed
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command goes on with the pictures that are left", file=sys.stderr)
         return 130
     print(summary(dataset))
+    if corrected:
+        print(corrected)
     if unreadable:
         print(f"{len(unreadable)} pictures could not be used, see {os.path.join(args.out, REPORT)}; the first:")
         print(f"  {unreadable[0].row_id}: {unreadable[0].reason}")

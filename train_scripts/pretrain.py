@@ -19,8 +19,9 @@ from functools import partial
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from fer_pll.data.prepared import DataError, is_prepared, load_pictures
+from fer_pll.data.prepared import DataError, is_prepared, load_pictures, load_prepared
 from fer_pll.data.streaming import PictureStream
+from fer_pll.evaluation.probe import LinearProbe
 from fer_pll.hub.push import PushError
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.checkpoints import SaveError
@@ -57,6 +58,14 @@ class PreTrainingScript:
             "Default: random weights."
         },
     )
+    probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder written by prepare_data.py, with labels. With each checkpoint a linear classifier is "
+            "trained on features of at most 3,000 pictures of its `train`, to see whether they get better; logged as "
+            "probe_accuracy."
+        },
+    )
     attn_implementation: str = field(
         default="sdpa",
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
@@ -85,8 +94,12 @@ def build(argv: list[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingS
         print(initialization, flush=True)
     model.set_attn_implementation(script.attn_implementation)
 
+    probe = None
+    if script.probe is not None:
+        probe = LinearProbe(load_prepared(script.probe, "train"), image_processor)
+
     # trainer
-    trainer = FerPllPreTrainer(model, args, processing_class=image_processor, train_dataset=train_dataset)
+    trainer = FerPllPreTrainer(model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe)
     return trainer, script
 
 

@@ -56,8 +56,8 @@ class Scale:
 
 
 SCALES = {
-    "nano": Scale("fer-pll-tiny-{}", "resnet18", {"num_hidden_layers": 4}, 20, 8),
-    "tiny": Scale("fer-pll-tiny-{}", "resnet18", {}, 20, 8),
+    "nano": Scale("fer-pll-tiny-{}", "resnet18", {"num_hidden_layers": 4}, 20, 12),
+    "tiny": Scale("fer-pll-tiny-{}", "resnet18", {}, 20, 12),
     "base": Scale("fer-pll-vit-base-{}", "resnet18-224"),  # as many epochs as the paper has
 }
 
@@ -608,7 +608,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, metavar="N", help="only so many rows of each split")
     parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
     parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of each training (nano, tiny: 8)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of each training (nano, tiny: 12)")
     args = parser.parse_args(argv)
     args.options = options
     return args

@@ -1,7 +1,10 @@
 """Listed pictures to the rows of a prepared split."""
 
 import json
+import resource
+import runpy
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +14,9 @@ from PIL import Image as PILImage
 from fer_pll.data import listed as listed_module
 from fer_pll.data.listed import ListedPicture, write_split
 from fer_pll.data.pictures import open_picture
-from fer_pll.data.prepared import DataError
+from fer_pll.data.prepared import DataError, load_prepared
+
+SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
 
 FEATURES = Features(
     {"image": Image(), "index": Value("int64"), "row_id": Value("string"), "label": ClassLabel(names=["a", "b"])}
@@ -130,6 +135,32 @@ def test_a_shard_is_whole_only_when_its_report_is_there(tmp_path, monkeypatch):
     (shards / "000000.json").unlink()
     (shards / "000000.arrow").write_bytes((shards / "000000.arrow").read_bytes()[:50])  # as a kill leaves it
     assert len(write_split(rows, FEATURES, shards)[0]) == 2
+
+
+@pytest.mark.parametrize(("limit", "file"), [(9_000, "000000.arrow"), (40_000, "set")], ids=["shard", "prepared set"])
+def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeypatch, capsys, limit, file):
+    """A limit on the size of files stands for the disk: writing fails in the middle in the same way."""
+    monkeypatch.setattr(listed_module, "ROWS_PER_SHARD", 4)
+    rng = np.random.default_rng(0)
+    (tmp_path / "in" / "happy").mkdir(parents=True)
+    for number in range(16):
+        noise = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        PILImage.fromarray(noise).save(tmp_path / "in" / "happy" / f"{number:02}.png")
+    main = runpy.run_path(str(SCRIPT))["main"]
+    command = ["folder", str(tmp_path / "in"), "--out", str(tmp_path / "set"), "--num-proc", "1"]
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+    try:
+        status = main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and f"{file} cannot be written" in error and "make room" in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".set.shards", "in"]
+    assert main(command) == 0
+    pictures = load_prepared(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]
+    stored = [picture["bytes"] for picture in pictures]
+    assert stored == [path.read_bytes() for path in sorted((tmp_path / "in" / "happy").iterdir())]
 
 
 def test_a_row_with_a_problem_is_reported_without_being_read(tmp_path):

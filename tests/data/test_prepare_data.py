@@ -146,3 +146,24 @@ finally:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "prepare_data.py ferplus path/to/ferplus --out data/ferplus" in run.stdout
+
+
+def test_corrections_are_applied_and_reported_or_nothing_is_written(main, tmp_path, capsys):
+    command = ["synthetic", "--num-train", "6", "--num-validation", "2", "--num-test", "0", "--num-proc", "1"]
+    assert main([*command, "--out", str(tmp_path / "before")]) == 0
+    before = load_prepared(tmp_path / "before", "train")
+    first, second = before["row_id"][:2]
+    marks = tmp_path / "marks.csv"
+    marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
+    capsys.readouterr()
+    assert main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)]) == 0
+    assert "1 relabelled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
+    after = load_prepared(tmp_path / "after", "train")
+    assert after["row_id"][:] == [first, *before["row_id"][2:]]
+    assert after.features["label"].int2str(after[0]["label"]) == "contempt"
+    assert sum(after[0]["votes"]) == after[0]["votes"][7] == sum(before[0]["votes"])
+
+    marks.write_text("row_id,mark,label\nelsewhere,drop,\n")
+    assert main([*command, "--out", str(tmp_path / "never"), "--corrections", str(marks)]) == 2
+    assert "row 'elsewhere' is not in the data set" in capsys.readouterr().err
+    assert not (tmp_path / "never").exists()

@@ -29,7 +29,9 @@ TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
 CODE = {
     "configuration_fer_pll.py",
     "hog.py",
+    "face_crop.py",
     "image_processing_fer_pll.py",
+    "masking.py",
     "modeling_fer_pll.py",
     "uniformity.py",
 }

@@ -30,7 +30,7 @@ from fer_pll import (
 )
 from hub.stranger import run_stranger
 
-CODE_FILES = {"configuration_fer_pll.py", "hog.py", "modeling_fer_pll.py", "uniformity.py"}
+CODE_FILES = {"configuration_fer_pll.py", "hog.py", "masking.py", "modeling_fer_pll.py", "uniformity.py"}
 CROP = {
     "name": "test",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
@@ -184,6 +184,7 @@ def test_saved_files(folder):
     assert files(folder / "pretrained") == CODE_FILES | weights
     assert files(folder / "classifier") == CODE_FILES | weights | {
         "preprocessor_config.json",
+        "face_crop.py",
         "image_processing_fer_pll.py",
     }
 
@@ -194,7 +195,7 @@ def test_auto_maps_name_every_class(folder):
     assert auto_map(folder / "classifier", "preprocessor_config.json") == image_processor
 
 
-@pytest.mark.parametrize("name", sorted(CODE_FILES | {"image_processing_fer_pll.py"}))
+@pytest.mark.parametrize("name", sorted(CODE_FILES | {"face_crop.py", "image_processing_fer_pll.py"}))
 def test_code_needs_nothing_that_transformers_does_not(name):
     imports = set(get_imports(Path(fer_pll.model.__file__).with_name(name))) - set(sys.stdlib_module_names)
     assert imports <= {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -267,6 +268,7 @@ def test_saving_twice_into_one_folder(models, tmp_path):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
+        "face_crop.py",
         "image_processing_fer_pll.py",
     }
     assert auto_map(tmp_path) == AUTO_MAP

@@ -61,7 +61,9 @@ def test_from_drawn_faces_to_metrics(workspace):
     common = ("--config", workspace / "config", "--data", workspace / "data", "--bf16", "false")
     common += ("--per_device_train_batch_size", 32, "--logging_steps", 1)
     pretrain = (sys.executable, SCRIPTS / "pretrain.py", *common, "--output_dir", workspace / "pretrained")
-    run(*pretrain, "--num_train_epochs", 1)
+    output = run(*pretrain, "--num_train_epochs", 1, "--probe", workspace / "data")
+    assert output.count("probe_accuracy") == 2 and "images_per_second" in output
+    assert (workspace / "pretrained" / "pictures" / "step-0000003.png").is_file()
     assert "--overwrite" in run(*pretrain, "--num_train_epochs", 1, expect=1)  # refused, the first run stays
     run(*pretrain, "--num_train_epochs", 2, "--resume_from_checkpoint", "last")
     state = json.loads((workspace / "pretrained" / "trainer_state.json").read_text())
@@ -161,7 +163,7 @@ def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_o
     tensors = load_file(out / "out_of_fold.safetensors")
     assert tensors["index"].tolist() == list(range(96))
     torch.testing.assert_close(tensors["probabilities"].sum(dim=1), torch.ones(96))
-    (out / "fold-1-of-2.safetensors").unlink()
+    (out / "fold-2-of-2.safetensors").unlink()
     again = run(*command)
     assert "fold 2 of 2" in again and "fold 1 of 2" not in again
     assert torch.equal(load_file(out / "out_of_fold.safetensors")["probabilities"], tensors["probabilities"])

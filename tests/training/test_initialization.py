@@ -1,5 +1,6 @@
 """Weights of transformers' own models, random but not at their initial values, in ours."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ from fer_pll import (
     FerPllTrainer,
     FerPllTrainingArguments,
 )
+from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.initialization import initialize
+from fer_pll.training.pretraining import pretraining_model
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 8}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -275,6 +278,27 @@ def test_our_own_checkpoint_at_another_size(ours, num_channels):
     pixels = processor(make_faces(48, num_channels), return_tensors="pt").pixel_values
     outputs = source(pixels, interpolate_pos_encoding=True, output_hidden_states=True)
     assert_equal_states(model, [*outputs.hidden_states, outputs.last_hidden_state])
+
+
+@torch.no_grad()
+def test_momentum_contrast_begins_with_two_equal_encoders(ours, tmp_path):
+    args = FerPllPreTrainingArguments(str(tmp_path), objective="moco", queue_size=8, use_cpu=True)
+    build = partial(pretraining_model, args=args)
+    model, _ = initialize(build, make_config(**HALF), ours["pre-training"])
+    model.start_alike()
+    source = FerPllForPreTraining.from_pretrained(ours["pre-training"])
+    for encoder in (model.fer_pll, model.key_encoder):
+        assert all(
+            torch.equal(weight, source.fer_pll.state_dict()[name]) for name, weight in encoder.state_dict().items()
+        )
+    assert not any(parameter.requires_grad for parameter in model.key_encoder.parameters())
+
+    # What is kept of it is the encoder alone; a checkpoint holds the other one as well.
+    for folder, saved in ((tmp_path / "encoder", model.fer_pll), (tmp_path / "checkpoint", model)):
+        saved.save_pretrained(folder)
+        again, initialization = initialize(FerPllForImageClassification, make_config(**HALF), str(folder))
+        assert_equal_states(again, states_of(model))
+        assert all("query_decoder" in name or "classifier" in name for name in initialization.new)
 
 
 def refusal(config: FerPllConfig, folder: str | Path) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from fer_pll.training.arguments import FerPllTrainingArguments
-from fer_pll.training.settings import check_output_folder, config_folder, parse_settings, start_run
+from fer_pll.training.settings import check_output_folder, config_folder, load_config, parse_settings, start_run
 
 
 @dataclass
@@ -70,6 +70,31 @@ def test_a_config_of_another_script_is_refused():
     argv = ["--config", "fer-pll-tiny-hog", "--data", "d", "--output_dir", "run"]
     with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: fer-pll-tiny-ferplus"):
         parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "", argv)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"image_size": 50}, "image_size=50 is not divisible by patch_size=8: choose an image size such as 48"),
+        ({"patch_size": 12, "image_size": 48, "hog_cell_size": 8}, "hog_cell_size=8 does not divide patch_size=12"),
+        ({"hidden_size": "large"}, "'hidden_size' expected int, got str"),
+        ({"num_channels": 3}, r"image_mean=\[0.5\] needs one value for each of 3 channels"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named_with_their_file(tmp_path, sizes, message):
+    shipped = config_folder("fer-pll-tiny-hog")
+    (tmp_path / "preprocessor_config.json").write_bytes((shipped / "preprocessor_config.json").read_bytes())
+    settings = json.loads((shipped / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | sizes))
+    with pytest.raises(ValueError, match=f"config.json: .*{message}"):
+        load_config(str(tmp_path))
+
+
+def test_settings_given_beside_the_config_are_checked_with_it():
+    assert load_config("fer-pll-tiny-hog", mask_ratio=0.25)[0].mask_ratio == 0.25
+    assert load_config("fer-pll-tiny-hog", mask_ratio=None)[0].mask_ratio == 0.5
+    with pytest.raises(ValueError, match=r"mask_ratio=1.5 must lie in \[0, 1\)"):
+        load_config("fer-pll-tiny-hog", mask_ratio=1.5)
 
 
 def test_help_teaches(capsys):

@@ -1,5 +1,7 @@
 """Data sets of faces: every loader gives the same `datasets` features, whatever the layout on disk."""
 
+from collections.abc import Iterable
+
 EXPRESSIONS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 """The eight expressions in FER+'s order; loaders of other data sets map their own order onto this one."""
 
@@ -14,6 +16,12 @@ SYNONYMS = {
     "fearful": "fear",
 }
 """Other names that people give the expressions."""
+
+
+def in_order_of_expressions(names: Iterable[str]) -> list[str]:
+    """Class names in FER+'s order where all of them are its expressions, else as they come."""
+    names = list(names)
+    return [name for name in EXPRESSIONS if name in names] if set(names) <= set(EXPRESSIONS) else names
 
 
 def canonical_name(name: str) -> str:

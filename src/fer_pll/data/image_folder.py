@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import EXPRESSIONS, canonical_name
+from . import canonical_name, in_order_of_expressions
 from .listed import ListedPicture
 from .prepared import DataError
 
@@ -58,9 +58,7 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ListedPicture]
                     f"{class_folder} and {found[split][class_name]} are both {class_name}: put them together"
                 )
             found[split][class_name] = class_folder
-    names = sorted({name for folders in found.values() for name in folders})
-    if set(names) <= set(EXPRESSIONS):
-        names = [name for name in EXPRESSIONS if name in names]
+    names = in_order_of_expressions(sorted({name for folders in found.values() for name in folders}))
 
     listed = {}
     for split, folders in found.items():

@@ -7,7 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from itertools import count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +19,13 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from .pictures import PictureError, open_picture
-from .prepared import DataError, Unreadable
+from .prepared import DataError, Unreadable, naming_a_full_disk
 
 ROWS_PER_SHARD = 512
 """Rows that one worker holds at a time, and that an interruption can cost."""
+
+BYTES_PER_SHARD = 64 * 2**20
+"""A shard ends also where the pictures that come as bytes become more than this."""
 
 JPEG_QUALITY = 95  # of pictures that are not stored as they came
 
@@ -36,6 +39,7 @@ class ListedPicture(NamedTuple):
     box: tuple[float, float, float, float] | None = None  # of the face: left, top, width, height in pixels
     landmarks: tuple[float, ...] | None = None  # x and y by turns, in pixels
     problem: str | None = None  # why the row cannot be used, where that is known already
+    data: bytes | None = None  # of the picture's file, where it does not lie at `path`
 
 
 Crop = Callable[[PILImage.Image, ListedPicture], PILImage.Image]
@@ -102,11 +106,16 @@ class _Job(NamedTuple):
 
 
 def _jobs(pictures: Iterable[ListedPicture], features: Features, folder: Path, crop: Crop | None) -> Iterator[_Job]:
-    pictures = iter(pictures)
-    number = 0
-    while part := list(islice(pictures, ROWS_PER_SHARD)):
-        yield _Job(part, features, folder / f"{number:06}.arrow", crop)
-        number += 1
+    numbers = count()
+    part, size = [], 0
+    for picture in pictures:
+        part.append(picture)
+        size += len(picture.data or b"")
+        if len(part) == ROWS_PER_SHARD or size > BYTES_PER_SHARD:
+            yield _Job(part, features, folder / f"{next(numbers):06}.arrow", crop)
+            part, size = [], 0
+    if part:
+        yield _Job(part, features, folder / f"{next(numbers):06}.arrow", crop)
 
 
 def _run(jobs: Iterator[_Job], num_proc: int) -> Iterator[tuple[Path, list[Unreadable], int]]:
@@ -135,6 +144,13 @@ def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
     except (OSError, ValueError):
         pass
     report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
+    with naming_a_full_disk(job.shard):
+        unreadable = _write_pictures(job)
+        _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
+    return job.shard, unreadable, len(job.pictures)
+
+
+def _write_pictures(job: _Job) -> list[Unreadable]:
     unreadable = []
     with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
         for picture in job.pictures:
@@ -147,29 +163,30 @@ def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
             else:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": picture.row_id, **picture.columns})
         writer.finalize()
-    _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
-    return job.shard, unreadable, len(job.pictures)
+    return unreadable
 
 
 def _key(job: _Job) -> str:
     """Changes with whatever the shard is made of: rows, files by size and time, features, crop."""
-    rows = [(*picture, _size_and_time(picture.path)) for picture in job.pictures]
+    rows = [(*picture._replace(data=None), _state_of_file(picture)) for picture in job.pictures]
     return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
 
 
-def _size_and_time(path: Path) -> tuple[int, int] | None:
+def _state_of_file(picture: ListedPicture) -> str | tuple[int, int] | None:
+    if picture.data is not None:
+        return hashlib.sha256(picture.data).hexdigest()
     try:
-        status = os.stat(path)
+        status = os.stat(picture.path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
 
 
 def _read(picture: ListedPicture, crop: Crop | None) -> bytes:
-    opened = open_picture(picture.path)
+    opened = open_picture(picture.path if picture.data is None else picture.data)
     cropped = opened if crop is None else crop(opened, picture)
     if cropped is opened:
-        data = picture.path.read_bytes()
+        data = picture.path.read_bytes() if picture.data is None else picture.data
         with PILImage.open(io.BytesIO(data)) as stored:
             upright = stored.getexif().get(0x0112, 1) == 1
             plain = stored.mode in ("L", "RGB") and not stored.has_transparency_data

@@ -29,8 +29,8 @@ def open_picture(source: Any, timeout: float | None = 30) -> Image.Image:
     - Truncated files, and decompression bombs (more than `PIL.Image.MAX_IMAGE_PIXELS` pixels), are refused.
 
     Args:
-        source: a path, a URL (`http`, `https`, `data`), a Pillow image, or an array or tensor of (H, W), (H, W, 1),
-            (H, W, 3) RGB or (H, W, 4) RGBA as uint8, uint16 or bool.
+        source: a path, a URL (`http`, `https`, `data`), the bytes of a picture file, a Pillow image, or an array or
+            tensor of (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA as uint8, uint16 or bool.
         timeout: seconds to wait for a server.
 
     Raises:
@@ -38,6 +38,8 @@ def open_picture(source: Any, timeout: float | None = 30) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "the picture")
+    if isinstance(source, bytes):
+        return _decode(io.BytesIO(source), "the picture")
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         if isinstance(name, str) and name.startswith(_SCHEMES):

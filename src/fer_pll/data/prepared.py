@@ -1,9 +1,11 @@
 """Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
 
 import csv
+import errno
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +33,10 @@ REPORT = "unreadable.csv"
 _DICT_FILE = "dataset_dict.json"
 
 
-def prepared_features(class_names: Sequence[str], votes: bool = False, candidates: bool = False) -> Features:
-    """Features of `COLUMNS` and, if asked for, of `votes` and `candidates`."""
+def prepared_features(
+    class_names: Sequence[str], votes: bool = False, candidates: bool = False, confidence: bool = False
+) -> Features:
+    """Features of `COLUMNS` and, if asked for, of `votes`, `candidates` and `confidence`."""
     features = {
         "image": Image(),
         "index": Value("int64"),
@@ -43,11 +47,26 @@ def prepared_features(class_names: Sequence[str], votes: bool = False, candidate
         features["votes"] = List(Value("int32"), length=len(class_names))
     if candidates:
         features["candidates"] = List(Value("bool"), length=len(class_names))
+    if confidence:
+        features["confidence"] = List(Value("float32"), length=len(class_names))
     return Features(features)
 
 
 class DataError(ValueError):
     """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
+
+
+@contextmanager
+def naming_a_full_disk(path: Path) -> Iterator[None]:
+    """Turns the error of a disk, quota or file that can grow no more into a DataError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DataError(
+            f"{path} cannot be written ({error}): make room, then give the same command again; what is whole is used"
+        ) from error
 
 
 class Unreadable(NamedTuple):
@@ -104,9 +123,10 @@ def save_prepared(
     workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
     new, former = workspace / "new", workspace / "former"
     try:
-        dataset.save_to_disk(new)
-        if unreadable:
-            _write_report(unreadable, new / REPORT)
+        with naming_a_full_disk(target):
+            dataset.save_to_disk(new)
+            if unreadable:
+                _write_report(unreadable, new / REPORT)
         if target.exists():
             target.rename(former)
         try:
@@ -186,13 +206,20 @@ def add_candidates(
     ties: str = "keep",
     flip_probability: float = 0.1,
     set_size: int | None = None,
+    transition: np.ndarray | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Adds the column `candidates` (K bools per row), unless the set has one of its own.
 
     From the column `votes` by `labels.candidates.from_votes` where there is one, else from the column `label` by
     `labels.candidates.from_labels`; the options are theirs.
+
+    Raises:
+        DataError: `transition` is given where there are votes or candidates.
     """
+    own = next((column for column in ("candidates", "votes") if column in dataset.column_names), None)
+    if transition is not None and own is not None:
+        raise DataError(f"the data have {own} of their own, so no transition is drawn: leave --transition out")
     if "candidates" in dataset.column_names:
         return dataset
     if "votes" in dataset.column_names:
@@ -201,7 +228,7 @@ def add_candidates(
     else:
         labels = np.array(dataset["label"][:])
         num_classes = dataset.features["label"].num_classes
-        candidates = from_labels(labels, num_classes, flip_probability, set_size=set_size, seed=seed)
+        candidates = from_labels(labels, num_classes, flip_probability, transition, set_size, seed)
     return dataset.add_column("candidates", list(candidates))
 
 

@@ -3,12 +3,15 @@
 import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..labels.annotators import label_posterior
+from ..labels.candidates import from_posterior
 from . import EXPRESSIONS, canonical_name
 from .listed import ListedPicture
 from .prepared import DataError
@@ -24,6 +27,7 @@ def list_votes(
     class_names: Sequence[str] = EXPRESSIONS,
     validation_share: float = 0.0,
     seed: int = 0,
+    coverage: float | None = None,
 ) -> dict[str, list[ListedPicture]]:
     """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
 
@@ -44,6 +48,9 @@ def list_votes(
         validation_share: share of the pictures that becomes `validation`, drawn by path and seed, so that it stays
             the same when rows are added.
         seed: of that draw.
+        coverage: weigh the answers by the quality of their annotators (`labels.annotators.label_posterior`), with all
+            splits together. The pictures have `candidates` then, the most probable labels that hold this share of the
+            probability, as `confidence` their probabilities, and the most probable label as `label`.
 
     Returns:
         by split, pictures with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
@@ -80,7 +87,12 @@ def list_votes(
     if len(set(classes.values())) < len(classes):
         raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class; put them together")
 
-    listed = _count_answers if answers else _read_sets if sets else _read_counts
+    if coverage is not None and not answers:
+        raise DataError(
+            f"{file} does not say who gave which answer, so annotators cannot be weighed: it needs the columns "
+            f"{', '.join(ANSWER_COLUMNS)}"
+        )
+    listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
     splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
     for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
         picture = _resolve(file, place, root, path)
@@ -102,7 +114,7 @@ def _read_counts(
         where = file.parent / place
         votes = np.zeros(len(class_names), dtype=np.int32)
         for column, label in classes.items():
-            votes[label] = _whole_number(where, column, row.get(column))
+            votes[label] = whole_number(where, column, row.get(column))
         yield place, path, _split(row), _columns_of(votes)
 
 
@@ -145,9 +157,14 @@ def _class(where: Path, name: str, class_names: list[str]) -> int:
 
 
 def _count_answers(
-    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+    file: Path,
+    rows: Iterator[tuple[str, dict[str, Any]]],
+    class_names: list[str],
+    classes: dict[str, int],
+    coverage: float | None,
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
     """(place, path, split, columns) of each picture of a table that has a row for each answer."""
+    given: list[tuple[str, str, int]] = []  # path, annotator, label
     pictures: dict[str, tuple[str, str | None, np.ndarray]] = {}
     answered: dict[tuple[str, str], str] = {}
     for place, row in rows:
@@ -167,8 +184,29 @@ def _count_answers(
                 f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
             )
         first[2][label] += 1
-    for path, (place, split, votes) in pictures.items():
-        yield place, path, split, _columns_of(votes)
+        if coverage is not None:
+            given.append((path, annotator, label))
+    columns = [_columns_of(votes) for _, _, votes in pictures.values()]
+    if coverage is not None:
+        _weigh_annotators(columns, given, list(pictures), coverage)
+    for (path, (place, split, _)), values in zip(pictures.items(), columns, strict=True):
+        yield place, path, split, values
+
+
+def _weigh_annotators(
+    columns: list[dict[str, Any]], given: list[tuple[str, str, int]], paths: list[str], coverage: float
+) -> None:
+    """Puts into the pictures' columns what `list_votes` says of `coverage`."""
+    number = {path: row for row, path in enumerate(paths)}
+    rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
+    posterior = label_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
+    candidates = from_posterior(posterior, coverage)
+    confidence = np.where(candidates, posterior, 0)
+    confidence /= confidence.sum(axis=1, keepdims=True)
+    for row, values in enumerate(columns):
+        values["label"] = int(posterior[row].argmax())
+        values["candidates"] = candidates[row].tolist()
+        values["confidence"] = confidence[row].tolist()
 
 
 def _text(where: Path, row: dict[str, Any], column: str) -> str:
@@ -188,7 +226,8 @@ def _split(row: dict[str, Any]) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip().lower()
 
 
-def _whole_number(where: Path, column: str, value: Any) -> int:
+def whole_number(where: str | Path, column: str, value: Any) -> int:
+    """A number of votes. Raises DataError, naming the place and the column, for what is no whole number from 0 up."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()

@@ -1,4 +1,4 @@
-"""Figures as PNG files: confusion matrix, training curves, gallery of revised candidate sets.
+"""Figures as PNG files: metrics, trainings, candidate sets, label audits, what pre-training predicts.
 
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """
@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
 from .candidates import CandidateSummary
+from .suspicion import STRUCK_OUT
 
 INK, MUTED, FAINT = "#1f2933", "#7b8794", "#d9dee4"
 BLUE, ORANGE, GREEN, RED = "#2066a8", "#d97b1c", "#2e8540", "#b8322a"
@@ -29,6 +30,7 @@ _PANELS = (
     ("Mean margin", False, {"mean_margin": "mean margin"}),
     ("Mean entropy of the confidences (nats)", False, {"confidence_entropy": "mean entropy"}),
     ("Label recovery", True, {"label_recovery": "label recovery"}),
+    ("Probe of the features", True, {"probe_accuracy": "accuracy"}),
 )
 
 
@@ -85,7 +87,7 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     Args:
         log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` where present: loss, eval_loss,
             eval_accuracy, eval_mean_class_accuracy, learning_rate, revised_fraction, mean_margin, confidence_entropy,
-            label_recovery.
+            label_recovery, probe_accuracy.
         path: PNG file to write.
 
     Raises:
@@ -191,6 +193,48 @@ def plot_curves(
     figure.savefig(path, dpi=150)
 
 
+def plot_audit(
+    counts: ArrayLike, annotators: ArrayLike, class_names: Sequence[str], path: str | os.PathLike, source: str
+) -> None:
+    """Write a label audit as PNG: which labels it corrects to which, and what annotators say of which face.
+
+    Args:
+        counts: (K, K) rows, row = given label, column = corrected label; the diagonal is not drawn.
+        annotators: (K, K) shares of votes, row = class that the face is believed to show, column = what they say.
+        class_names: K names.
+        path: PNG file to write.
+        source: what the rows were judged by, for the heading.
+    """
+    counts, annotators = np.array(counts), np.asarray(annotators)
+    rows = counts.sum()
+    np.fill_diagonal(counts, 0)
+    num_classes = len(class_names)
+    side = 1.6 + 0.62 * num_classes
+    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
+    figure.suptitle(f"{rows:,} rows, judged by {source}", color=MUTED, fontsize=10)
+    panels = (
+        ("Rows that get another label", counts, counts.max(), "{:,}", "corrected label", "given label"),
+        ("Share of the votes", annotators, 1.0, "{:.0%}", "annotators say", "the face shows"),
+    )
+    for axes, (title, values, most, text, columns_are, rows_are) in zip(figure.subplots(1, 2), panels, strict=True):
+        share = values / max(most, 1e-9)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.ndindex(values.shape):
+            if text.format(values[row, column]).strip("0%"):
+                colour = "white" if share[row, column] > 0.55 else INK
+                label = text.format(values[row, column])
+                axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(num_classes), class_names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), class_names)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_color(FAINT)
+        axes.set_xlabel(columns_are, color=MUTED)
+        axes.set_ylabel(rows_are, color=MUTED)
+        axes.set_title(title, color=INK, fontsize=12, pad=10)
+    figure.savefig(path, dpi=110)
+
+
 def plot_gallery(
     images: Sequence,
     votes: ArrayLike,
@@ -267,6 +311,74 @@ def plot_gallery(
     figure.savefig(path)
 
 
+def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.ndarray:
+    """HOG as a picture: in each cell one stroke for each orientation, along the edge, as bright as the bin is full.
+
+    As `skimage.feature.hog(visualize=True)` draws it, with smooth strokes, for cells too small to be drawn in.
+
+    Args:
+        cells: (..., rows, columns, orientations), L2-normalised; negative values count as zero.
+        side: of a cell in the picture, in pixels.
+        sobel: whether angles are measured from the vertical, as in MaskFeat's definition.
+
+    Returns:
+        (..., rows * side, columns * side), 0..1.
+    """
+    cells = np.asarray(cells).clip(min=0)
+    *batch, rows, columns, orientations = cells.shape
+    angle = np.pi * (np.arange(orientations) + 0.5) / orientations  # of the gradient, in the middle of the bin
+    down, right = (np.cos(angle), np.sin(angle)) if sobel else (np.sin(angle), np.cos(angle))
+    place = np.arange(side) - (side - 1) / 2
+    across = np.multiply.outer(down, place)[:, :, None] + np.multiply.outer(right, place)[:, None]  # (O, side, side)
+    along = np.multiply.outer(right, place)[:, :, None] - np.multiply.outer(down, place)[:, None]
+    strokes = (side / 24 + 0.5 - abs(across)).clip(0, 1) * (side / 2 - abs(along)).clip(0, 1)
+    picture = np.einsum("...rco,oyx->...rycx", cells, strokes)
+    return picture.reshape(*batch, rows * side, columns * side).clip(max=1)
+
+
+def plot_predictions(
+    images: ArrayLike,
+    mask: ArrayLike,
+    targets: ArrayLike,
+    predictions: ArrayLike,
+    path: str | os.PathLike,
+    title: str,
+) -> None:
+    """Write what a pre-training predicts as PNG: pictures, what it sees of them, targets and predictions in rows.
+
+    Args:
+        images: (N, H, W, 1 or 3), 0..1.
+        mask: (N, rows, columns), 1 where a patch is hidden.
+        targets, predictions: as pictures of any size, (N, height, width, 1 or 3), 0..1. Of the predictions the hidden
+            patches are drawn; around them, dark, the target.
+        path: PNG file to write.
+        title: heading.
+    """
+    mask, targets = np.asarray(mask, dtype=bool), np.asarray(targets)
+    stages = {
+        "picture": images,
+        "visible": np.where(_enlarge(mask, images), 0.5, images),
+        "target": targets,
+        "prediction": np.where(_enlarge(mask, targets), predictions, 0.35 * targets),
+    }
+    figure = Figure(figsize=(0.4 + 1.75 * len(mask), 0.6 + 1.75 * len(stages)), layout="constrained")
+    figure.suptitle(title, color=INK, fontsize=11)
+    for axes, (name, pictures) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
+        gap = np.shape(pictures)[2] // 24 + 1
+        row = np.pad(pictures, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=1)
+        axes.imshow(np.concatenate(row, axis=1)[:, :-gap], cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_ylabel(name, color=MUTED)
+    figure.savefig(path, dpi=110)
+
+
+def _enlarge(mask: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """(N, rows, columns) to the size of pictures, (N, H, W, 1)."""
+    _, height, width, _ = np.shape(pictures)
+    return mask.repeat(height // mask.shape[1], axis=1).repeat(width // mask.shape[2], axis=2)[..., None]
+
+
 def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_names: Sequence[str]) -> None:
     colours = [BLUE if candidate else MUTED for candidate in candidates]
     places = range(len(class_names))
@@ -286,7 +398,7 @@ def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_nam
 
 def _draw_candidates(axes: Axes, candidates: np.ndarray, confidence: np.ndarray, class_names: Sequence[str]) -> None:
     for place, label in enumerate(np.flatnonzero(candidates)):
-        struck = confidence[label] < 0.01
+        struck = confidence[label] < STRUCK_OUT
         weight = "bold" if label == confidence.argmax() else "normal"
         style = {"y": place + 0.5, "fontsize": 8.5, "va": "center", "color": MUTED if struck else BLUE}
         name = axes.text(x=0, s=class_names[label], fontweight=weight, **style)

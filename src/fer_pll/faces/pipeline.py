@@ -9,6 +9,7 @@ from transformers.pipelines.base import ChunkPipeline
 
 from ..data.pictures import open_picture
 from .alignment import FaceCrop, align_face
+from .answers import describe_face
 from .detection import Detector, find_faces, load_detector
 
 TASK = "facial-expression-recognition"
@@ -79,20 +80,15 @@ class FacialExpressionPipeline(ChunkPipeline):
         return {**model_inputs, "logits": outputs.logits}
 
     def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [self._describe(answer) for answer in answers if answer["face"] is not None]
+        names = self.model.config.id2label
+        classes = [names[k] for k in range(len(names))]
+        return [
+            describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes)
+            for answer in answers
+            if answer["face"] is not None
+        ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Saves model and image processor. This task needs the package, so its code does not go along."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
-
-    def _describe(self, answer: dict[str, Any]) -> dict[str, Any]:
-        face, scores = answer["face"], answer["logits"][0].double().softmax(dim=0).tolist()
-        names = self.model.config.id2label
-        expressions = [{"label": names[k], "score": score} for k, score in enumerate(scores)]
-        return {
-            "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), face.box.tolist(), strict=True)),
-            "score": face.score,
-            "landmarks": face.landmarks.tolist(),
-            "expressions": sorted(expressions, key=lambda expression: -expression["score"]),
-        }

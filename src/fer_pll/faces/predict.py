@@ -1,18 +1,17 @@
 """`fer-pll predict`: faces and expressions of many pictures and videos, in constant memory."""
 
 import os
+import sys
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
-from ..hub.load import load_weights
 from .alignment import FaceCrop
-from .pipeline import TASK
+from .classifier import OnnxClassifier
+from .detection import load_detector
 from .sources import Shown, list_files, show
 from .tables import TableWriter
 
@@ -42,12 +41,13 @@ def predict(
     batch_size: int = 16,
     device: str | None = None,
     overwrite: bool = False,
+    backend: str = "torch",
 ) -> bool:
     """Recognises every face in files, folders, patterns and videos.
 
     Args:
         sources: see `fer_pll.faces.sources.list_files`.
-        model: folder or Hub name of a classifier.
+        model: folder or Hub name of a classifier; for `onnx`, folder that `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
             (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright picture, the
             detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: a picture without a face and a
@@ -58,8 +58,9 @@ def predict(
         detector: see `fer_pll.faces.detection.load_detector`.
         every: of a video, look at the frames 0, `every`, 2 `every` ...
         batch_size: faces that go through the model together.
-        device: `cpu`, `cuda` ...; the GPU by default, where there is one.
+        device: `cpu`, `cuda` ...; the GPU by default, where there is one. For torch only.
         overwrite: replace what `out` and `save_pictures` hold.
+        backend: `torch`, or `onnx`, which imports neither torch nor transformers.
 
     Returns:
         whether it came to the end: False where Ctrl-C ended it.
@@ -70,31 +71,23 @@ def predict(
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
     files = list_files(sources)
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    classes = [config.id2label[k] for k in range(config.num_labels)]
-    columns = {**_COLUMNS, **{f"p_{name}": float for name in classes}, "problem": str}
-    folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
-    options = {
-        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
-        "image_processor": model,
-        "device": device,
-        "batch_size": batch_size,
-        "trust_remote_code": False,
-    }
-    if cropped:
-        recognise = pipeline("image-classification", top_k=None, **options)
+    if backend == "onnx":
+        if device is not None:
+            raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
+        recogniser = _with_onnx(model, cropped, crop, detector, batch_size)
     else:
-        recognise = pipeline(TASK, detector=detector, crop=crop, **options)
-        if crop is None:
-            FaceCrop.of(recognise.image_processor, model)  # raises where there is none, before any picture is opened
-    contract = getattr(recognise.image_processor, "face_crop", None)
+        recogniser = _with_torch(model, cropped, crop, detector, batch_size, device)
+    columns = {**_COLUMNS, **{f"p_{name}": float for name in recogniser.classes}, "problem": str}
+    folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
+    contract = recogniser.face_crop
     mode = "L" if cropped and contract and contract["colour"] == "grey" else "RGB"
     table = TableWriter(out, columns, overwrite) if out is not None else None
+    answers = _answers(recogniser.answer, files, every, mode)
 
     counts, expressions, whole = Counter(), Counter(), False
     try:
         try:
-            for shown, faces in tqdm(_answers(recognise, files, every, mode), "predict", unit="picture", disable=None):
+            for shown, faces in answers if table is None else _counted(answers):
                 faces = [{"box": None, "score": None, "expressions": faces}] if cropped and faces else faces
                 counts["unreadable" if shown.problem else "pictures"] += 1
                 counts["without a face"] += not (shown.problem or faces)
@@ -104,7 +97,7 @@ def predict(
                     if table is not None:
                         table.write(row)
                     else:
-                        tqdm.write(_line(row))
+                        print(_line(row))
                 if folder is not None and faces:
                     folder.save(shown, faces)
             whole = True
@@ -121,8 +114,67 @@ def predict(
     return whole
 
 
+class _Recogniser(NamedTuple):
+    """A loaded model. `answer` takes pictures and gives, in their order, what the pipeline of the task answers."""
+
+    classes: list[str]
+    face_crop: dict[str, Any] | None
+    answer: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]]
+
+
+def _with_torch(
+    model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
+) -> _Recogniser:
+    # Not above, because transformers loads torch.
+    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+
+    from ..hub.load import load_weights
+    from .pipeline import TASK
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    options = {
+        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+        "image_processor": model,
+        "device": device,
+        "batch_size": batch_size,
+        "trust_remote_code": False,
+    }
+    if cropped:
+        recognise = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
+    else:
+        recognise = pipeline(TASK, detector=detector, crop=crop, **options)
+        if crop is None:
+            FaceCrop.of(recognise.image_processor, model)  # raises where there is none, before any picture is opened
+    classes = [config.id2label[k] for k in range(config.num_labels)]
+    return _Recogniser(classes, getattr(recognise.image_processor, "face_crop", None), recognise)
+
+
+def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recogniser:
+    classifier = OnnxClassifier(model)
+    contract = classifier.face_crop
+    if cropped:
+        return _Recogniser(classifier.classes, contract, lambda pictures: classifier.classify(pictures, batch_size))
+    face_crop = FaceCrop.from_contract(contract, model) if crop is None else FaceCrop.from_pretrained(crop)
+    options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
+    return _Recogniser(classifier.classes, contract, lambda pictures: classifier.recognise(pictures, **options))
+
+
+def _counted(answers: Iterable[Any]) -> Iterator[Any]:
+    """Says on a terminal how far it is."""
+    terminal = sys.stderr.isatty()
+    for number, answer in enumerate(answers, 1):
+        yield answer
+        if terminal:
+            print(f"\r{number} pictures", end="", file=sys.stderr, flush=True)
+    if terminal:
+        print(file=sys.stderr)
+
+
 def _answers(
-    recognise: Any, files: list[Path], every: int, mode: str = "RGB"
+    recognise: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
+    files: list[Path],
+    every: int,
+    mode: str = "RGB",
 ) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
     """Everything that is shown, in its order, with the pipeline's answer, empty where there is no picture.
 

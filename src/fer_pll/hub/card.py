@@ -51,6 +51,7 @@ SETTINGS = (
     "ties",
     "flip_probability",
     "set_size",
+    "transition",
     "loss",
     "confidence_init",
     "revision",

@@ -185,11 +185,7 @@ def from_predictions(
         ValueError: for probabilities that are missing, not finite, negative or all zero, labels refused by
             `check_labels`, and settings outside their ranges.
     """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if probabilities.ndim != 2:
-        raise ValueError(f"probabilities must have shape (rows, classes), got {probabilities.shape}")
-    sound = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1) & probabilities.any(axis=1)
-    _refuse_rows(~sound, probabilities, "probabilities", "is no distribution; predict it again or drop it")
+    probabilities = _check_probabilities(probabilities)
     num_classes = probabilities.shape[1]
     if not isinstance(max_candidates, Integral) or not 1 <= max_candidates <= num_classes:
         raise ValueError(f"max_candidates must be a whole number from 1 to {num_classes}, got {max_candidates!r}")
@@ -202,6 +198,42 @@ def from_predictions(
     chosen = np.zeros(order.shape, dtype=bool)
     np.put_along_axis(chosen, order.argsort(axis=1, kind="stable")[:, :max_candidates], True, axis=1)
     return chosen
+
+
+def from_posterior(probabilities: ArrayLike, coverage: float = 0.95) -> np.ndarray:
+    """Candidate sets from the probability that each label is the true one, e.g. of `annotators.label_posterior`.
+
+    Args:
+        probabilities: (N, K), >= 0.
+        coverage: share of the probability that a set holds at least, 0 < coverage <= 1; labels without any stay out.
+            The paper's sets of two hold 95 % of FER+'s votes (section 4.5).
+
+    Returns:
+        (N, K) bool: the fewest labels that hold so much, the most probable ones. Of equally probable labels the first
+        in class order comes in.
+
+    Raises:
+        ValueError: for probabilities that are missing, not finite, negative or all zero, and for another coverage.
+    """
+    probabilities = _check_probabilities(probabilities)
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage must lie in (0, 1], got {coverage!r}")
+    ranking = np.argsort(-probabilities, axis=1, kind="stable")
+    ranked = np.take_along_axis(probabilities, ranking, axis=1)
+    before = ranked.cumsum(axis=1) - ranked  # what the more probable labels hold without this one
+    needed = before < coverage * ranked.sum(axis=1, keepdims=True) * (1 - 1e-12)
+    chosen = np.zeros(probabilities.shape, dtype=bool)
+    np.put_along_axis(chosen, ranking, needed & (ranked > 0), axis=1)
+    return chosen
+
+
+def _check_probabilities(probabilities: ArrayLike) -> np.ndarray:
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities must have shape (rows, classes), got {probabilities.shape}")
+    sound = np.isfinite(probabilities).all(axis=1) & (probabilities >= 0).all(axis=1) & probabilities.any(axis=1)
+    _refuse_rows(~sound, probabilities, "probabilities", "is no distribution; predict it again or drop it")
+    return probabilities
 
 
 def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:

@@ -432,22 +432,26 @@ class ConfidenceTable:
             _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
 
     @classmethod
-    def load(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> Self:
+    def load(
+        cls, path: str | os.PathLike, class_names: Sequence[str] | None = None, fingerprint: str | None = None
+    ) -> Self:
         """Read a table written by `save`, bit for bit.
 
         Args:
             path: the file.
-            class_names: of the data set that the table is to be used with.
-            fingerprint: of that data set.
+            class_names: of the data set that the table is to be used with; where not given, whichever the file names.
+            fingerprint: of that data set, likewise; the table's candidate sets are what it can be checked with.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: the file is damaged, is no confidence table, or belongs to other class names or other data.
         """
         with _open_table(path) as file:
-            _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
+            metadata = file.metadata() or {}
+            _check_metadata(path, metadata, class_names, fingerprint)
             tensors = {name: _read_tensor(file, name) for name in file.keys()}
-        return cls(**tensors, class_names=tuple(class_names), fingerprint=fingerprint)
+        class_names = tuple(json.loads(metadata["class_names"]))
+        return cls(**tensors, class_names=class_names, fingerprint=metadata["fingerprint"])
 
 
 def _open_table(path: str | os.PathLike) -> safe_open:
@@ -458,17 +462,17 @@ def _open_table(path: str | os.PathLike) -> safe_open:
 
 
 def _check_metadata(
-    path: str | os.PathLike, metadata: dict[str, str], class_names: Sequence[str], fingerprint: str
+    path: str | os.PathLike, metadata: dict[str, str], class_names: Sequence[str] | None, fingerprint: str | None
 ) -> None:
     if metadata.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
     saved_names = tuple(json.loads(metadata["class_names"]))
-    if saved_names != tuple(class_names):
+    if class_names is not None and saved_names != tuple(class_names):
         raise ValueError(
             f"class names differ: {path} holds {saved_names}, the data set {tuple(class_names)};"
             " use the data set that the table was trained on, with its class order, or start a new table"
         )
-    if metadata["fingerprint"] != fingerprint:
+    if fingerprint is not None and metadata["fingerprint"] != fingerprint:
         raise ValueError(
             f"data set fingerprints differ: {path} holds {metadata['fingerprint']}, the data set {fingerprint}:"
             " rows, their order or their candidate sets are not the same;"

@@ -94,10 +94,10 @@ def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
 
 def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Bicubic interpolation of (1, 1 + n^2, d) positions to a grid of height x width patches."""
-    cls_position, patches = positions[:, :1], positions[:, 1:]
-    side = int(patches.shape[1] ** 0.5)
+    side = int((positions.shape[1] - 1) ** 0.5)
     if (height, width) == (side, side):
         return positions
+    cls_position, patches = positions[:, :1], positions[:, 1:]
     patches = patches.unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, d, side, side)
     patches = nn.functional.interpolate(patches, size=(height, width), mode="bicubic", align_corners=False)
     return torch.cat([cls_position, patches.flatten(2).transpose(1, 2)], dim=1)
@@ -188,9 +188,10 @@ class FerPllResidual(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        branch = self.dropout(branch)
-        if self.training and self.drop_path_rate > 0:
-            branch = drop_path(branch, self.drop_path_rate)
+        if self.training:  # else there is nothing to drop; asking the modules takes time that a small model notices
+            branch = self.dropout(branch)
+            if self.drop_path_rate > 0:
+                branch = drop_path(branch, self.drop_path_rate)
         return hidden_states + branch
 
 

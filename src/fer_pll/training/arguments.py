@@ -111,6 +111,13 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             "training before the batch that lacks it."
         },
     )
+    picture_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Draw what is predicted of six pictures after every so many steps (into pictures/ in the output "
+            "folder); 0 for never. Default: with each checkpoint."
+        },
+    )
     contrastive_temperature: float = field(default=0.07, metadata={"help": "Temperature of the loss of moco."})
     queue_size: int = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
     encoder_momentum: float = field(
@@ -126,6 +133,8 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
         if not 0 <= self.encoder_momentum < 1:
             raise ValueError(f"encoder_momentum={self.encoder_momentum} must lie in [0, 1).")
+        if self.picture_steps is not None and self.picture_steps < 0:
+            raise ValueError(f"picture_steps={self.picture_steps} must be positive, or 0 for no pictures.")
         if self.queue_size < 1:
             raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
         if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":

@@ -1,15 +1,20 @@
 """What the scripts that train a classifier are told of data and model, and what they make of it."""
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.prepared import add_candidates
+from ..data.transition import read_transition
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .initialization import initialize
-from .settings import config_folder, load_config
+from .settings import SETTINGS_NAME, config_folder, load_config
+from .trainer import FerPllTrainer
 
 
 @dataclass
@@ -36,6 +41,13 @@ class ClassificationScript:
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
+    transition: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
+            "other class how likely it joins; see fer_pll.data.transition."
+        },
+    )
     add_query_decoder: bool | None = field(
         default=None,
         metadata={
@@ -61,6 +73,11 @@ class ClassificationScript:
         if "candidates" not in dataset.column_names:
             from_votes = "votes" in dataset.column_names
             unused &= {"flip_probability", "set_size"} if from_votes else {"max_candidates", "min_votes", "ties"}
+            if self.transition is not None or self.set_size is not None:
+                unused.add("flip_probability")
+        transition = None
+        if self.transition is not None:
+            transition = read_transition(self.transition, dataset.features["label"].names)
         dataset = add_candidates(
             dataset,
             max_candidates=self.max_candidates,
@@ -68,6 +85,7 @@ class ClassificationScript:
             ties=self.ties,
             flip_probability=self.flip_probability,
             set_size=self.set_size,
+            transition=transition,
             seed=seed,
         )
         for name in unused:
@@ -93,3 +111,29 @@ class ClassificationScript:
             print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
         return model, image_processor
+
+    def make_trainer(
+        self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
+    ) -> FerPllTrainer:
+        """A trainer of a new model."""
+        model, image_processor = self.make_model(args)
+        return FerPllTrainer(
+            model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+
+    @classmethod
+    def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
+        """What finetune.py was told when it made the folder `run`; `changes` go over its arguments.
+
+        Raises:
+            ValueError: where the folder has no settings, or others than finetune.py writes.
+        """
+        path = Path(run) / SETTINGS_NAME
+        if not path.is_file():
+            raise ValueError(f"{run} has no {SETTINGS_NAME}, which finetune.py writes: train it with that.")
+        try:
+            settings = json.loads(path.read_text())
+            arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
+            return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not what finetune.py writes ({error}): train the run again.") from error

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 
+from ..evaluation.probe import LinearProbe
 from ..model import FerPllConfig, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
 from .moco import FerPllForMomentumContrast
+from .monitor import NUM_PICTURES, PreTrainingMonitor
 from .streaming import StreamTrainer
 
 
@@ -26,9 +28,32 @@ class FerPllPreTrainer(StreamTrainer):
         args: settings.
         processing_class: the checkpoint's image processor.
         train_dataset: rows with `image` and `index`, or a `PictureStream`.
+        probe: tells how good the features are, see `PreTrainingMonitor`.
     """
 
     args: FerPllPreTrainingArguments
+
+    def __init__(
+        self,
+        model: FerPllPreTrainedModel,
+        args: FerPllPreTrainingArguments,
+        probe: LinearProbe | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(model, args, **kwargs)
+        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        if not whole and (probe is not None or args.picture_steps):
+            raise ValueError(
+                "--probe and --picture_steps need the whole model on one process: not with FSDP, DeepSpeed."
+            )
+        draws = whole and args.objective == "masked"
+        self.monitor = PreTrainingMonitor(self, args.picture_steps if draws else 0, probe)
+        self.add_callback(self.monitor)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        if self.args.should_save:
+            self.monitor.look()  # before: the log that is saved has it
+        super()._save_checkpoint(model, trial)
 
     @property
     def num_views(self) -> int:
@@ -57,5 +82,7 @@ class FerPllPreTrainer(StreamTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ):
+        if self.monitor.pictures is None:
+            self.monitor.pictures = inputs["pixel_values"][:NUM_PICTURES]
         outputs = model(pixel_values=inputs["pixel_values"])
         return (outputs.loss, outputs) if return_outputs else outputs.loss

@@ -1,0 +1,148 @@
+"""Corrections of labels, as the page of `fer-pll audit` writes them, applied to a prepared data set."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from .prepared import DataError
+
+COLUMNS = ["row_id", "mark", "label"]
+MARKS = ("keep", "relabel", "drop")
+_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # what a relabelled row changes
+
+
+class Correction(NamedTuple):
+    """A line of the file."""
+
+    line: int
+    row_id: str
+    mark: str
+    label: str  # class name; empty unless `mark` is "relabel"
+
+
+def read_corrections(path: str | Path) -> list[Correction]:
+    """Reads a CSV file with the columns `row_id`, `mark` (keep, relabel or drop) and `label`.
+
+    Raises:
+        DataError: the file cannot be read or has other columns; an unknown mark; a relabel without a label, or a label
+            elsewhere; a row_id that stands twice. The message names the line.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            if reader.fieldnames != COLUMNS:
+                raise DataError(
+                    f"{path}: the columns must be {', '.join(COLUMNS)}, as the audit's page writes them; found "
+                    f"{', '.join(reader.fieldnames or ['nothing'])}"
+                )
+            corrections, lines = [], {}
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DataError(f"{where}: it has not {len(COLUMNS)} fields: mend or delete the line")
+                row_id, mark, label = row["row_id"], row["mark"].strip(), row["label"].strip()
+                if mark not in MARKS:
+                    raise DataError(f"{where}: mark {mark!r} of row {row_id!r} is none of {', '.join(MARKS)}")
+                if (mark == "relabel") != bool(label):
+                    needs = "needs a label" if mark == "relabel" else f"takes no label, found {label!r}"
+                    raise DataError(f"{where}: {mark} of row {row_id!r} {needs}")
+                if row_id in lines:
+                    raise DataError(
+                        f"{where}: row {row_id!r} stands in line {lines[row_id]} already: keep one of them"
+                    )
+                lines[row_id] = reader.line_num
+                corrections.append(Correction(reader.line_num, row_id, mark, label))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is no CSV file in UTF-8 ({error})") from error
+    return corrections
+
+
+def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDict, str]:
+    """The data set with the corrections of a file, and a report of what changed.
+
+    A relabelled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
+    it is the only one; the row counts as `majority`. A dropped row is left out, and the `index` numbered again.
+    `true_label` stays.
+
+    Args:
+        dataset: all splits of a prepared set; row ids are looked for in each.
+        path: see `read_corrections`.
+
+    Raises:
+        DataError: as `read_corrections`, and for a row_id that no row or several rows have, a class that the set does
+            not have, and corrections that leave a split empty.
+    """
+    corrections = read_corrections(path)
+    names = next(iter(dataset.values())).features["label"].names
+    places = _find(dataset, {correction.row_id for correction in corrections})
+    for correction in corrections:
+        where = f"{path}, line {correction.line}: row {correction.row_id!r}"
+        found = places.get(correction.row_id, [])
+        if len(found) != 1:
+            count = "is not in the data set" if not found else f"stands {len(found)} times in the data set"
+            raise DataError(f"{where} {count}: these corrections belong to other data, or it was prepared otherwise")
+        if correction.label and correction.label not in names:
+            raise DataError(f"{where}: {correction.label!r} is no class of the data set; it has {', '.join(names)}")
+
+    corrected, changes = DatasetDict(), Counter()
+    for split, rows in dataset.items():
+        here = [(places[c.row_id][0][1], c) for c in corrections if places[c.row_id][0][0] == split]
+        relabelled = {row: names.index(c.label) for row, c in here if c.mark == "relabel"}
+        dropped = [row for row, c in here if c.mark == "drop"]
+        if len(dropped) == len(rows) > 0:
+            raise DataError(f"{path}: every row of the split {split!r} is dropped: keep some")
+        before = np.array(rows["label"][:])
+        for row, label in relabelled.items():
+            changes[names[before[row]] if before[row] >= 0 else "no label", names[label]] += 1
+        corrected[split] = _correct(rows, relabelled, dropped)
+        if relabelled or dropped:
+            note = f"{len(relabelled)} rows relabelled and {len(dropped)} dropped by {Path(path).name}"
+            description = rows.info.description
+            corrected[split].info.description = f"{description}; {note}" if description else note
+
+    marks = Counter(correction.mark for correction in corrections)
+    lines = [f"{path}: {marks['relabel']} relabelled, {marks['drop']} dropped, {marks['keep']} kept as they are"]
+    lines += [f"  {before} -> {after}  {rows}" for (before, after), rows in changes.most_common()]
+    return corrected, "\n".join(lines)
+
+
+def _find(dataset: DatasetDict, row_ids: set[str]) -> dict[str, list[tuple[str, int]]]:
+    """The places, (split, row), of the rows that have one of the row ids."""
+    places = {}
+    for split, rows in dataset.items():
+        for row, row_id in enumerate(rows.select_columns("row_id")["row_id"][:]):
+            if row_id in row_ids:
+                places.setdefault(row_id, []).append((split, row))
+    return places
+
+
+def _correct(rows: Dataset, relabelled: dict[int, int], dropped: list[int]) -> Dataset:
+    """A split with new labels, by row, and without the dropped rows."""
+    if not relabelled and not dropped:
+        return rows
+    present = [name for name in _LABEL_COLUMNS if name in rows.column_names]
+    columns = {name: np.array(rows.select_columns(name)[name][:]) for name in present}
+    for row, label in relabelled.items():
+        columns["label"][row] = label
+        if "votes" in columns:
+            total = columns["votes"][row].sum()
+            columns["votes"][row] = 0
+            columns["votes"][row, label] = total
+        if "candidates" in columns:
+            columns["candidates"][row] = np.arange(columns["candidates"].shape[1]) == label
+        if "majority" in columns:
+            columns["majority"][row] = True
+    order, features = rows.column_names, rows.features
+    for name, values in columns.items():
+        values = list(values) if values.ndim > 1 else values
+        rows = rows.remove_columns(name).add_column(name, values, feature=features[name])
+    rows = rows.select_columns(order).select(np.setdiff1d(np.arange(len(rows)), dropped))
+    index = rows.features["index"]
+    rows = rows.remove_columns("index").add_column("index", np.arange(len(rows)), feature=index)
+    return rows.select_columns(order)

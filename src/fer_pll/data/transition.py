@@ -1,0 +1,77 @@
+"""Which labels annotators take for which: a table of probabilities, by the names of the classes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import canonical_name
+from .prepared import DataError
+from .tables import read_columns
+
+
+def read_transition(file: str | Path, class_names: Sequence[str]) -> np.ndarray:
+    """A class-dependent transition matrix for `labels.candidates.from_labels`, from a CSV file.
+
+    The first line names the classes after a first cell that does not matter; each other line has the name of the
+    given label, then how probable it is that each class becomes a candidate beside it:
+
+        given,neutral,happiness,sadness
+        neutral,,0.05,0.3
+        happiness,0.1,,0
+        sadness,0.3,0,
+
+    Every class has a line and a column, in any order; names may be capitalised or synonyms (`data.SYNONYMS`). What
+    stands for a class beside itself is not looked at.
+
+    Args:
+        file: the table.
+        class_names: K names.
+
+    Returns:
+        (K, K) float64, in the order of `class_names`.
+
+    Raises:
+        DataError: the file is missing or malformed, a class is missing, unknown or stands twice, or a cell is no
+            probability; the message names file, line and class.
+    """
+    file = Path(file)
+    names = [canonical_name(name) for name in class_names]
+    rows = read_columns(file)
+    columns = _check_names(f"{file}:1", [canonical_name(name) for name in next(rows)[1][1:]], names)
+    matrix, given = np.zeros((len(names), len(names))), []
+    for line, (name, *cells) in rows:
+        if canonical_name(name) not in names or canonical_name(name) in given:
+            raise DataError(
+                f"{file}:{line}: {name!r} is none of the classes {', '.join(names)}, or has a line before: correct it"
+            )
+        given.append(canonical_name(name))
+        row = names.index(given[-1])
+        for column, cell in zip(columns, cells, strict=True):
+            if column != row:
+                matrix[row, column] = _probability(f"{file}:{line}", name, names[column], cell)
+    _check_names(str(file), given, names)
+    return matrix
+
+
+def _check_names(where: str, given: list[str], names: list[str]) -> list[int]:
+    """Places of the given names among the classes, after checking that each class stands there once."""
+    twice = [name for name in given if given.count(name) > 1]
+    missing = [name for name in names if name not in given]
+    unknown = [name for name in given if name not in names]
+    for found, what in ((twice, "twice"), (unknown, "though it is no class"), (missing, "not at all")):
+        if found:
+            raise DataError(
+                f"{where}: {found[0]!r} stands there {what}; give a line and a column to each of {', '.join(names)}"
+            )
+    return [names.index(name) for name in given]
+
+
+def _probability(where: str, given: str, other: str, cell: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:  # NaN is not, either
+        raise DataError(f"{where}: {cell!r}, for {other} beside {given}, is no probability from 0 to 1: correct it")
+    return value

@@ -1,0 +1,153 @@
+"""Which given labels look wrong, and what they should be: from what annotators said and what a model sees."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import average_precision_score
+
+STRUCK_OUT = 0.01
+"""A candidate counts as struck out where its confidence is below this."""
+
+_ROUNDS = 12
+_CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)
+
+
+class LabelPosterior(NamedTuple):
+    """What `label_posterior` finds for N rows of K classes."""
+
+    belief: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
+    confusion: np.ndarray  # (K, K) float64: row = true class, column = what an annotator says, rows sum to 1
+    concentration: float  # how independently annotators err, see `label_posterior`
+
+
+def suspicion(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
+    """Suspicion that a given label is wrong: 1 - belief in it, (N,) from 0 to 1.
+
+    The belief is the probability of being the true label, so this is the probability of an error, and whoever looks
+    through the rows in its order meets wrong labels soonest. Beliefs come from `training_belief` or, better, from the
+    out-of-fold predictions of `label_posterior`: a training has seen the labels that it judges.
+
+    Args:
+        belief: (N, K), rows sum to 1.
+        given: (N,) labels, 0 .. K-1.
+    """
+    belief = np.asarray(belief, dtype=np.float64)
+    return 1 - np.take_along_axis(belief, np.asarray(given)[:, None], axis=1)[:, 0]
+
+
+def corrected_labels(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
+    """The label of the largest belief (N,) int64; the given label where none is believed more."""
+    belief, given = np.asarray(belief), np.asarray(given)
+    kept = np.take_along_axis(belief, given[:, None], axis=1)[:, 0] >= belief.max(axis=1)
+    return np.where(kept, given, belief.argmax(axis=1))
+
+
+def training_belief(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
+    """Belief in each class (N, K) that a training leaves: 0.9 of its confidence and 0.1 of the shares of the votes.
+
+    Confidences that were decided are 0 or 1 (Eq. 5 of the paper); of rows that are decided alike, those are more
+    suspicious whose label fewer annotators chose. A row with one candidate keeps its label: no training doubts it.
+
+    Args:
+        confidence: (N, K), rows sum to 1.
+        votes: (N, K), >= 0, none of the rows zero.
+    """
+    confidence, votes = np.asarray(confidence, dtype=np.float64), np.asarray(votes, dtype=np.float64)
+    return 0.9 * confidence + 0.1 * votes / votes.sum(axis=1, keepdims=True)
+
+
+def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
+    """The probability of each class to be the true label of a row, given its votes and its picture.
+
+        q_ik  proportional to  p_ik * DirichletMultinomial(votes_i; s A_k)
+
+    p are the predictions of a model that has not seen the row's votes, A_k is what annotators say of faces of class k:
+    the model of Dawid and Skene (1979), with the prediction in the place of the class prior. Annotators of a face all
+    see the same face, so that their errors go together: the concentration s says how far; they are independent where
+    it is large, and only their first vote counts where it is near 0. Confident learning (Northcutt et al., 2021)
+    judges a label by p alone. Here it takes more to overrule a label that many chose than one that a single annotator
+    chose, and a confusion that is common among annotators is believed more readily than a rare one.
+
+    A and s are those of the largest likelihood of the votes, by expectation maximisation.
+
+    Args:
+        probabilities: p, (N, K), rows sum to 1.
+        votes: (N, K), whole numbers; a one in the place of the label where there is one label for each row.
+    """
+    votes = np.asarray(votes, dtype=np.int64)
+    shares = votes / votes.sum(axis=1, keepdims=True)
+    log_prediction = np.log(np.asarray(probabilities, dtype=np.float64).clip(1e-9))
+    belief = _softmax(log_prediction + 2 * shares)  # to begin with, annotators are mostly right
+    concentration = 1.0
+    for number in range(_ROUNDS):
+        confusion = annotator_confusion(belief, shares)
+        if number % 3 == 0:
+            likelihoods = [_logsumexp(log_prediction + _log_likelihood(votes, confusion, s)) for s in _CONCENTRATIONS]
+            concentration = float(_CONCENTRATIONS[np.argmax([values.sum() for values in likelihoods])])
+        belief = _softmax(log_prediction + _log_likelihood(votes, confusion, concentration))
+    return LabelPosterior(belief, confusion, concentration)
+
+
+def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: float) -> np.ndarray:
+    """log DirichletMultinomial(votes_i; s A_k), (N, K), without the multinomial coefficient, the same for all k."""
+    # Gamma(a + v) / Gamma(a) = a (a + 1) ... (a + v - 1)
+    total = votes.sum(axis=1)
+    steps = np.arange(total.max())
+    rising = np.log(concentration * confusion + steps[:, None, None]).cumsum(axis=0)  # (votes, class, said)
+    rising = np.concatenate([np.zeros_like(rising[:1]), rising])
+    likelihood = -np.concatenate([[0], np.log(concentration + steps).cumsum()])[total][:, None]
+    return likelihood + sum(rising[votes[:, said], :, said] for said in range(votes.shape[1]))
+
+
+def annotator_confusion(belief: ArrayLike, votes: ArrayLike, shrinkage: float = 1.0) -> np.ndarray:
+    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = vote.
+
+    Args:
+        belief: (N, K), rows sum to 1.
+        votes: (N, K), >= 0.
+        shrinkage: votes added to each class, as a multiple of a class's mean number of votes. They are those of
+            annotators who are as often right as all are and err towards all classes alike: a class that the model
+            hardly ever predicts would be explained away otherwise. 0 adds none.
+    """
+    belief, votes = np.asarray(belief, dtype=np.float64), np.asarray(votes, dtype=np.float64)
+    counts = belief.T @ votes
+    num_classes = len(counts)
+    right = counts.trace() / counts.sum()
+    prior = np.full((num_classes, num_classes), (1 - right) / max(num_classes - 1, 1))
+    np.fill_diagonal(prior, right)
+    added = shrinkage * counts.sum() / num_classes
+    total = counts.sum(axis=1, keepdims=True) + added
+    return np.divide(counts + added * prior, total, out=prior, where=total > 0).clip(1e-9)
+
+
+def judge_suspicion(score: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
+    """How well a score finds the rows whose label is wrong, where one knows.
+
+    Args:
+        score: (N,), larger = more suspicious.
+        wrong: (N,) bool.
+
+    Returns:
+        `average_precision`, and `precision_at_wrong`: the share of wrong rows among as many of the most suspicious as
+        there are wrong ones, which is also their recall.
+    """
+    score, wrong = np.asarray(score), np.asarray(wrong, dtype=bool)
+    first = np.argsort(-score, kind="stable")[: wrong.sum()]
+    return {
+        "average_precision": float(average_precision_score(wrong, score)),
+        "precision_at_wrong": float(wrong[first].mean()),
+    }
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    return np.exp(_log_softmax(logits))
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - _logsumexp(logits)
+
+
+def _logsumexp(logits: np.ndarray) -> np.ndarray:
+    top = logits.max(axis=1, keepdims=True)
+    return top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True))

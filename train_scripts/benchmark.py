@@ -854,14 +854,14 @@ def measure_data(args):
     settings = {name: settings[name] for name in vars(BatchAugmentation()) if name in settings}
     pictures = encoded_pictures(args.scale, BATCHES * args.batch_size)
     crop = FaceCrop.from_pretrained(str(folder))
-    photo = encode(photo_crops(1, 512, 3)[0], "JPEG")
+    photo, landmarks = encode(photo_crops(1, 512, 3)[0], "JPEG"), np.array(ASTRONAUT_LANDMARKS)
 
     torch.set_num_threads(1)
     sides = {
         "loader": lambda: load_batches(loader(pictures, folder, args.batch_size, 0), folder, settings),
         "loader by hand": lambda: load_by_hand(pictures, folder, args.batch_size, settings),
-        "align": lambda: align_face(decode(photo), np.array(ASTRONAUT_LANDMARKS), crop),
-        "align by hand": lambda: align_by_hand(decode(photo), np.array(ASTRONAUT_LANDMARKS), crop),
+        "align": lambda: [align_face(decode(photo), landmarks, crop) for _ in range(BATCHES)],
+        "align by hand": lambda: [align_by_hand(decode(photo), landmarks, crop) for _ in range(BATCHES)],
     }
     seconds = take_turns(sides, args.repeats)
     torch.set_num_threads(args.threads)
@@ -871,7 +871,7 @@ def measure_data(args):
         for name in ("pretrain", "finetune")
     }
     seconds |= take_turns({"loader, all cores": lambda: load_batches(workers, folder, settings)} | steps, args.repeats)
-    counts = dict.fromkeys(seconds, len(pictures)) | {"align": 1, "align by hand": 1}
+    counts = dict.fromkeys(seconds, len(pictures)) | {"align": BATCHES, "align by hand": BATCHES}
     counts |= dict.fromkeys(steps, args.batch_size)
     speed = {name: counts[name] / seconds[name] for name in seconds}
     ratios = {name: speed[name] / speed[f"{name} by hand"] for name in ("loader", "align")}
@@ -897,7 +897,7 @@ def measure_data(args):
     return Result(table, ratios, targets, f"Pillow {PIL.__version__}")
 
 
-BATCHES = 16  # that a loader gives in one turn
+BATCHES = 16  # that a loader gives in one turn, and photographs that are aligned
 
 
 def encode(pixels, kind):

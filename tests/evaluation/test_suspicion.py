@@ -6,6 +6,7 @@ from scipy.stats import dirichlet_multinomial
 
 from fer_pll.evaluation.suspicion import (
     _log_likelihood,
+    _shrunken_confusion,
     annotator_confusion,
     corrected_labels,
     judge_suspicion,
@@ -31,11 +32,21 @@ def test_of_rows_decided_alike_the_one_with_fewer_votes_is_more_suspicious():
 def test_annotator_confusion_of_a_worked_example():
     belief = np.array([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]])
     votes = np.array([[3, 1], [2, 2], [0, 4]])
-    np.testing.assert_allclose(annotator_confusion(belief, votes, shrinkage=0), [[4 / 6, 2 / 6], [1 / 6, 5 / 6]])
-    # 9 of 12 votes are right; 6 votes more of that kind for each class
-    np.testing.assert_allclose(
-        annotator_confusion(belief, votes, shrinkage=1), [[8.5 / 12, 3.5 / 12], [2.5 / 12, 9.5 / 12]]
-    )
+    np.testing.assert_allclose(annotator_confusion(belief, votes), [[4 / 6, 2 / 6], [1 / 6, 5 / 6]])
+    assert annotator_confusion(belief[:1], votes[:1]).tolist() == [[0.75, 0.25], [0, 0]]
+
+
+def test_shrunken_confusion_of_a_worked_example():
+    """Errors that all go to one class are taken as they are, but for the least m, errors without preference are not."""
+    counts = np.array([[60.0, 40, 0], [0, 80, 20], [30, 0, 70]])  # right 210 of 300, 100 votes for each class
+    confusion = _shrunken_confusion(counts)
+    np.testing.assert_allclose(confusion.diagonal(), [(60 + 70) / 200, (80 + 70) / 200, (70 + 70) / 200])
+    np.testing.assert_allclose(confusion[0], [0.65, 0.35 * 40.5 / 41, 0.35 * 0.5 / 41])
+    np.testing.assert_allclose(confusion.sum(axis=1), 1)
+    even = _shrunken_confusion(np.array([[60.0, 21, 19], [9, 80, 11], [16, 14, 70]]))
+    np.testing.assert_allclose(even[0], [0.65, 0.175, 0.175], atol=1e-4)
+    # of faces without any error nothing is known but that
+    np.testing.assert_allclose(_shrunken_confusion(10 * np.eye(3)), np.eye(3), atol=1e-8)
 
 
 def test_log_likelihood_is_that_of_the_dirichlet_multinomial():

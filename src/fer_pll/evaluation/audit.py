@@ -128,7 +128,7 @@ class LabelAudit:
 
     def annotators(self) -> np.ndarray:
         """What annotators say of the faces that are believed to show each class, (K, K), see `annotator_confusion`."""
-        return annotator_confusion(self.belief, self.votes, shrinkage=0)
+        return annotator_confusion(self.belief, self.votes)
 
     def __str__(self) -> str:
         """The summary for the console."""

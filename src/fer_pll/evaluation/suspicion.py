@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import gammaln
 from sklearn.metrics import average_precision_score
 
 STRUCK_OUT = 0.01
@@ -11,6 +12,8 @@ STRUCK_OUT = 0.01
 
 _ROUNDS = 12
 _CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)
+_TEMPERATURES = np.geomspace(0.25, 2, 13)
+_EVEN_ERRORS = np.geomspace(1, 1e6, 25)
 
 
 class LabelPosterior(NamedTuple):
@@ -19,6 +22,7 @@ class LabelPosterior(NamedTuple):
     belief: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
     confusion: np.ndarray  # (K, K) float64: row = true class, column = what an annotator says, rows sum to 1
     concentration: float  # how independently annotators err, see `label_posterior`
+    temperature: float  # of the predictions: below 1 the model believed less than it might have
 
 
 def suspicion(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
@@ -60,7 +64,7 @@ def training_belief(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
 def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
     """The probability of each class to be the true label of a row, given its votes and its picture.
 
-        q_ik  proportional to  p_ik * DirichletMultinomial(votes_i; s A_k)
+        q_ik  proportional to  w_k p_ik^(1/T) * DirichletMultinomial(votes_i; s A_k)
 
     p are the predictions of a model that has not seen the row's votes, A_k is what annotators say of faces of class k:
     the model of Dawid and Skene (1979), with the prediction in the place of the class prior. Annotators of a face all
@@ -69,7 +73,12 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     judges a label by p alone. Here it takes more to overrule a label that many chose than one that a single annotator
     chose, and a confusion that is common among annotators is believed more readily than a rare one.
 
-    A and s are those of the largest likelihood of the votes, by expectation maximisation.
+    The model learned from votes with errors and predicts such votes: it is less certain of the true label than it
+    might be, and expects rare classes, to which errors add most, too often. The temperature T and the weights w of the
+    classes make up for that (Guo et al., 2017, call such a correction vector scaling).
+
+    A, s, T and w are those of the largest likelihood of the votes, by expectation maximisation; A is held towards
+    errors without preference, see `_shrunken_confusion`.
 
     Args:
         probabilities: p, (N, K), rows sum to 1.
@@ -78,15 +87,23 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     votes = np.asarray(votes, dtype=np.int64)
     shares = votes / votes.sum(axis=1, keepdims=True)
     log_prediction = np.log(np.asarray(probabilities, dtype=np.float64).clip(1e-9))
-    belief = _softmax(log_prediction + 2 * shares)  # to begin with, annotators are mostly right
-    concentration = 1.0
+    log_weight = np.zeros(votes.shape[1])
+    prior = _log_softmax(log_prediction)
+    belief = _softmax(prior + 2 * shares)  # to begin with, annotators are mostly right
     for number in range(_ROUNDS):
-        confusion = annotator_confusion(belief, shares)
+        confusion = _shrunken_confusion(belief.T @ shares)
         if number % 3 == 0:
-            likelihoods = [_logsumexp(log_prediction + _log_likelihood(votes, confusion, s)) for s in _CONCENTRATIONS]
-            concentration = float(_CONCENTRATIONS[np.argmax([values.sum() for values in likelihoods])])
-        belief = _softmax(log_prediction + _log_likelihood(votes, confusion, concentration))
-    return LabelPosterior(belief, confusion, concentration)
+            fits = [_logsumexp(prior + _log_likelihood(votes, confusion, s)).sum() for s in _CONCENTRATIONS]
+            concentration = float(_CONCENTRATIONS[np.argmax(fits)])
+            likelihood = _log_likelihood(votes, confusion, concentration)
+            scaled = [_log_softmax(log_prediction / t + log_weight) for t in _TEMPERATURES]
+            fits = [_logsumexp(log_prior + likelihood).sum() for log_prior in scaled]
+            temperature = float(_TEMPERATURES[np.argmax(fits)])
+        expected = _softmax(log_prediction / temperature + log_weight).mean(axis=0)
+        log_weight += np.log(belief.mean(axis=0).clip(1e-9) / expected.clip(1e-9))
+        prior = _log_softmax(log_prediction / temperature + log_weight)
+        belief = _softmax(prior + _log_likelihood(votes, confusion, concentration))
+    return LabelPosterior(belief, confusion, concentration, temperature)
 
 
 def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: float) -> np.ndarray:
@@ -100,25 +117,44 @@ def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: flo
     return likelihood + sum(rising[votes[:, said], :, said] for said in range(votes.shape[1]))
 
 
-def annotator_confusion(belief: ArrayLike, votes: ArrayLike, shrinkage: float = 1.0) -> np.ndarray:
-    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = vote.
+def annotator_confusion(belief: ArrayLike, votes: ArrayLike) -> np.ndarray:
+    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = share of the votes.
+
+    The row of a class that no face is believed to show is 0.
 
     Args:
         belief: (N, K), rows sum to 1.
         votes: (N, K), >= 0.
-        shrinkage: votes added to each class, as a multiple of a class's mean number of votes. They are those of
-            annotators who are as often right as all are and err towards all classes alike: a class that the model
-            hardly ever predicts would be explained away otherwise. 0 adds none.
     """
-    belief, votes = np.asarray(belief, dtype=np.float64), np.asarray(votes, dtype=np.float64)
-    counts = belief.T @ votes
+    counts = np.asarray(belief, dtype=np.float64).T @ np.asarray(votes, dtype=np.float64)
+    total = counts.sum(axis=1, keepdims=True)
+    return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
+
+
+def _shrunken_confusion(counts: np.ndarray) -> np.ndarray:
+    """What annotators say of the faces of each class, (K, K), where the votes c_kj (K, K) are few or uncertain.
+
+        A_kk = (c_kk + n r) / (c_k + n)
+        A_kj = (1 - A_kk) (c_kj + m / (K-1)) / (e_k + m),  j other than k,  e_k = c_k - c_kk
+
+    c_k are the votes for faces of class k, n their mean over the classes, and r the share of all votes that is right:
+    without n, a class that the model hardly ever predicts would be explained away. m are errors without preference for
+    a class: as many as make the errors c_kj most likely, taken as draws from DirichletMultinomial(e_k; m / (K-1)).
+    There are many where annotators err at random, few where each class has others that it is taken for.
+    """
     num_classes = len(counts)
-    right = counts.trace() / counts.sum()
-    prior = np.full((num_classes, num_classes), (1 - right) / max(num_classes - 1, 1))
-    np.fill_diagonal(prior, right)
-    added = shrinkage * counts.sum() / num_classes
-    total = counts.sum(axis=1, keepdims=True) + added
-    return np.divide(counts + added * prior, total, out=prior, where=total > 0).clip(1e-9)
+    diagonal = np.eye(num_classes, dtype=bool)
+    total = counts.sum(axis=1)
+    right = (counts[diagonal] + total.mean() * counts.trace() / counts.sum()) / (total + total.mean())
+    errors = counts[~diagonal].reshape(num_classes, num_classes - 1)
+    each = _EVEN_ERRORS[:, None, None] / (num_classes - 1)
+    evidence = (gammaln(errors + each) - gammaln(each)).sum(axis=(1, 2))
+    evidence += (gammaln(_EVEN_ERRORS[:, None]) - gammaln(errors.sum(axis=1) + _EVEN_ERRORS[:, None])).sum(axis=1)
+    errors = errors + each[np.argmax(evidence)]
+    confusion = np.empty_like(counts)
+    confusion[diagonal] = right
+    confusion[~diagonal] = ((1 - right)[:, None] * errors / errors.sum(axis=1, keepdims=True)).ravel()
+    return confusion.clip(1e-9)
 
 
 def judge_suspicion(score: ArrayLike, wrong: ArrayLike) -> dict[str, float]:

@@ -35,9 +35,9 @@ class OutOfFoldScript(ClassificationScript):
     folds: int = field(default=5, metadata={"help": "Parts of `train`; each is predicted from the others."})
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     try:
-        script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__)
+        script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
         args.save_strategy = args.eval_strategy = "no"
         dataset = script.add_candidates(load_prepared(script.data, "train"), args.seed)
         out = Path(args.output_dir)

@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -31,12 +32,20 @@ sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.a
 
 import numpy as np
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, List, Value
 from safetensors.numpy import load_file
 
 from fer_pll.data.prepared import keep_drawn_votes, load_prepared, save_prepared
+from fer_pll.evaluation.metrics import accuracy
 from fer_pll.evaluation.plots import plot_confusion_matrix, plot_curves, plot_gallery
-from fer_pll.labels.candidates import dataset_fingerprint
+from fer_pll.evaluation.suspicion import (
+    annotator_confusion,
+    corrected_labels,
+    judge_suspicion,
+    label_posterior,
+    suspicion,
+)
+from fer_pll.labels.candidates import dataset_fingerprint, from_posterior
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.settings import config_folder
 from fer_pll.training.trainer import CONFIDENCE_NAME, numpy_column
@@ -223,6 +232,13 @@ TABLES: dict[str, tuple[str, tuple[int | None, ...], Callable[[int | None], list
 
 COST_BATCHES, COST_STEPS = (72, 128, 256), 6
 
+FLIPPED = 0.2  # share of the labels
+AUDITS = {
+    "two-votes": "Two drawn votes for each row",
+    "uniform": f"{FLIPPED:.0%} of the labels flipped, to every class alike",
+    "confusion": f"{FLIPPED:.0%} of the labels flipped, as the votes confuse the classes",
+}
+
 
 class Experiments:
     """The runs of one scale over one data set.
@@ -339,6 +355,19 @@ class Experiments:
             "fingerprint": self.fingerprint,
         }
 
+    def training_options(self, run: Run, seed: int) -> list:
+        """What a run's training is told, but for its data and its folder; pre-trains where that is missing."""
+        config = HERE / "experiments" / self.scale.resnet if run.resnet else self.config("ferplus")
+        argv = ["--config", config, "--seed", seed]
+        argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
+        argv += ["--settings", HERE / "experiments" / f"{run.settings}.yaml"]
+        argv += self.epochs_option(self.epochs)
+        if self.epochs is not None:
+            argv += ["--revision_warmup_epochs", self.epochs / 3]
+        for key, value in run.overrides:
+            argv += [f"--{key}", value]
+        return argv
+
     def run_folder(self, run: Run, seed: int) -> Path:
         return self.out / self.args.scale / f"{run.name}-seed{seed}"
 
@@ -353,16 +382,8 @@ class Experiments:
             result = json.loads(path.read_text())
             check_same(result["settings"], settings, path)
             return result
-        pretrained = [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
         folder = self.run_folder(run, seed)
-        config = HERE / "experiments" / self.scale.resnet if run.resnet else self.config("ferplus")
-        argv = ["--config", config, "--data", self.data(run.votes, seed), "--seed", seed, *pretrained]
-        argv += ["--settings", HERE / "experiments" / f"{run.settings}.yaml"]
-        argv += self.epochs_option(self.epochs)
-        if self.epochs is not None:
-            argv += ["--revision_warmup_epochs", self.epochs / 3]
-        for key, value in run.overrides:
-            argv += [f"--{key}", value]
+        argv = ["--data", self.data(run.votes, seed), *self.training_options(run, seed)]
         seconds = self.train("finetune", folder, argv)
         self.script("evaluate", [folder, self.data(run.votes, seed), "--out", folder / "evaluation"])
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
@@ -405,6 +426,152 @@ class Experiments:
         table = load_file(self.run_folder(run, seed) / CONFIDENCE_NAME)
         rows = load_prepared(self.data(run.votes, seed), "train")
         return rows.select(numpy_column(rows, "index").argsort()), table
+
+    def audit(self, labels: str, seed: int) -> dict:
+        """How well wrong labels, one of `AUDITS`, are found; trains out of fold what is missing.
+
+        Softmax trains on the given label. Ours trains on the posterior of that first round: the classes that hold
+        95 % of it are the candidates, its probabilities their confidences. Candidates drawn at random around a single
+        label, as the paper has them, would tell nothing of it, and a revision would hide doubts (Eq. 5). In the second
+        round a row's label had a say, through the first, in the confidences of others, but not in its own prediction.
+
+        Raises:
+            ValueError: for a data set without votes, and for a result that was made with other settings.
+        """
+        softmax = Run("hog", "table5/softmax", (("confidence_init", "uniform"),))  # which has no say
+        ours = Run("hog", "table7/decoder-uniform", (("confidence_init", "column"),))
+        settings = self.settings(ours, seed) | {"labels": labels, "flipped": FLIPPED, "folds": self.args.folds}
+        settings["softmax"] = self.settings(softmax, seed)["experiment"]
+        path = self.results / f"audit-{labels}-seed{seed}.json"
+        if path.is_file():
+            result = json.loads(path.read_text())
+            check_same(result["settings"], settings, path)
+            return result
+        start = time.perf_counter()
+        folder = self.out / self.args.scale / f"audit-{labels}-{self.args.folds}folds-seed{seed}"
+        data = self.wrong_labels(labels, seed)
+        predictions = {"softmax": self.out_of_fold(softmax, seed, data, folder / "softmax")}
+        rows = load_prepared(data, "train")
+        given = numpy_column(rows, "label")
+        one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
+        votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
+        believed = folder / "data"
+        if not believed.is_dir():
+            belief = label_posterior(predictions["softmax"], votes).belief
+            save_prepared(DatasetDict(train=believe(rows, belief)), believed)
+        predictions["ours"] = self.out_of_fold(ours, seed, believed, folder / "ours")
+        figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
+        seconds = round(time.perf_counter() - start)
+        result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
+        write_json(result, path)
+        return result
+
+    def wrong_labels(self, labels: str, seed: int) -> str:
+        """Folder of the training rows with labels of one of `AUDITS`, and their `true_label`."""
+        if "votes" not in load_prepared(self.args.data, "train").column_names:
+            raise ValueError(f"--data {self.args.data} has no votes, which the audit takes the true labels from.")
+        if labels == "two-votes":
+            return self.data(2, seed)
+        rows = [f"{self.args.rows}rows"] if self.args.rows else []
+        folder = self.out / "data" / "-".join([*rows, "flipped", labels, f"seed{seed}"])
+        if not folder.is_dir():
+            train = flip_labels(load_prepared(self.data(None, seed), "train"), labels == "confusion", seed)
+            save_prepared(DatasetDict(train=train), folder)
+        return str(folder)
+
+    def out_of_fold(self, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
+        """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
+        argv = ["--data", data, *self.training_options(run, seed), "--folds", self.args.folds]
+        self.script("out_of_fold", [*argv, "--output_dir", folder, *self.args.options])
+        return load_file(folder / "out_of_fold.safetensors")["probabilities"].astype(np.float64)
+
+
+def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
+    """One label for each row, the most voted, of which a share of `FLIPPED` is made wrong; the votes are left out.
+
+    `true_label`, where there is none yet, is the winner of the votes, or -1 where several labels share the top.
+
+    Args:
+        dataset: N rows with `votes`.
+        as_votes: rows of a class are flipped as often, and to those classes, as annotators do it. Otherwise every row
+            and every class is as likely as another.
+        seed: of the draw.
+    """
+    votes, feature = numpy_column(dataset, "votes"), dataset.features["label"]
+    unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    winner = votes.argmax(axis=1)
+    truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else np.full(len(votes), -1)
+    truth = np.where((truth < 0) & unique, winner, truth)
+    label = np.where(truth >= 0, truth, winner)
+    classes = np.eye(votes.shape[1])
+    flips = annotator_confusion(classes[label[unique]], votes[unique]) if as_votes else np.ones_like(classes)
+    np.fill_diagonal(flips, 0)
+    rate = flips.sum(axis=1)[label]
+    generator = np.random.default_rng(seed)
+    for row in generator.choice(len(label), round(FLIPPED * len(label)), replace=False, p=rate / rate.sum()):
+        others = flips[label[row]]
+        label[row] = generator.choice(len(classes), p=others / others.sum())
+    dataset = dataset.select_columns(["image", "index", "row_id"])
+    return dataset.add_column("label", label, feature=feature).add_column("true_label", truth, feature=feature)
+
+
+def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
+    """The rows with a belief (N, K) as `candidates`, the classes that hold 95 % of it, and `confidence`."""
+    candidates = from_posterior(belief)
+    confidence = np.where(candidates, belief, 0)
+    confidence /= confidence.sum(axis=1, keepdims=True)
+    size = belief.shape[1]
+    dataset = dataset.add_column("candidates", list(candidates), feature=List(Value("bool"), length=size))
+    return dataset.add_column("confidence", list(confidence), feature=List(Value("float32"), length=size))
+
+
+def compare_audits(
+    predictions: dict[str, np.ndarray], votes: np.ndarray, given: np.ndarray, truth: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    """How well each method finds the wrong ones among N given labels, and how many are right once it corrected them.
+
+    cleanlab ranks in two ways: all rows by label quality, or before all others the issues that it finds, which get the
+    predicted label.
+
+    Args:
+        predictions: out of fold, (N, K), of `"ours"` and `"softmax"`.
+        votes: (N, K), whole numbers.
+        given: (N,) the labels to judge.
+        truth: (N,), -1 = unknown; such rows are not counted.
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    known, rows = truth >= 0, np.arange(len(given))
+    wrong = (given != truth)[known]
+
+    def judge(score: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return judge_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
+
+    def by_belief(belief: np.ndarray) -> dict[str, float]:
+        return judge(suspicion(belief, given), corrected_labels(belief, given))
+
+    none = {"average_precision": None, "precision_at_wrong": None}
+    figures = {"labels as given": none | {"corrected": float(1 - wrong.mean())}}
+    figures["ours"] = by_belief(label_posterior(predictions["ours"], votes).belief)
+    figures["our posterior, softmax-trained"] = by_belief(label_posterior(predictions["softmax"], votes).belief)
+    for name, probabilities in predictions.items():
+        for method in ("self_confidence", "normalized_margin"):
+            issues = find_label_issues(given, probabilities, return_indices_ranked_by=method, n_jobs=1)
+            score = 1 - get_label_quality_scores(given, probabilities, method=method)
+            title = f"{method.replace('_', ' ')}, {'on our predictions' if name == 'ours' else 'softmax-trained'}"
+            figures[f"cleanlab, label quality by {title}"] = judge(score, given) | {"corrected": None}
+            score[issues] = 2 - rows[: len(issues)] / len(rows)
+            labels = given.copy()
+            labels[issues] = probabilities[issues].argmax(axis=1)
+            figures[f"cleanlab, issues by {title}"] = judge(score, labels)
+    if votes.sum(axis=1).max() > 1:
+        prior = votes.sum(axis=0) / votes.sum()
+        majority = votes + prior / 2  # less than a vote: only ties are decided by it
+        figures["majority, ties by class prior"] = by_belief(majority / majority.sum(axis=1, keepdims=True))
+        inside = np.where(votes > 0, predictions["softmax"], 0)
+        figures["softmax-trained, inside the set"] = by_belief(inside / inside.sum(axis=1, keepdims=True))
+    return figures
 
 
 def first_rows(dataset: Dataset, count: int) -> Dataset:
@@ -556,12 +723,31 @@ def cost(experiments: Experiments) -> str:
     return "\n".join(lines)
 
 
+def audit(experiments: Experiments) -> str:
+    """The tables of how well wrong labels are found."""
+    if find_spec("cleanlab") is None:
+        raise ValueError("the audit compares with cleanlab, which is not installed: pip install 'fer-pll[dev]'")
+    args, text = experiments.args, ""
+    titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
+    for labels, title in AUDITS.items():
+        results = [experiments.audit(labels, seed) for seed in args.seeds]
+        hours = sum(result["seconds"] for result in results) / 3600
+        text += f"\n{title}; seeds {', '.join(map(str, args.seeds))}; {args.folds} folds, {hours:.1f} hours.\n\n"
+        text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
+        for method, figures in results[0]["figures"].items():
+            cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
+            text += f"| {method} | {' | '.join(cells)} |\n"
+    return text
+
+
 def reproduce(table: str, experiments: Experiments) -> None:
     """Make the runs of a table, print it and write it, with its figures, beside the results."""
     args = experiments.args
     if table == "cost":
         text = f"## Section 4.2.2: time and memory of fine-tuning\n\n{cost(experiments)}\n\n{machine()}\n"
         files = []
+    elif table == "audit":
+        text, files = f"## Finding wrong labels, in percent\n{audit(experiments)}", []
     else:
         title, default_votes, make_rows = TABLES[table]
         text, files = f"## {title}\n", []
@@ -596,10 +782,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     contents = "\n".join(f"  {name:12} {title}" for name, (title, *_) in TABLES.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"tables:\n{contents}\n  cost         Section 4.2.2: time and memory of fine-tuning",
+        epilog=f"tables:\n{contents}\n  cost         Section 4.2.2: time and memory of fine-tuning\n"
+        "  audit        finding wrong labels out of fold, ours and cleanlab (not in the paper)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("table", nargs="+", choices=[*TABLES, "cost"], metavar="TABLE", help="see below")
+    parser.add_argument("table", nargs="+", choices=[*TABLES, "cost", "audit"], metavar="TABLE", help="see below")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder written by prepare_data.py")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument("--results", metavar="DIR", help="folder of results and tables (default: OUT/results)")
@@ -609,6 +796,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
     parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of each training (nano, tiny: 12)")
+    parser.add_argument("--folds", type=int, default=3, metavar="N", help="of the audit (default: 3)")
     args = parser.parse_args(argv)
     args.options = options
     return args

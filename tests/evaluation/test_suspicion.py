@@ -37,7 +37,7 @@ def test_annotator_confusion_of_a_worked_example():
 
 
 def test_shrunken_confusion_of_a_worked_example():
-    """Errors that all go to one class are taken as they are, but for the least m, errors without preference are not."""
+    """Errors that all go to one class are taken nearly as they are; those without preference become equal."""
     counts = np.array([[60.0, 40, 0], [0, 80, 20], [30, 0, 70]])  # right 210 of 300, 100 votes for each class
     confusion = _shrunken_confusion(counts)
     np.testing.assert_allclose(confusion.diagonal(), [(60 + 70) / 200, (80 + 70) / 200, (70 + 70) / 200])
@@ -88,6 +88,17 @@ def test_one_label_each_is_judged_better_with_the_confusion_of_the_annotators(si
     assert right > max((given == truth).mean(), (probabilities.argmax(axis=1) == truth).mean())
     off_diagonal = posterior.confusion - np.diag(posterior.confusion.diagonal())
     assert np.unravel_index(off_diagonal.argmax(), (4, 4)) == (0, 1)
+
+
+def test_what_the_model_learned_from_wrong_labels_is_undone(simulated):
+    truth, confusion, probabilities = simulated
+    rng = np.random.default_rng(1)
+    given = np.array([rng.choice(4, p=confusion[k]) for k in truth])
+    learned = probabilities @ confusion  # the probability of each label, right or wrong
+    posterior = label_posterior(learned, np.eye(4, dtype=int)[given])
+    assert posterior.temperature < 0.8
+    right = (corrected_labels(posterior.belief, given) == truth).mean()
+    assert right > max((given == truth).mean(), (learned.argmax(axis=1) == truth).mean()) + 0.01
 
 
 @pytest.mark.parametrize("together", [False, True])

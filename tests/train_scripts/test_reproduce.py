@@ -4,11 +4,13 @@ import json
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from fer_pll.data.prepared import save_prepared
+from fer_pll.data.prepared import prepared_features, save_prepared
 from fer_pll.data.synthetic import load_synthetic
+from fer_pll.training.trainer import numpy_column
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 
@@ -82,12 +84,69 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
     assert [epoch for epoch, _ in result["curves"]["eval_accuracy"]] == [1.0, 2.0]
 
 
+@pytest.fixture(scope="module")
+def voted() -> Dataset:
+    """3,000 rows of 3 classes: class 0 is called 1 by 3 of 10, the others always right; each tenth row is a tie."""
+    votes = np.eye(3, dtype=int)[np.arange(3000) % 3] * 10
+    votes[::3] = [7, 3, 0]
+    votes[::30] = [5, 5, 0]
+    features = prepared_features(["a", "b", "c"], votes=True)
+    columns = {"image": [None] * 3000, "index": range(3000), "row_id": map(str, range(3000)), "label": votes.argmax(1)}
+    return Dataset.from_dict({name: list(values) for name, values in columns.items()} | {"votes": votes}, features)
+
+
+@pytest.mark.parametrize("as_votes", [False, True])
+def test_flipped_labels(script, voted, as_votes):
+    flipped = script["flip_labels"](voted, as_votes, seed=1)
+    assert flipped.column_names == ["image", "index", "row_id", "label", "true_label"]
+    truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
+    assert (truth[::30] == -1).all() and (np.delete(truth, np.s_[::30]) == np.delete(winner, np.s_[::30])).all()
+    wrong = label != winner
+    assert wrong.sum() == 600
+    share = np.bincount(winner[wrong], minlength=3) / 600
+    if as_votes:  # only class 0 is ever taken for another, and always for class 1
+        assert share.tolist() == [1, 0, 0] and (label[wrong] == 1).all()
+    else:
+        assert abs(share - 1 / 3).max() < 0.06
+        assert abs((label[wrong] == (winner[wrong] + 1) % 3).mean() - 0.5) < 0.06
+    again = script["flip_labels"](voted, as_votes, seed=1)
+    assert (numpy_column(again, "label") == label).all()
+    assert (numpy_column(script["flip_labels"](voted, as_votes, seed=2), "label") != label).any()
+
+
+def test_the_audit_of_predictions_that_know_the_answer(script):
+    """Of 400 rows each fifth is wrong; one model sees that, the other tells nothing."""
+    truth = np.arange(400) % 4
+    given = np.where(np.arange(400) % 5 == 0, (truth + 1) % 4, truth)
+    truth[-1] = -1  # not counted
+    knowing = 0.01 + 0.96 * np.eye(4)[np.arange(400) % 4]
+    predictions = {"ours": knowing, "softmax": np.full((400, 4), 0.25)}
+    figures = script["compare_audits"](predictions, np.eye(4, dtype=int)[given], given, truth)
+    assert figures["labels as given"]["corrected"] == pytest.approx(319 / 399)
+    perfect = pytest.approx({"average_precision": 1.0, "precision_at_wrong": 1.0, "corrected": 1.0})
+    assert figures["ours"] == perfect
+    for method in ("self confidence", "normalized margin"):
+        assert figures[f"cleanlab, issues by {method}, on our predictions"] == perfect
+        by_quality = figures[f"cleanlab, label quality by {method}, on our predictions"]
+        assert by_quality["average_precision"] == pytest.approx(1) and by_quality["corrected"] is None
+        assert figures[f"cleanlab, issues by {method}, softmax-trained"]["average_precision"] < 0.5
+    assert not any("majority" in title for title in figures)
+
+    votes = 2 * np.eye(4, dtype=int)[given]
+    votes[::5] = np.eye(4, dtype=int)[given[::5]] + np.eye(4, dtype=int)[np.arange(0, 400, 5) % 4]
+    figures = script["compare_audits"]({"ours": knowing, "softmax": knowing}, votes, given, truth)
+    assert figures["softmax-trained, inside the set"] == perfect
+    # every tie is wrong, and only ties are; the prior says which of two labels, not that
+    assert figures["majority, ties by class prior"]["average_precision"] == pytest.approx(1)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_every_table_runs(script, common):
+def test_every_table_runs(script, common, capsys):
     folder, arguments = common
-    tables = [*script["TABLES"], "cost"]
-    script["main"]([*tables, *arguments, "--seeds", "0", *OPTIONS])
+    tables = [*script["TABLES"], "cost", "audit"]
+    arguments = [*arguments, "--seeds", "0", "--folds", "2"]
+    script["main"]([*tables, *arguments, *OPTIONS])
     results = folder / "runs" / "results" / "nano"
     for table in tables:
         assert "\n| " in (results / f"{table}.md").read_text()
@@ -96,3 +155,17 @@ def test_every_table_runs(script, common):
         assert (results / f"{figure}.png").is_file(), figure
     recovered = json.loads((results / "hog_table7-all_2votes-seed0.json").read_text())
     assert recovered["coverage"]["label_inside"] < 1 and recovered["curves"]["label_recovery"]
+
+    audits = {path.name: path.stat().st_mtime_ns for path in results.glob("audit-*.json")}
+    assert sorted(audits) == ["audit-confusion-seed0.json", "audit-two-votes-seed0.json", "audit-uniform-seed0.json"]
+    (results / "audit-uniform-seed0.json").unlink()
+    (folder / "runs/nano/audit-uniform-2folds-seed0/ours/fold-2-of-2.safetensors").unlink()
+    capsys.readouterr()
+    script["main"](["audit", *arguments, *OPTIONS])  # only what is missing is made
+    again = capsys.readouterr().out
+    assert "fold 2 of 2" in again and "fold 1 of 2" not in again and again.count("$ python") == 2
+    assert audits["audit-confusion-seed0.json"] == (results / "audit-confusion-seed0.json").stat().st_mtime_ns
+    with pytest.raises(
+        SystemExit, match=r"audit-two-votes-seed0.json was made with other settings \(folds 2, not 3\)"
+    ):
+        script["main"](["audit", *arguments, "--folds", "3", *OPTIONS])

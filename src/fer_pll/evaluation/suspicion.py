@@ -118,9 +118,9 @@ def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: flo
 
 
 def annotator_confusion(belief: ArrayLike, votes: ArrayLike) -> np.ndarray:
-    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = share of the votes.
+    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = vote.
 
-    The row of a class that no face is believed to show is 0.
+    Rows sum to 1, or to 0 where no face is believed to show the class.
 
     Args:
         belief: (N, K), rows sum to 1.

@@ -10,7 +10,7 @@ from sklearn.metrics import average_precision_score
 STRUCK_OUT = 0.01
 """A candidate counts as struck out where its confidence is below this."""
 
-_ROUNDS = 12
+_ROUNDS = 12  # with more, the weights of the classes follow the chance of small sets
 _CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)
 _TEMPERATURES = np.geomspace(0.25, 2, 13)
 _EVEN_ERRORS = np.geomspace(1, 1e6, 25)

@@ -342,16 +342,26 @@ class Experiments:
     def run_folder(self, run: Run, seed: int) -> Path:
         return self.out / self.args.scale / f"{run.name}-seed{seed}"
 
-    def result(self, run: Run, seed: int) -> dict:
-        """The result of a run; made where it is missing.
+    def result_path(self, run: Run, seed: int) -> Path:
+        return self.results / f"{run.name}-seed{seed}.json"
+
+    def finished(self, run: Run, seed: int) -> dict | None:
+        """The result of a run, `None` where it is missing.
 
         Raises:
             ValueError: where there is one that was made with other settings.
         """
-        settings, path = self.settings(run, seed), self.results / f"{run.name}-seed{seed}.json"
-        if path.is_file():
-            result = json.loads(path.read_text())
-            check_same(result["settings"], settings, path)
+        path = self.result_path(run, seed)
+        if not path.is_file():
+            return None
+        result = json.loads(path.read_text())
+        check_same(result["settings"], self.settings(run, seed), path)
+        return result
+
+    def result(self, run: Run, seed: int) -> dict:
+        """The result of a run; made where it is missing."""
+        result = self.finished(run, seed)
+        if result is not None:
             return result
         pretrained = [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
         folder = self.run_folder(run, seed)
@@ -369,7 +379,7 @@ class Experiments:
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         curves = ("eval_accuracy", "eval_mean_class_accuracy", "label_recovery", "revised_fraction")
         result = {
-            "settings": settings,
+            "settings": self.settings(run, seed),
             "classes": metrics["classes"],
             "protocols": metrics["protocols"],
             "curves": {
@@ -379,7 +389,7 @@ class Experiments:
             "seconds": round(seconds),
             "machine": machine(),
         }
-        write_json(result, path)
+        write_json(result, self.result_path(run, seed))
         return result
 
     def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
@@ -468,9 +478,10 @@ def markdown(rows: list[Row], results: list[list[dict]], columns: dict[str, Call
     """A table with a line for each row; `results` has the runs of its seeds. Columns without values are left out."""
     cells = {title: [spread([value(result) for result in row]) for row in results] for title, value in columns.items()}
     columns = {title: column for title, column in cells.items() if set(column) != {"–"}}
-    lines = [f"| | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 2) + "|"]
-    for number, row in enumerate(rows):
-        lines.append(f"| {row.title} | {' | '.join(c[number] for c in columns.values())} | {row.published or '–'} |")
+    lines = [f"| | seeds | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 3) + "|"]
+    for number, (row, found) in enumerate(zip(rows, results, strict=True)):
+        values = " | ".join(column[number] for column in columns.values())
+        lines.append(f"| {row.title} | {len(found)} | {values} | {row.published or '–'} |")
     return "\n".join(lines)
 
 
@@ -567,7 +578,14 @@ def reproduce(table: str, experiments: Experiments) -> None:
         text, files = f"## {title}\n", []
         for votes in args.votes or default_votes:
             rows = make_rows(votes)
-            results = [[experiments.result(row.run, seed) for seed in args.seeds] for row in rows]
+            get = experiments.finished if args.finished else experiments.result
+            results = [list(filter(None, (get(row.run, seed) for seed in args.seeds))) for row in rows]
+            rows, results = (
+                [row for row, found in zip(rows, results, strict=True) if found],
+                list(filter(None, results)),
+            )
+            if not rows:
+                raise ValueError(f"--finished: there are no results of {table} in {experiments.results} yet.")
             regime = "all votes" if votes is None else f"{votes} drawn votes for each row"
             runs = sum(map(len, results))
             hours = sum(result["seconds"] for found in results for result in found) / 3600
@@ -605,6 +623,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", metavar="DIR", help="folder of results and tables (default: OUT/results)")
     parser.add_argument("--scale", choices=list(SCALES), default="nano", help="size of the networks (default: nano)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--finished", action="store_true", help="make no runs: the table of those that are finished")
     parser.add_argument("--rows", type=int, metavar="N", help="only so many rows of each split")
     parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
     parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")

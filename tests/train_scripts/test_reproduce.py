@@ -37,12 +37,12 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     folder, arguments = common
     call = ["figure4", *arguments, "--seeds", "0", "1", *OPTIONS]
     script["main"](call)
-    results = folder / "runs" / "results" / "nano"
-    text = (results / "figure4.md").read_text()
+    results, tables = folder / "runs" / "results" / "nano", folder / "runs" / "nano" / "tables"
+    text = (tables / "figure4.md").read_text()
     for title in ("random weights, softmax", "HOG pre-training, softmax", "HOG pre-training, PLL (ours)"):
-        assert f"| {title} | " in text
-    assert " ± " in text and "seeds 0, 1; 6 runs" in text
-    assert (results / "figure4.png").stat().st_size > 10_000
+        assert f"| {title} | 2 | " in text
+    assert " ± " in text and "; 6 runs" in text
+    assert (tables / "figure4.png").stat().st_size > 10_000
     made = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     assert len(made) == 6
     result = json.loads((results / "hog_table7-all-seed1.json").read_text())
@@ -53,6 +53,11 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     script["main"](call)  # nothing is made again
     assert "$ python" not in capsys.readouterr().out
     assert made == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+
+    script["main"](["figure4", *arguments, "--seeds", "1", "2", "--finished", *OPTIONS])  # of seed 2 there are none
+    assert "| HOG pre-training, PLL (ours) | 1 | " in (tables / "figure4.md").read_text()
+    with pytest.raises(SystemExit, match="there are no results of table6"):
+        script["main"](["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
 
     with pytest.raises(SystemExit, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
         script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
@@ -147,18 +152,20 @@ def test_every_table_runs(script, common, capsys):
     tables = [*script["TABLES"], "cost", "audit"]
     arguments = [*arguments, "--seeds", "0", "--folds", "2"]
     script["main"]([*tables, *arguments, *OPTIONS])
-    results = folder / "runs" / "results" / "nano"
+    results, written = folder / "runs" / "results" / "nano", folder / "runs" / "nano" / "tables"
     for table in tables:
-        assert "\n| " in (results / f"{table}.md").read_text()
+        assert "\n| " in (written / f"{table}.md").read_text()
     for figure in ("figure4", "figure5-2votes", "figure6", "section4.5", "figure7-overruled", "figure7-decided",
                    "figure10-without-uniformity", "figure10-with-uniformity"):  # fmt: skip
-        assert (results / f"{figure}.png").is_file(), figure
+        assert (written / f"{figure}.png").is_file(), figure
     recovered = json.loads((results / "hog_table7-all_2votes-seed0.json").read_text())
     assert recovered["coverage"]["label_inside"] < 1 and recovered["curves"]["label_recovery"]
 
     audits = {path.name: path.stat().st_mtime_ns for path in results.glob("audit-*.json")}
     assert sorted(audits) == ["audit-confusion-seed0.json", "audit-two-votes-seed0.json", "audit-uniform-seed0.json"]
     (results / "audit-uniform-seed0.json").unlink()
+    script["main"](["audit", *arguments, "--finished", *OPTIONS])
+    assert "to every class alike" not in (written / "audit.md").read_text()
     (folder / "runs/nano/audit-uniform-2folds-seed0/ours/fold-2-of-2.safetensors").unlink()
     capsys.readouterr()
     script["main"](["audit", *arguments, *OPTIONS])  # only what is missing is made

@@ -22,7 +22,7 @@ class LabelPosterior(NamedTuple):
     belief: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
     confusion: np.ndarray  # (K, K) float64: row = true class, column = what an annotator says, rows sum to 1
     concentration: float  # how independently annotators err, see `label_posterior`
-    temperature: float  # of the predictions: below 1 the model believed less than it might have
+    temperature: float  # of the predictions: below 1, the model was less certain than it might be
 
 
 def suspicion(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
@@ -73,9 +73,11 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     judges a label by p alone. Here it takes more to overrule a label that many chose than one that a single annotator
     chose, and a confusion that is common among annotators is believed more readily than a rare one.
 
-    The model learned from votes with errors and predicts such votes: it is less certain of the true label than it
-    might be, and expects rare classes, to which errors add most, too often. The temperature T and the weights w of the
-    classes make up for that (Guo et al., 2017, call such a correction vector scaling).
+    Where each row has a single label, a model that learned labels with errors predicts such labels: it is less certain
+    of the true one than it might be, and expects rare classes, to which errors add most, too often. The temperature T
+    and the weights w of the classes make up for that (Guo et al., 2017, call such a correction vector scaling). With
+    several votes T and w are 1: there an uncertain prediction tells as well that the face is one on which annotators
+    disagree, and the votes themselves tell how often they err.
 
     A, s, T and w are those of the largest likelihood of the votes, by expectation maximisation; A is held towards
     errors without preference, see `_shrunken_confusion`.
@@ -87,7 +89,8 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     votes = np.asarray(votes, dtype=np.int64)
     shares = votes / votes.sum(axis=1, keepdims=True)
     log_prediction = np.log(np.asarray(probabilities, dtype=np.float64).clip(1e-9))
-    log_weight = np.zeros(votes.shape[1])
+    temperature, log_weight = 1.0, np.zeros(votes.shape[1])
+    single = votes.sum(axis=1).max() == 1
     prior = _log_softmax(log_prediction)
     belief = _softmax(prior + 2 * shares)  # to begin with, annotators are mostly right
     for number in range(_ROUNDS):
@@ -95,14 +98,16 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
         if number % 3 == 0:
             fits = [_logsumexp(prior + _log_likelihood(votes, confusion, s)).sum() for s in _CONCENTRATIONS]
             concentration = float(_CONCENTRATIONS[np.argmax(fits)])
-            likelihood = _log_likelihood(votes, confusion, concentration)
-            scaled = [_log_softmax(log_prediction / t + log_weight) for t in _TEMPERATURES]
-            fits = [_logsumexp(log_prior + likelihood).sum() for log_prior in scaled]
-            temperature = float(_TEMPERATURES[np.argmax(fits)])
-        expected = _softmax(log_prediction / temperature + log_weight).mean(axis=0)
-        log_weight += np.log(belief.mean(axis=0).clip(1e-9) / expected.clip(1e-9))
-        prior = _log_softmax(log_prediction / temperature + log_weight)
-        belief = _softmax(prior + _log_likelihood(votes, confusion, concentration))
+        likelihood = _log_likelihood(votes, confusion, concentration)
+        if single:
+            if number % 3 == 0:
+                scaled = [_log_softmax(log_prediction / t + log_weight) for t in _TEMPERATURES]
+                fits = [_logsumexp(log_prior + likelihood).sum() for log_prior in scaled]
+                temperature = float(_TEMPERATURES[np.argmax(fits)])
+            expected = _softmax(log_prediction / temperature + log_weight).mean(axis=0)
+            log_weight += np.log(belief.mean(axis=0).clip(1e-9) / expected.clip(1e-9))
+            prior = _log_softmax(log_prediction / temperature + log_weight)
+        belief = _softmax(prior + likelihood)
     return LabelPosterior(belief, confusion, concentration, temperature)
 
 

@@ -662,13 +662,13 @@ def draw(table: str, rows: list[Row], results: list[list[dict]], experiments: Ex
     if table in ("figure4", "figure5"):
         curve = "eval_accuracy" if table == "figure4" else "label_recovery"
         curves = {row.title: [r["curves"][curve] for r in found] for row, found in zip(rows, results, strict=True)}
-        path = stem.with_suffix(".png")
+        path = stem.with_name(f"{stem.name}.png")
         plot_curves(curves, path, title, "epoch", "share of the rows")
         return [path]
     if table in ("figure6", "section4.5"):
         points = [[[float(row.title), COLUMNS["all"](result)] for row, found in zip(rows, results, strict=True)
                    for result in found[seed : seed + 1]] for seed in range(len(results[0]))]  # fmt: skip
-        path = stem.with_suffix(".png")
+        path = stem.with_name(f"{stem.name}.png")
         plot_curves({"accuracy, protocol all": points}, path, title, rows_axis(table), "accuracy")
         return [path]
     if table == "figure10":

@@ -1036,8 +1036,6 @@ def align_by_hand(picture, landmarks, crop):
     return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
-# A new benchmark is a function that adds its options to a parser, a function that measures and returns a Result (its
-# docstring is the help), and an entry here.
 def stream_options(parser):
     parser.add_argument("--pictures", type=int, default=100_000, metavar="N", help="in all (default: 100,000)")
     parser.add_argument("--shards", type=int, default=20, metavar="N", help="Parquet files (default: 20)")
@@ -1123,7 +1121,8 @@ def pass_of_stream(side, folder, args):
             break
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
-    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit - before) / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    memory = max(most - before, resource.getpagesize()) / 2**20  # of few pictures nothing shows
     if side == "theirs":
         return seconds, memory, to_middle
     start = time.perf_counter()
@@ -1133,6 +1132,8 @@ def pass_of_stream(side, folder, args):
     return seconds, memory, time.perf_counter() - start
 
 
+# A new benchmark is a function that adds its options to a parser, a function that measures and returns a Result (its
+# docstring is the help), and an entry here.
 BENCHMARKS = {
     "hog": (hog_options, measure_hog),
     "pretrain": (model_options, measure_pretrain),

@@ -293,11 +293,9 @@ class Experiments:
         rows = self.args.rows
         if rows is None and votes is None:
             return self.args.data
-        folder = (
-            self.out
-            / "data"
-            / "-".join(([f"{rows}rows"] if rows else []) + ([f"{votes}votes-seed{seed}"] if votes else []))
-        )
+        parts = [self.fingerprint[:8]]  # of --data
+        parts += ([f"{rows}rows"] if rows else []) + ([f"{votes}votes-seed{seed}"] if votes else [])
+        folder = self.out / "data" / "-".join(parts)
         if folder.is_dir():
             return str(folder)
         data = load_prepared(self.args.data)
@@ -313,9 +311,17 @@ class Experiments:
     def epochs_option(self, epochs: int | None) -> list:
         return [] if epochs is None else ["--num_train_epochs", epochs]
 
-    def train(self, script: str, folder: Path, argv: list) -> float:
-        """Run a training script to its end, from its last checkpoint where it was cut off; seconds of this call."""
+    def train(self, script: str, folder: Path, argv: list, settings: dict) -> float:
+        """Run a training script to its end, from its last checkpoint where it was cut off; seconds of this call.
+
+        Raises:
+            ValueError: where a training that was cut off in the folder had other settings.
+        """
         start = time.perf_counter()
+        begun = folder.with_name(f"{folder.name}.json")
+        if begun.is_file():
+            check_same(json.loads(begun.read_text()), settings, begun)
+        write_json(settings, begun)
         argv = [*argv, "--output_dir", folder, *self.args.options]
         if last_checkpoint(folder) is not None:
             argv += ["--resume_from_checkpoint", "last"]
@@ -336,7 +342,7 @@ class Experiments:
             check_same(json.loads(done.read_text())["settings"], settings, done)
             return folder
         argv = ["--config", self.config(objective), "--data", self.data(None, seed), "--seed", seed]
-        seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs))
+        seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs), settings)
         write_json({"settings": settings, "seconds": seconds}, done)
         return folder
 
@@ -386,7 +392,7 @@ class Experiments:
             return result
         folder = self.run_folder(run, seed)
         argv = ["--data", self.data(run.votes, seed), *self.training_options(run, seed)]
-        seconds = self.train("finetune", folder, argv)
+        seconds = self.train("finetune", folder, argv, self.settings(run, seed))
         self.script("evaluate", [folder, self.data(run.votes, seed), "--out", folder / "evaluation"])
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -473,8 +479,8 @@ class Experiments:
             raise ValueError(f"--data {self.args.data} has no votes, which the audit takes the true labels from.")
         if labels == "two-votes":
             return self.data(2, seed)
-        rows = [f"{self.args.rows}rows"] if self.args.rows else []
-        folder = self.out / "data" / "-".join([*rows, "flipped", labels, f"seed{seed}"])
+        parts = [self.fingerprint[:8]] + ([f"{self.args.rows}rows"] if self.args.rows else [])
+        folder = self.out / "data" / "-".join([*parts, "flipped", labels, f"seed{seed}"])
         if not folder.is_dir():
             train = flip_labels(load_prepared(self.data(None, seed), "train"), labels == "confusion", seed)
             save_prepared(DatasetDict(train=train), folder)
@@ -816,7 +822,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("table", nargs="+", choices=[*TABLES, "cost", "audit"], metavar="TABLE", help="see below")
     parser.add_argument("--data", required=True, metavar="DIR", help="folder written by prepare_data.py")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs")
-    parser.add_argument("--results", metavar="DIR", help="folder of results and tables (default: OUT/results)")
+    parser.add_argument("--results", metavar="DIR", help="folder of the results (default: OUT/results)")
     parser.add_argument("--scale", choices=list(SCALES), default="nano", help="size of the networks (default: nano)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--finished", action="store_true", help="make no runs: the table of those that are finished")

@@ -84,6 +84,9 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
         with pytest.raises(KeyboardInterrupt):
             experiments.result(run, 3)
     assert not list((folder / "others").rglob("*.json"))
+    others = script["Experiments"](script["parse_args"](["table7", *arguments, "--epochs", "3", *OPTIONS]))
+    with pytest.raises(ValueError, match=r"was made with other settings \(epochs 2, not 3\)"):
+        others.result(run, 3)  # what was cut off is not mixed with it
     del experiments.script
     capsys.readouterr()
     result = experiments.result(run, 3)

@@ -24,8 +24,6 @@ sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.a
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
-from tqdm.auto import tqdm
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll  # noqa: F401  (registers the models with the Auto classes)
@@ -33,6 +31,7 @@ from fer_pll.data import canonical_name
 from fer_pll.data.prepared import load_prepared
 from fer_pll.evaluation.fer_metrics import FerMetrics
 from fer_pll.evaluation.plots import plot_confusion_matrix, plot_training_curves
+from fer_pll.evaluation.predictions import predict_logits
 from fer_pll.hub.card import METRICS_NAME, weights_digest
 from fer_pll.hub.load import load_weights
 from fer_pll.training.trainer import numpy_column
@@ -51,16 +50,6 @@ def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
             "needs two in common. Name them alike in the config's id2label and in the data set."
         )
     return shared
-
-
-@torch.inference_mode()
-def predict(model: torch.nn.Module, image_processor, dataset: Dataset, batch_size: int) -> np.ndarray:
-    """Class probabilities, float32 (N, K)."""
-    probabilities = []
-    for rows in tqdm(dataset.select_columns("image").iter(batch_size), "evaluate", -(-len(dataset) // batch_size)):
-        inputs = image_processor(rows["image"], return_tensors="pt").to(model.device)
-        probabilities.append(model(**inputs).logits.float().softmax(dim=1).cpu().numpy())
-    return np.concatenate(probabilities)
 
 
 def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
@@ -86,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
     names = shared_classes(of_model, of_data)
-    probabilities = predict(model, image_processor, dataset, args.batch_size)
+    probabilities = predict_logits(model, image_processor, dataset, args.batch_size).softmax(dim=1).numpy()
     given = numpy_column(dataset, "label")
     labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
 

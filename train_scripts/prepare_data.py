@@ -349,6 +349,12 @@ def parse_args(argv):
     common.add_argument(
         "--corrections", metavar="FILE", help="marks.csv of `fer-pll audit`: relabel and drop the rows marked so"
     )
+    common.add_argument(
+        "--hold-out",
+        type=float,
+        metavar="SHARE",
+        help="share of the training rows for a split `held_out`, on which calibrate.py fits its temperature",
+    )
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -378,7 +384,7 @@ def main(argv=None):
     import datasets
 
     from fer_pll.data.corrections import apply_corrections, read_corrections
-    from fer_pll.data.prepared import REPORT, check_output_folder, save_prepared, shards_folder
+    from fer_pll.data.prepared import REPORT, check_output_folder, hold_out, save_prepared, shards_folder
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
@@ -390,6 +396,8 @@ def main(argv=None):
         dataset, unreadable = args.load(args)
         if args.corrections is not None:
             dataset, corrected = apply_corrections(dataset, args.corrections)
+        if args.hold_out is not None:
+            dataset = hold_out(dataset, args.hold_out)
         save_prepared(dataset, args.out, args.overwrite, unreadable)
         shutil.rmtree(shards_folder(args.out), ignore_errors=True)
     except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra is not installed

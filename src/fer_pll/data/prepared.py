@@ -30,6 +30,9 @@ COLUMNS = ("image", "index", "row_id", "label")
 REPORT = "unreadable.csv"
 """File in a prepared set: the pictures that were left out, and why."""
 
+HELD_OUT = "held_out"
+"""Split of training rows that are not trained on: what is fitted after the training is fitted on them."""
+
 _DICT_FILE = "dataset_dict.json"
 
 
@@ -96,7 +99,7 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         raise DataError(
             f"{path} already holds {_name_some(entries)}: choose another folder, or --overwrite to replace it"
         )
-    ours = {_DICT_FILE, REPORT, "train", "validation", "test"}
+    ours = {_DICT_FILE, REPORT, "train", "validation", "test", HELD_OUT}
     foreign = [name for name in entries if name not in ours]
     if foreign or _DICT_FILE not in entries:
         raise DataError(
@@ -230,6 +233,32 @@ def add_candidates(
         num_classes = dataset.features["label"].num_classes
         candidates = from_labels(labels, num_classes, flip_probability, transition, set_size, seed)
     return dataset.add_column("candidates", list(candidates))
+
+
+def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
+    """The data set with the split `HELD_OUT`, drawn from `train`, whose other rows keep their order.
+
+    Args:
+        dataset: with a split `train`.
+        share: of the rows of `train`, rounded to whole rows.
+        seed: of the draw.
+
+    Raises:
+        DataError: no rows would be left, or none held out.
+    """
+    train = dataset["train"]
+    number = round(share * len(train))
+    if not 0 < number < len(train):
+        raise DataError(f"--hold-out {share} of {len(train)} training rows: both parts need rows, choose such as 0.05")
+    held_out = np.zeros(len(train), dtype=bool)
+    held_out[np.random.default_rng(seed).permutation(len(train))[:number]] = True
+    parts = {}
+    for split, rows in (("train", ~held_out), (HELD_OUT, held_out)):
+        part = train.select(np.flatnonzero(rows)).remove_columns("index")
+        parts[split] = part.add_column("index", np.arange(len(part)), feature=train.features["index"])
+        if train.info.description:
+            parts[split].info.description = f"{train.info.description}; {split}: {len(part)} of them (seed {seed})"
+    return DatasetDict(dataset | parts)
 
 
 def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:

@@ -157,6 +157,7 @@ def model_card(
         data_license=training.get("data_license"),
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
+        calibration=training.get("calibration"),
         compute=training.get("compute") or {},
         metrics=[] if results else [{"name": name, **values} for name, values in training.get("metrics", {}).items()],
         results=results,

@@ -58,6 +58,8 @@ class FerPllConfig(PreTrainedConfig):
         query_self_attention (`bool`, defaults to `False`): let the label queries attend to each other as well.
         finetuning_mask_ratio (`float`, defaults to 0): share of the patches dropped in each training step of the
             classifier (never in evaluation).
+        calibration_temperature (`float`, defaults to 1): what the output rows were divided by after training, so that
+            softmax gives calibrated probabilities. A record: the model does not read it.
 
     Raises:
         StrictDataclassError: of `huggingface_hub`, for a value of a wrong type or outside its range, or where sizes do
@@ -104,6 +106,7 @@ class FerPllConfig(PreTrainedConfig):
     query_decoder_num_hidden_layers: int = 2
     query_self_attention: bool = False
     finetuning_mask_ratio: float | int = 0.0
+    calibration_temperature: float | int = 1.0
 
     # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
     problem_type: Literal["single_label_classification"] = "single_label_classification"

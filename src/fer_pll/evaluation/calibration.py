@@ -1,0 +1,53 @@
+"""Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+
+Softmax probabilities of a trained network are usually too sure, or, where soft labels trained it, not sure enough. One
+number repairs most of that: logits are divided by the temperature that makes the labels of rows outside the training
+most likely. The most likely class stays the same. Folded into the output rows of the classifier, it is there for all
+who use the checkpoint.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from ..model import FerPllForImageClassification
+
+LIMITS = 0.05, 20.0
+"""Of the temperature; labels that the logits always get right, or that they know nothing of, have no best one."""
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """T in `LIMITS` that minimises the mean of -log softmax(logits / T)[label].
+
+    Args:
+        logits: (N, K).
+        labels: (N,) of rows that the model was not trained on.
+
+    Raises:
+        ValueError: no rows, another number of labels, or a label that is no class.
+    """
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be (N, K) and (N,), N at least 1")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}; leave out rows whose label is not defined")
+
+    def loss(log_temperature: float) -> float:
+        log_shares = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -log_shares[np.arange(len(labels)), labels].mean()
+
+    # Convex in 1 / T, so there is one minimum.
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded", options={"xatol": 1e-6}).x))
+
+
+@torch.no_grad()
+def fold_temperature(model: FerPllForImageClassification, temperature: float) -> None:
+    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike.
+
+    `config.calibration_temperature` holds the product of all that were folded in.
+    """
+    model.classifier.weight /= temperature
+    model.classifier.bias /= temperature
+    model.config.calibration_temperature *= temperature

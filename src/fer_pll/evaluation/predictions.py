@@ -1,0 +1,19 @@
+"""What a checkpoint says of a prepared data set."""
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers.image_processing_backends import PilBackend
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: PreTrainedModel, image_processor: PilBackend, dataset: Dataset, batch_size: int = 256
+) -> torch.Tensor:
+    """Logits, float32 (N, K), of the column `image`; shows a progress bar."""
+    logits = []
+    for rows in tqdm(dataset.select_columns("image").iter(batch_size), "evaluate", -(-len(dataset) // batch_size)):
+        inputs = image_processor(rows["image"], return_tensors="pt").to(model.device)
+        logits.append(model(**inputs).logits.float().cpu())
+    return torch.cat(logits)

@@ -24,7 +24,13 @@ from transformers.utils import logging as transformers_logging
 
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from fer_pll.model.masking import random_masking
-from fer_pll.model.modeling_fer_pll import drop_path, interpolate_positions, sincos_positions, take_tokens
+from fer_pll.model.modeling_fer_pll import (
+    FerPllCrossAttention,
+    drop_path,
+    interpolate_positions,
+    sincos_positions,
+    take_tokens,
+)
 from fer_pll.model.uniformity import uniformity_loss
 
 SIZES = dict(
@@ -423,6 +429,31 @@ class TestClassification:
         expected = norm(states, model.query_decoder.layernorm)
         assert outputs.query_states.shape == (2, NUM_CLASSES, 32)
         torch.testing.assert_close(outputs.query_states, expected, atol=1e-5, rtol=0)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("qkv_bias", [False, True])
+    def test_without_gradients_queries_attend_as_with_them(self, qkv_bias):
+        class Adapted(nn.Linear):
+            """As an adapter's, which does more than its weight says."""
+
+            def forward(self, states):
+                return 2 * super().forward(states)
+
+        attention = randomize(FerPllCrossAttention(tiny_config(qkv_bias=qkv_bias), 32, 4)).double()
+        queries, tokens = random_input(2, NUM_CLASSES, 32).double(), random_input(2, 16, 32).double()
+        with torch.enable_grad():
+            expected, expected_weights = attention(queries, tokens)
+        states, weights = attention(queries, tokens)
+        torch.testing.assert_close(states, expected, atol=1e-6, rtol=1e-6)  # the softmax is in float32
+        torch.testing.assert_close(weights, expected_weights, atol=1e-6, rtol=1e-6)
+        for name in ("k_proj", "v_proj"):
+            adapted = Adapted(32, 32, bias=qkv_bias).double()
+            adapted.load_state_dict(getattr(attention, name).state_dict())
+            setattr(attention, name, adapted)
+            with torch.enable_grad():
+                adapted_states, _ = attention(queries, tokens)
+            assert (adapted_states - expected).abs().max() > 1e-3
+            assert torch.equal(attention(queries, tokens)[0], adapted_states)
 
     @torch.no_grad()
     @pytest.mark.parametrize("self_attention", [False, True])

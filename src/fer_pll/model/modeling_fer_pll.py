@@ -168,6 +168,37 @@ class FerPllAttention(nn.Module):
         return self.o_proj(context.flatten(2)), weights  # (B, n, heads, d / heads) -> (B, n, d)
 
 
+class FerPllCrossAttention(FerPllAttention):
+    """Attention of K label queries to L patch tokens, far more than there are queries.
+
+    Without gradients no token is projected. A head's score of token x is <q, W_k x + b_k> = <W_k^T q, x> + <q, b_k>,
+    where the last is the same for all tokens and goes out in the softmax; what it takes from the tokens is
+    W_v (sum_l a_l x_l) + b_v, since its weights a_l sum to one. So W_k and W_v act on K vectors in the place of L.
+    Training projects the tokens, as every attention function does, and so does an exported graph, whose projections
+    can be quantised.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        # What adapters, quantisation or sharding have put in the place of a projection is not looked into.
+        projections = (self.k_proj, self.v_proj)
+        plain = all(type(each) is nn.Linear and each.weight.dim() == 2 for each in projections)
+        if not plain or torch.is_grad_enabled() or torch.compiler.is_exporting():
+            return super().forward(hidden_states, key_value_states, **kwargs)
+        size = hidden_states.shape[-1]
+        query = self.split_heads(self.q_proj(hidden_states)) * self.head_dim**-0.5  # (B, heads, K, d / heads)
+        scores = (query @ self.k_proj.weight.view(-1, self.head_dim, size)).flatten(1, 2)  # (B, heads K, d)
+        scores = scores @ key_value_states.transpose(1, 2)  # (B, heads K, L)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        context = (weights @ key_value_states).unflatten(1, query.shape[1:3])  # (B, heads, K, d)
+        context = context @ self.v_proj.weight.view(-1, self.head_dim, size).transpose(1, 2)
+        context = context.transpose(1, 2).flatten(2)  # (B, K, d)
+        if self.v_proj.bias is not None:
+            context = context + self.v_proj.bias
+        return self.o_proj(context), weights.unflatten(1, query.shape[1:3])
+
+
 class FerPllMLP(nn.Module):
     def __init__(self, config: FerPllConfig, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -229,7 +260,7 @@ class FerPllQueryLayer(GradientCheckpointingLayer):
             self.layernorm_self = nn.LayerNorm(size, eps=config.layer_norm_eps)
             self.self_attention = FerPllAttention(config, size, heads)
         self.layernorm_before = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.cross_attention = FerPllAttention(config, size, heads)
+        self.cross_attention = FerPllCrossAttention(config, size, heads)
         self.layernorm_after = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.mlp = FerPllMLP(config, size, config.intermediate_size)
         self.residual = FerPllResidual(config)
@@ -367,7 +398,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": FerPllLayer,
         "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
-        "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
+        "cross_attentions": OutputRecorder(FerPllCrossAttention, index=1, layer_name="cross_attention"),
     }
 
     push_card: Callable[..., None] | None = None  # where the package is installed, it writes the card

@@ -93,7 +93,9 @@ def main(argv: list[str] | None = None) -> None:
     protocols = {"all": defined}
     if "majority" in dataset.column_names:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
-    results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items()}
+    if not defined.any():
+        raise ValueError(f"{args.data}: split {args.split!r} has no row of a class that the checkpoint knows.")
+    results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()}
 
     # For the model card, which is published: no paths, and the digest says whose figures these are.
     report = {

@@ -116,6 +116,7 @@ def model_card(
     evaluations: Mapping[str, Mapping[str, Any]] | None = None,
     license: str | None = None,
     face_crop: Mapping[str, Any] | None = None,
+    packaged: bool = False,
 ) -> ModelCard:
     """The card of a checkpoint. What is not given is left out: the card claims nothing that was not measured.
 
@@ -127,6 +128,7 @@ def model_card(
             there are any, they stand in the place of what was evaluated in training.
         license: Hub identifier of the licence of the weights.
         face_crop: how the training pictures show a face, as the image processor's `face_crop` says.
+        packaged: it comes with the package, without code beside it, and has no place on the Hub.
 
     Returns:
         the card; `card.save(path)` writes it.
@@ -163,11 +165,14 @@ def model_card(
         results=results,
         weights_license=license,
         face_crop=face_crop,
+        packaged=packaged,
     )
 
 
-def folder_card(folder: str | Path, model_id: str, license: str | None = None) -> ModelCard:
+def folder_card(folder: str | Path, model_id: str, license: str | None = None, packaged: bool = False) -> ModelCard:
     """The card of a checkpoint on disk, from its config, its image processor, and the JSON files beside them.
+
+    `license` and `packaged` are those of `model_card`.
 
     Raises:
         ValueError: the folder holds no model of fer-pll.
@@ -190,6 +195,7 @@ def folder_card(folder: str | Path, model_id: str, license: str | None = None) -
         evaluations=read_evaluations(folder),
         license=license,
         face_crop=FerPllImageProcessor.from_pretrained(folder).face_crop,
+        packaged=packaged,
     )
 
 

@@ -1,0 +1,99 @@
+"""Make fer-pll-tiny-ferplus, the checkpoint that comes with the package.
+
+    python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default -- --bf16 true
+
+Pre-trains on the pictures of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
+rest, judges on PublicTest, and copies weights in float16, configuration, card and figures
+to --to. The test split, PrivateTest, is not looked at. What is done already is not done again, and a training that was
+cut off goes on. Settings are in experiments/default; options after `--` go to both trainings and must not change what
+is learned.
+"""
+
+import argparse
+import json
+import os
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
+sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+
+from fer_pll.default import DEFAULT_CHECKPOINT
+from fer_pll.hub.card import CARD_NAME, folder_card
+from fer_pll.hub.push import published_files
+from fer_pll.training.checkpoints import last_checkpoint
+
+HELD_OUT_SHARE = 0.04
+
+
+def run(script: str, *argv: object) -> None:
+    """One of the scripts beside this one, as from the command line."""
+    print(f"$ python train_scripts/{script}.py {' '.join(map(str, argv))}", flush=True)
+    failed = runpy.run_path(str(HERE / f"{script}.py"))["main"]([str(each) for each in argv])
+    if failed:
+        sys.exit(failed)
+
+
+def train(script: str, folder: Path, *argv: object) -> None:
+    """A training to its end, from its last checkpoint where there is one; nothing where it is through."""
+    if (folder / CARD_NAME).is_file():  # written last
+        return
+    again = ["--resume_from_checkpoint", "last"] if last_checkpoint(folder) else ["--overwrite"]
+    run(script, *argv, "--output_dir", folder, *again)
+
+
+def package(checkpoint: Path, to: Path) -> None:
+    """Copy what belongs to a checkpoint, with a card that tells how to load it, and without the package's code."""
+    if to.is_dir():
+        shutil.rmtree(to)
+    for name in published_files(checkpoint):
+        if name.endswith(".py") or name == CARD_NAME:
+            continue
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("config.json"):
+            config = json.loads((checkpoint / name).read_text())
+            config.pop("auto_map", None)  # it names the code
+            (to / name).write_text(json.dumps(config, indent=2) + "\n")
+        else:
+            shutil.copyfile(checkpoint / name, to / name)
+    folder_card(to, to.name, license="apache-2.0", packaged=True).save(to / CARD_NAME)
+
+
+def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    at = argv.index("--") if "--" in argv else len(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ferplus", help="folder with the files of FER+, see prepare_data.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for data, trainings and the checkpoint")
+    parser.add_argument(
+        "--config", default=str(HERE / "experiments" / "default"), help="folder (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to: the package's"
+    )
+    args, options = parser.parse_args(argv[:at]), argv[at + 1 :]
+
+    pictures, data, calibrated = args.out / "pictures", args.out / "data", args.out / "calibrated"
+    if not pictures.is_dir():
+        run("prepare_data", "ferplus", args.ferplus, "--out", pictures)
+    if not data.is_dir():
+        run("prepare_data", "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
+    common = ("--config", args.config, *options)
+    train("pretrain", args.out / "pretrain", *common, "--data", pictures)
+    train("finetune", args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
+    if calibrated.is_dir():
+        shutil.rmtree(calibrated)
+    run("calibrate", args.out / "finetune", data, "--out", calibrated, "--half")
+    run("evaluate", calibrated, data, "--split", "validation", "--out", calibrated / "evaluation")
+    package(calibrated, args.to)
+    print(f"written to {args.to}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -45,6 +45,10 @@ FAULTS = {
     "answers-429": Fault("commit", 429, {"Retry_After": "7"}),
     "answers-500": Fault("commit", 500),
     "answers-cut": Fault("commit", None),
+    "answers-batch-429": Fault("batch", 429, {"Retry_After": "0"}),
+    "answers-batch-500": Fault("batch", 500, {"Retry_After": "0"}),
+    "answers-upload-403": Fault("upload", 403),
+    "answers-upload-cut": Fault("upload", None),
     "script-403": Fault("create", 403),
     "every-save": Fault("commit", 500),
 }
@@ -87,7 +91,8 @@ def code_of(section: str, language: str) -> str:
 def hub():
     with FakeHub() as hub:
         for name, fault in FAULTS.items():
-            hub.faults[f"someone/{name}"].append(fault)
+            retried = fault.status != 403 and fault.route in ("batch", "upload")  # five times, by huggingface_hub
+            hub.faults[f"someone/{name}"] += [fault] * (6 if retried else 1)
         yield hub
 
 
@@ -205,6 +210,10 @@ def test_half_trained_pushes_say_so_and_survive_a_failure(hub, pushed, messages,
         ("429", "(429): too many requests: try again in 7 seconds"),
         ("500", "(500): try again later"),
         ("cut", "the connection to the Hub failed"),
+        ("batch-429", "(429): too many requests: try again in 0 seconds"),
+        ("batch-500", "(500): try again later"),
+        ("upload-403", "try again.\nError while uploading 'model.safetensors' to the Hub.\n403 Forbidden"),
+        ("upload-cut", "a large file did not get through, and nothing of this push is there: try again."),
         ("at-end", "someone/at-end: the connection to the Hub failed"),
         ("script", "error: someone/script-403: the Hub refused the push (403)"),
     ],
@@ -214,6 +223,7 @@ def test_a_failed_push_says_why_and_a_second_one_succeeds(hub, messages, scenari
     if scenario not in ("at-end", "script"):
         assert f"someone/answers-{scenario}" in messages[scenario]
         assert set(hub.repos[f"someone/answers-{scenario}"]) == NEEDED | {"training.json"}
+        assert hub.faults[f"someone/answers-{scenario}"] == []
 
 
 def test_the_token_is_in_no_file(hub, folder, pulled):

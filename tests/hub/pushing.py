@@ -75,6 +75,11 @@ def message_of(push) -> str | None:
     return None
 
 
+def run_script(*arguments: object) -> str | None:
+    sys.argv = [str(PUSH_SCRIPT), *map(str, arguments), "--keep-card"]
+    return message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -127,8 +132,11 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(FAULTS)) as pool:  # huggingface_hub waits long before it tries again
         messages |= zip(FAULTS, pool.map(push_twice, FAULTS), strict=True)
-    sys.argv = [str(PUSH_SCRIPT), str(checkpoint), "someone/script-403", "--keep-card"]
-    messages["script"] = message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
+    messages["script"] = run_script(checkpoint, "someone/script-403")
+
+    # The pictures of the toy data set may go along.
+    data = folder / "data" / "ferplus"
+    assert run_script(checkpoint, "someone/with-images", "--with-confidences", data, "--with-images") is None
     assert snapshot(folder) == before
     print(json.dumps(messages))
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.data.prepared import load_prepared
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset
 from fer_pll.hub.load import load_weights
@@ -273,9 +275,22 @@ def test_the_confidences_as_a_data_set(pushed, folder):
     assert "The pictures are not in it." in card and "Its terms: free for all." in card
 
 
-def test_pictures_only_when_asked_for_and_confidences_only_of_their_data(folder, messages, toy_train):
+def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages, folder, tmp_path):
+    files = hub.repos["datasets/someone/with-images-confidences"]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    rows = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.column_names == ["image", "index", "row_id", "label", "confidence"]
+    prepared = load_prepared(folder / "data" / "ferplus", "train")
+    assert rows["row_id"][:] == prepared["row_id"][:] and len(rows) == 48
+    for pushed, own in zip(rows["image"], prepared["image"], strict=True):
+        assert np.array_equal(np.asarray(pushed), np.asarray(own))
+    assert "The pictures are in it." in files["README.md"].decode()
+    assert "warning: pictures of people go along. Their terms: free for all." in messages["log"]
+
+
+def test_confidences_only_of_their_data(folder, messages, toy_train):
     path = folder / "runs" / "finetune" / "confidence.safetensors"
-    assert "image" in confidence_dataset(path, toy_train, with_images=True).column_names
     with pytest.raises(ValueError, match="fingerprints differ"):
         confidence_dataset(path, toy_train.map(lambda row: {"row_id": row["row_id"] + "x"}))
 

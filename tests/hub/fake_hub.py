@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 from collections import defaultdict
-from hashlib import sha1
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -19,11 +19,14 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+# What goes by Git LFS, of the files that we push (the Hub's own .gitattributes).
+LARGE = (".bin", ".onnx", ".parquet", ".png", ".pt", ".pth", ".safetensors")
+
 
 class Fault(NamedTuple):
     """What one request to a repository gets in the place of its answer; the next is answered as usual."""
 
-    route: str  # create, preupload or commit
+    route: str  # create, preupload, commit and, of Git LFS, batch and upload
     status: int | None  # None: the connection is cut in the middle of the upload
     headers: dict[str, str] = {}
 
@@ -33,6 +36,7 @@ class FakeHub:
 
     Attributes:
         repos: files by repository, `repos["someone/tiny"]["config.json"]`; data sets as `"datasets/someone/tiny"`.
+        objects: large files by repository and SHA-256: they come before the commit that names them.
         commits: messages by repository, the last one last.
         faults: `Fault`s to come, by repository.
         tokens: every token that a request brought.
@@ -43,6 +47,7 @@ class FakeHub:
 
     def __init__(self):
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.objects: dict[str, dict[str, bytes]] = defaultdict(dict)
         self.commits: dict[str, list[str]] = defaultdict(list)
         self.faults: dict[str, list[Fault]] = defaultdict(list)
         self.tokens: set[str] = set()
@@ -52,6 +57,7 @@ class FakeHub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        self.storage = f"http://localhost:{self._server.server_port}/storage"  # of large files: another host
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         return self
 
@@ -63,6 +69,7 @@ class FakeHub:
         """For a process that talks to this Hub and to no other, with its cache in `home`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": self.endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        environment["HF_HUB_DISABLE_XET"] = "1"  # large files by Git LFS
         return environment | ({"HF_TOKEN": token} if token else {}) | variables
 
 
@@ -118,6 +125,9 @@ class _Handler(BaseHTTPRequestHandler):
             repo = match[2] if match[1] == "models" else f"datasets/{match[2]}"
             if not self.fails(repo, match[3]):
                 self.preupload() if match[3] == "preupload" else self.commit(repo)
+        elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            if not self.fails(match[1], "batch"):
+                self.batch(match[1])
         else:
             self.answer(404, {"error": path}, X_Error_Code="EntryNotFound")
 
@@ -150,8 +160,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self) -> None:
         files = json.loads(self.body())["files"]
-        modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
-        self.answer(200, {"files": modes})
+        for file in files:
+            file |= {"uploadMode": "lfs" if file["path"].endswith(LARGE) else "regular", "shouldIgnore": False}
+        self.answer(200, {"files": files})
+
+    def batch(self, repo: str) -> None:
+        """Where the large files are to be brought that the repository does not have."""
+        objects = json.loads(self.body())["objects"]
+        for wanted in objects:
+            if wanted["oid"] not in self.hub.objects[repo]:
+                wanted["actions"] = {"upload": {"href": f"{self.hub.storage}/{repo}/{wanted['oid']}"}}
+        self.answer(200, {"transfer": "basic", "objects": objects})
+
+    def do_PUT(self) -> None:
+        repo, oid = re.fullmatch(r"/storage/(.+)/(\w+)", self.note()).groups()
+        if self.fails(repo, "upload"):
+            return
+        content = self.body()
+        if sha256(content).hexdigest() == oid:
+            self.hub.objects[repo][oid] = content
+            self.answer(200)
+        else:
+            self.answer(400, {"error": "other bytes than announced"})
 
     def commit(self, repo: str) -> None:
         lines = [json.loads(line) for line in self.body().splitlines()]
@@ -161,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.commits[repo].append(value["summary"])
             elif line["key"] == "file":
                 self.hub.repos[repo][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.hub.repos[repo][value["path"]] = self.hub.objects[repo][value["oid"]]
             else:
                 raise NotImplementedError(line["key"])
         sha = self.sha(repo)
@@ -179,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.note()
         if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             self.file(match[1], match[2], head_only)
+        elif match := re.fullmatch(r"/storage/(.+)/(\w+)", path):
+            self.answer(200, self.hub.objects[match[1]][match[2]], head_only)
         elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(/revision/.+|/tree/.+)?", path):
             repo = match[2] if match[1] == "models" else f"datasets/{match[2]}"
             files = self.hub.repos.get(repo)
@@ -203,5 +237,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404, {"error": "Repository not found"}, head_only, X_Error_Code="RepoNotFound")
         elif name not in files:
             self.answer(404, {"error": "Entry not found"}, head_only, X_Error_Code="EntryNotFound", **commit)
+        elif name.endswith(LARGE):
+            oid = sha256(files[name]).hexdigest()
+            linked = {"X_Linked_Etag": f'"{oid}"', "X_Linked_Size": str(len(files[name]))}
+            self.answer(302, b"", head_only, Location=f"{self.hub.storage}/{repo}/{oid}", **linked, **commit)
         else:
             self.answer(200, files[name], head_only, ETag=f'"{sha1(files[name]).hexdigest()}"', **commit)

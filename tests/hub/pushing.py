@@ -7,6 +7,8 @@ output is JSON: the messages by scenario.
 import json
 import runpy
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from datasets import DatasetDict
@@ -45,6 +47,7 @@ CROP = {
     "colour": "grey",
     "margin": 0.1,
 }
+FAULTS = ("401", "403", "404", "409", "429", "500", "cut", "batch-429", "batch-500", "upload-403", "upload-cut")
 PUSH_SCRIPT = Path(__file__).parents[2] / "train_scripts" / "push_to_hub.py"
 
 
@@ -70,6 +73,11 @@ def message_of(push) -> str | None:
     except (PushError, SystemExit) as error:
         return str(error)
     return None
+
+
+def run_script(*arguments: object) -> str | None:
+    sys.argv = [str(PUSH_SCRIPT), *map(str, arguments), "--keep-card"]
+    return message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -115,15 +123,20 @@ def main() -> None:
     # Everything that can go wrong, and once more.
     checkpoint = runs / "finetune"
     files, before = published_files(checkpoint), snapshot(folder)
-    for status in ("401", "403", "404", "409", "429", "500", "cut"):
 
-        def push(name=f"answers-{status}"):
-            push_files(checkpoint, files, f"someone/{name}")
+    def push_twice(fault: str) -> str | None:
+        push = partial(push_files, checkpoint, files, f"someone/answers-{fault}")
+        message = message_of(push)
+        assert message_of(push) is None, fault
+        return message
 
-        messages[status] = message_of(push)
-        assert message_of(push) is None, status
-    sys.argv = [str(PUSH_SCRIPT), str(checkpoint), "someone/script-403", "--keep-card"]
-    messages["script"] = message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
+    with ThreadPoolExecutor(len(FAULTS)) as pool:  # huggingface_hub waits long before it tries again
+        messages |= zip(FAULTS, pool.map(push_twice, FAULTS), strict=True)
+    messages["script"] = run_script(checkpoint, "someone/script-403")
+
+    # The pictures of the toy data set may go along.
+    data = folder / "data" / "ferplus"
+    assert run_script(checkpoint, "someone/with-images", "--with-confidences", data, "--with-images") is None
     assert snapshot(folder) == before
     print(json.dumps(messages))
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.data.prepared import load_prepared
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset
 from fer_pll.hub.load import load_weights
@@ -45,6 +47,10 @@ FAULTS = {
     "answers-429": Fault("commit", 429, {"Retry_After": "7"}),
     "answers-500": Fault("commit", 500),
     "answers-cut": Fault("commit", None),
+    "answers-batch-429": Fault("batch", 429, {"Retry_After": "0"}),
+    "answers-batch-500": Fault("batch", 500, {"Retry_After": "0"}),
+    "answers-upload-403": Fault("upload", 403),
+    "answers-upload-cut": Fault("upload", None),
     "script-403": Fault("create", 403),
     "every-save": Fault("commit", 500),
 }
@@ -87,7 +93,8 @@ def code_of(section: str, language: str) -> str:
 def hub():
     with FakeHub() as hub:
         for name, fault in FAULTS.items():
-            hub.faults[f"someone/{name}"].append(fault)
+            retried = fault.status != 403 and fault.route in ("batch", "upload")  # five times, by huggingface_hub
+            hub.faults[f"someone/{name}"] += [fault] * (6 if retried else 1)
         yield hub
 
 
@@ -205,6 +212,10 @@ def test_half_trained_pushes_say_so_and_survive_a_failure(hub, pushed, messages,
         ("429", "(429): too many requests: try again in 7 seconds"),
         ("500", "(500): try again later"),
         ("cut", "the connection to the Hub failed"),
+        ("batch-429", "(429): too many requests: try again in 0 seconds"),
+        ("batch-500", "(500): try again later"),
+        ("upload-403", "try again.\nError while uploading 'model.safetensors' to the Hub.\n403 Forbidden"),
+        ("upload-cut", "a large file did not get through, and nothing of this push is there: try again."),
         ("at-end", "someone/at-end: the connection to the Hub failed"),
         ("script", "error: someone/script-403: the Hub refused the push (403)"),
     ],
@@ -214,6 +225,7 @@ def test_a_failed_push_says_why_and_a_second_one_succeeds(hub, messages, scenari
     if scenario not in ("at-end", "script"):
         assert f"someone/answers-{scenario}" in messages[scenario]
         assert set(hub.repos[f"someone/answers-{scenario}"]) == NEEDED | {"training.json"}
+        assert hub.faults[f"someone/answers-{scenario}"] == []
 
 
 def test_the_token_is_in_no_file(hub, folder, pulled):
@@ -263,9 +275,22 @@ def test_the_confidences_as_a_data_set(pushed, folder):
     assert "The pictures are not in it." in card and "Its terms: free for all." in card
 
 
-def test_pictures_only_when_asked_for_and_confidences_only_of_their_data(folder, messages, toy_train):
+def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages, folder, tmp_path):
+    files = hub.repos["datasets/someone/with-images-confidences"]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    rows = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
+    assert rows.column_names == ["image", "index", "row_id", "label", "confidence"]
+    prepared = load_prepared(folder / "data" / "ferplus", "train")
+    assert rows["row_id"][:] == prepared["row_id"][:] and len(rows) == 48
+    for pushed, own in zip(rows["image"], prepared["image"], strict=True):
+        assert np.array_equal(np.asarray(pushed), np.asarray(own))
+    assert "The pictures are in it." in files["README.md"].decode()
+    assert "warning: pictures of people go along. Their terms: free for all." in messages["log"]
+
+
+def test_confidences_only_of_their_data(folder, messages, toy_train):
     path = folder / "runs" / "finetune" / "confidence.safetensors"
-    assert "image" in confidence_dataset(path, toy_train, with_images=True).column_names
     with pytest.raises(ValueError, match="fingerprints differ"):
         confidence_dataset(path, toy_train.map(lambda row: {"row_id": row["row_id"] + "x"}))
 

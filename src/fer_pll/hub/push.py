@@ -45,7 +45,13 @@ def push_errors(repo_id: str) -> Iterator[None]:
         raise PushError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.") from error
     except LocalTokenNotFoundError as error:
         raise PushError(f"{repo_id}: log in with `hf auth login`, or set HF_TOKEN.") from error
-    except (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError) as error:  # the last: of large files
+    except RuntimeError as error:  # of large files, which go before the commit
+        cause = f"\n{error.__cause__}" if error.__cause__ else ""
+        raise PushError(
+            f"{repo_id}: a large file did not get through, and nothing of this push is there: try again.\n"
+            f"{error}{cause}"
+        ) from error
+    except (httpx.TransportError, ConnectionError, TimeoutError) as error:
         raise PushError(
             f"{repo_id}: the connection to the Hub failed ({type(error).__name__}: {error}). Nothing of this push is "
             "there, unless the Hub's answer alone was lost: try again."

@@ -252,6 +252,28 @@ def test_the_pretraining_card_says_what_was_predicted(toy_config, settings, says
     assert ("a mask token in their place" in card) == (toy_config.mask_style == "token")
 
 
+@pytest.mark.parametrize(
+    ("objective", "target", "says"),
+    [
+        ("masked", "hog", "predicting the histograms of oriented gradients (HOG) of hidden patches, for 3 epochs"),
+        ("masked", "normalized_pixels", "predicting the normalised pixels of hidden patches, for 3 epochs"),
+        ("moco", "hog", "(MoCo), for 3 epochs"),
+    ],
+)
+def test_the_card_tells_of_the_pretraining_that_the_encoder_comes_from(
+    classifier, toy_config, tmp_path, objective, target, says
+):
+    toy_config.pretraining_target = target
+    toy_config.save_pretrained(tmp_path / "pretrained")
+    args = FerPllPreTrainingArguments(str(tmp_path), objective=objective, num_train_epochs=3, use_cpu=True)
+    record = training_record(args.to_dict(), data="Toys: 48 pictures")
+    (tmp_path / "pretrained" / "training.json").write_text(json.dumps(record))
+    training = json.loads(json.dumps(training_record({"loss": "pll"}, init_from=tmp_path / "pretrained")))
+    assert f"{says}. Its data: Toys: 48 pictures." in str(model_card(classifier, "toy", training=training))
+    for folder in (tmp_path, tmp_path / "nowhere", "owner/name"):  # someone else's
+        assert training_record({}, init_from=folder)["pretraining"] is None
+
+
 def test_the_card_of_moco_is_about_the_encoder(toy_config, toy_processor, toy_train, tmp_path):
     args = FerPllPreTrainingArguments(str(tmp_path), objective="moco", queue_size=8, use_cpu=True)
     model = pretraining_model(toy_config, args)

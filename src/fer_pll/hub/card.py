@@ -87,6 +87,7 @@ def training_record(
     table: ConfidenceTable | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Mapping[str, Any] | None = None,
+    init_from: str | Path | None = None,
 ) -> dict[str, Any]:
     """What a card tells of a training, ready for `training.json`. It names no path of the machine.
 
@@ -97,6 +98,7 @@ def training_record(
         table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
         metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
         compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
+        init_from: where the weights came from; told of it is what the folder of a pre-training of ours says.
     """
     names = [*SETTINGS, *SETTINGS_OF.get(settings.get("objective", settings.get("loss")), ())]
     return {
@@ -106,6 +108,7 @@ def training_record(
         "candidate_sets": None if table is None else _candidate_sets(table),
         "metrics": dict(metrics or {}),
         "compute": dict(compute or {}),
+        "pretraining": None if init_from is None else _pretraining(Path(init_from)),
     }
 
 
@@ -160,6 +163,7 @@ def model_card(
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
         calibration=training.get("calibration"),
+        started_from=training.get("pretraining"),
         compute=training.get("compute") or {},
         metrics=[] if results else [{"name": name, **values} for name, values in training.get("metrics", {}).items()],
         results=results,
@@ -255,6 +259,18 @@ def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
         **shared,
     )
     return [accuracy, mean_class_accuracy]
+
+
+def _pretraining(folder: Path) -> dict[str, Any] | None:
+    """Data, epochs and objective of a pre-training; `None` where the folder is none of ours."""
+    if not (folder / TRAINING_NAME).is_file():
+        return None
+    training, config = json.loads((folder / TRAINING_NAME).read_text()), FerPllConfig.from_pretrained(folder)
+    settings = training["settings"]
+    if "objective" not in settings:
+        return None
+    objective = "moco" if settings["objective"] == "moco" else config.pretraining_target
+    return {"data": training["data"], "objective": objective, "epochs": settings.get("num_train_epochs")}
 
 
 def _candidate_sets(table: ConfidenceTable) -> dict[str, float]:

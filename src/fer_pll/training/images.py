@@ -257,6 +257,7 @@ class ImageTrainer(Trainer):
             table=self.table,
             metrics=self.evaluation_results(),
             compute=self.compute_record(),
+            init_from=settings.get("init_from"),
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRAINING_NAME).write_text(json.dumps(training, indent=2) + "\n")

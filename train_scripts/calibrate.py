@@ -1,4 +1,4 @@
-"""Make a classifier's probabilities say how often it is right.
+"""Make a classifier's probabilities say how often it is right and, if asked, have it name rare classes more often.
 
     python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus --hold-out 0.05
     python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus --output_dir runs/finetune
@@ -23,12 +23,13 @@ from transformers.utils import CONFIG_NAME
 
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.prepared import HELD_OUT, load_prepared
-from fer_pll.evaluation.calibration import fit_temperature, fold_temperature
+from fer_pll.evaluation.calibration import fit_temperature, fold_balance, fold_temperature
 from fer_pll.evaluation.metrics import expected_calibration_error
 from fer_pll.evaluation.predictions import predict_logits
 from fer_pll.hub.card import TRAINING_NAME, training_record
 from fer_pll.hub.load import load_weights
-from fer_pll.training.trainer import numpy_column
+from fer_pll.labels.confidence import ConfidenceTable
+from fer_pll.training.trainer import CONFIDENCE_NAME, numpy_column
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,11 +39,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", default=HELD_OUT, help="split to fit the temperature on (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="new folder for the calibrated checkpoint")
     parser.add_argument(
+        "--balance",
+        type=float,
+        default=0.0,
+        metavar="TAU",
+        help="first lower each class's logit by TAU times the log of its share in the training's confidences, so that "
+        "rare classes are named more often (default: 0)",
+    )
+    parser.add_argument(
         "--half",
         action="store_true",
         help="save the weights in float16, half the size; they are loaded as float32 all the same",
     )
     args = parser.parse_args(argv)
+    if args.balance < 0:
+        raise ValueError(f"--balance {args.balance} must not be negative.")
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"--out {args.out} holds files already: choose another folder.")
 
@@ -55,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     labels = numpy_column(dataset, "label")
     dataset, labels = dataset.select((labels >= 0).nonzero()[0]), labels[labels >= 0]
 
+    if args.balance:
+        confidence = ConfidenceTable.load(args.checkpoint / CONFIDENCE_NAME, names).confidence
+        fold_balance(model, confidence.double().mean(dim=0), args.balance)
     logits = predict_logits(model, image_processor, dataset)
     temperature = fit_temperature(logits, labels)
     before, after = (
@@ -68,7 +82,13 @@ def main(argv: list[str] | None = None) -> None:
     config = json.loads((args.out / CONFIG_NAME).read_text())
     write_json(config | {"dtype": "float32"}, args.out / CONFIG_NAME)  # what from_pretrained loads the weights as
     training = args.checkpoint / TRAINING_NAME
-    calibration = {"rows": len(labels), "temperature": temperature, "ece_before": before, "ece_after": after}
+    calibration = {
+        "balance": args.balance,
+        "rows": len(labels),
+        "temperature": temperature,
+        "ece_before": before,
+        "ece_after": after,
+    }
     record = json.loads(training.read_text()) if training.is_file() else training_record({})
     write_json(record | {"calibration": calibration}, args.out / TRAINING_NAME)
     print(f"temperature {temperature:.3f}, fitted on {len(labels):,} rows: ECE {before:.3f} before, {after:.3f} after")

@@ -16,9 +16,10 @@ from transformers import AutoModelForImageClassification, pipeline
 from conftest import CLASSES, make_dataset
 from fer_pll import FerPllForImageClassification
 from fer_pll.data.prepared import HELD_OUT, DataError, hold_out, load_prepared, save_prepared
-from fer_pll.evaluation.calibration import LIMITS, fit_temperature, fold_temperature
+from fer_pll.evaluation.calibration import LIMITS, fit_temperature, fold_balance, fold_temperature
 from fer_pll.evaluation.metrics import expected_calibration_error
 from fer_pll.hub.card import folder_card
+from fer_pll.labels.confidence import ConfidenceTable
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 
@@ -72,6 +73,21 @@ def test_a_folded_temperature_divides_the_logits(toy_config):
         fold_temperature(model, 1.5)
         torch.testing.assert_close(model(pictures).logits, before / 3)
     assert model.config.calibration_temperature == 3
+
+
+def test_a_folded_balance_takes_the_frequency_of_the_classes_out(toy_config):
+    torch.manual_seed(0)
+    model = FerPllForImageClassification(toy_config).eval()
+    pictures, shares = torch.randn(4, 1, 16, 16), [0.6, 0.2, 0.15, 0.05]
+    with torch.no_grad():
+        before = model(pictures).logits
+        fold_balance(model, shares, 1.0)
+        after = model(pictures).logits
+        with pytest.raises(ValueError, match="class 2 has no share"):
+            fold_balance(model, [0.5, 0.5, 0, 0], 1.0)
+    # p(k | x) / share(k), up to what is the same for all classes
+    expected = before.softmax(dim=1) / torch.tensor(shares)
+    torch.testing.assert_close(after.softmax(dim=1), expected / expected.sum(dim=1, keepdim=True))
 
 
 def test_held_out_rows_are_no_training_rows():
@@ -131,6 +147,14 @@ def test_calibrate_saves_a_checkpoint_whose_probabilities_are_right(toy_config, 
     assert picked[1] > picked[0]
     card = str(folder_card(tmp_path / "calibrated", "someone/toy"))
     assert f"the temperature {calibration['temperature']:.3f}, fitted on 48 pictures" in card
+
+    confidence = ConfidenceTable.from_candidates(np.array([[1, 0, 0, 1], [0, 1, 1, 0]], dtype=bool), CLASSES, "toys")
+    confidence.save(tmp_path / "model" / "confidence.safetensors")
+    main([*command[:3], str(tmp_path / "balanced"), "--balance", "0.5"])
+    balanced = AutoModelForImageClassification.from_pretrained(tmp_path / "balanced", trust_remote_code=False)
+    bias = balanced.classifier.bias * balanced.config.calibration_temperature
+    torch.testing.assert_close(bias, torch.full((4,), -0.5 * np.log(0.25)).float())  # alike for all: equal shares
+    assert "lowered by 0.5 times the logarithm" in str(folder_card(tmp_path / "balanced", "someone/toy"))
 
     with pytest.raises(ValueError, match="holds files already"):
         main(command)

@@ -1,9 +1,9 @@
-"""Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+"""What is put right in a trained classifier's output rows: its bias towards frequent classes, its certainty.
 
-Softmax probabilities of a trained network are usually too sure, or, where soft labels trained it, not sure enough. One
-number repairs most of that: logits are divided by the temperature that makes the labels of rows outside the training
-most likely. The most likely class stays the same. Folded into the output rows of the classifier, it is there for all
-who use the checkpoint.
+Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks"): softmax probabilities of a trained
+network are usually too sure, or, where soft labels trained it, not sure enough. One number repairs most of that: the
+logits are divided by the temperature that makes the labels of rows outside the training most likely. The most likely
+class stays the same. Folded into the output rows of the classifier, it is there for all who use the checkpoint.
 """
 
 import numpy as np
@@ -51,3 +51,23 @@ def fold_temperature(model: FerPllForImageClassification, temperature: float) ->
     model.classifier.weight /= temperature
     model.classifier.bias /= temperature
     model.config.calibration_temperature *= temperature
+
+
+@torch.no_grad()
+def fold_balance(model: FerPllForImageClassification, shares: ArrayLike, strength: float) -> None:
+    """Lower the model's logits by `strength * log(shares)` for good, so that it names rare classes more often.
+
+    Logit adjustment after training (Menon et al. 2021, "Long-tail learning via logit adjustment"): with 1 the model
+    answers as if all classes were as frequent, which serves the mean class accuracy; 0 changes nothing.
+
+    Args:
+        shares: (K,) of the classes in the training, all positive.
+        strength: tau >= 0.
+
+    Raises:
+        ValueError: a class has no share.
+    """
+    shares = torch.as_tensor(shares, dtype=torch.float64)
+    if (shares <= 0).any():
+        raise ValueError(f"class {int((shares <= 0).nonzero()[0])} has no share in the training: nothing balances it.")
+    model.classifier.bias -= strength * shares.log().to(model.classifier.bias)

@@ -21,7 +21,7 @@ EPILOG = """\
 examples:
   fer-pll demo                    the whole method on drawn faces, in minutes
   fer-pll demo --out runs/demo    the same, with the results in runs/demo
-  fer-pll predict photos --model runs/finetune --out faces.csv
+  fer-pll predict photos --out faces.csv
                                   the faces in a folder, and their expressions
   fer-pll export runs/finetune    the same model for onnxruntime, without torch
   fer-pll audit runs/finetune --out audit
@@ -85,7 +85,7 @@ checkpoint knows how. Pictures that are such crops already: --cropped.
 
 PREDICT_EPILOG = """\
 examples:
-  fer-pll predict photo.jpg --model runs/finetune
+  fer-pll predict photo.jpg
   fer-pll predict photos "more/*.png" --model runs/finetune --out faces.csv
   fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
   fer-pll predict photos --model runs/finetune --save-pictures marked
@@ -116,7 +116,9 @@ def add_predict(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, video, folder, or pattern in quotes")
-    parser.add_argument("--model", required=True, help="folder or Hub name of a trained model")
+    parser.add_argument(
+        "--model", help="folder or Hub name of a trained model (default: fer-pll-tiny-ferplus, part of the package)"
+    )
     parser.add_argument(
         "--backend", choices=("torch", "onnx"), default="torch", help="what runs the model (default: %(default)s)"
     )

@@ -109,7 +109,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     sources = {
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
-        if path.suffix in (".py", ".html") or path.name == "py.typed"
+        if path.is_file()
+        and (path.suffix in (".py", ".html") or path.name == "py.typed" or "checkpoints" in path.parts)
     }
     configs = {f"fer_pll/{path.relative_to(ROOT)}" for path in (ROOT / "hub_configs").glob("*/*")}
     assert {

@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .default import DEFAULT_CHECKPOINT
 from .faces.pipeline import TASK, FacialExpressionPipeline
 from .model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 from .model.modeling_fer_pll import FerPllPreTrainedModel
@@ -28,7 +29,11 @@ AutoModelForPreTraining.register(FerPllConfig, FerPllForPreTraining)
 AutoModelForImageClassification.register(FerPllConfig, FerPllForImageClassification)
 AutoImageProcessor.register(FerPllConfig, image_processor_classes={"pil": FerPllImageProcessor})
 PIPELINE_REGISTRY.register_pipeline(
-    TASK, FacialExpressionPipeline, pt_model=AutoModelForImageClassification, type="image"
+    TASK,
+    FacialExpressionPipeline,
+    pt_model=AutoModelForImageClassification,
+    default={"model": (DEFAULT_CHECKPOINT, "main")},
+    type="image",
 )
 
 # Saved checkpoints carry these files, so that they load with `trust_remote_code=True` where this package is absent.
@@ -47,6 +52,17 @@ def _push_card(model: PreTrainedModel, repo_id: str, **options) -> None:
 
 FerPllPreTrainedModel.push_card = _push_card
 
+
+def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
+    """The classifier that comes with the package, ready to predict, and its image processor.
+
+    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, on a face cropped as its card describes. It is
+    read from the package's own files: no network, no download.
+    """
+    model = FerPllForImageClassification.from_pretrained(DEFAULT_CHECKPOINT)
+    return model.eval(), FerPllImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+
+
 _LAZY = {
     "ConfidenceTable": "fer_pll.labels.confidence",
     "FerPllTrainer": "fer_pll.training.trainer",
@@ -63,6 +79,7 @@ __all__ = [
     "FerPllTrainer",
     "FerPllTrainingArguments",
     "FacialExpressionPipeline",
+    "load_default",
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from ..default import DEFAULT_CHECKPOINT
 from .alignment import FaceCrop
 from .classifier import OnnxClassifier
 from .detection import load_detector
@@ -31,7 +32,7 @@ _COLUMNS = {
 
 def predict(
     sources: Sequence[str],
-    model: str,
+    model: str | None = None,
     out: str | None = None,
     save_pictures: str | None = None,
     cropped: bool = False,
@@ -47,7 +48,8 @@ def predict(
 
     Args:
         sources: see `fer_pll.faces.sources.list_files`.
-        model: folder or Hub name of a classifier; for `onnx`, folder that `fer-pll export` wrote.
+        model: folder or Hub name of a classifier, by default the one in the package; for `onnx`, folder that
+            `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
             (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright picture, the
             detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: a picture without a face and a
@@ -71,6 +73,10 @@ def predict(
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
     files = list_files(sources)
+    if model is None:
+        if backend == "onnx":
+            raise ValueError("--backend onnx: name the folder that `fer-pll export` wrote with --model")
+        model = DEFAULT_CHECKPOINT
     if backend == "onnx":
         if device is not None:
             raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")

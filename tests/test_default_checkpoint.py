@@ -1,0 +1,116 @@
+"""fer-pll-tiny-ferplus, the checkpoint that comes with the package: complete, as its card says, and of use at once."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut
+from transformers import pipeline
+
+import fer_pll
+import fer_pll_cli
+from fer_pll.data import EXPRESSIONS
+from fer_pll.default import DEFAULT_CHECKPOINT
+from fer_pll.hub.card import folder_card, read_evaluations
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(DEFAULT_CHECKPOINT)
+FILES = {
+    "README.md",
+    "config.json",
+    "evaluation/confusion_matrix_all.png",
+    "evaluation/confusion_matrix_majority.png",
+    "evaluation/metrics.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "training.json",
+}
+
+
+def files_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_it_is_complete_and_small():
+    assert files_of(FOLDER) == FILES
+    assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
+
+
+def test_load_default_is_ready_to_predict():
+    model, image_processor = fer_pll.load_default()
+    assert not model.training and model.dtype == torch.float32
+    assert list(model.config.id2label.values()) == list(EXPRESSIONS)
+    assert image_processor.face_crop["name"] == "FER+"
+    crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8))
+    with torch.no_grad():
+        probabilities = model(**image_processor(crop, return_tensors="pt")).logits.softmax(dim=1)[0]
+    classify = pipeline("image-classification", model=DEFAULT_CHECKPOINT, trust_remote_code=False)
+    said = {answer["label"]: answer["score"] for answer in classify(crop, top_k=8)}
+    assert said == pytest.approx(dict(zip(EXPRESSIONS, probabilities.tolist(), strict=True)), abs=1e-6)
+
+
+def test_the_astronaut_is_happy(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    Image.fromarray(astronaut()).save(tmp_path / "astronaut.png")
+    assert fer_pll_cli.main(["predict", str(tmp_path / "astronaut.png"), "--out", str(tmp_path / "faces.csv")]) == 0
+    (face,) = csv.DictReader(open(tmp_path / "faces.csv"))
+    assert face["expression"] == "happiness"
+    assert sum(float(face[f"p_{name}"]) for name in EXPRESSIONS) == pytest.approx(1, abs=1e-5)
+
+
+def test_card_and_readme_say_what_was_measured_of_these_weights():
+    (report,) = read_evaluations(FOLDER).values()  # of other weights it would not be read
+    card = (FOLDER / "README.md").read_text()
+    assert card == str(folder_card(FOLDER, FOLDER.name, license="apache-2.0", packaged=True))
+    assert report["protocols"]["all"]["rows"] == 3553 and report["split"] == "validation"
+    temperature = json.loads((FOLDER / "config.json").read_text())["calibration_temperature"]
+    assert f"the temperature {temperature:.3f}, fitted on" in card and "load_default()" in card
+    readme = (ROOT / "README.md").read_text()
+    for metrics in report["protocols"].values():
+        figures = f"{metrics['accuracy']:.1%} | {metrics['mean_class_accuracy']:.1%}".replace("%", " %")
+        assert figures in card and figures in readme
+
+
+@pytest.mark.long
+def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [(usage, picture) for usage, count in (("Training", 64), ("PublicTest", 16)) for picture in range(count)]
+    (tmp_path / "raw").mkdir()
+    with (
+        open(tmp_path / "raw" / "fer2013.csv", "w") as pictures,
+        open(tmp_path / "raw" / "fer2013new.csv", "w") as votes,
+    ):
+        print("emotion,pixels,Usage", file=pictures)
+        print("Usage,Image name," + ",".join((*EXPRESSIONS, "unknown", "NF")), file=votes)
+        for usage, number in rows:
+            print(f"0,{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}", file=pictures)
+            counts = np.zeros(8, dtype=int)
+            counts[rng.permutation(8)[:2]] = 8 - number % 4, 2 + number % 4  # one in four is no majority
+            print(",".join([usage, f"{usage}{number}.png", *map(str, counts), "0", "0"]), file=votes)
+    command = [sys.executable, ROOT / "train_scripts" / "default_checkpoint.py", tmp_path / "raw"]
+    command += ["--out", tmp_path / "out", "--to", tmp_path / "packaged", "--", "--num_train_epochs", "1"]
+
+    def run() -> str:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    said = run()
+    for name in ("prepare_data", "pretrain", "finetune", "calibrate", "evaluate"):
+        assert f"$ python train_scripts/{name}.py" in said
+    said = run()
+    assert "train_scripts/pretrain.py" not in said and "train_scripts/finetune.py" not in said
+    assert files_of(tmp_path / "packaged") == FILES
+    weights = (tmp_path / "packaged" / "model.safetensors").read_bytes()
+    (tmp_path / "out" / "finetune" / "README.md").unlink()  # as if it had been cut off at the end
+    said = run()
+    assert "finetune.py" in said and "--resume_from_checkpoint last" in said and "pretrain.py" not in said
+    assert (tmp_path / "packaged" / "model.safetensors").read_bytes() == weights

@@ -276,10 +276,10 @@ def test_wrong_options_end_in_one_line(argv, message, model, photos, tmp_path, c
 
 
 def test_ctrl_c_leaves_what_there_is_under_another_name(model, photos, tmp_path):
-    """A hundred links to one photograph; interrupted once the table has rows."""
+    """Thousands of links to one photograph; interrupted once the table has rows."""
     (tmp_path / "many").mkdir()
-    for i in range(100):
-        (tmp_path / "many" / f"{i:03}.png").symlink_to(photos / "Éva ☃.png")
+    for i in range(5000):  # whatever else the machine has to do, it is not through within a second
+        (tmp_path / "many" / f"{i:04}.png").symlink_to(photos / "Éva ☃.png")
     out, partial = tmp_path / "t.jsonl", tmp_path / "t.partial.jsonl"
     command = [sys.executable, "-m", "fer_pll_cli", "predict", tmp_path / "many", "--model", model, "--out", out]
     run = subprocess.Popen([*map(str, command), "--batch-size", "1"], stdout=subprocess.PIPE, text=True)
@@ -292,7 +292,7 @@ def test_ctrl_c_leaves_what_there_is_under_another_name(model, photos, tmp_path)
     assert "Interrupted" in output and f"written to {partial}" in output
     assert not out.exists()
     rows = [json.loads(line) for line in partial.read_text().splitlines()]
-    assert len(rows) < 100 and all(row["expression"] in CLASSES for row in rows)
+    assert len(rows) < 5000 and all(row["expression"] in CLASSES for row in rows)
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])

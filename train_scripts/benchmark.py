@@ -731,8 +731,6 @@ def measure_start(args):
 
     ratios: start, seconds of ours over the peer's; at most the target.
     """
-    import subprocess
-
     import transformers
 
     import fer_pll

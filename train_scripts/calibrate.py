@@ -5,8 +5,8 @@
     python train_scripts/calibrate.py runs/finetune data/ferplus --out runs/calibrated
 
 Fits one temperature on rows that the model was not trained on, folds it into the output rows, and saves the model as a
-checkpoint of its own. The most likely class of a picture stays the same. What training.json tells of the training goes
-along, with the temperature and the calibration error (ECE) before and after, for the card.
+checkpoint of its own. The most likely class of a picture stays the same, unless --balance moves it. What training.json
+tells of the training goes along, with the temperature and the calibration error (ECE) before and after, for the card.
 """
 
 import argparse

@@ -3,10 +3,9 @@
     python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default -- --bf16 true
 
 Pre-trains on the pictures of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
-rest, judges on PublicTest, and copies weights in float16, configuration, card and figures
-to --to. The test split, PrivateTest, is not looked at. What is done already is not done again, and a training that was
-cut off goes on. Settings are in experiments/default; options after `--` go to both trainings and must not change what
-is learned.
+rest, judges on PublicTest, and copies weights in float16, configuration, card and figures to --to. The test split,
+PrivateTest, is not looked at. What is done already is not done again, and a training that was cut off goes on.
+Settings are in experiments/default; options after `--` go to both trainings and must not change what is learned.
 """
 
 import argparse
@@ -47,9 +46,10 @@ def train(script: str, folder: Path, *argv: object) -> None:
 
 
 def package(checkpoint: Path, to: Path) -> None:
-    """Copy what belongs to a checkpoint, with a card that tells how to load it, and without the package's code."""
-    if to.is_dir():
-        shutil.rmtree(to)
+    """Copy what belongs to a checkpoint, with a card that tells how to load it, and without the package's code.
+
+    Replaces an earlier copy in `to`, and nothing else.
+    """
     for name in published_files(checkpoint):
         if name.endswith(".py") or name == CARD_NAME:
             continue
@@ -70,9 +70,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("ferplus", help="folder with the files of FER+, see prepare_data.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, trainings and the checkpoint")
     parser.add_argument(
-        "--config", default=str(HERE / "experiments" / "default"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument(
         "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to: the package's"
     )
     args, options = parser.parse_args(argv[:at]), argv[at + 1 :]
@@ -82,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         run("prepare_data", "ferplus", args.ferplus, "--out", pictures)
     if not data.is_dir():
         run("prepare_data", "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
-    common = ("--config", args.config, *options)
+    common = ("--config", HERE / "experiments" / "default", *options)
     train("pretrain", args.out / "pretrain", *common, "--data", pictures)
     train("finetune", args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
     if calibrated.is_dir():

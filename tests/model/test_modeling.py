@@ -439,7 +439,7 @@ class TestClassification:
             def forward(self, states):
                 return 2 * super().forward(states)
 
-        attention = randomize(FerPllCrossAttention(tiny_config(qkv_bias=qkv_bias), 32, 4)).double()
+        attention = randomize(FerPllCrossAttention(tiny_config(qkv_bias=qkv_bias), 32, 4)).double().eval()
         queries, tokens = random_input(2, NUM_CLASSES, 32).double(), random_input(2, 16, 32).double()
         with torch.enable_grad():
             expected, expected_weights = attention(queries, tokens)

@@ -265,10 +265,11 @@ def _pretraining(folder: Path) -> dict[str, Any] | None:
     """Data, epochs and objective of a pre-training; `None` where the folder is none of ours."""
     if not (folder / TRAINING_NAME).is_file():
         return None
-    training, config = json.loads((folder / TRAINING_NAME).read_text()), FerPllConfig.from_pretrained(folder)
-    settings = training["settings"]
+    training = json.loads((folder / TRAINING_NAME).read_text())
+    settings = training.get("settings", {})
     if "objective" not in settings:
         return None
+    config = FerPllConfig.from_pretrained(folder)
     objective = "moco" if settings["objective"] == "moco" else config.pretraining_target
     return {"data": training["data"], "objective": objective, "epochs": settings.get("num_train_epochs")}
 

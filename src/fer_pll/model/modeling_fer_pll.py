@@ -184,7 +184,7 @@ class FerPllCrossAttention(FerPllAttention):
         # What adapters, quantisation or sharding have put in the place of a projection is not looked into.
         projections = (self.k_proj, self.v_proj)
         plain = all(type(each) is nn.Linear and each.weight.dim() == 2 for each in projections)
-        if not plain or torch.is_grad_enabled() or torch.compiler.is_exporting():
+        if not plain or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return super().forward(hidden_states, key_value_states, **kwargs)
         size = hidden_states.shape[-1]
         query = self.split_heads(self.q_proj(hidden_states)) * self.head_dim**-0.5  # (B, heads, K, d / heads)

@@ -290,19 +290,19 @@ class Experiments:
 
     def data(self, votes: int | None, seed: int) -> str:
         """Folder of the data: as given, or a part of the rows, or with drawn votes."""
-        rows = self.args.rows
-        if rows is None and votes is None:
+        samples = self.args.max_samples
+        if samples is None and votes is None:
             return self.args.data
         parts = [self.fingerprint[:8]]  # of --data
-        parts += ([f"{rows}rows"] if rows else []) + ([f"{votes}votes-seed{seed}"] if votes else [])
+        parts += ([f"{samples}samples"] if samples else []) + ([f"{votes}votes-seed{seed}"] if votes else [])
         folder = self.out / "data" / "-".join(parts)
         if folder.is_dir():
             return str(folder)
         data = load_prepared(self.args.data)
         train, validation = data["train"], data["validation"]
-        if rows is not None:
-            train = first_rows(train, rows)
-            validation = first_rows(validation, rows)
+        if samples is not None:
+            train = some_rows(train, samples)
+            validation = some_rows(validation, samples)
         if votes is not None:
             train = keep_drawn_votes(train, votes, seed)
         save_prepared(DatasetDict(train=train, validation=validation), folder)
@@ -334,8 +334,8 @@ class Experiments:
 
     def pretrain(self, objective: str, seed: int) -> Path:
         """Folder of a pre-trained encoder; made where it is missing."""
-        rows = f"-{self.args.rows}rows" if self.args.rows else ""
-        folder = self.out / self.args.scale / "pretrain" / f"{objective}-seed{seed}{rows}"
+        samples = f"-{self.args.max_samples}samples" if self.args.max_samples else ""
+        folder = self.out / self.args.scale / "pretrain" / f"{objective}-seed{seed}{samples}"
         settings = {"epochs": self.pretrain_epochs, "options": self.args.options, "fingerprint": self.fingerprint}
         done = folder / "pretrained.json"
         if done.is_file():
@@ -355,7 +355,7 @@ class Experiments:
             "resnet": run.resnet,
             "votes": run.votes,
             "seed": seed,
-            "rows": self.args.rows,
+            "max_samples": self.args.max_samples,
             "pretrain_epochs": self.pretrain_epochs if run.pretraining else None,
             "epochs": self.epochs,
             "options": self.args.options,
@@ -479,7 +479,7 @@ class Experiments:
             raise ValueError(f"--data {self.args.data} has no votes, which the audit takes the true labels from.")
         if labels == "two-votes":
             return self.data(2, seed)
-        parts = [self.fingerprint[:8]] + ([f"{self.args.rows}rows"] if self.args.rows else [])
+        parts = [self.fingerprint[:8]] + ([f"{self.args.max_samples}samples"] if self.args.max_samples else [])
         folder = self.out / "data" / "-".join([*parts, "flipped", labels, f"seed{seed}"])
         if not folder.is_dir():
             train = flip_labels(load_prepared(self.data(None, seed), "train"), labels == "confusion", seed)
@@ -581,7 +581,7 @@ def compare_audits(
     return figures
 
 
-def first_rows(dataset: Dataset, count: int) -> Dataset:
+def some_rows(dataset: Dataset, count: int) -> Dataset:
     """A part of the rows, the same in every call, numbered anew."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
     part = dataset.select(chosen).remove_columns("index")
@@ -779,7 +779,7 @@ def reproduce(table: str, experiments: Experiments) -> None:
         title, default_votes, make_rows = TABLES[table]
         text, files = f"## {title}\n", []
         for votes in args.votes or default_votes:
-            rows = make_rows(votes)
+            rows = choose(make_rows(votes), args.rows, table)
             get = experiments.finished if args.finished else experiments.result
             results = [list(filter(None, (get(row.run, seed) for seed in args.seeds))) for row in rows]
             rows, results = (
@@ -802,6 +802,17 @@ def reproduce(table: str, experiments: Experiments) -> None:
     print(f"\n{text}\nwritten to {path}", *files, sep="\n")
 
 
+def choose(rows: list[Row], numbers: list[int] | None, table: str) -> list[Row]:
+    """The rows of a table with these numbers, counted from 1; all of them without numbers."""
+    if any(not 1 <= number <= len(rows) for number in numbers or []):
+        raise ValueError(f"--rows {shlex.join(map(str, numbers))}: {table} has the rows\n{contents(rows)}")
+    return [row for number, row in enumerate(rows, 1) if numbers is None or number in numbers]
+
+
+def contents(rows: list[Row]) -> str:
+    return "\n".join(f"  {number:3}  {row.title}" for number, row in enumerate(rows, 1))
+
+
 def parse_votes(text: str) -> int | None:
     if not re.fullmatch(r"all|[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of votes, or all")
@@ -812,32 +823,43 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     argv = list(sys.argv[1:] if argv is None else argv)
     options = argv[argv.index("--") + 1 :] if "--" in argv else []
     argv = argv[: argv.index("--")] if "--" in argv else argv
-    contents = "\n".join(f"  {name:12} {title}" for name, (title, *_) in TABLES.items())
+    tables = "\n".join(f"  {name:12} {title}" for name, (title, *_) in TABLES.items())
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog=f"tables:\n{contents}\n  cost         Section 4.2.2: time and memory of fine-tuning\n"
+        epilog=f"tables:\n{tables}\n  cost         Section 4.2.2: time and memory of fine-tuning\n"
         "  audit        finding wrong labels out of fold, ours and cleanlab (not in the paper)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="+", choices=[*TABLES, "cost", "audit"], metavar="TABLE", help="see below")
-    parser.add_argument("--data", required=True, metavar="DIR", help="folder written by prepare_data.py")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the runs")
+    parser.add_argument("--data", metavar="DIR", help="folder written by prepare_data.py")
+    parser.add_argument("--out", metavar="DIR", help="folder of the runs")
+    parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows of a table; see --list")
+    parser.add_argument("--list", action="store_true", help="print the rows of TABLE with their numbers, and end")
     parser.add_argument("--results", metavar="DIR", help="folder of the results (default: OUT/results)")
     parser.add_argument("--scale", choices=list(SCALES), default="nano", help="size of the networks (default: nano)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--finished", action="store_true", help="make no runs: the table of those that are finished")
-    parser.add_argument("--rows", type=int, metavar="N", help="only so many rows of each split")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="only so many pictures of each split")
     parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
     parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of each training (nano, tiny: 12)")
     parser.add_argument("--folds", type=int, default=3, metavar="N", help="of the audit (default: 3)")
     args = parser.parse_args(argv)
     args.options = options
+    if not args.list and None in (args.data, args.out):
+        parser.error("--data and --out are required")
+    if (args.rows or args.list) and not set(args.table) <= set(TABLES):
+        parser.error("cost and audit have no rows to choose from")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.list:
+        for table in args.table:
+            title, votes, make_rows = TABLES[table]
+            print(f"{title}\n{contents(make_rows(votes[0]))}")
+        return
     try:
         experiments = Experiments(args)
         for table in args.table:

@@ -27,7 +27,7 @@ def common(tmp_path_factory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("reproduce")
     data = load_synthetic(80, 40, 0, seed=0)
     save_prepared(DatasetDict(train=data["train"], validation=data["validation"]), folder / "data")
-    sizes = ["--rows", "48", "--epochs", "1", "--pretrain-epochs", "1"]
+    sizes = ["--max-samples", "48", "--epochs", "1", "--pretrain-epochs", "1"]
     return folder, ["--data", str(folder / "data"), "--out", str(folder / "runs"), *sizes]
 
 
@@ -48,7 +48,7 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     made = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
     assert len(made) == 6
     result = json.loads((results / "hog_table7-all-seed1.json").read_text())
-    assert result["settings"]["experiment"]["revision"] == "paper" and result["settings"]["rows"] == 48
+    assert result["settings"]["experiment"]["revision"] == "paper" and result["settings"]["max_samples"] == 48
     assert result["protocols"]["all"]["rows"] == 40 and len(result["curves"]["eval_accuracy"]) == 1
 
     capsys.readouterr()
@@ -61,8 +61,33 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     with pytest.raises(SystemExit, match="there are no results of table6"):
         script["main"](["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
 
+    chosen = [*arguments, "--seeds", "0", "--finished", "--rows", "1", "3", *OPTIONS]
+    script["main"](["figure4", *chosen])
+    text = (tables / "figure4.md").read_text()
+    assert (
+        "| random weights, softmax | 1 | " in text
+        and "(ours) | 1 | " in text
+        and "HOG pre-training, softmax" not in text
+    )
+
     with pytest.raises(SystemExit, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
         script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
+
+
+def test_the_rows_of_a_table(script, common, capsys):
+    script["main"](["table7", "section4.5", "--list"])
+    printed = capsys.readouterr().out
+    assert "Table 7: query decoder" in printed and "\n    3  PLL\n    4  PLL, decoder\n" in printed
+    assert printed.endswith("Section 4.5: labels in a candidate set\n    1  1\n    2  2\n    3  3\n    4  4\n")
+    with pytest.raises(SystemExit, match=r"(?s)--rows 0 2: table6 has the rows.* 7  HOG"):
+        script["main"](["table6", *common[1], "--rows", "0", "2"])
+    for call, message in (
+        (["audit", *common[1], "--rows", "1"], "cost and audit have no rows"),
+        (["table6", "--out", "runs"], "--data and --out are required"),
+    ):
+        with pytest.raises(SystemExit):
+            script["main"](call)
+        assert message in capsys.readouterr().err
 
 
 def test_an_interrupted_matrix_goes_on(script, common, capsys):

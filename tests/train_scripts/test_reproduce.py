@@ -227,13 +227,14 @@ def test_figures_of_the_results_come_out_again(script, tmp_path, monkeypatch):
     for command in commands:
         _, path, *argv = shlex.split(command)
         runpy.run_path(str(SCRIPTS.parent / path))["main"](argv)
-    titles, figures = line_of_a_table(section)
-    titles_again, figures_again = line_of_a_table(next(tmp_path.glob("runs/*/nano/tables/table7.md")).read_text())
-    assert titles_again == titles
-    assert figures_again == pytest.approx(figures, abs=1.0)  # the last bits of a sum differ from machine to machine
+    figures = line_of_a_table(section)
+    again = line_of_a_table(next(tmp_path.glob("runs/*/nano/tables/table7.md")).read_text())
+    # Another machine rounds in another way; RESULTS.md says how much that is.
+    assert again.pop("label recovery") == pytest.approx(figures.pop("label recovery"), abs=0.5)
+    assert again == pytest.approx(figures, abs=4)
 
 
-def line_of_a_table(text: str) -> tuple[list[str], list[float]]:
-    """Of a Markdown table with one line: the titles of the columns that are measured, and what was measured."""
+def line_of_a_table(text: str) -> dict[str, float]:
+    """What a Markdown table with one line has measured, by the titles of its columns."""
     head, _, line = (row.strip("| ").split(" | ") for row in text.splitlines() if row.startswith("|"))
-    return head[1:-1], [float(cell) for cell in line[2:-1]]
+    return {title: float(cell) for title, cell in zip(head[1:-1], line[2:-1], strict=True)}

@@ -779,7 +779,7 @@ def reproduce(table: str, experiments: Experiments) -> None:
         title, default_votes, make_rows = TABLES[table]
         text, files = f"## {title}\n", []
         for votes in args.votes or default_votes:
-            rows = choose(make_rows(votes), args.rows, table)
+            rows = [row for number, row in enumerate(make_rows(votes), 1) if number in (args.rows or [number])]
             get = experiments.finished if args.finished else experiments.result
             results = [list(filter(None, (get(row.run, seed) for seed in args.seeds))) for row in rows]
             rows, results = (
@@ -802,15 +802,10 @@ def reproduce(table: str, experiments: Experiments) -> None:
     print(f"\n{text}\nwritten to {path}", *files, sep="\n")
 
 
-def choose(rows: list[Row], numbers: list[int] | None, table: str) -> list[Row]:
-    """The rows of a table with these numbers, counted from 1; all of them without numbers."""
-    if any(not 1 <= number <= len(rows) for number in numbers or []):
-        raise ValueError(f"--rows {shlex.join(map(str, numbers))}: {table} has the rows\n{contents(rows)}")
-    return [row for number, row in enumerate(rows, 1) if numbers is None or number in numbers]
-
-
-def contents(rows: list[Row]) -> str:
-    return "\n".join(f"  {number:3}  {row.title}" for number, row in enumerate(rows, 1))
+def contents(table: str) -> str:
+    """The title of a table, and its rows with their numbers."""
+    title, votes, make_rows = TABLES[table]
+    return "\n".join([title, *(f"  {number:3}  {row.title}" for number, row in enumerate(make_rows(votes[0]), 1))])
 
 
 def parse_votes(text: str) -> int | None:
@@ -850,6 +845,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--data and --out are required")
     if (args.rows or args.list) and not set(args.table) <= set(TABLES):
         parser.error("cost and audit have no rows to choose from")
+    for table in args.table if args.rows else []:
+        if not set(args.rows) <= set(range(1, 1 + len(TABLES[table][2](None)))):
+            parser.error(f"--rows {' '.join(map(str, args.rows))}: these are the rows of {contents(table)}")
     return args
 
 
@@ -857,8 +855,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if args.list:
         for table in args.table:
-            title, votes, make_rows = TABLES[table]
-            print(f"{title}\n{contents(make_rows(votes[0]))}")
+            print(contents(table))
         return
     try:
         experiments = Experiments(args)

@@ -116,6 +116,14 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
     assert [epoch for epoch, _ in result["curves"]["eval_accuracy"]] == [1.0, 2.0]
 
 
+@pytest.mark.parametrize(("table", "scale", "votes", "seeds"), [("table6", "tiny", None, (0, 1))])
+def test_the_tables_of_the_results_are_those_of_their_files(script, table, scale, votes, seeds):
+    rows = script["TABLES"][table][2](votes)
+    folder = SCRIPTS / "results" / scale
+    results = [[json.loads((folder / f"{r.run.name}-seed{seed}.json").read_text()) for seed in seeds] for r in rows]
+    assert script["markdown"](rows, results, script["COLUMNS"]) in (SCRIPTS / "RESULTS.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def voted() -> Dataset:
     """3,000 rows of 3 classes: class 0 is called 1 by 3 of 10, the others always right; each tenth row is a tie."""

@@ -804,8 +804,8 @@ def reproduce(table: str, experiments: Experiments) -> None:
 
 def contents(table: str) -> str:
     """The title of a table, and its rows with their numbers."""
-    title, votes, make_rows = TABLES[table]
-    return "\n".join([title, *(f"  {number:3}  {row.title}" for number, row in enumerate(make_rows(votes[0]), 1))])
+    title, _, make_rows = TABLES[table]
+    return "\n".join([title, *(f"  {number:3}  {row.title}" for number, row in enumerate(make_rows(None), 1))])
 
 
 def parse_votes(text: str) -> int | None:

@@ -56,8 +56,8 @@ FerPllPreTrainedModel.push_card = _push_card
 def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
     """The classifier that comes with the package, ready to predict, and its image processor.
 
-    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, on a face cropped as its card describes. It is
-    read from the package's own files: no network, no download.
+    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, logits (B, 8), on faces cropped as its card
+    describes. It is read from the package's own files: no network, no download.
     """
     model = FerPllForImageClassification.from_pretrained(DEFAULT_CHECKPOINT)
     return model.eval(), FerPllImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)

@@ -96,5 +96,5 @@ def test_the_log_says_how_many_images_a_second(tmp_path, toy_config, toy_process
     took = time.perf_counter() - start
     logs = [log for log in trainer.state.log_history if "loss" in log]
     seconds = sum(16 / log["images_per_second"] for log in logs)
-    assert 0.1 * took < seconds < 1.02 * took  # rounded; beside the steps there is beginning and saving
+    assert 0.3 * took < seconds < 1.02 * took  # rounded
     assert all({"loss", "learning_rate", "grad_norm", "epoch"} <= log.keys() for log in logs)

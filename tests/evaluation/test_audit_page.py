@@ -190,7 +190,7 @@ def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, a
     Select(shown(opened)[6].find_element(By.TAG_NAME, "select")).select_by_value("left")
     expected += [[first[4], "drop", ""], [first[6], "relabel", "left"]]
 
-    opened.get(page)  # at once: the last marks are written when the page is left
+    opened.get(page)  # at once: every mark is written when it is made
     assert "6 marked" in status(opened)
     assert [row.get_attribute("data-mark") for row in shown(opened)[:4]] == ["keep", "relabel", "relabel", "drop"]
     choose(opened, "marked", "drop")

@@ -218,6 +218,17 @@ TABLES: dict[str, tuple[str, tuple[int | None, ...], Callable[[int | None], list
               for threshold in (0.05, 0.1, 0.2, 0.3, 0.4))
         ),
     ),
+    "rules": (
+        "Rules of the revision, beyond the paper",
+        (None, 2),
+        _plain(
+            ("none", "hog", "table7/decoder-uniform", ""),
+            ("paper (Eq. 4 and 5)", "hog", ALL, ""),
+            ("normalized", "hog", ALL, "", _with(revision="normalized", revision_threshold=0.5)),
+            ("soft", "hog", ALL, "", _with(revision="soft")),
+            ("soft, momentum .9", "hog", ALL, "", _with(revision="soft", revision_momentum=0.9)),
+        ),
+    ),
     "figure7": (
         "Figures 1 and 7 to 9: what training made of its annotators",
         (None,),

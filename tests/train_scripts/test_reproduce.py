@@ -116,6 +116,22 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
     assert [epoch for epoch, _ in result["curves"]["eval_accuracy"]] == [1.0, 2.0]
 
 
+def test_differences_to_ours_are_taken_seed_by_seed(script):
+    def made(**accuracies):
+        return [
+            {"settings": {"seed": int(seed[1:])}, "protocols": {"all": {"accuracy": accuracy}}}
+            for seed, accuracy in accuracies.items()
+        ]
+
+    rows = [row for row in script["TABLES"]["table4"][2](2) if row.run.pretraining == "hog"]
+    results = [made(s0=0.60, s1=0.70), made(s1=0.705), made(s0=0.62, s1=0.73, s2=0.5)]
+    assert script["ours_ahead_by"](rows, results) == ["2.5 ± 0.7", "2.5", "–"]
+    assert script["ours_ahead_by"](rows[:2], results[:2]) == ["–", "–"]
+    table = script["markdown"](rows, results, {"all": script["COLUMNS"]["all"]})
+    assert "| ViT, softmax, pre-trained | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in table
+    assert "ours ahead by" not in script["markdown"](rows[:2], results[:2], {"all": script["COLUMNS"]["all"]})
+
+
 @pytest.mark.parametrize(
     ("table", "scale", "seeds", "numbers"),
     [("table6", "tiny", (0, 1), range(1, 8)), ("table4", "nano", (0,), (1, 2, 8))],

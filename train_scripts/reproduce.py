@@ -5,7 +5,8 @@
 Pre-trains and trains what the table needs, one run after the other, and judges each on the split `validation`. A run
 that is finished is not made again, one that was cut off goes on: the same command continues. Every run leaves one JSON
 file in --results. From these come, in OUT/SCALE/tables, a Markdown table (mean and standard deviation over the seeds,
-the paper's own figures in a column of their own) and the figures. A result made with other settings is refused.
+how far the last row is ahead seed by seed, the paper's own figures in a column of their own) and the figures. A result
+made with other settings is refused.
 
 Everything after `--` goes to pretrain.py and finetune.py alike, for instance `-- --bf16 true`.
 """

@@ -282,7 +282,10 @@ def test_ctrl_c_leaves_what_there_is_under_another_name(model, photos, tmp_path)
         (tmp_path / "many" / f"{i:04}.png").symlink_to(photos / "Éva ☃.png")
     out, partial = tmp_path / "t.jsonl", tmp_path / "t.partial.jsonl"
     command = [sys.executable, "-m", "fer_pll_cli", "predict", tmp_path / "many", "--model", model, "--out", out]
-    run = subprocess.Popen([*map(str, command), "--batch-size", "1"], stdout=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        [*map(str, command), "--batch-size", "1"], stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
+    )  # fmt: skip
     while not partial.exists() and run.poll() is None:
         time.sleep(0.05)
     time.sleep(1)

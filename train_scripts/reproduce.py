@@ -669,8 +669,7 @@ def spread(values: list[float | None]) -> str:
 def last_row_ahead_by(results: list[list[dict]]) -> list[str]:
     """For each row: accuracy (protocol all) of the last row minus its own, seed by seed, mean and deviation.
 
-    Runs of one seed begin with the same pre-trained encoder and train on the same drawn votes, so their difference
-    varies less than either.
+    Runs of one seed may share the pre-trained encoder and the draw of votes, whose effects the difference is free of.
     """
     accuracies = [{result["settings"]["seed"]: COLUMNS["all"](result) for result in found} for found in results]
     final = accuracies[-1]

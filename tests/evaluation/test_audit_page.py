@@ -78,17 +78,20 @@ def audit(rows):
 
 
 @pytest.fixture(scope="module")
-def page(audit, rows, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "audit.html"
-    path.write_text(write_page(audit, rows.select_columns("image"), "run", 1000), encoding="utf-8")
+def html(audit, rows):
+    return write_page(audit, rows.select_columns("image"), "run", 1000)
+
+
+@pytest.fixture
+def page(html, audit, tmp_path):
+    """Address of the page, with a fingerprint of its own: marks are kept under it, so those of another test are not."""
+    path = tmp_path / "audit.html"
+    path.write_text(html.replace(audit.table.fingerprint, tmp_path.name), encoding="utf-8")
     return path.as_uri()
 
 
 @pytest.fixture
 def opened(browser, page):
-    """The page without marks of another test."""
-    browser.get(page)
-    browser.execute_script("localStorage.clear(); marks.clear()")
     browser.get(page)
     yield browser
     assert browser.get_log("browser") == []  # no script error, nothing refused
@@ -207,6 +210,23 @@ def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, a
     assert len(labels) == 198 and labels[first[2]] == CLASSES.index("bottom")
 
 
+def test_marks_made_in_another_tab_show(opened, page):
+    first = opened.current_window_handle
+    opened.switch_to.new_window("tab")
+    opened.get(page)
+    press(opened, ["k"])
+    second = opened.current_window_handle
+    opened.switch_to.window(first)
+    WebDriverWait(opened, 10).until(lambda browser: "1 marked" in status(browser))
+    assert shown(opened)[0].get_attribute("data-mark") == "keep"
+    opened.switch_to.window(second)
+    opened.execute_script("localStorage.clear()")
+    opened.close()
+    opened.switch_to.window(first)
+    WebDriverWait(opened, 10).until(lambda browser: "0 marked" in status(browser))
+    assert not shown(opened)[0].get_attribute("data-mark")
+
+
 def test_keys_do_not_mark_while_one_types_and_the_focus_follows(opened):
     press(opened, ["/", "d", "k", "r"])
     assert opened.switch_to.active_element.get_attribute("id") == "search" and "0 marked" in status(opened)
@@ -248,7 +268,7 @@ def test_what_the_data_hold_is_text_and_nothing_is_fetched(browser, downloads, t
     assert browser.execute_script("return window.hacked") is None
     assert "Content Security Policy" in "".join(entry["message"] for entry in browser.get_log("browser"))
 
-    browser.execute_script("localStorage.clear(); goTo(0)")
+    browser.execute_script("goTo(0)")
     press(browser, "1" * 6)
     browser.find_element(By.ID, "download").click()
     marks = downloads / "marks.csv"

@@ -84,7 +84,7 @@ def html(audit, rows):
 
 @pytest.fixture
 def page(html, audit, tmp_path):
-    """Address of the page, with a fingerprint of its own: marks are kept under it, so those of another test are not."""
+    """Address of the page, with a fingerprint of its own: marks are kept under it, so another test's are not there."""
     path = tmp_path / "audit.html"
     path.write_text(html.replace(audit.table.fingerprint, tmp_path.name), encoding="utf-8")
     return path.as_uri()

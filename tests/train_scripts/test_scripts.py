@@ -202,6 +202,10 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, script):
         ),
         (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
         (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
+        (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
+        pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
+        pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
+        pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(
             ["stream", "--pictures", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
         ),
@@ -214,4 +218,4 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
-    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "ViT")

@@ -1,0 +1,1 @@
+"""The benchmarks of benchmark.py, a module each, with `add_options(parser)` and `measure(args)`."""

@@ -1,0 +1,197 @@
+"""What a batch costs until the model has it, beside the same written by hand, and beside the training."""
+
+import argparse
+
+from .common import Result, device, photo_crops, synchronize, take_turns
+from .pictures import decode, encode, encoded_pictures
+from .training_step import SCALES, add_options, make_step, settings_of
+
+__all__ = ["add_options", "measure"]
+
+
+ASTRONAUT_LANDMARKS = ((203, 111), (245, 110), (227, 133), (207, 156), (246, 155))
+"""Eyes, nose and corners of the mouth in scikit-image's portrait, in pixels; near enough for timing."""
+
+
+BATCHES = 16  # that a loader gives in one turn, and photographs that are aligned
+
+
+def measure(args):
+    """What a batch costs until the model has it (rows of a prepared data set, decoding, resizing, augmentation as in
+    finetune.yaml, normalisation), beside the same written by hand with Pillow and NumPy, and beside the training.
+
+    Pictures are 48 x 48 grey PNG at tiny, 100 x 100 colour JPEG at base. By hand they are bytes in a list already, and
+    pass through Pillow one by one. Aligning, which prepare_data.py does once, is of a photograph of 512 x 512 by five
+    landmarks; by hand without protection against aliasing.
+    ratios, each at least the target: images/s of ours over by hand on one core, for loader and align; over_training,
+    images/s of the loader with a worker on each core over those of a step of our model, pre-training or fine-tuning,
+    whichever is quicker. At base augmentation is for a GPU: loader has no target there.
+    """
+    args.batch_size = args.batch_size or SCALES[args.scale][1]
+
+    import numpy as np
+    import PIL
+    import torch
+    import yaml
+
+    from fer_pll.data.transforms import BatchAugmentation
+    from fer_pll.faces.alignment import FaceCrop, align_face
+    from fer_pll.training.settings import config_folder
+
+    folder = config_folder(SCALES[args.scale][0])
+    settings = yaml.safe_load((folder / "finetune.yaml").read_text())
+    settings = {name: settings[name] for name in vars(BatchAugmentation()) if name in settings}
+    pictures = encoded_pictures(args.scale, BATCHES * args.batch_size)
+    crop = FaceCrop.from_pretrained(str(folder))
+    photo, landmarks = encode(photo_crops(1, 512, 3)[0], "JPEG"), np.array(ASTRONAUT_LANDMARKS)
+
+    torch.set_num_threads(1)
+    sides = {
+        "loader": lambda: load_batches(loader(pictures, folder, args.batch_size, 0), folder, settings),
+        "loader by hand": lambda: load_by_hand(pictures, folder, args.batch_size, settings),
+        "align": lambda: [align_face(decode(photo), landmarks, crop) for _ in range(BATCHES)],
+        "align by hand": lambda: [align_by_hand(decode(photo), landmarks, crop) for _ in range(BATCHES)],
+    }
+    seconds = take_turns(sides, args.repeats)
+    torch.set_num_threads(args.threads)
+    workers = loader(pictures, folder, args.batch_size, args.threads)
+    steps = {
+        name: make_step("ours", argparse.Namespace(**vars(args) | {"name": name}))[-1]
+        for name in ("pretrain", "finetune")
+    }
+    seconds |= take_turns({"loader, all cores": lambda: load_batches(workers, folder, settings)} | steps, args.repeats)
+    counts = dict.fromkeys(seconds, len(pictures)) | {"align": BATCHES, "align by hand": BATCHES}
+    counts |= dict.fromkeys(steps, args.batch_size)
+    speed = {name: counts[name] / seconds[name] for name in seconds}
+    ratios = {name: speed[name] / speed[f"{name} by hand"] for name in ("loader", "align")}
+    whole = speed["loader, all cores"]
+    ratios["over_training"] = whole / max(speed[name] for name in steps)
+    targets = {"over_training": 2.0}
+    if args.scale == "tiny":
+        targets["loader"] = 1.0
+
+    def row_of(title, ours, theirs, name):
+        target = f">= {targets[name]:g}x" if name in targets else ""
+        return (title, f"{ours:,.1f}", f"{theirs:,.1f}", f"{ours / theirs:.2f}x", target)
+
+    table = [
+        (f"images/s, {settings_of(args)}", "fer-pll", "other", "ratio", "target"),
+        row_of("load | by hand, one core", speed["loader"], speed["loader by hand"], "loader"),
+        row_of("open and align | by hand, one core", speed["align"], speed["align by hand"], "align"),
+        *(
+            row_of(f"load | step of {step}, {args.threads} cores", whole, speed[step], "over_training")
+            for step in steps
+        ),
+    ]
+    return Result(table, ratios, targets, f"Pillow {PIL.__version__}")
+
+
+def loader(pictures, folder, batch_size, workers):
+    """The batches of a prepared data set in random order, as the trainers read them."""
+    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+    from fer_pll import FerPllImageProcessor
+    from fer_pll.data import EXPRESSIONS
+    from fer_pll.data.prepared import prepared_features
+    from fer_pll.data.transforms import PixelCollator
+
+    rows = range(len(pictures))
+    columns = {
+        "image": [{"bytes": data, "path": None} for data in pictures],
+        "index": rows,
+        "row_id": [str(row) for row in rows],
+        "label": [row % len(EXPRESSIONS) for row in rows],
+        "votes": [[1] * len(EXPRESSIONS)] * len(pictures),
+    }
+    return DataLoader(
+        Dataset.from_dict(columns, prepared_features(EXPRESSIONS, votes=True)),
+        batch_size,
+        shuffle=True,
+        collate_fn=PixelCollator(FerPllImageProcessor.from_pretrained(folder)),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
+def load_batches(batches, folder, settings):
+    """An epoch of a loader, with what the trainers do to its batches before the model sees them."""
+    import torch
+
+    from fer_pll import FerPllConfig
+    from fer_pll.data.transforms import BatchAugmentation
+
+    config = FerPllConfig.from_pretrained(folder)
+    mean, std = (
+        255 * torch.tensor(values, device=device()).view(-1, 1, 1) for values in (config.image_mean, config.image_std)
+    )
+    augmentation = BatchAugmentation(**settings)
+    for batch in batches:
+        pixels = augmentation(batch["pixel_values"].to(device()), batch["index"], epoch=0)
+        (pixels - mean) / std
+    synchronize()
+
+
+def load_by_hand(pictures, folder, batch_size, settings):
+    """The same as a user of Pillow writes it: every picture on its own, with Pillow's functions."""
+    import numpy as np
+    import torch
+
+    from fer_pll import FerPllConfig
+
+    config = FerPllConfig.from_pretrained(folder)
+    mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (config.image_mean, config.image_std))
+    order = np.random.default_rng(0).permutation(len(pictures))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = [augment_by_hand(pictures[row], config, settings) for row in rows]
+        torch.from_numpy((np.stack(batch) - mean) / std).to(device())
+    synchronize()
+
+
+def augment_by_hand(data, config, settings):
+    """A picture file to float32 (C, H, W) in 0..1, with the random changes of `BatchAugmentation`."""
+    import io
+    import math
+    import random
+
+    import numpy as np
+    from PIL import Image, ImageEnhance, ImageOps
+
+    picture = Image.open(io.BytesIO(data)).convert("L" if config.num_channels == 1 else "RGB")
+    area, ratio = random.uniform(settings.get("crop_scale", 1), 1), settings.get("crop_ratio", 1)
+    stretch = math.exp(random.uniform(-0.5, 0.5) * math.log(ratio))
+    width, height = (min(1, math.sqrt(area) * s) * picture.width for s in (stretch, 1 / stretch))
+    left, top = random.uniform(0, picture.width - width), random.uniform(0, picture.height - height)
+    box = (left, top, left + width, top + height)
+    picture = picture.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR, box)
+    if settings.get("rotation"):
+        picture = picture.rotate(random.uniform(-1, 1) * settings["rotation"], Image.Resampling.BILINEAR)
+    if settings.get("flip", True) and random.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+    if settings.get("light"):
+        for enhance in (ImageEnhance.Contrast, ImageEnhance.Brightness):
+            picture = enhance(picture).enhance(1 + random.uniform(-1, 1) * settings["light"])
+    pixels = np.asarray(picture, dtype=np.float32) / 255
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if random.random() < settings.get("erase", 0):
+        side = int(math.sqrt(random.uniform(0.02, 0.2)) * config.image_size)
+        x, y = (random.randint(0, config.image_size - side) for _ in range(2))
+        pixels = pixels.copy()
+        pixels[:, y : y + side, x : x + side] = pixels.mean(axis=(1, 2), keepdims=True)
+    return pixels
+
+
+def align_by_hand(picture, landmarks, crop):
+    """The least-squares similarity transform, then Pillow's."""
+    import numpy as np
+    from PIL import Image
+
+    # x' = a x - b y + c, y' = b x + a y + d, from the crop to the picture
+    x, y = crop.landmarks.T
+    zero, one = np.zeros(5), np.ones(5)
+    equations = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
+    a, b, c, d = np.linalg.lstsq(equations, landmarks.T.reshape(-1), rcond=None)[0]
+    picture = picture.convert("L" if crop.colour == "grey" else "RGB")
+    size, matrix = (crop.size, crop.size), (a, -b, c, b, a, d)
+    return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)

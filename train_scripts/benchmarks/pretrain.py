@@ -1,0 +1,64 @@
+"""A step of pre-training beside transformers' ViTMAEForPreTraining."""
+
+from .common import Result, device, row, synchronized, take_turns
+from .training_step import SCALES, add_options, make_step, matrix_flops, peak_memory_of_child, settings_of, step_rows
+
+__all__ = ["add_options", "measure"]
+
+
+def measure(args):
+    """A step of pre-training (forward with HOG targets, backward, AdamW) beside transformers' ViTMAEForPreTraining.
+
+    The peer has the same encoder, decoder, mask ratio, attention and precision, and predicts pixels.
+    ratios: time of ours over theirs and peak memory of ours over theirs (both at most the target); hog_share, the
+    share of our step that making the targets takes (at most the target); flops_share and flops_share_peer, achieved
+    over measured peak of matrix products.
+    """
+    args.batch_size = args.batch_size or SCALES[args.scale][1]
+    memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(args.threads)
+    models, steps, flops = {}, {}, {}
+    for side in ("ours", "theirs"):
+        flops[side] = matrix_flops(side, args)
+        models[side], inputs, steps[side] = make_step(side, args)
+
+    side_length = 8192 if torch.cuda.is_available() else 2048
+    matrix = torch.randn(
+        side_length, side_length, device=device(), dtype=torch.bfloat16 if args.bf16 else torch.float32
+    )
+    others = {
+        "targets": synchronized(lambda: models["ours"].targets(**inputs)),
+        "product": synchronized(lambda: matrix @ matrix),
+    }
+    seconds = take_turns(steps | others, args.repeats)
+    peak = 2 * side_length**3 / seconds["product"]
+    speed = {side: flops[side] / seconds[side] for side in steps}
+    ratios = {
+        "time": seconds["ours"] / seconds["theirs"],
+        "memory": memory["ours"] / memory["theirs"],
+        "hog_share": seconds["targets"] / seconds["ours"],
+        "flops_share": speed["ours"] / peak,
+        "flops_share_peer": speed["theirs"] / peak,
+    }
+    targets = {"time": 1.0}
+    if args.scale == "tiny":
+        targets["hog_share"] = 0.03
+
+    table = [
+        (settings_of(args), "fer-pll", "ViTMAE", "ratio", "target"),
+        *step_rows(args, models, seconds, memory, flops, targets),
+        row("achieved, GFLOP/s", {side: speed[side] / 1e9 for side in speed}, ".1f"),
+        row(f"share of peak ({peak / 1e9:.0f} GFLOP/s), %", {s: 100 * speed[s] / peak for s in speed}, ".1f"),
+        (
+            "HOG targets, % of the step",
+            f"{100 * ratios['hog_share']:.2f}",
+            "",
+            "",
+            f"<= {100 * targets['hog_share']:g}" if "hog_share" in targets else "",
+        ),
+    ]
+    return Result(table, ratios, targets, f"transformers {transformers.__version__}")

@@ -1,0 +1,188 @@
+"""Memory and time of the confidence table."""
+
+import os
+import tempfile
+import time
+
+from .common import Result, fresh_process, take_turns, whole_numbers
+
+
+def add_options(parser):
+    parser.add_argument(
+        "--rows",
+        type=whole_numbers,
+        default="10000,100000,1000000,10000000",
+        metavar="N,N,...",
+        help="sizes of the table (default: %(default)s)",
+    )
+    parser.add_argument("--classes", type=int, default=8, metavar="K", help="labels (default: 8)")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows of a step (default: 256)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each size (default: 5)")
+
+
+def measure(args):
+    """The confidence table at several numbers of rows, beside itself: no library has one.
+
+    A step is look-up, revision and summary of a random batch. What building (from candidate sets that are there),
+    saving and loading take at most beyond the table is anonymous memory of a fresh process, read from outside every
+    half millisecond. Pages of the file that loading maps do not count: the system drops them when memory runs short.
+    Saving ends when the disk has confirmed; loading is of a file that the system has in its cache.
+    ratios, each at most the target: at the most rows, bytes_per_row of the table and MiB beyond it (build_mib,
+    save_mib, load_mib); step_growth, time of a step at the most rows over that at the fewest.
+    """
+    import torch
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        beyond = memory_beyond_table(args, folder)
+        tables = {count: build_table(draw_candidates(count, args.classes)) for count in args.rows}
+        paths = {count: table_path(folder, count) for count in args.rows}
+        steps = take_turns({n: lambda n=n: seconds_of_table_step(tables[n], args) for n in args.rows}, args.repeats)
+        saving = take_turns({n: lambda n=n: tables[n].save(paths[n]) for n in args.rows}, args.repeats)
+        loading = take_turns({n: lambda n=n: load_table(paths[n], args.classes) for n in args.rows}, args.repeats)
+    fewest, most = args.rows[0], args.rows[-1]
+    bytes_per_row = {n: size_of(tables[n]) / n for n in args.rows}
+    growth = {n: steps[n] / steps[fewest] for n in args.rows}
+    ratios = {"bytes_per_row": bytes_per_row[most]}
+    ratios |= {f"{action}_mib": values[most] for action, values in beyond.items()}
+    ratios["step_growth"] = growth[most]
+    targets = {"bytes_per_row": 4 * args.classes + 16.0, "build_mib": 32.0, "save_mib": 32.0, "load_mib": 32.0}
+    targets["step_growth"] = 1.5
+
+    def row_of(title, values, form, name=None):
+        target = f"<= {targets[name]:g}" if name else ""
+        return (title, *(format(values[n], form) for n in args.rows), target)
+
+    table = [
+        (f"rows, {args.classes} classes", *(f"{n:,}" for n in args.rows), "target"),
+        row_of("table, bytes per row", bytes_per_row, ".1f", "bytes_per_row"),
+        row_of("table, MiB", {n: size_of(tables[n]) / 2**20 for n in args.rows}, ".1f"),
+        *(row_of(f"{action}, MiB beyond it", beyond[action], ".1f", f"{action}_mib") for action in beyond),
+        row_of("save, s", saving, ".3f"),
+        row_of("load, s", loading, ".3f"),
+        row_of(f"step of {args.batch_size} rows, ms", {n: steps[n] * 1e3 for n in args.rows}, ".3f"),
+        row_of("step, over that of the fewest rows", growth, ".2f", "step_growth"),
+    ]
+    return Result(table, ratios, targets, "none")
+
+
+def draw_candidates(count, classes):
+    """Candidate sets (count, classes), numpy bool: a random third of the classes, and one so that none is empty."""
+    import numpy as np
+
+    candidates = np.random.default_rng(0).integers(0, 3, (count, classes), dtype=np.uint8) == 0
+    for label in range(classes):
+        candidates[label::classes, label] = True
+    return candidates
+
+
+def table_path(folder, count):
+    return os.path.join(folder, f"{count}.safetensors")
+
+
+def class_names(classes):
+    return [str(label) for label in range(classes)]
+
+
+def build_table(candidates):
+    from fer_pll.labels.confidence import ConfidenceTable
+
+    return ConfidenceTable.from_candidates(candidates, class_names(candidates.shape[1]), "fingerprint")
+
+
+def load_table(path, classes):
+    from fer_pll.labels.confidence import ConfidenceTable
+
+    return ConfidenceTable.load(path, class_names(classes), "fingerprint")
+
+
+def size_of(table):
+    """Bytes of all tensors of a table."""
+    import torch
+
+    return sum(value.nbytes for value in vars(table).values() if isinstance(value, torch.Tensor))
+
+
+def seconds_of_table_step(table, args):
+    """Seconds of a step with a batch, mean of a hundred."""
+    import torch
+
+    logits = torch.randn(args.batch_size, args.classes)
+    # Rows never seen before, or a big table's would come from the processor's cache like a small one's.
+    batches = torch.randint(len(table), (100, args.batch_size)).unbind()
+    start = time.perf_counter()
+    for index in batches:
+        table.lookup(index)
+        # This rule writes a row at every visit; after the paper's, which decides a row once, small tables would
+        # soon have less to do.
+        table.revise(index, logits, threshold=0.2, epoch=0, rule="soft")
+        table.summary()
+    return (time.perf_counter() - start) / len(batches)
+
+
+def memory_beyond_table(args, folder):
+    """Most MiB that building, saving and loading take beyond the table, by action and number of rows."""
+    beyond = {"build": {}, "save": {}, "load": {}}
+    with fresh_process() as child:
+        for count in [args.rows[0], *args.rows]:  # twice, as what the process loads once does not count
+            path = table_path(folder, count)
+            child.submit(keep_candidates, count, args.classes, args.threads).result()
+            rise = {
+                "build": memory_rise(child, build_kept_table),
+                "save": memory_rise(child, save_kept_table, path),
+                "load": memory_rise(child, load_kept_table, path),
+            }
+            size = child.submit(size_of_kept_table).result()
+            for action in beyond:
+                # Not below zero, as with tables so small that they come from memory that the process has already.
+                beyond[action][count] = max(0, rise[action] - (0 if action == "save" else size)) / 2**20
+    return beyond
+
+
+def memory_rise(child, function, *args):
+    """Bytes by which the anonymous memory of a process rises at most while it calls a function.
+
+    Read from this process, because a thread of the other would not run while the function holds its GIL.
+    """
+    import psutil
+
+    process = psutil.Process(child.submit(os.getpid).result())
+
+    def anonymous():
+        memory = process.memory_info()
+        return memory.rss - getattr(memory, "shared", 0)  # on Linux: what is mapped from files
+
+    before = most = anonymous()
+    call = child.submit(function, *args)
+    while not call.done():
+        most = max(most, anonymous())
+        time.sleep(0.0005)
+    call.result()
+    return max(most, anonymous()) - before
+
+
+def keep_candidates(count, classes, threads):
+    """In the process whose memory is read, as all that follow: keep what the next functions need."""
+    import torch
+
+    global kept_candidates
+    torch.set_num_threads(threads)
+    kept_candidates = draw_candidates(count, classes)
+
+
+def build_kept_table():
+    global kept_table
+    kept_table = build_table(kept_candidates)
+
+
+def save_kept_table(path):
+    kept_table.save(path)
+
+
+def load_kept_table(path):
+    global kept_table
+    kept_table = load_table(path, kept_candidates.shape[1])
+
+
+def size_of_kept_table():
+    return size_of(kept_table)

@@ -774,21 +774,26 @@ def audit(experiments: Experiments) -> str:
     """The tables of how well wrong labels are found."""
     if find_spec("cleanlab") is None:
         raise ValueError("the audit compares with cleanlab, which is not installed: pip install 'fer-pll[dev]'")
-    args, text = experiments.args, ""
-    titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
-    for labels, title in AUDITS.items():
-        results = list(filter(None, (experiments.audit(labels, seed) for seed in args.seeds)))
-        if not results:
-            continue
-        hours = sum(result["seconds"] for result in results) / 3600
-        seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
-        text += f"\n{title}; seeds {seeds}; {args.folds} folds, {hours:.1f} hours.\n\n"
-        text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
-        for method, figures in results[0]["figures"].items():
-            cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
-            text += f"| {method} | {' | '.join(cells)} |\n"
+    text = ""
+    for labels in AUDITS:
+        results = list(filter(None, (experiments.audit(labels, seed) for seed in experiments.args.seeds)))
+        if results:
+            text += f"\n{audit_table(labels, results)}"
     if not text:
         raise ValueError(f"--finished: there are no results of the audit in {experiments.results} yet.")
+    return text
+
+
+def audit_table(labels: str, results: list[dict]) -> str:
+    """One of `AUDITS`, with a result for each seed, as Markdown."""
+    hours = sum(result["seconds"] for result in results) / 3600
+    seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
+    titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
+    text = f"{AUDITS[labels]}; seeds {seeds}; {results[0]['settings']['folds']} folds, {hours:.1f} hours.\n\n"
+    text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
+    for method, figures in results[0]["figures"].items():
+        cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
+        text += f"| {method} | {' | '.join(cells)} |\n"
     return text
 
 

@@ -144,6 +144,13 @@ def test_the_tables_of_the_results_are_those_of_their_files(script, table, scale
     assert script["markdown"](rows, results, script["COLUMNS"]) in (SCRIPTS / "RESULTS.md").read_text()
 
 
+@pytest.mark.parametrize("labels", ["two-votes", "uniform", "confusion"])
+def test_the_tables_of_the_audit_are_those_of_their_files(script, labels):
+    files = sorted((SCRIPTS / "results/nano").glob(f"audit-{labels}-seed[0-9].json"))
+    results = [json.loads(path.read_text()) for path in files]
+    assert script["audit_table"](labels, results) in (SCRIPTS / "RESULTS.md").read_text()
+
+
 @pytest.fixture(scope="module")
 def voted() -> Dataset:
     """3,000 rows of 3 classes: class 0 is called 1 by 3 of 10, the others always right; each tenth row is a tie."""

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score
 STRUCK_OUT = 0.01
 """A candidate counts as struck out where its confidence is below this."""
 
+_CLARITY = 4  # how much a row tells of the errors, by the exponent of its most probable class
 _ROUNDS = 12  # with more, the weights of the classes follow the chance of small sets
 _CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)
 _TEMPERATURES = np.geomspace(0.25, 2, 13)
@@ -75,9 +76,11 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
 
     Where each row has a single label, a model that learned labels with errors predicts such labels: it is less certain
     of the true one than it might be, and expects rare classes, to which errors add most, too often. The temperature T
-    and the weights w of the classes make up for that (Guo et al., 2017, call such a correction vector scaling). With
-    several votes T and w are 1: there an uncertain prediction tells as well that the face is one on which annotators
-    disagree, and the votes themselves tell how often they err.
+    and the weights w of the classes make up for that (Guo et al., 2017, call such a correction vector scaling). Of a
+    face that the model finds ambiguous, a label other than the predicted one may well be right. So a row counts by the
+    fourth power of its most probable class, or ambiguity between two classes would be learned as a confusion by the
+    annotators. With several votes T, w and what a row counts are 1: there an uncertain prediction tells as well that
+    the face is one on which annotators disagree, and the votes themselves tell how often they err.
 
     A, s, T and w are those of the largest likelihood of the votes, by expectation maximisation; A is held towards
     errors without preference, see `_shrunken_confusion`.
@@ -94,18 +97,19 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     prior = _log_softmax(log_prediction)
     belief = _softmax(prior + 2 * shares)  # to begin with, annotators are mostly right
     for number in range(_ROUNDS):
-        confusion = _shrunken_confusion(belief.T @ shares)
+        clarity = np.exp(prior.max(axis=1)) ** _CLARITY if single else np.ones(len(votes))
+        confusion = _shrunken_confusion((clarity[:, None] * belief).T @ shares)
         if number % 3 == 0:
-            fits = [_logsumexp(prior + _log_likelihood(votes, confusion, s)).sum() for s in _CONCENTRATIONS]
+            fits = [clarity @ _logsumexp(prior + _log_likelihood(votes, confusion, s)) for s in _CONCENTRATIONS]
             concentration = float(_CONCENTRATIONS[np.argmax(fits)])
         likelihood = _log_likelihood(votes, confusion, concentration)
         if single:
             if number % 3 == 0:
                 scaled = [_log_softmax(log_prediction / t + log_weight) for t in _TEMPERATURES]
-                fits = [_logsumexp(log_prior + likelihood).sum() for log_prior in scaled]
+                fits = [clarity @ _logsumexp(log_prior + likelihood) for log_prior in scaled]
                 temperature = float(_TEMPERATURES[np.argmax(fits)])
-            expected = _softmax(log_prediction / temperature + log_weight).mean(axis=0)
-            log_weight += np.log(belief.mean(axis=0).clip(1e-9) / expected.clip(1e-9))
+            expected = clarity @ _softmax(log_prediction / temperature + log_weight)
+            log_weight += np.log((clarity @ belief).clip(1e-9) / expected.clip(1e-9))
             prior = _log_softmax(log_prediction / temperature + log_weight)
         belief = _softmax(prior + likelihood)
     return LabelPosterior(belief, confusion, concentration, temperature)

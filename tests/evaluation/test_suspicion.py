@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import dirichlet_multinomial
 
+from fer_pll.evaluation import suspicion as module
 from fer_pll.evaluation.suspicion import (
     _log_likelihood,
     _shrunken_confusion,
@@ -99,6 +100,28 @@ def test_what_the_model_learned_from_wrong_labels_is_undone(simulated):
     assert posterior.temperature < 0.8
     right = (corrected_labels(posterior.belief, given) == truth).mean()
     assert right > max((given == truth).mean(), (learned.argmax(axis=1) == truth).mean()) + 0.01
+
+
+def test_ambiguous_faces_do_not_pass_for_errors_of_the_annotators(monkeypatch):
+    """Labels wrong at random, and a model that takes half of the faces of 0 and 1 for one or the other, too surely."""
+    rng = np.random.default_rng(2)
+    truth = rng.integers(0, 4, 4000)
+    logits = 2 * (2 * np.eye(4)[truth] + rng.normal(size=(4000, 4)))
+    alike = rng.random(4000) < 0.5
+    logits[alike, :2] = logits[alike, :2].mean(axis=1, keepdims=True) + 1.2 * rng.normal(size=(alike.sum(), 2))
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    given = np.where(rng.random(4000) < 0.2, (truth + rng.integers(1, 4, 4000)) % 4, truth)
+
+    def judged():
+        posterior = label_posterior(probabilities, np.eye(4, dtype=int)[given])
+        figures = judge_suspicion(suspicion(posterior.belief, given), given != truth)
+        return posterior.confusion[[0, 1], [1, 0]], figures["average_precision"]
+
+    confusion, precision = judged()
+    np.testing.assert_allclose(confusion, 0.2 / 3, atol=0.01)
+    monkeypatch.setattr(module, "_CLARITY", 0)  # as if each row counted alike
+    confusion, before = judged()
+    assert confusion.min() > 0.1 and precision > before + 0.01
 
 
 @pytest.mark.parametrize("together", [False, True])

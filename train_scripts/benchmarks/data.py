@@ -8,10 +8,8 @@ from .training_step import SCALES, add_options, make_step, settings_of
 
 __all__ = ["add_options", "measure"]
 
-
 ASTRONAUT_LANDMARKS = ((203, 111), (245, 110), (227, 133), (207, 156), (246, 155))
 """Eyes, nose and corners of the mouth in scikit-image's portrait, in pixels; near enough for timing."""
-
 
 BATCHES = 16  # that a loader gives in one turn, and photographs that are aligned
 

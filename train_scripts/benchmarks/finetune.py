@@ -4,16 +4,7 @@ import tempfile
 import time
 
 from .common import Result, device, photo_crops, row, synchronize, take_turns
-from .training_step import (
-    SCALES,
-    add_options,
-    make_classifier,
-    make_step,
-    matrix_flops,
-    peak_memory_of_child,
-    settings_of,
-    step_rows,
-)
+from .training_step import SCALES, add_options, make_classifier, make_sides, settings_of, step_rows
 
 __all__ = ["add_options", "measure"]
 
@@ -28,16 +19,10 @@ def measure(args):
     FerPllTrainer (revision of the confidences and loss of the label queries included) over one in Trainer.
     """
     args.batch_size = args.batch_size or SCALES[args.scale][1]
-    memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
+    models, _, steps, flops, memory = make_sides(args)
 
-    import torch
     import transformers
 
-    torch.set_num_threads(args.threads)
-    models, steps, flops = {}, {}, {}
-    for side in ("ours", "theirs"):
-        flops[side] = matrix_flops(side, args)
-        models[side], _, steps[side] = make_step(side, args)
     seconds = take_turns(steps, args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         trainer_seconds = take_turns(make_trainings(args, folder), args.repeats)

@@ -1,7 +1,7 @@
 """A step of pre-training beside transformers' ViTMAEForPreTraining."""
 
 from .common import Result, device, row, synchronized, take_turns
-from .training_step import SCALES, add_options, make_step, matrix_flops, peak_memory_of_child, settings_of, step_rows
+from .training_step import SCALES, add_options, make_sides, settings_of, step_rows
 
 __all__ = ["add_options", "measure"]
 
@@ -15,23 +15,17 @@ def measure(args):
     over measured peak of matrix products.
     """
     args.batch_size = args.batch_size or SCALES[args.scale][1]
-    memory = {side: peak_memory_of_child(side, args) for side in ("ours", "theirs")}
+    models, inputs, steps, flops, memory = make_sides(args)
 
     import torch
     import transformers
-
-    torch.set_num_threads(args.threads)
-    models, steps, flops = {}, {}, {}
-    for side in ("ours", "theirs"):
-        flops[side] = matrix_flops(side, args)
-        models[side], inputs, steps[side] = make_step(side, args)
 
     side_length = 8192 if torch.cuda.is_available() else 2048
     matrix = torch.randn(
         side_length, side_length, device=device(), dtype=torch.bfloat16 if args.bf16 else torch.float32
     )
     others = {
-        "targets": synchronized(lambda: models["ours"].targets(**inputs)),
+        "targets": synchronized(lambda: models["ours"].targets(**inputs["ours"])),
         "product": synchronized(lambda: matrix @ matrix),
     }
     seconds = take_turns(steps | others, args.repeats)

@@ -42,8 +42,6 @@ def step_rows(args, models, seconds, memory, flops, targets):
 
 # Sizes of an encoder and its input, which have the same names in transformers' configurations.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-
 ENCODER = (*SIZES, "image_size", "patch_size", "num_channels", "hidden_act", "layer_norm_eps", "qkv_bias")
 
 
@@ -106,6 +104,20 @@ def make_step(side, args, attn_implementation=None):
         optimizer.step()
 
     return model, inputs, synchronized(step)
+
+
+def make_sides(args):
+    """Models, inputs, steps (see `make_step`), FLOP and peak memory of a step, each by `ours` and `theirs`."""
+    sides = ("ours", "theirs")
+    memory = {side: peak_memory_of_child(side, args) for side in sides}  # first, while this process is small
+
+    import torch
+
+    torch.set_num_threads(args.threads)
+    flops = {side: matrix_flops(side, args) for side in sides}
+    made = {side: make_step(side, args) for side in sides}
+    models, inputs, steps = ({side: made[side][i] for side in sides} for i in range(3))
+    return models, inputs, steps, flops, memory
 
 
 def matrix_flops(side, args):

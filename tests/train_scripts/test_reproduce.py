@@ -3,7 +3,9 @@
 import json
 import runpy
 import shlex
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +22,16 @@ SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 @pytest.fixture(scope="module")
 def script() -> dict:
     return runpy.run_path(str(SCRIPTS / "reproduce.py"))
+
+
+@pytest.fixture(scope="module")
+def audit(script) -> ModuleType:
+    return import_module("comparisons.audit")  # `script` has made it importable
+
+
+@pytest.fixture(scope="module")
+def report(script) -> ModuleType:
+    return import_module("comparisons.report")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +82,11 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
 
     with pytest.raises(SystemExit, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
         script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
+    with pytest.raises(SystemExit, match=r"\(options \{'logging_steps': '1'\}, not \{'logging_steps': '2'\}\)"):
+        script["main"](["figure4", *arguments, "--seeds", "0", "--finished", *OPTIONS[:-1], "2"])
+    how = ["--dataloader_num_workers=3", "--logging-steps=1", "--report_to", "tensorboard", "wandb"]  # makes no result
+    script["main"](["figure4", *arguments, "--seeds", "0", "--finished", "--", *how])
+    assert "; 3 runs" in (tables / "figure4.md").read_text()
 
 
 def test_the_rows_of_a_table(script, common, capsys):
@@ -92,7 +109,7 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
     folder, arguments = common
     arguments = [*arguments, "--epochs", "2", "--results", str(folder / "others")]
     experiments = script["Experiments"](script["parse_args"](["table7", *arguments, "--seeds", "3", *OPTIONS]))
-    run = script["Run"](None, "table5/pll")
+    run = script["TABLES"]["table6"][2](None)[0].run
 
     def cut_off(name, argv):
         if name == "evaluate":
@@ -116,7 +133,7 @@ def test_an_interrupted_matrix_goes_on(script, common, capsys):
     assert [epoch for epoch, _ in result["curves"]["eval_accuracy"]] == [1.0, 2.0]
 
 
-def test_the_last_row_is_compared_seed_by_seed(script):
+def test_the_last_row_is_compared_seed_by_seed(script, report):
     def made(**accuracies):
         return [
             {"settings": {"seed": int(seed[1:])}, "protocols": {"all": {"accuracy": accuracy}}}
@@ -124,31 +141,31 @@ def test_the_last_row_is_compared_seed_by_seed(script):
         ]
 
     results = [made(s0=0.60, s1=0.70), made(s1=0.705), made(s3=0.9), made(s0=0.62, s1=0.73, s2=0.5)]
-    assert script["last_row_ahead_by"](results) == ["2.5 ± 0.7", "2.5", "–", "–"]
-    rows, columns = script["TABLES"]["table7"][2](2)[:4], {"all": script["COLUMNS"]["all"]}
-    assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in script["markdown"](rows, results, columns)
-    assert "ahead" not in script["markdown"](rows[3:], results[3:], columns)
+    assert report.last_row_ahead_by(results) == ["2.5 ± 0.7", "2.5", "–", "–"]
+    rows, columns = script["TABLES"]["table7"][2](2)[:4], {"all": report.COLUMNS["all"]}
+    assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in report.markdown(rows, results, columns)
+    assert "ahead" not in report.markdown(rows[3:], results[3:], columns)
 
 
 @pytest.mark.parametrize(
     ("table", "scale", "votes"),
     [("table6", "tiny", None), ("table4", "nano", None), ("table4", "nano", 2)],
 )
-def test_the_tables_of_the_results_are_those_of_their_files(script, table, scale, votes):
+def test_the_tables_of_the_results_are_those_of_their_files(script, report, table, scale, votes):
     rows, results = [], []
     for row in script["TABLES"][table][2](votes):
         files = sorted((SCRIPTS / "results" / scale).glob(f"{row.run.name}-seed[0-9].json"))
         if files:
             rows.append(row)
             results.append([json.loads(path.read_text()) for path in files])
-    assert script["markdown"](rows, results, script["COLUMNS"]) in (SCRIPTS / "RESULTS.md").read_text()
+    assert report.markdown(rows, results, report.COLUMNS) in (SCRIPTS / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize("labels", ["two-votes", "uniform", "confusion"])
-def test_the_tables_of_the_audit_are_those_of_their_files(script, labels):
+def test_the_tables_of_the_audit_are_those_of_their_files(audit, labels):
     files = sorted((SCRIPTS / "results/nano").glob(f"audit-{labels}-seed[0-9].json"))
     results = [json.loads(path.read_text()) for path in files]
-    assert script["audit_table"](labels, results) in (SCRIPTS / "RESULTS.md").read_text()
+    assert audit.audit_table(labels, results) in (SCRIPTS / "RESULTS.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +180,8 @@ def voted() -> Dataset:
 
 
 @pytest.mark.parametrize("as_votes", [False, True])
-def test_flipped_labels(script, voted, as_votes):
-    flipped = script["flip_labels"](voted, as_votes, seed=1)
+def test_flipped_labels(audit, voted, as_votes):
+    flipped = audit.flip_labels(voted, as_votes, seed=1)
     assert flipped.column_names == ["image", "index", "row_id", "label", "true_label"]
     truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
     assert (truth[::30] == -1).all() and (np.delete(truth, np.s_[::30]) == np.delete(winner, np.s_[::30])).all()
@@ -176,19 +193,19 @@ def test_flipped_labels(script, voted, as_votes):
     else:
         assert abs(share - 1 / 3).max() < 0.06
         assert abs((label[wrong] == (winner[wrong] + 1) % 3).mean() - 0.5) < 0.06
-    again = script["flip_labels"](voted, as_votes, seed=1)
+    again = audit.flip_labels(voted, as_votes, seed=1)
     assert (numpy_column(again, "label") == label).all()
-    assert (numpy_column(script["flip_labels"](voted, as_votes, seed=2), "label") != label).any()
+    assert (numpy_column(audit.flip_labels(voted, as_votes, seed=2), "label") != label).any()
 
 
-def test_the_audit_of_predictions_that_know_the_answer(script):
+def test_the_audit_of_predictions_that_know_the_answer(audit):
     """Of 400 rows each fifth is wrong; one model sees that, the other tells nothing."""
     truth = np.arange(400) % 4
     given = np.where(np.arange(400) % 5 == 0, (truth + 1) % 4, truth)
     truth[-1] = -1  # not counted
     knowing = 0.01 + 0.96 * np.eye(4)[np.arange(400) % 4]
     predictions = {"ours": knowing, "softmax": np.full((400, 4), 0.25)}
-    figures = script["compare_audits"](predictions, np.eye(4, dtype=int)[given], given, truth)
+    figures = audit.compare_audits(predictions, np.eye(4, dtype=int)[given], given, truth)
     assert figures["labels as given"]["corrected"] == pytest.approx(319 / 399)
     perfect = pytest.approx({"average_precision": 1.0, "precision_at_wrong": 1.0, "corrected": 1.0})
     assert figures["ours"] == perfect
@@ -201,7 +218,7 @@ def test_the_audit_of_predictions_that_know_the_answer(script):
 
     votes = 2 * np.eye(4, dtype=int)[given]
     votes[::5] = np.eye(4, dtype=int)[given[::5]] + np.eye(4, dtype=int)[np.arange(0, 400, 5) % 4]
-    figures = script["compare_audits"]({"ours": knowing, "softmax": knowing}, votes, given, truth)
+    figures = audit.compare_audits({"ours": knowing, "softmax": knowing}, votes, given, truth)
     assert figures["softmax-trained, inside the set"] == perfect
     # every tie is wrong, and only ties are; the prior says which of two labels, not that
     assert figures["majority, ties by class prior"]["average_precision"] == pytest.approx(1)
@@ -224,7 +241,7 @@ def test_every_table_runs(script, common, capsys):
     assert recovered["coverage"]["label_inside"] < 1 and recovered["curves"]["label_recovery"]
 
     # One step decides nothing. As if it had decided each row, for the majority in every other one.
-    run = script["Run"]("hog", "table7/all")
+    run = script["TABLES"]["figure7"][2](None)[0].run
     experiments = script["Experiments"](script["parse_args"](["figure7", *arguments, *OPTIONS]))
     rows, table = experiments.confidences(run, 0)
     ranking = numpy_column(rows, "votes").argsort(axis=1)[:, ::-1]

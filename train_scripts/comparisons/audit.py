@@ -1,0 +1,206 @@
+"""How well wrong labels are found, ours and by cleanlab, where one knows which are wrong. Not in the paper."""
+
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, DatasetDict, List, Value
+from safetensors.numpy import load_file
+
+from comparisons.experiments import Experiments, machine, read_result, write_json
+from comparisons.report import spread
+from comparisons.tables import Run
+from fer_pll.data.prepared import load_prepared, save_prepared
+from fer_pll.evaluation.metrics import accuracy
+from fer_pll.evaluation.suspicion import (
+    annotator_confusion,
+    corrected_labels,
+    judge_suspicion,
+    label_posterior,
+    suspicion,
+)
+from fer_pll.labels.candidates import from_posterior
+from fer_pll.training.trainer import numpy_column
+
+FLIPPED = 0.2  # share of the labels
+AUDITS = {
+    "two-votes": "Two drawn votes for each row",
+    "uniform": f"{FLIPPED:.0%} of the labels flipped, to every class alike",
+    "confusion": f"{FLIPPED:.0%} of the labels flipped, as the votes confuse the classes",
+}
+
+
+def audit_tables(experiments: Experiments) -> str:
+    """The tables of how well wrong labels are found."""
+    if find_spec("cleanlab") is None:
+        raise ValueError("the audit compares with cleanlab, which is not installed: pip install 'fer-pll[dev]'")
+    text = ""
+    for labels in AUDITS:
+        results = list(filter(None, (audit_labels(experiments, labels, seed) for seed in experiments.args.seeds)))
+        if results:
+            text += f"\n{audit_table(labels, results)}"
+    if not text:
+        raise ValueError(f"--finished: there are no results of the audit in {experiments.results} yet.")
+    return text
+
+
+def audit_table(labels: str, results: list[dict]) -> str:
+    """One of `AUDITS`, with a result for each seed, as Markdown."""
+    hours = sum(result["seconds"] for result in results) / 3600
+    seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
+    titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
+    text = f"{AUDITS[labels]}; seeds {seeds}; {results[0]['settings']['folds']} folds, {hours:.1f} hours.\n\n"
+    text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
+    for method, figures in results[0]["figures"].items():
+        cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
+        text += f"| {method} | {' | '.join(cells)} |\n"
+    return text
+
+
+def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | None:
+    """How well wrong labels, one of `AUDITS`, are found; what is missing is trained, with --finished it is `None`.
+
+    Softmax trains on the given label. Ours trains on the posterior of that first round: the classes that hold
+    95 % of it are the candidates, its probabilities their confidences. Candidates drawn at random around a single
+    label, as the paper has them, would tell nothing of it, and a revision would hide doubts (Eq. 5). In the second
+    round a row's label had a say, through the first, in the confidences of others, but not in its own prediction.
+
+    Raises:
+        ValueError: for a data set without votes, and for a result that was made with other settings.
+    """
+    softmax = Run("hog", "table5/softmax", (("confidence_init", "uniform"),))  # which has no say
+    ours = Run("hog", "table7/decoder-uniform", (("confidence_init", "column"),))
+    folds = experiments.args.folds
+    settings = experiments.settings(ours, seed) | {"labels": labels, "flipped": FLIPPED, "folds": folds}
+    settings["softmax"] = experiments.settings(softmax, seed)["experiment"]
+    path = experiments.results / f"audit-{labels}-seed{seed}.json"
+    result = read_result(path, settings)
+    if result is not None or experiments.args.finished:
+        return result
+    start = time.perf_counter()
+    folder = experiments.out / experiments.args.scale / f"audit-{labels}-{folds}folds-seed{seed}"
+    data = wrong_labels(experiments, labels, seed)
+    predictions = {"softmax": out_of_fold(experiments, softmax, seed, data, folder / "softmax")}
+    rows = load_prepared(data, "train")
+    given = numpy_column(rows, "label")
+    one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
+    votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
+    believed = folder / "data"
+    if not believed.is_dir():
+        belief = label_posterior(predictions["softmax"], votes).belief
+        save_prepared(DatasetDict(train=believe(rows, belief)), believed)
+    predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
+    figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
+    seconds = round(time.perf_counter() - start)
+    result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
+    write_json(result, path)
+    return result
+
+
+def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
+    """Folder of the training rows with labels of one of `AUDITS`, and their `true_label`."""
+    if "votes" not in load_prepared(experiments.args.data, "train").column_names:
+        raise ValueError(f"--data {experiments.args.data} has no votes, which the audit takes the true labels from.")
+    if labels == "two-votes":
+        return experiments.data(2, seed)
+    folder = experiments.data_folder("flipped", labels, f"seed{seed}")
+    if not folder.is_dir():
+        train = flip_labels(load_prepared(experiments.data(None, seed), "train"), labels == "confusion", seed)
+        save_prepared(DatasetDict(train=train), folder)
+    return str(folder)
+
+
+def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
+    """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
+    argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
+    experiments.script("out_of_fold", [*argv, "--output_dir", folder, *experiments.args.options])
+    return load_file(folder / "out_of_fold.safetensors")["probabilities"].astype(np.float64)
+
+
+def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
+    """One label for each row, the most voted, of which a share of `FLIPPED` is made wrong; the votes are left out.
+
+    `true_label`, where there is none yet, is the winner of the votes, or -1 where several labels share the top.
+
+    Args:
+        dataset: N rows with `votes`.
+        as_votes: rows of a class are flipped as often, and to those classes, as annotators do it. Otherwise every row
+            and every class is as likely as another.
+        seed: of the draw.
+    """
+    votes, feature = numpy_column(dataset, "votes"), dataset.features["label"]
+    unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
+    winner = votes.argmax(axis=1)
+    truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else np.full(len(votes), -1)
+    truth = np.where((truth < 0) & unique, winner, truth)
+    label = np.where(truth >= 0, truth, winner)
+    classes = np.eye(votes.shape[1])
+    flips = annotator_confusion(classes[label[unique]], votes[unique]) if as_votes else np.ones_like(classes)
+    np.fill_diagonal(flips, 0)
+    rate = flips.sum(axis=1)[label]
+    generator = np.random.default_rng(seed)
+    for row in generator.choice(len(label), round(FLIPPED * len(label)), replace=False, p=rate / rate.sum()):
+        others = flips[label[row]]
+        label[row] = generator.choice(len(classes), p=others / others.sum())
+    dataset = dataset.select_columns(["image", "index", "row_id"])
+    return dataset.add_column("label", label, feature=feature).add_column("true_label", truth, feature=feature)
+
+
+def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
+    """The rows with a belief (N, K) as `candidates`, the classes that hold 95 % of it, and `confidence`."""
+    candidates = from_posterior(belief)
+    confidence = np.where(candidates, belief, 0)
+    confidence /= confidence.sum(axis=1, keepdims=True)
+    size = belief.shape[1]
+    dataset = dataset.add_column("candidates", list(candidates), feature=List(Value("bool"), length=size))
+    return dataset.add_column("confidence", list(confidence), feature=List(Value("float32"), length=size))
+
+
+def compare_audits(
+    predictions: dict[str, np.ndarray], votes: np.ndarray, given: np.ndarray, truth: np.ndarray
+) -> dict[str, dict[str, float | None]]:
+    """How well each method finds the wrong ones among N given labels, and how many are right once it corrected them.
+
+    cleanlab ranks in two ways: all rows by label quality, or before all others the issues that it finds, which get the
+    predicted label.
+
+    Args:
+        predictions: out of fold, (N, K), of `"ours"` and `"softmax"`.
+        votes: (N, K), whole numbers.
+        given: (N,) the labels to judge.
+        truth: (N,), -1 = unknown; such rows are not counted.
+    """
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+
+    known, rows = truth >= 0, np.arange(len(given))
+    wrong = (given != truth)[known]
+
+    def judge(score: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return judge_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
+
+    def by_belief(belief: np.ndarray) -> dict[str, float]:
+        return judge(suspicion(belief, given), corrected_labels(belief, given))
+
+    none = {"average_precision": None, "precision_at_wrong": None}
+    figures = {"labels as given": none | {"corrected": float(1 - wrong.mean())}}
+    figures["ours"] = by_belief(label_posterior(predictions["ours"], votes).belief)
+    figures["our posterior, softmax-trained"] = by_belief(label_posterior(predictions["softmax"], votes).belief)
+    for name, probabilities in predictions.items():
+        for method in ("self_confidence", "normalized_margin"):
+            issues = find_label_issues(given, probabilities, return_indices_ranked_by=method, n_jobs=1)
+            score = 1 - get_label_quality_scores(given, probabilities, method=method)
+            title = f"{method.replace('_', ' ')}, {'on our predictions' if name == 'ours' else 'softmax-trained'}"
+            figures[f"cleanlab, label quality by {title}"] = judge(score, given) | {"corrected": None}
+            score[issues] = 2 - rows[: len(issues)] / len(rows)
+            labels = given.copy()
+            labels[issues] = probabilities[issues].argmax(axis=1)
+            figures[f"cleanlab, issues by {title}"] = judge(score, labels)
+    if votes.sum(axis=1).max() > 1:
+        prior = votes.sum(axis=0) / votes.sum()
+        majority = votes + prior / 2  # less than a vote: only ties are decided by it
+        figures["majority, ties by class prior"] = by_belief(majority / majority.sum(axis=1, keepdims=True))
+        inside = np.where(votes > 0, predictions["softmax"], 0)
+        figures["softmax-trained, inside the set"] = by_belief(inside / inside.sum(axis=1, keepdims=True))
+    return figures

@@ -1,4 +1,4 @@
-"""The paper's tables and figures as rows, a training each."""
+"""The paper's tables and figures as rows, a training each. A new table is an entry in `TABLES`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -145,7 +145,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-        from onnxruntime.quantization import quantize_dynamic
+        from onnxruntime.quantization import QuantType, quantize_dynamic
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
@@ -178,6 +178,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
+            weight_type=QuantType.QUInt8,  # with signed weights, x86 CPUs without VNNI let sums of products overflow
             extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
         )
         inferred.unlink()

@@ -178,7 +178,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
             path,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            weight_type=QuantType.QUInt8,  # with signed weights, x86 CPUs without VNNI let sums of products overflow
+            weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
             extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
         )
         inferred.unlink()

@@ -41,13 +41,14 @@ def test_demo_shows_that_candidate_sets_help(tmp_path):
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "trust_remote_code" not in run.stdout + run.stderr  # nothing to answer
+    assert "'loss'" not in run.stdout and "100%|" in run.stderr  # bars, and no log lines between them
     figures = {}
     for title in ("the majority label", "candidate sets, revised"):
         row = re.search(rf"^{title} +([\d.]+)% +([\d.]+)% +([\d.]+)%$", run.stdout, re.MULTILINE)
         figures[title] = [float(figure) for figure in row.groups()]
     accuracy, _, recovery = zip(*figures.values(), strict=True)
     assert accuracy[0] > 60  # no straw man
-    assert accuracy[1] > accuracy[0]  # by 4 to 5 points with this seed, 0; not with every seed (README)
+    assert accuracy[1] > accuracy[0]  # by 4 to 7 points with each of three seeds (README)
     assert recovery[1] > recovery[0] + 2
 
     for figure in FIGURES:

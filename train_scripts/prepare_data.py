@@ -97,6 +97,13 @@ def synthetic(parser):
         metavar="V",
         help="how much people, poses and light differ, from 0 (hardly) to 1, like the web (default)",
     )
+    parser.add_argument(
+        "--contested",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="share of the pictures whose annotators are misled to a wrong expression, 0 to 1 (default: 0.3)",
+    )
     cores = os.cpu_count() or 1
     parser.add_argument(
         "--num-proc", type=int, default=cores, metavar="N", help=f"processes that draw (default: all cores, {cores})"
@@ -112,6 +119,7 @@ def synthetic(parser):
             image_size=args.image_size,
             seed=args.seed,
             variation=args.variation,
+            contested=args.contested,
             num_proc=args.num_proc,
         )
         return dataset, []

@@ -146,6 +146,28 @@ def test_variation_scales_people_and_views_and_leaves_the_votes():
     assert full["image"] != less["image"]
 
 
+def test_contested_pictures_often_lose_their_majority_and_the_others_stay():
+    """Rows that are contested at 0.3 also are at 0.5: the majority is wrong for about a fifth and a third of them."""
+
+    def votes(contested):
+        scenes = [Scene.sample(np.random.default_rng([i, 0])) for i in range(2000)]
+        crowd = [
+            annotate(s, np.full(10, 0.96), np.random.default_rng([i, 1]), contested) for i, s in enumerate(scenes)
+        ]
+        return np.array([scene.truth for scene in scenes]), np.stack(crowd)
+
+    truth, half = votes(0.5)
+    _, usual = votes(0.3)
+    unlike = np.any(half != usual, axis=1)
+    assert np.mean(unlike) == pytest.approx(0.2, abs=0.03)
+    assert np.mean(usual.argmax(axis=1) != truth) == pytest.approx(1 / 5, abs=0.03)
+    assert np.mean(half.argmax(axis=1) != truth) == pytest.approx(1 / 3, abs=0.03)
+    clear = votes(0.0)[1][np.arange(len(truth)), truth] / 10
+    assert np.mean(clear) > np.mean(usual[np.arange(len(truth)), truth] / 10) + 0.1
+    (some,), (every,) = generate_rows("train", [7]), generate_rows("train", [7], contested=1.0)
+    assert some["image"] == every["image"]
+
+
 def test_temporary_files_go_with_the_process():
     program = (
         "from fer_pll.data.synthetic import load_synthetic\n"
@@ -334,6 +356,7 @@ def test_every_expression_is_drawn_neutral_most_often(drawn):
         ({"seed": -1}, "seed is -1"),
         ({"num_annotators": 0}, "num_annotators is 0"),
         ({"variation": 1.5}, "variation is 1.5"),
+        ({"contested": -0.1}, "contested is -0.1"),
         ({"num_proc": 0}, "num_proc is 0"),
         ({"variation": float("nan")}, "variation is nan"),
     ],

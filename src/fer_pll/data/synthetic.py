@@ -625,7 +625,7 @@ _CONFUSIONS = np.array(
 )
 
 
-def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator, contested: float = 0.3) -> np.ndarray:
     """Let every annotator vote for one expression.
 
     The vote of annotator a for a picture of `scene` is drawn from row a of
@@ -635,14 +635,15 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
     - v, what the picture shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) =
       blend intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves little doubt, a blend
       draws votes to the second expression and a weak face to neutral.
-    - s and d, what the picture does not show: 30 % of the pictures are contested, and there a share s ~ Beta(9, 7) of
-      the careful annotators is misled to the same wrong expression d ~ M(truth, .); elsewhere s = 0. Both are drawn
-      anew for every picture, and nothing in it tells whether, or to what, its annotators were misled: a majority that
-      is wrong for this reason is noise, which the other pictures of the truth can correct.
+    - s and d, what the picture does not show: a picture is contested with probability `contested`, and then a share
+      s ~ Beta(9, 7) of the careful annotators is misled to the same wrong expression d ~ M(truth, .); otherwise s = 0.
+      Both are drawn anew for every picture, and nothing in it tells whether, or to what, its annotators were misled: a
+      majority that is wrong for this reason is noise, which the other pictures of the truth can correct.
     - r_a, the reliability of annotator a; careless votes follow M, a table of common confusions (zero diagonal).
 
     Args:
         reliability: (annotators,) floats in 0..1.
+        contested: 0..1, the share of the pictures whose annotators are misled.
 
     Returns:
         (8,) int32, the number of votes for each of `EXPRESSIONS`; the sum is the number of annotators.
@@ -653,8 +654,7 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator) ->
     visible[0] += (1 - scene.intensity) / 2
     perceived = visible**3 / np.sum(visible**3)
     mistaken = _CONFUSIONS[scene.truth]
-    contested = rng.random() < 0.3
-    misled = contested * rng.beta(9, 7)
+    misled = (rng.random() < contested) * rng.beta(9, 7)
     distractor = rng.choice(len(EXPRESSIONS), p=mistaken)
     perceived *= 1 - misled
     perceived[distractor] += misled
@@ -671,11 +671,12 @@ def generate_rows(
     seed: int = 0,
     num_annotators: int = 10,
     variation: float = 1.0,
+    contested: float = 0.3,
 ) -> Iterator[dict]:
     """Draw the rows `indices` of a split; row i depends on (`seed`, `split`, i) alone, whichever rows are asked for.
 
     Every row shows a person of its own, so no identity is shared within or between splits. The picture does not
-    depend on `num_annotators`.
+    depend on `num_annotators` and `contested`.
 
     Yields:
         One dict with the columns of `FEATURES` for each index; the picture as PNG bytes.
@@ -691,7 +692,7 @@ def generate_rows(
         picture = draw_face(action_units, person, view, image_size)
         png = io.BytesIO()
         PILImage.fromarray(picture).save(png, "PNG", compress_level=1)
-        votes = annotate(scene, reliability, np.random.default_rng([seed, place, index, 1]))
+        votes = annotate(scene, reliability, np.random.default_rng([seed, place, index, 1]), contested)
         yield {
             "image": {"bytes": png.getvalue(), "path": None},
             "index": index,
@@ -725,6 +726,7 @@ def load_synthetic(
     seed: int = 0,
     num_annotators: int = 10,
     variation: float = 1.0,
+    contested: float = 0.3,
     num_proc: int = 1,
 ) -> DatasetDict:
     """Drawn faces with simulated votes, in the columns of the real data sets.
@@ -739,6 +741,8 @@ def load_synthetic(
         num_annotators: votes per picture.
         variation: 0..1, how much people, poses and light differ from picture to picture. 1 is like pictures from the
             web, and takes a network a long time to learn; lower values are like pictures from a studio.
+        contested: 0..1, the share of the pictures whose annotators are misled to one and the same wrong expression.
+            Of ten annotators the majority is then wrong for one picture in five at 0.3, for one in three at 0.5.
         num_proc: processes that draw; their number does not change the rows.
 
     Returns:
@@ -764,11 +768,19 @@ def load_synthetic(
         raise DataError(f"num_annotators is {num_annotators}; a label needs at least one vote")
     if not 0 <= variation <= 1:
         raise DataError(f"variation is {variation}; give 0 (all alike) to 1")
+    if not 0 <= contested <= 1:
+        raise DataError(f"contested is {contested}; give 0 (no picture) to 1 (every picture)")
     if num_proc < 1:
         raise DataError(f"num_proc is {num_proc}; give the number of processes that draw, 1 or more")
     folder = tempfile.mkdtemp(prefix="fer_pll-synthetic-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    options = {"image_size": image_size, "seed": seed, "num_annotators": num_annotators, "variation": variation}
+    options = {
+        "image_size": image_size,
+        "seed": seed,
+        "num_annotators": num_annotators,
+        "variation": variation,
+        "contested": contested,
+    }
     splits = {}
     for split, count in counts.items():
         if count:

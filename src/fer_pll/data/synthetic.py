@@ -676,7 +676,7 @@ def generate_rows(
     """Draw the rows `indices` of a split; row i depends on (`seed`, `split`, i) alone, whichever rows are asked for.
 
     Every row shows a person of its own, so no identity is shared within or between splits. The picture does not
-    depend on `num_annotators` and `contested`.
+    depend on `num_annotators` or `contested`.
 
     Yields:
         One dict with the columns of `FEATURES` for each index; the picture as PNG bytes.

@@ -50,7 +50,6 @@ TRAINING = {
     "weight_decay": 0.05,
     "warmup_steps": 0.1,
     "save_strategy": "no",
-    "disable_tqdm": False,  # else Trainer prints every log line, as no other messages are wanted
 }
 
 
@@ -89,6 +88,7 @@ def pretrain(
         num_train_epochs=PRETRAINING_EPOCHS,
         logging_steps=20,
         seed=seed,
+        disable_tqdm=False,  # else Trainer prints every log line, as no other messages are wanted
         **TRAINING,
     )
     trainer = FerPllPreTrainer(
@@ -123,6 +123,7 @@ def finetune(
         uniform_weight=0.1,
         light=0.1,
         seed=seed,
+        disable_tqdm=False,  # else Trainer prints every log line, as no other messages are wanted
         **TRAINING,
     )
     model = FerPllForImageClassification.from_pretrained(pretrained)

@@ -145,6 +145,7 @@ def test_the_last_row_is_compared_seed_by_seed(script, report):
     rows, columns = script["TABLES"]["table7"][2](2)[:4], {"all": report.COLUMNS["all"]}
     assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in report.markdown(rows, results, columns)
     assert "ahead" not in report.markdown(rows[3:], results[3:], columns)
+    assert report.spread([-0.0012, 0.0008]) == "0.0 ± 0.1"
 
 
 @pytest.mark.parametrize(
@@ -155,6 +156,7 @@ def test_the_last_row_is_compared_seed_by_seed(script, report):
         ("table4", "nano", 2),
         ("table7", "table7/nano", None),
         ("table7", "table7/nano", 2),
+        ("rules", "rules/nano", 2),
     ],
 )
 def test_the_tables_of_the_results_are_those_of_their_files(script, report, table, folder, votes):

@@ -32,7 +32,7 @@ def spread(values: list[float | None]) -> str:
     """Percent, mean and standard deviation."""
     if not values or any(value is None for value in values):
         return "–"
-    return f"{100 * mean(values):.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{100 * mean(values):z.1f}" + (f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def last_row_ahead_by(results: list[list[dict]]) -> list[str]:

@@ -49,11 +49,12 @@ def markdown(rows: list[Row], results: list[list[dict]], columns: dict[str, Call
     """A table with a line for each row; `results` has the runs of its seeds. Columns without values are left out."""
     cells = {title: [spread([value(result) for result in row]) for row in results] for title, value in columns.items()}
     cells["last row ahead by"] = last_row_ahead_by(results)
+    cells["the paper"] = [row.published or "–" for row in rows]
     columns = {title: column for title, column in cells.items() if set(column) != {"–"}}
-    lines = [f"| | seeds | {' | '.join(columns)} | the paper |", "|---" * (len(columns) + 3) + "|"]
+    lines = [f"| | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for number, (row, found) in enumerate(zip(rows, results, strict=True)):
         values = " | ".join(column[number] for column in columns.values())
-        lines.append(f"| {row.title} | {len(found)} | {values} | {row.published or '–'} |")
+        lines.append(f"| {row.title} | {len(found)} | {values} |")
     return "\n".join(lines)
 
 

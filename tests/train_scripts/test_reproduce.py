@@ -149,20 +149,22 @@ def test_the_last_row_is_compared_seed_by_seed(script, report):
 
 
 @pytest.mark.parametrize(
-    ("table", "folder", "votes"),
+    ("table", "folder", "votes", "seeds"),
     [
-        ("table6", "tiny", None),
-        ("table4", "nano", None),
-        ("table4", "nano", 2),
-        ("table7", "table7/nano", None),
-        ("table7", "table7/nano", 2),
-        ("rules", "rules/nano", 2),
+        ("table6", "tiny", None, "012"),
+        ("table4", "nano", None, "012"),
+        ("table4", "nano", 2, "012"),
+        ("table4", "nano", None, "34"),
+        ("table4", "nano", 2, "34"),
+        ("table7", "table7/nano", None, "012"),
+        ("table7", "table7/nano", 2, "012"),
+        ("rules", "rules/nano", 2, "012"),
     ],
 )
-def test_the_tables_of_the_results_are_those_of_their_files(script, report, table, folder, votes):
+def test_the_tables_of_the_results_are_those_of_their_files(script, report, table, folder, votes, seeds):
     rows, results = [], []
     for row in script["TABLES"][table][2](votes):
-        files = sorted((SCRIPTS / "results" / folder).glob(f"{row.run.name}-seed[0-9].json"))
+        files = sorted((SCRIPTS / "results" / folder).glob(f"{row.run.name}-seed[{seeds}].json"))
         if files:
             rows.append(row)
             results.append([json.loads(path.read_text()) for path in files])

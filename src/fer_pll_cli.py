@@ -69,7 +69,7 @@ def add_demo(commands) -> None:
     )
 
     def run(options: argparse.Namespace) -> None:
-        from fer_pll.demo import run_demo
+        from fer_pll.commands.demo import run_demo
 
         run_demo(options.out, options.seed)
 
@@ -145,7 +145,7 @@ def add_predict(commands) -> None:
     def run(options: argparse.Namespace) -> int:
         if options.backend == "onnx":
             leave_out_transformers()
-        from fer_pll.faces.predict import predict
+        from fer_pll.inference.predict import predict
 
         arguments = {name: value for name, value in vars(options).items() if name != "run"}
         return 0 if predict(**arguments) else 130  # 128 + SIGINT, as shells have it
@@ -208,7 +208,7 @@ def add_export(commands) -> None:
     parser.add_argument("--out", metavar="DIR", help="new folder (default: CHECKPOINT-onnx, or CHECKPOINT-onnx-int8)")
 
     def run(options: argparse.Namespace) -> None:
-        from fer_pll.hub.export import export_onnx
+        from fer_pll.inference.onnx_export import export_onnx
 
         folder, closeness = export_onnx(options.checkpoint, options.out, options.dtype, options.data)
         print(f"written to {folder}: {closeness}")
@@ -264,7 +264,7 @@ def add_audit(commands) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier audit")
 
     def run(options: argparse.Namespace) -> None:
-        from fer_pll.evaluation.audit import run_audit
+        from fer_pll.audit.report import run_audit
 
         arguments = {name: value for name, value in vars(options).items() if name not in ("run", "folder")}
         run_audit(options.folder, **arguments)

@@ -58,7 +58,9 @@ def test_a_wrong_command_line_is_refused_by_name(argv, named, capsys):
 def demo_calls(monkeypatch):
     """In the place of the demo, which takes minutes: what it was called with."""
     calls = []
-    monkeypatch.setitem(sys.modules, "fer_pll.demo", SimpleNamespace(run_demo=lambda *args: calls.append(args)))
+    monkeypatch.setitem(
+        sys.modules, "fer_pll.commands.demo", SimpleNamespace(run_demo=lambda *args: calls.append(args))
+    )
     return calls
 
 

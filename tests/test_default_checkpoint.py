@@ -16,9 +16,9 @@ from transformers import pipeline
 
 import fer_pll
 import fer_pll_cli
-from fer_pll.data import EXPRESSIONS
-from fer_pll.default import DEFAULT_CHECKPOINT
 from fer_pll.hub.card import folder_card, read_evaluations
+from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.labels.expressions import EXPRESSIONS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(DEFAULT_CHECKPOINT)

@@ -26,8 +26,8 @@ before = set(sys.modules)
 import fer_pll
 added = sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names)
 
-from fer_pll.hub.card import template_path
-from fer_pll.training.settings import config_folder
+from fer_pll.io.shipped import shipped
+from fer_pll.training.config import config_folder
 folder = config_folder("fer-pll-tiny-ferplus")
 config = AutoConfig.from_pretrained(folder)
 classes = [type(config), type(AutoImageProcessor.from_pretrained(folder))]
@@ -39,7 +39,7 @@ print(json.dumps({
     "version": fer_pll.__version__,
     "config_folder": str(folder),
     "settings": sorted(path.name for path in folder.iterdir()),
-    "template": str(template_path()),
+    "template": str(shipped("model_card.md")),
     "classes": [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes],
     "lazy": [getattr(fer_pll, name).__name__ for name in fer_pll.__all__],
 }))
@@ -116,8 +116,8 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert {
         "fer_pll_cli.py",
         "fer_pll/py.typed",
-        "fer_pll/data/ferplus.py",
-        "fer_pll/evaluation/audit_page.html",
+        "fer_pll/data/sources/ferplus.py",
+        "fer_pll/audit/page.html",
     } <= sources
     metadata = f"fer_pll-{fer_pll.__version__}.dist-info/"
     content = {name for name in names if not name.startswith(metadata)}

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conftest import make_pictures
 from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
-from fer_pll.data.streaming import PictureStream
+from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
 from toy_training import CONFIG

@@ -22,14 +22,15 @@ import torch
 from transformers.utils import CONFIG_NAME
 
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.prepared import HELD_OUT, load_prepared
-from fer_pll.evaluation.calibration import fit_temperature, fold_balance, fold_temperature
-from fer_pll.evaluation.metrics import expected_calibration_error
-from fer_pll.evaluation.predictions import predict_logits
+from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.data.splits import HELD_OUT
 from fer_pll.hub.card import TRAINING_NAME, training_record
-from fer_pll.hub.load import load_weights
-from fer_pll.labels.confidence import ConfidenceTable
-from fer_pll.training.trainer import CONFIDENCE_NAME, numpy_column
+from fer_pll.inference.loading import load_weights
+from fer_pll.inference.predictions import predict_logits
+from fer_pll.labels.confidence_table import ConfidenceTable
+from fer_pll.metrics.calibration import fit_temperature, fold_balance, fold_temperature
+from fer_pll.metrics.classification import expected_calibration_error
+from fer_pll.training.trainer import CONFIDENCE_NAME
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,9 +22,9 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.prepared import add_candidates
-from fer_pll.data.synthetic import load_synthetic
-from fer_pll.demo import SIZES, TRAINING, judge_by_truth, pretrain
+from fer_pll.commands.demo import SIZES, TRAINING, judge_by_truth, pretrain
+from fer_pll.data.candidate_sets import add_candidates
+from fer_pll.data.sources.synthetic.dataset import load_synthetic
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.trainer import FerPllTrainer
 

@@ -27,14 +27,14 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll  # noqa: F401  (registers the models with the Auto classes)
-from fer_pll.data import canonical_name
-from fer_pll.data.prepared import load_prepared
-from fer_pll.evaluation.fer_metrics import FerMetrics
-from fer_pll.evaluation.plots import plot_confusion_matrix, plot_training_curves
-from fer_pll.evaluation.predictions import predict_logits
+from fer_pll.data.dataset import load_prepared, numpy_column
 from fer_pll.hub.card import METRICS_NAME, weights_digest
-from fer_pll.hub.load import load_weights
-from fer_pll.training.trainer import numpy_column
+from fer_pll.inference.loading import load_weights
+from fer_pll.inference.predictions import predict_logits
+from fer_pll.labels.expressions import canonical_name
+from fer_pll.metrics.fer_metrics import FerMetrics
+from fer_pll.plots.confusion_matrix import plot_confusion_matrix
+from fer_pll.plots.curves import plot_training_curves
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:

@@ -21,14 +21,15 @@ sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.a
 from transformers import set_seed
 
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
-from fer_pll.data.prepared import load_prepared
-from fer_pll.evaluation.candidates import CandidateSummary
-from fer_pll.evaluation.plots import plot_candidate_sets, plot_training_curves
+from fer_pll.data.dataset import load_prepared
 from fer_pll.hub.push import PushError
+from fer_pll.labels.candidate_summary import CandidateSummary
+from fer_pll.plots.candidate_sets import plot_candidate_sets
+from fer_pll.plots.curves import plot_training_curves
+from fer_pll.training.base_trainer import NonFiniteLossError
 from fer_pll.training.checkpoints import SaveError
-from fer_pll.training.classification import ClassificationScript
-from fer_pll.training.images import NonFiniteLossError
-from fer_pll.training.settings import check_output_folder, parse_settings, start_run
+from fer_pll.training.config import check_output_folder, parse_settings, start_run
+from fer_pll.training.finetuning import ClassificationScript
 
 
 def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationScript]:

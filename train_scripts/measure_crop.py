@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.dataset import load_prepared
 from fer_pll.faces.alignment import LANDMARKS
 from fer_pll.faces.detection import find_faces, load_detector
 

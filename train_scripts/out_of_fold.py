@@ -22,12 +22,11 @@ import torch
 from safetensors.torch import save_file
 
 from fer_pll import FerPllTrainingArguments
-from fer_pll.data.prepared import load_prepared
-from fer_pll.evaluation.metrics import label_recovery
-from fer_pll.training.classification import ClassificationScript
-from fer_pll.training.out_of_fold import out_of_fold
-from fer_pll.training.settings import parse_settings
-from fer_pll.training.trainer import numpy_column
+from fer_pll.audit.out_of_fold import out_of_fold
+from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.metrics.classification import label_recovery
+from fer_pll.training.config import parse_settings
+from fer_pll.training.finetuning import ClassificationScript
 
 
 @dataclass

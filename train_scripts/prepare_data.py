@@ -72,8 +72,8 @@ def ferplus(parser):
     parser.add_argument("--draw-seed", type=int, default=0, metavar="SEED", help="of --draw-votes (default: 0)")
 
     def load(args):
-        from fer_pll.data.ferplus import load_ferplus
-        from fer_pll.data.prepared import keep_drawn_votes
+        from fer_pll.data.sources.ferplus import load_ferplus
+        from fer_pll.data.splits import keep_drawn_votes
 
         dataset = load_ferplus(args.source, args.protocol, not args.keep_duplicates)
         if args.draw_votes is not None:
@@ -110,7 +110,7 @@ def synthetic(parser):
     )
 
     def load(args):
-        from fer_pll.data.synthetic import load_synthetic
+        from fer_pll.data.sources.synthetic.dataset import load_synthetic
 
         dataset = load_synthetic(
             args.num_train,
@@ -138,8 +138,8 @@ def rafdb(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.prepared import prepared_features
-        from fer_pll.data.rafdb import CLASSES, LICENSE, list_rafdb
+        from fer_pll.data.dataset import prepared_features
+        from fer_pll.data.sources.rafdb import CLASSES, LICENSE, list_rafdb
 
         splits, features = list_rafdb(args.source, args.pictures), prepared_features(CLASSES)
         return read_pictures(splits, features, args, name="RAF-DB", license=LICENSE)
@@ -157,9 +157,9 @@ def affectnet(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.affectnet import LICENSE, affectnet_classes, list_affectnet
-        from fer_pll.data.prepared import prepared_features
-        from fer_pll.faces.cropping import CropToBox
+        from fer_pll.data.cropping import CropToBox
+        from fer_pll.data.dataset import prepared_features
+        from fer_pll.data.sources.affectnet import LICENSE, affectnet_classes, list_affectnet
 
         splits = list_affectnet(args.source, args.classes)
         features, name = prepared_features(affectnet_classes(args.classes)), f"AffectNet-{args.classes}"
@@ -197,9 +197,9 @@ def votes(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data import EXPRESSIONS
-        from fer_pll.data.prepared import prepared_features
-        from fer_pll.data.votes_table import list_votes
+        from fer_pll.data.dataset import prepared_features
+        from fer_pll.data.sources.votes import list_votes
+        from fer_pll.labels.expressions import EXPRESSIONS
 
         names = class_names(args) or EXPRESSIONS
         splits = list_votes(
@@ -218,8 +218,8 @@ def folder(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.image_folder import list_image_folder
-        from fer_pll.data.prepared import prepared_features
+        from fer_pll.data.dataset import prepared_features
+        from fer_pll.data.sources.image_folder import list_image_folder
 
         splits, names = list_image_folder(args.source)
         return read_pictures(splits, prepared_features(names), args)
@@ -252,8 +252,8 @@ def dataset(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.hub_dataset import Columns, list_dataset
-        from fer_pll.data.prepared import prepared_features
+        from fer_pll.data.dataset import prepared_features
+        from fer_pll.data.sources.hf_dataset import Columns, list_dataset
 
         columns = Columns(args.image, args.label, args.votes, args.candidates, args.row_id)
         listed = list_dataset(args.source, columns, class_names(args), args.config, args.revision)
@@ -284,7 +284,7 @@ def classes_option(parser, default):
 
 def class_names(args):
     """The names of --classes as we write them, or None."""
-    from fer_pll.data import canonical_name
+    from fer_pll.labels.expressions import canonical_name
 
     return list(map(canonical_name, args.classes.split(","))) if args.classes else None
 
@@ -322,12 +322,12 @@ def read_pictures(splits, features, args, crop=None, name=None, license=""):
     """
     from datasets import DatasetDict
 
-    from fer_pll.data.listed import write_split
-    from fer_pll.data.prepared import shards_folder
+    from fer_pll.data.dataset import shards_folder
+    from fer_pll.data.image_writer import write_split
 
     if args.crop is not None:
+        from fer_pll.data.cropping import CropToTemplate
         from fer_pll.faces.alignment import FaceCrop
-        from fer_pll.faces.cropping import CropToTemplate
 
         crop = CropToTemplate(FaceCrop.from_pretrained(args.crop), args.detector)
 
@@ -392,7 +392,8 @@ def main(argv=None):
     import datasets
 
     from fer_pll.data.corrections import apply_corrections, read_corrections
-    from fer_pll.data.prepared import REPORT, check_output_folder, hold_out, save_prepared, shards_folder
+    from fer_pll.data.dataset import REPORT, check_output_folder, save_prepared, shards_folder
+    from fer_pll.data.splits import hold_out
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()

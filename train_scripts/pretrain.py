@@ -19,16 +19,17 @@ from functools import partial
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from fer_pll.data.prepared import DataError, is_prepared, load_pictures, load_prepared
-from fer_pll.data.streaming import PictureStream
-from fer_pll.evaluation.probe import LinearProbe
+from fer_pll.data.dataset import is_prepared, load_pictures, load_prepared
+from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.hub.push import PushError
+from fer_pll.io.errors import DataError
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.base_trainer import NonFiniteLossError
 from fer_pll.training.checkpoints import SaveError
-from fer_pll.training.images import NonFiniteLossError
+from fer_pll.training.config import check_output_folder, load_config, parse_settings, start_run
 from fer_pll.training.initialization import initialize
+from fer_pll.training.linear_probe import LinearProbe
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
-from fer_pll.training.settings import check_output_folder, load_config, parse_settings, start_run
 
 
 @dataclass

@@ -19,7 +19,7 @@ from pathlib import Path
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.dataset import load_prepared
 from fer_pll.hub.card import CARD_NAME, folder_card
 from fer_pll.hub.confidences import confidence_dataset, push_confidences
 from fer_pll.hub.push import PushError, published_files, push_files

@@ -16,8 +16,8 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .default import DEFAULT_CHECKPOINT
-from .faces.pipeline import TASK, FacialExpressionPipeline
+from .inference.pipeline import TASK, FacialExpressionPipeline
+from .io.shipped import DEFAULT_CHECKPOINT
 from .model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 from .model.modeling_fer_pll import FerPllPreTrainedModel
 
@@ -64,7 +64,7 @@ def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
 
 
 _LAZY = {
-    "ConfidenceTable": "fer_pll.labels.confidence",
+    "ConfidenceTable": "fer_pll.labels.confidence_table",
     "FerPllTrainer": "fer_pll.training.trainer",
     "FerPllTrainingArguments": "fer_pll.training.arguments",
 }

@@ -6,7 +6,7 @@ from datasets import DatasetDict
 
 from conftest import CLASSES, make_dataset
 from fer_pll.data.corrections import apply_corrections
-from fer_pll.data.prepared import DataError
+from fer_pll.io.errors import DataError
 
 
 @pytest.fixture(scope="module")

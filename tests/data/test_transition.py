@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from conftest import make_dataset
-from fer_pll.data.prepared import DataError, add_candidates
+from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.transition import read_transition
-from fer_pll.training.classification import ClassificationScript
+from fer_pll.io.errors import DataError
+from fer_pll.training.finetuning import ClassificationScript
 
 CLASSES = ["neutral", "happiness", "sadness"]
 TABLE = """given,Sad,neutral,happy

@@ -25,7 +25,7 @@ from fer_pll import (
     FerPllTrainer,
     FerPllTrainingArguments,
 )
-from fer_pll.data.prepared import save_prepared
+from fer_pll.data.dataset import save_prepared
 from fer_pll.hub.push import PushError, published_files, push_files
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.dataset import load_prepared
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset
-from fer_pll.hub.load import load_weights
 from fer_pll.hub.push import published_files
+from fer_pll.inference.loading import load_weights
 from hub.fake_hub import FakeHub, Fault
 from hub.stranger import run_stranger
 

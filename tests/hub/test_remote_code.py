@@ -21,13 +21,7 @@ from transformers import (
 from transformers.dynamic_module_utils import get_imports
 
 import fer_pll.model
-from fer_pll import (
-    FerPllConfig,
-    FerPllForImageClassification,
-    FerPllForPreTraining,
-    FerPllImageProcessor,
-    FerPllModel,
-)
+from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 from hub.stranger import run_stranger
 
 CODE_FILES = {"configuration_fer_pll.py", "hog.py", "masking.py", "modeling_fer_pll.py", "uniformity.py"}

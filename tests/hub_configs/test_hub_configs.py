@@ -9,11 +9,11 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from fer_pll import FerPllTrainingArguments
-from fer_pll.data import EXPRESSIONS
+from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.arguments import FerPllPreTrainingArguments
-from fer_pll.training.images import check_image_processor
+from fer_pll.training.base_trainer import check_image_processor
+from fer_pll.training.config import parse_settings
 from fer_pll.training.pretraining import pretraining_model
-from fer_pll.training.settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "hub_configs"

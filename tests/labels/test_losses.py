@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fer_pll.labels.confidence import REVISION_RULES
 from fer_pll.labels.losses import (
     cc_loss,
     complement_loss,
@@ -20,6 +19,7 @@ from fer_pll.labels.losses import (
     softmax_loss,
     supervised_contrastive_loss,
 )
+from fer_pll.labels.revision import REVISION_RULES
 
 # ------------------------------------------------------------------------- closed forms: loss (B,) and gradient (B, K)
 

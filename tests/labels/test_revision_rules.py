@@ -8,8 +8,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from fer_pll.labels.confidence import REVISION_RULES, ConfidenceTable
+from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.labels.losses import cc_loss
+from fer_pll.labels.revision import REVISION_RULES
 
 LN3 = math.log(3)  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4; softmax of (ln 3, 0) = (3/4, 1/4)
 NAN = math.nan

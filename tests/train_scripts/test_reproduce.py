@@ -12,9 +12,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 from safetensors.numpy import save_file
 
-from fer_pll.data.prepared import prepared_features, save_prepared
-from fer_pll.data.synthetic import load_synthetic
-from fer_pll.training.trainer import numpy_column
+from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
+from fer_pll.data.sources.synthetic.dataset import load_synthetic
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 

@@ -22,9 +22,10 @@ from fer_pll import (
     FerPllTrainer,
     FerPllTrainingArguments,
 )
-from fer_pll.data.transforms import PixelCollator
-from fer_pll.labels.confidence import REVISION_RULES, ConfidenceTable
+from fer_pll.data.collator import PixelCollator
+from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.labels.losses import complement_loss, lw_loss, pll_loss, supervised_contrastive_loss
+from fer_pll.labels.revision import REVISION_RULES
 from fer_pll.training.methods import METHODS, Batch
 from fer_pll.training.methods.pico import PiCO
 from fer_pll.training.sampling import ClassBalancedSampler, class_prior

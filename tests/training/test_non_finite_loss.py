@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from conftest import make_dataset, make_trainer
 from fer_pll import FerPllForPreTraining
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.base_trainer import NON_FINITE_NAME, NonFiniteLossError
 from fer_pll.training.checkpoints import last_checkpoint
-from fer_pll.training.images import NON_FINITE_NAME, NonFiniteLossError
 from fer_pll.training.pretraining import FerPllPreTrainer
 
 HUGE = 2e38  # weights become finite numbers whose products are not

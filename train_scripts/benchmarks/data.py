@@ -32,9 +32,9 @@ def measure(args):
     import torch
     import yaml
 
-    from fer_pll.data.transforms import BatchAugmentation
+    from fer_pll.data.augmentation import BatchAugmentation
     from fer_pll.faces.alignment import FaceCrop, align_face
-    from fer_pll.training.settings import config_folder
+    from fer_pll.training.config import config_folder
 
     folder = config_folder(SCALES[args.scale][0])
     settings = yaml.safe_load((folder / "finetune.yaml").read_text())
@@ -90,9 +90,9 @@ def loader(pictures, folder, batch_size, workers):
     from torch.utils.data import DataLoader
 
     from fer_pll import FerPllImageProcessor
-    from fer_pll.data import EXPRESSIONS
-    from fer_pll.data.prepared import prepared_features
-    from fer_pll.data.transforms import PixelCollator
+    from fer_pll.data.collator import PixelCollator
+    from fer_pll.data.dataset import prepared_features
+    from fer_pll.labels.expressions import EXPRESSIONS
 
     rows = range(len(pictures))
     columns = {
@@ -117,7 +117,7 @@ def load_batches(batches, folder, settings):
     import torch
 
     from fer_pll import FerPllConfig
-    from fer_pll.data.transforms import BatchAugmentation
+    from fer_pll.data.augmentation import BatchAugmentation
 
     config = FerPllConfig.from_pretrained(folder)
     mean, std = (

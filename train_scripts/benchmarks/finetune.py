@@ -58,7 +58,7 @@ def make_trainings(args, folder):
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     from fer_pll import FerPllConfig, FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
-    from fer_pll.training.settings import config_folder
+    from fer_pll.training.config import config_folder
 
     config_name = config_folder(SCALES[args.scale][0])
     config = FerPllConfig.from_pretrained(config_name, attn_implementation=args.attn_implementation)

@@ -73,7 +73,7 @@ def pass_of_stream(side, folder, args):
     import psutil
     from datasets import load_dataset
 
-    from fer_pll.data.streaming import PictureStream
+    from fer_pll.data.streaming.stream import PictureStream
 
     def ours():
         return PictureStream([folder], args.buffer)

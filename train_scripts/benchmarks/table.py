@@ -85,13 +85,13 @@ def class_names(classes):
 
 
 def build_table(candidates):
-    from fer_pll.labels.confidence import ConfidenceTable
+    from fer_pll.labels.confidence_table import ConfidenceTable
 
     return ConfidenceTable.from_candidates(candidates, class_names(candidates.shape[1]), "fingerprint")
 
 
 def load_table(path, classes):
-    from fer_pll.labels.confidence import ConfidenceTable
+    from fer_pll.labels.confidence_table import ConfidenceTable
 
     return ConfidenceTable.load(path, class_names(classes), "fingerprint")
 

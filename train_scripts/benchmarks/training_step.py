@@ -80,7 +80,7 @@ def make_step(side, args, attn_implementation=None):
     import torch
 
     from fer_pll import FerPllConfig
-    from fer_pll.training.settings import config_folder
+    from fer_pll.training.config import config_folder
 
     torch.manual_seed(0)
     config = FerPllConfig.from_pretrained(
@@ -145,7 +145,7 @@ def peak_memory(side, args):
     import torch
     from transformers import ViTForImageClassification, ViTMAEForPreTraining  # noqa: F401  (now, so as not to count)
 
-    import fer_pll.training.settings  # noqa: F401
+    import fer_pll.training.config  # noqa: F401
 
     torch.set_num_threads(args.threads)
     before = psutil.Process().memory_info().rss

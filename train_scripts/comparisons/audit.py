@@ -11,17 +11,16 @@ from safetensors.numpy import load_file
 from comparisons.experiments import Experiments, machine, read_result, write_json
 from comparisons.report import spread
 from comparisons.tables import Run
-from fer_pll.data.prepared import load_prepared, save_prepared
-from fer_pll.evaluation.metrics import accuracy
-from fer_pll.evaluation.suspicion import (
+from fer_pll.audit.label_quality import (
     annotator_confusion,
     corrected_labels,
     judge_suspicion,
     label_posterior,
     suspicion,
 )
+from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
 from fer_pll.labels.candidates import from_posterior
-from fer_pll.training.trainer import numpy_column
+from fer_pll.metrics.classification import accuracy
 
 FLIPPED = 0.2  # share of the labels
 AUDITS = {

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from comparisons.experiments import SCRIPTS, Experiments
-from fer_pll.data.prepared import load_prepared
+from fer_pll.data.dataset import load_prepared
 
 BATCHES, STEPS = (72, 128, 256), 6
 

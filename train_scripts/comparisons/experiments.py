@@ -17,11 +17,12 @@ from datasets import Dataset, DatasetDict
 from safetensors.numpy import load_file
 
 from comparisons.tables import Run
-from fer_pll.data.prepared import keep_drawn_votes, load_prepared, save_prepared
+from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
+from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.checkpoints import last_checkpoint
-from fer_pll.training.settings import config_folder
-from fer_pll.training.trainer import CONFIDENCE_NAME, numpy_column
+from fer_pll.training.config import config_folder
+from fer_pll.training.trainer import CONFIDENCE_NAME
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 

@@ -8,8 +8,11 @@ import numpy as np
 
 from comparisons.experiments import Experiments
 from comparisons.tables import TABLES, Row, Run
-from fer_pll.evaluation.plots import plot_confusion_matrix, plot_curves, plot_gallery
-from fer_pll.training.trainer import CONFIDENCE_NAME, numpy_column
+from fer_pll.data.dataset import numpy_column
+from fer_pll.plots.confusion_matrix import plot_confusion_matrix
+from fer_pll.plots.curves import plot_curves
+from fer_pll.plots.gallery import plot_gallery
+from fer_pll.training.trainer import CONFIDENCE_NAME
 
 # Columns of the tables: title, and how to take the value out of a result.
 COLUMNS: dict[str, Callable[[dict], float | None]] = {

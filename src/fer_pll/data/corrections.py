@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from .prepared import DataError
+from ..io.errors import DataError
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import canonical_name
-from .prepared import DataError
-from .tables import read_columns
+from ..io.errors import DataError
+from ..io.tables import read_columns
+from ..labels.expressions import canonical_name
 
 
 def read_transition(file: str | Path, class_names: Sequence[str]) -> np.ndarray:

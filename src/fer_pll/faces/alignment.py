@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..io.shipped import shipped_config
 from ..model.face_crop import check_face_crop
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -64,10 +65,8 @@ class FaceCrop:
     @classmethod
     def from_pretrained(cls, model: str) -> "FaceCrop":
         """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs."""
-        package = Path(__file__).parents[1]
-        for shipped in (package / "hub_configs", package.parents[1] / "hub_configs"):  # in a wheel, in a checkout
-            if not Path(model).exists() and (shipped / model / "preprocessor_config.json").is_file():
-                model = str(shipped / model)
+        if not Path(model).exists() and (folder := shipped_config(model)) is not None:
+            model = str(folder)
         file = Path(model) / "preprocessor_config.json"
         if file.is_file():
             return cls.from_contract(json.loads(file.read_text()).get("face_crop"), str(model))

@@ -10,14 +10,9 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
-from ..labels.confidence import ConfidenceTable
-from ..model import (
-    FerPllConfig,
-    FerPllForImageClassification,
-    FerPllForPreTraining,
-    FerPllImageProcessor,
-    FerPllModel,
-)
+from ..io.shipped import shipped
+from ..labels.confidence_table import ConfidenceTable
+from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 
 CARD_NAME = "README.md"
 TRAINING_NAME = "training.json"
@@ -71,13 +66,6 @@ SETTINGS_OF = {
     "pico": ("contrastive_temperature",),
 }
 """Further settings, of an objective or loss that alone heeds them."""
-
-
-def template_path() -> Path:
-    """The template `model_card.md`: inside the package in a wheel, at the top of a checkout."""
-    package = Path(__file__).parents[1]
-    shipped = package / "model_card.md"
-    return shipped if shipped.is_file() else package.parents[1] / "model_card.md"
 
 
 def training_record(
@@ -151,7 +139,7 @@ def model_card(
     )
     return ModelCard.from_template(
         card_data,
-        template_path=str(template_path()),
+        template_path=str(shipped("model_card.md")),
         model_id=model_id,
         pretraining=pretraining,
         has_head=not isinstance(model, FerPllModel),

@@ -11,7 +11,7 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
 from safetensors.torch import load_file
 
 from ..labels.candidates import dataset_fingerprint
-from ..labels.confidence import ConfidenceTable
+from ..labels.confidence_table import ConfidenceTable
 from .card import CARD_NAME, TAGS
 from .push import push_files
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..data.transforms import BatchAugmentation
+from ..data.augmentation import BatchAugmentation
 from .methods import METHODS
 
 

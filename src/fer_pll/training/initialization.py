@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 from transformers.utils import logging
 
-from ..hub.load import load_weights
+from ..inference.loading import load_weights
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel, interpolate_positions
 

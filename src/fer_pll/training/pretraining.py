@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from ..evaluation.probe import LinearProbe
 from ..model import FerPllConfig, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
+from .callbacks import NUM_PICTURES, PreTrainingMonitor
+from .linear_probe import LinearProbe
 from .moco import FerPllForMomentumContrast
-from .monitor import NUM_PICTURES, PreTrainingMonitor
-from .streaming import StreamTrainer
+from .stream_trainer import StreamTrainer
 
 
 def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) -> FerPllPreTrainedModel:

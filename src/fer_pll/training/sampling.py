@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from ..labels.confidence import ConfidenceTable
+from ..labels.confidence_table import ConfidenceTable
 
 
 def class_prior(table: ConfidenceTable) -> torch.Tensor:

@@ -11,22 +11,18 @@ from datasets import ClassLabel, Dataset, List, Value
 from torch.utils.data import Sampler
 from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
 
-from ..data.transforms import PixelCollator
+from ..data.collator import PixelCollator
+from ..data.dataset import numpy_column
 from ..labels.candidates import dataset_fingerprint
-from ..labels.confidence import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
+from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
-from .images import ImageTrainer
+from .base_trainer import ImageTrainer
 from .methods import METHODS, Batch
 from .sampling import ClassBalancedSampler, class_prior
 
 CONFIDENCE_NAME = "confidence.safetensors"
 METHOD_NAME = "method.pt"
-
-
-def numpy_column(dataset: Dataset, name: str) -> np.ndarray:
-    """A whole column as an array, without decoding the pictures."""
-    return dataset.select_columns(name).with_format("numpy")[name][:]
 
 
 def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) -> ConfidenceTable:
@@ -85,7 +81,7 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Sample accuracy, mean class accuracy, recall per class and calibration error of an evaluation, offline."""
-    from ..evaluation.fer_metrics import FerMetrics  # `evaluate` takes seconds to import
+    from ..metrics.fer_metrics import FerMetrics  # `evaluate` takes seconds to import
 
     logits = torch.from_numpy(prediction.predictions).float()
     metrics = FerMetrics().compute(predictions=logits.softmax(dim=1).numpy(), references=prediction.label_ids)

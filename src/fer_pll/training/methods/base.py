@@ -7,7 +7,8 @@ import torch
 from accelerate.utils import gather
 from torch import Tensor
 
-from ...labels.confidence import REVISION_RULES, ConfidenceTable
+from ...labels.confidence_table import ConfidenceTable
+from ...labels.revision import REVISION_RULES
 
 if TYPE_CHECKING:
     from ..arguments import FerPllTrainingArguments

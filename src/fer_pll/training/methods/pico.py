@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...labels.confidence import response_margin
 from ...labels.losses import pll_loss, supervised_contrastive_loss
+from ...labels.revision import response_margin
 from .base import Batch, Method
 
 HEAD = "contrastive_head"

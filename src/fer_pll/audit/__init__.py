@@ -1,0 +1,1 @@
+"""Which labels of a training set look wrong."""

@@ -1,0 +1,103 @@
+"""The page of a label audit: one HTML file that needs nothing else, from the template `audit_page.html`."""
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image as PILImage
+from PIL import ImageOps
+
+from ..io.images import open_picture
+
+if TYPE_CHECKING:
+    from .report import LabelAudit
+
+TEMPLATE = Path(__file__).with_name("page.html")
+THUMBNAIL = 96  # pixels, the longest side
+SHEET_COLUMNS = 8  # a sheet of thumbnails has as many rows: one file for 64 saves the head of each
+
+
+def write_page(audit: "LabelAudit", images: Dataset, title: str, max_rows: int) -> str:
+    """The page as HTML. Whatever comes from the data is in JSON without `<`, and the page puts it in as text only.
+
+    Args:
+        audit: N rows.
+        images: N rows with `image`.
+        title: what was audited.
+        max_rows: rows to show, the most suspicious; the pictures make up most of the file.
+
+    Raises:
+        ValueError: a picture that cannot be opened, with its row_id.
+    """
+    shown = audit.order[:max_rows]
+    side, sheets = _thumbnails(images, [audit.row_ids[i] for i in shown], shown)
+    page = TEMPLATE.read_text(encoding="utf-8")
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    parts = {
+        "script": f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}",
+        "data": _payload(audit, title, shown, side).replace("<", "\\u003c"),
+        "sheets": "\n".join(
+            f'<script type="text/plain" id="sheet-{i}">{sheet}</script>' for i, sheet in enumerate(sheets)
+        ),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+
+
+def _payload(audit: "LabelAudit", title: str, shown: np.ndarray, side: int) -> str:
+    """What the page is told, as JSON: a list for each column; tables row after row, shares in thousandths."""
+
+    def thousandths(values: np.ndarray) -> list[int]:
+        return (values[shown] * 1000).round().astype(int).reshape(-1).tolist()
+
+    states = audit.table.candidates.numpy().astype(int) + audit.struck_out  # 1: a candidate, 2: struck out
+    content = {
+        "title": title,
+        "source": audit.source,
+        "fingerprint": audit.table.fingerprint,
+        "classes": audit.class_names,
+        "total": len(audit.given),
+        "evidence": "votes" if audit.from_votes else "label",
+        "beliefs": "belief" if audit.num_folds else "confidence",
+        "ids": [audit.row_ids[i] for i in shown],
+        "given": audit.given[shown].tolist(),
+        "corrected": audit.corrected[shown].tolist(),
+        "score": thousandths(audit.score),
+        "epoch": audit.table.revised_epoch.numpy()[shown].tolist(),
+        "votes": audit.votes[shown].reshape(-1).tolist(),
+        "belief": thousandths(audit.belief if audit.num_folds else audit.table.confidence.numpy()),
+        "states": "".join(map(str, states[shown].reshape(-1))),
+        "sheet": {"side": side, "columns": SHEET_COLUMNS},
+    }
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
+
+def _thumbnails(images: Dataset, row_ids: Sequence[str], shown: np.ndarray) -> tuple[int, list[str]]:
+    """The side of a thumbnail in pixels, and sheets of them in the order of `shown`, JPEG in base64."""
+    side, sheets = 0, []
+    per_sheet = SHEET_COLUMNS**2
+    for start in range(0, len(shown), per_sheet):
+        pictures = []
+        for row_id, i in zip(
+            row_ids[start : start + per_sheet], shown[start : start + per_sheet].tolist(), strict=True
+        ):
+            try:
+                pictures.append(open_picture(images[i]["image"]))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"row {row_id}: its picture cannot be opened ({error})") from error
+        side = side or min(THUMBNAIL, max(pictures[0].size))
+        rows = -(-len(pictures) // SHEET_COLUMNS)
+        sheet = PILImage.new("RGB", (SHEET_COLUMNS * side, rows * side))
+        for place, picture in enumerate(pictures):
+            column, row = place % SHEET_COLUMNS, place // SHEET_COLUMNS
+            sheet.paste(ImageOps.pad(picture, (side, side)), (column * side, row * side))
+        file = io.BytesIO()
+        sheet.save(file, "JPEG", quality=75)
+        sheets.append(base64.b64encode(file.getvalue()).decode())
+    return side, sheets

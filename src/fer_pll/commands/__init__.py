@@ -1,0 +1,1 @@
+"""The commands of `fer-pll`, one module each."""

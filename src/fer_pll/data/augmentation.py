@@ -1,0 +1,136 @@
+"""From pictures to the pixels that a model sees: collation, and augmentation of whole batches.
+
+Batches travel as 8-bit pixels and are augmented and normalised on the training device. Every random number depends
+only on (seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption
+changes them.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
+    """Random numbers in [0, 1) that depend on nothing but their key.
+
+    Args:
+        seed: of the training.
+        epoch: of the training, or (B,) that of each row.
+        index: (B,) row numbers.
+        count: numbers per row.
+
+    Returns:
+        float32 (B, count), by the SplitMix64 generator (Steele, Lea and Flood, 2014) applied along the key.
+    """
+
+    def mix(state: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            state = state + np.uint64(0x9E3779B97F4A7C15)
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            return state ^ (state >> np.uint64(31))
+
+    key = mix(mix(np.array([seed], dtype=np.uint64)) ^ np.uint64(epoch))
+    key = mix(key ^ index.astype(np.uint64))[:, None]  # (B, 1)
+    draws = mix(key ^ np.arange(count, dtype=np.uint64))  # (B, count)
+    return ((draws >> np.uint64(40)) * 2.0**-24).astype(np.float32)
+
+
+def sampling_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Where in the input each pixel is taken from: (B, H, W, 2), x before y, from matrices (B, 2, 3).
+
+    What `torch.nn.functional.affine_grid` with `align_corners=False` gives, up to rounding, and many times quicker on
+    a CPU: in the place of a matrix product for each pixel it adds what column and row contribute. In memory x and y
+    lie apart.
+    """
+    columns = (2 * torch.arange(width, device=affine.device) + 1) / width - 1  # of the pixels' centres
+    rows = (2 * torch.arange(height, device=affine.device) + 1) / height - 1
+    of_columns = affine[:, :, :1] * columns  # (B, 2, W)
+    of_rows = affine[:, :, 1:2] * rows + affine[:, :, 2:]  # (B, 2, H)
+    return (of_rows[:, :, :, None] + of_columns[:, :, None]).permute(0, 2, 3, 1)
+
+
+@dataclass
+class BatchAugmentation:
+    """Random geometry and light for a batch of faces, on the device that holds it.
+
+    One bilinear resampling does crop, rotation and flip at once, so pictures are blurred only once.
+
+    Args:
+        seed: of the training.
+        crop_scale: smallest share of the picture's area that a crop keeps (the largest is 1).
+        crop_ratio: largest width / height of a crop, relative to the picture's own (the smallest is its inverse).
+        rotation: largest angle in degrees, either way.
+        flip: mirror half of the pictures.
+        light: largest relative change of contrast, and of brightness as a share of the full scale.
+        erase: share of the pictures in which a rectangle of 2 % to 20 % of the area becomes the picture's mean.
+    """
+
+    seed: int = 0
+    crop_scale: float = 1.0
+    crop_ratio: float = 1.0
+    rotation: float = 0.0
+    flip: bool = True
+    light: float = 0.0
+    erase: float = 0.0
+
+    def __call__(
+        self, pixels: torch.Tensor, index: torch.Tensor, epoch: int | torch.Tensor, view: int = 0
+    ) -> torch.Tensor:
+        """Augment.
+
+        Args:
+            pixels: uint8 (B, C, H, W).
+            index: (B,) row numbers, the key of each picture's random numbers.
+            epoch: of the training, or (B,) that of each picture.
+            view: another number changes the same picture in another way.
+
+        Returns:
+            float32 (B, C, H, W) with whole values 0..255, as an 8-bit picture has (HOG targets need them).
+        """
+        epoch = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
+        draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
+        draws = torch.from_numpy(draws).to(pixels.device)
+        scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
+        grid = sampling_grid(self.affine(scale, ratio, x, y, angle, flip), *pixels.shape[2:])
+        pixels = nn.functional.grid_sample(
+            pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        if self.light:
+            mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+            gain = 1 + self.light * (2 * contrast - 1)
+            shift = 255 * self.light * (2 * brightness - 1)
+            pixels.sub_(mean).mul_(gain.view(-1, 1, 1, 1)).add_(mean + shift.view(-1, 1, 1, 1))
+        if self.erase:
+            pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
+        return pixels.round_().clamp_(0, 255)
+
+    def affine(self, scale, ratio, x, y, angle, flip) -> torch.Tensor:
+        """Sampling matrices (B, 2, 3), in coordinates -1..1 of the input, from uniform draws (B,)."""
+        area = self.crop_scale + (1 - self.crop_scale) * scale
+        stretch = torch.exp(
+            math.log(self.crop_ratio) * (ratio - 0.5)
+        )  # square root of the ratio: width times, height by
+        width = (area.sqrt() * stretch).clamp(max=1)
+        height = (area.sqrt() / stretch).clamp(max=1)
+        angle = torch.deg2rad(self.rotation * (2 * angle - 1))
+        mirror = torch.where(flip < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(flip)
+        cos, sin = angle.cos(), angle.sin()
+        rows = [
+            torch.stack([cos * width * mirror, -sin * height, (2 * x - 1) * (1 - width)], dim=1),
+            torch.stack([sin * width * mirror, cos * height, (2 * y - 1) * (1 - height)], dim=1),
+        ]
+        return torch.stack(rows, dim=1)
+
+    def erase_rectangles(self, pixels, erase, area, x, y) -> torch.Tensor:
+        height, width = pixels.shape[2:]
+        side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the picture's side
+        columns = (torch.arange(width, device=pixels.device) + 0.5) / width
+        rows = (torch.arange(height, device=pixels.device) + 0.5) / height
+        in_columns = (columns - side / 2 - (1 - side) * x[:, None]).abs() < side / 2  # (B, W)
+        in_rows = (rows - side / 2 - (1 - side) * y[:, None]).abs() < side / 2  # (B, H)
+        hole = in_rows[:, None, :, None] & in_columns[:, None, None, :] & (erase < self.erase)[:, None, None, None]
+        return torch.where(hole, pixels.mean(dim=(2, 3), keepdim=True), pixels)

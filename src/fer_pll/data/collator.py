@@ -1,0 +1,33 @@
+"""Rows of a prepared set to a batch of 8-bit pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..model import FerPllImageProcessor
+
+
+@dataclass
+class PixelCollator:
+    """Rows of a prepared data set to a batch of 8-bit pixels.
+
+    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows
+    have them, `row_id` (B strings), int64 `labels` (B,) and `votes` (B, K) if asked for.
+    """
+
+    image_processor: FerPllImageProcessor
+    votes: bool = False
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images = [row["image"] for row in rows]
+        pixels = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+        batch = {"pixel_values": pixels, "index": torch.tensor([row["index"] for row in rows])}
+        if "row_id" in rows[0]:
+            batch["row_id"] = [row["row_id"] for row in rows]
+        if "label" in rows[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        if self.votes and "votes" in rows[0]:
+            batch["votes"] = torch.tensor([row["votes"] for row in rows])
+        return batch

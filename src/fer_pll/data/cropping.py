@@ -1,0 +1,66 @@
+"""What `data.listed.write_split` makes of a picture: the face in it, by what the data set tells or by a detector."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from ..faces.alignment import FaceCrop, align_face
+from ..faces.detection import Detector, find_faces, load_detector
+from ..io.errors import DataError
+from .image_writer import ListedPicture
+
+
+@dataclass(frozen=True)
+class CropToBox:
+    """Cuts out the face's box, where the data set has one; a picture without one is a face already.
+
+    Args:
+        max_side: a crop with a longer side is reduced to this many pixels.
+    """
+
+    max_side: int = 224
+
+    def __call__(self, picture: Image.Image, listed: ListedPicture) -> Image.Image:
+        if listed.box is None:
+            return picture
+        left, top, width, height = listed.box
+        corners = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        left, top, right, bottom = map(round, corners)
+        if right - left < 2 or bottom - top < 2:
+            raise DataError(
+                f"{listed.path}: the face box {tuple(listed.box)} lies outside of the picture "
+                f"({picture.width} x {picture.height}): correct the row"
+            )
+        face = picture.crop((left, top, right, bottom))
+        face.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
+        return face
+
+
+@dataclass(frozen=True)
+class CropToTemplate:
+    """Brings the face's landmarks to those of a crop, see `faces.alignment`.
+
+    Landmarks are the data set's or, where it has none, those of the largest face that a detector finds.
+    """
+
+    crop: FaceCrop
+    detector: str = "retinaface"
+
+    @cached_property
+    def _detector(self) -> Detector:  # made in the worker that needs it
+        return load_detector(self.detector)
+
+    def __call__(self, picture: Image.Image, listed: ListedPicture) -> Image.Image:
+        if listed.landmarks is not None:
+            landmarks = np.reshape(listed.landmarks, (5, 2))
+        else:
+            faces = find_faces(picture, self._detector)
+            if not faces:
+                raise DataError(f"{listed.path}: no face found; if it is a face crop already, prepare without --crop")
+            landmarks = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2])).landmarks
+        try:
+            return align_face(picture, landmarks, self.crop)
+        except ValueError as error:
+            raise DataError(f"{listed.path}: {error}") from error

@@ -1,0 +1,188 @@
+"""Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
+
+import csv
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+    load_from_disk,
+)
+
+from ..io.errors import DataError, name_some, naming_a_full_disk
+from .splits import HELD_OUT
+
+COLUMNS = ("image", "index", "row_id", "label")
+"""The columns that every prepared set has; a loader may add more (`votes`, `candidates`, `majority`, `true_label`)."""
+
+
+REPORT = "unreadable.csv"
+"""File in a prepared set: the pictures that were left out, and why."""
+
+
+_DICT_FILE = "dataset_dict.json"
+
+
+def prepared_features(
+    class_names: Sequence[str], votes: bool = False, candidates: bool = False, confidence: bool = False
+) -> Features:
+    """Features of `COLUMNS` and, if asked for, of `votes`, `candidates` and `confidence`."""
+    features = {
+        "image": Image(),
+        "index": Value("int64"),
+        "row_id": Value("string"),
+        "label": ClassLabel(names=list(class_names)),
+    }
+    if votes:
+        features["votes"] = List(Value("int32"), length=len(class_names))
+    if candidates:
+        features["candidates"] = List(Value("bool"), length=len(class_names))
+    if confidence:
+        features["confidence"] = List(Value("float32"), length=len(class_names))
+    return Features(features)
+
+
+class Unreadable(NamedTuple):
+    """A picture that was left out, and why."""
+
+    row_id: str
+    path: str
+    reason: str
+
+
+def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
+    """Checks that a prepared set may be saved at `path`: nothing is there, or a prepared set that may be replaced.
+
+    `overwrite` replaces a prepared set and nothing else: a folder that holds other files is never deleted.
+
+    Raises:
+        DataError: `path` is a file, holds something while `overwrite` is off, or holds something that is not a
+            prepared set.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} is a file: name a folder that does not exist yet")
+    entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+    if not entries:
+        return
+    if not overwrite:
+        raise DataError(
+            f"{path} already holds {name_some(entries)}: choose another folder, or --overwrite to replace it"
+        )
+    ours = {_DICT_FILE, REPORT, "train", "validation", "test", HELD_OUT}
+    foreign = [name for name in entries if name not in ours]
+    if foreign or _DICT_FILE not in entries:
+        raise DataError(
+            f"{path} holds {name_some(foreign or entries)}, which is no part of a prepared data set, so it is not "
+            "replaced: choose another folder, or move those files away yourself"
+        )
+
+
+def save_prepared(
+    dataset: DatasetDict, path: str | Path, overwrite: bool = False, unreadable: Sequence[Unreadable] = ()
+) -> None:
+    """Saves `dataset` at `path` so that the folder is there whole or not at all.
+
+    The set is written into a temporary folder beside `path` and renamed when complete. With `overwrite` the former
+    set is moved aside just before and deleted just after, so that a failure at any moment loses neither. Pictures
+    that were left out are listed in `REPORT`, where there are any.
+
+    Raises:
+        DataError: as `check_output_folder`.
+    """
+    check_output_folder(path, overwrite)
+    target = Path(path).resolve()  # through a symbolic link: the rename must stay on one file system
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    new, former = workspace / "new", workspace / "former"
+    try:
+        with naming_a_full_disk(target):
+            dataset.save_to_disk(new)
+            if unreadable:
+                _write_report(unreadable, new / REPORT)
+        if target.exists():
+            target.rename(former)
+        try:
+            new.rename(target)
+        except BaseException:
+            if former.exists():
+                former.rename(target)
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def shards_folder(path: str | Path) -> Path:
+    """Where the parts of a set lie until it is whole: beside it, hidden; a repeated run finds them again."""
+    path = Path(path).resolve()
+    return path.parent / f".{path.name}.shards"
+
+
+def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(Unreadable._fields)
+        writer.writerows(unreadable)
+
+
+def is_prepared(path: str | Path) -> bool:
+    """Whether a folder is a prepared set (which may be damaged)."""
+    return (Path(path) / _DICT_FILE).is_file()
+
+
+def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
+    """Reads a prepared set back: all its splits, or the one named `split`.
+
+    Raises:
+        DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, or has no
+            split of that name.
+    """
+    path = Path(path)
+    how = "prepare one with train_scripts/prepare_data.py (--help shows how)"
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
+    if not is_prepared(path):
+        raise DataError(f"{path} is not a prepared data set (it has no {_DICT_FILE}): {how}")
+    try:
+        dataset = load_from_disk(path)
+    except (OSError, ValueError, KeyError) as error:  # of JSON and Arrow files that are missing, cut off or altered
+        raise DataError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged; prepare it again"
+        ) from error
+    for name, rows in dataset.items():
+        missing = [column for column in COLUMNS if column not in rows.column_names]
+        if missing:
+            raise DataError(f"{path}: split {name!r} has no column {name_some(missing)}: {how}")
+    if split is None:
+        return dataset
+    if split not in dataset:
+        raise DataError(f"{path} has no split {split!r}, it has {name_some(list(dataset))}")
+    return dataset[split]
+
+
+def load_pictures(paths: Sequence[str | Path]) -> Dataset:
+    """The training pictures of several prepared sets as one: `image`, `row_id`, and an `index` of the union.
+
+    Raises:
+        DataError: as `load_prepared`.
+    """
+    parts = [load_prepared(path, "train") for path in paths]
+    union = concatenate_datasets([part.select_columns(["image", "row_id"]) for part in parts])
+    union.info.description = "; ".join(part.info.description for part in parts)
+    return union.add_column("index", np.arange(len(union)), feature=Value("int64"))
+
+
+def numpy_column(dataset: Dataset, name: str) -> np.ndarray:
+    """A whole column as an array, without decoding the pictures."""
+    return dataset.select_columns(name).with_format("numpy")[name][:]

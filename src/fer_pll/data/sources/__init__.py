@@ -1,0 +1,1 @@
+"""The data sets that `fer-pll prepare` reads, one module each."""

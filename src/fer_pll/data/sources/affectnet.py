@@ -1,0 +1,164 @@
+"""AffectNet: one label for each picture, with a face box and landmarks (Mollahosseini, Hasani and Mahoor, 2017)."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ...io.errors import DataError
+from ...io.tables import read_columns
+from ...labels.expressions import EXPRESSIONS
+from ..image_writer import ListedPicture
+
+EXPRESSIONS_OF_LABEL = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
+"""Labels 0 to 7; 8 to 10 are none, uncertain and no face."""
+LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
+NUM_LABELS = 11
+NUM_LANDMARKS = 68
+
+_TABLES = {"training.csv": "train", "validation.csv": "validation"}
+_PICTURES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
+_FOLDERS = {"train_set": "train", "val_set": "validation"}
+_COLUMNS = (
+    "subDirectory_filePath",
+    "face_x",
+    "face_y",
+    "face_width",
+    "face_height",
+    "facial_landmarks",
+    "expression",
+)
+
+
+def affectnet_classes(num_classes: int) -> tuple[str, ...]:
+    """The expressions of AffectNet-8, or of AffectNet-7, which leaves contempt out; in the order of FER+."""
+    if num_classes not in (7, 8):
+        raise DataError(f"AffectNet has 7 or 8 expressions, not {num_classes}")
+    return EXPRESSIONS[:num_classes]
+
+
+def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterator[ListedPicture]]:
+    """What the annotations list, in either layout that people have.
+
+    - `training.csv` and `validation.csv`, with the pictures in `Manually_Annotated_Images`;
+    - `train_set` and `val_set`, with `images/0.jpg`, `annotations/0_exp.npy` and `annotations/0_lnd.npy`.
+
+    Rows without an expression (none, uncertain, no face), and with `num_classes=7` those of contempt, are not listed.
+
+    Args:
+        source: the folder.
+        num_classes: 8, or 7.
+
+    Returns:
+        by split, iterators, so that 440,000 rows need not be in memory. `landmarks` are five points, made from the
+        68; the first layout has the face's `box` too. A row whose box or landmarks are malformed has a `problem`.
+
+    Raises:
+        DataError: the folder has neither layout; while it is read, for a table that is malformed, and an expression
+            that is no number from 0 to 10.
+    """
+    labels = [EXPRESSIONS_OF_LABEL.index(name) for name in affectnet_classes(num_classes)]
+    source = Path(source)
+    tables = {split: source / name for name, split in _TABLES.items() if (source / name).is_file()}
+    if tables:
+        pictures = next((source / name for name in _PICTURES if (source / name).is_dir()), None)
+        if pictures is None:
+            raise DataError(f"{source} has {tables.popitem()[1].name}, but no folder {_PICTURES[0]}: put it there")
+        return {split: _list_table(table, pictures, labels) for split, table in tables.items()}
+    folders = {split: source / name for name, split in _FOLDERS.items() if (source / name).is_dir()}
+    if not folders:
+        raise DataError(
+            f"{source} is not AffectNet: it has neither {', '.join(_TABLES)} nor the folders {', '.join(_FOLDERS)}"
+        )
+    for folder in folders.values():
+        for name in ("images", "annotations"):
+            if not (folder / name).is_dir():
+                raise DataError(f"{folder} has no folder {name}: get it again")
+    return {split: _list_folder(folder, labels) for split, folder in folders.items()}
+
+
+def five_landmarks(landmarks: np.ndarray) -> np.ndarray:
+    """Left eye, right eye, nose tip, left and right corner of the mouth, as seen in the picture.
+
+    Args:
+        landmarks: (68, 2), in the order of the iBUG 300-W annotation: 36-41 and 42-47 go around the eyes, 30 is the
+            tip of the nose, 48 and 54 are the corners of the mouth.
+
+    Returns:
+        (5, 2).
+    """
+    eyes = landmarks[36:42].mean(axis=0), landmarks[42:48].mean(axis=0)
+    return np.stack([*eyes, landmarks[30], landmarks[48], landmarks[54]])
+
+
+def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[ListedPicture]:
+    for line, (name, *box, landmarks, expression) in read_columns(table, _COLUMNS):
+        label = _parse_label(f"{table}:{line}", expression)
+        if label not in labels:
+            continue
+        path = pictures / name.replace("\\", "/")
+        problem, points, face = None, None, None
+        if ".." in path.parts or not path.is_relative_to(pictures):
+            problem = f"{name} leads out of {pictures.name}: correct the path"
+        else:
+            try:
+                points = _parse_landmarks([number for number in landmarks.split(";") if number.strip()])
+                face = tuple(_finite(number) for number in box)
+            except ValueError as error:
+                problem = f"{error}: correct the row or get {table.name} again"
+        yield ListedPicture(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
+
+
+def _list_folder(folder: Path, labels: list[int]) -> Iterator[ListedPicture]:
+    annotations = folder / "annotations"
+    numbers = sorted(
+        int(found[1]) for path in annotations.iterdir() if (found := re.fullmatch(r"(\d+)_exp.npy", path.name))
+    )
+    if not numbers:
+        raise DataError(f"{annotations} has no file like 0_exp.npy: get it again")
+    for number in numbers:
+        file = annotations / f"{number}_exp.npy"
+        label = _parse_label(str(file), str(_load(file)))
+        if label not in labels:
+            continue
+        problem, points = None, None
+        try:
+            points = _parse_landmarks(_load(annotations / f"{number}_lnd.npy").reshape(-1))
+        except ValueError as error:
+            problem = f"{annotations / f'{number}_lnd.npy'}: {error}; get it again"
+        columns = {"label": labels.index(label)}
+        yield ListedPicture(
+            folder / "images" / f"{number}.jpg", f"{folder.name}/{number}", columns, None, points, problem
+        )
+
+
+def _load(file: Path) -> np.ndarray:
+    try:
+        return np.load(file)  # refuses pickles, which could run code
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{file} is missing or no NumPy array ({error}): get it again") from error
+
+
+def _parse_label(place: str, text: str) -> int:
+    try:
+        label = int(float(text))
+    except (ValueError, OverflowError):
+        label = -1
+    if not 0 <= label < NUM_LABELS:
+        raise DataError(f"{place}: expression {text!r} is no number from 0 to {NUM_LABELS - 1}: get the file again")
+    return label
+
+
+def _parse_landmarks(numbers: list[str] | np.ndarray) -> tuple[float, ...]:
+    if len(numbers) != 2 * NUM_LANDMARKS:
+        raise ValueError(f"{len(numbers)} coordinates of landmarks where 2 x {NUM_LANDMARKS} should be")
+    values = np.array([_finite(number) for number in numbers]).reshape(NUM_LANDMARKS, 2)
+    return tuple(five_landmarks(values).reshape(-1).round(3).tolist())
+
+
+def _finite(number: str | float) -> float:
+    value = float(number)
+    if not np.isfinite(value):
+        raise ValueError(f"{number!r} is no position")
+    return value

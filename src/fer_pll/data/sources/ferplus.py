@@ -1,0 +1,316 @@
+"""FER+: the faces of FER2013 with the votes of ten annotators for each (Barsoum et al. 2016, arXiv:1608.01041)."""
+
+import atexit
+import hashlib
+import io
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, NamedSplit, Value
+from PIL import Image as PILImage
+from tqdm.auto import tqdm
+
+from ...io.errors import DataError
+from ...io.tables import read_columns, read_csv
+from ...labels.expressions import EXPRESSIONS
+
+PROTOCOLS = ("all", "majority")
+LICENSE = "the votes are under the MIT licence; the pictures (FER2013) carry no licence that lets anyone pass them on."
+SIDE = 48
+"""Height and width of a picture in pixels."""
+
+_PICTURES_CSV, _VOTES_CSV, _LABELS_CSV = "fer2013.csv", "fer2013new.csv", "label.csv"
+_ENTRIES = (*EXPRESSIONS, "unknown", "NF")
+_SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
+_FOLDERS = {"FER2013Train": "train", "FER2013Valid": "validation", "FER2013Test": "test"}
+_BYTES = {str(value): value for value in range(256)}
+
+FEATURES = Features(
+    {
+        "image": Image(),
+        "index": Value("int64"),
+        "row_id": Value("string"),
+        "votes": List(Value("int32"), length=len(EXPRESSIONS)),
+        "label": ClassLabel(names=list(EXPRESSIONS)),
+        "majority": Value("bool"),
+    }
+)
+
+
+class Row(NamedTuple):
+    """One annotated picture: its split, where its votes stand, and its ten counts (eight expressions, unknown, NF)."""
+
+    split: str
+    row_id: str
+    votes: tuple[int, ...]
+
+
+def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> DatasetDict:
+    """Reads FER+ from either layout that people have.
+
+    - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
+      other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
+    - The folders `FER2013Train`, `FER2013Valid`, `FER2013Test`, as FERPlus's `generate_training_data.py` writes
+      them: pictures and a `label.csv` each, with or without the column of face boxes. (Three names stand on two
+      Training rows each; that script writes one picture over the other, so both rows have the second one.)
+
+    Training becomes `train`, PublicTest (FER2013Valid) `validation`, PrivateTest (FER2013Test) `test`, as far as they
+    are there. The files are read row by row, and the result lies in a temporary folder that is deleted when the
+    process ends: the pixels are never in memory together. Everything is checked before the first row is written.
+
+    Args:
+        source: The folder.
+        protocol: Which rows are kept, as in `protocol_masks`: `"all"` or `"majority"`.
+        drop_duplicates: Remove from `train` every row whose picture, pixel for pixel, is also that of a validation or
+            test row, and of the rows of `train` that share a picture all but the first. Validation and test never
+            change. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
+            split: 337 copies of PublicTest pictures (one of them the black picture of a row without a face) and 1,149
+            repeats go, 26,903 stay.
+
+    Returns:
+        Splits with the columns `image` (grey, 48 x 48), `index` (0..N-1), `row_id` (`"fer2013new.csv:17"`: file and
+        line, counted from 1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the
+        eight) and `majority` (whether the row is in the `majority` protocol). `info.description` of each split tells
+        how many rows were dropped and why.
+
+    Raises:
+        DataError: a file or column is missing, the files do not belong together, or a row is malformed; the message
+            names file and line.
+    """
+    if protocol not in PROTOCOLS:
+        raise DataError(f"protocol {protocol!r} is not known: choose {' or '.join(PROTOCOLS)}")
+    layout = _open_layout(Path(source))
+    rows = layout.rows
+    in_all, in_majority = protocol_masks(np.array([row.votes for row in rows]))
+    kept = in_all if protocol == "all" else in_majority
+
+    # One digest of 16 bytes per picture; this pass also checks every pixel row before anything is written.
+    digests = [
+        hashlib.blake2b(pixels, digest_size=16).digest()
+        for _, pixels in tqdm(layout.pictures(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
+    ]
+    in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if row.split != "train"}
+
+    cache_dir = tempfile.mkdtemp(prefix="fer_pll-ferplus-")
+    atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
+    dataset = DatasetDict()
+    for split in _SPLITS.values():
+        members = [i for i, row in enumerate(rows) if row.split == split]
+        if not members:
+            continue
+        positions = [i for i in members if kept[i]]
+        dropped = {f"not in protocol {protocol}": len(members) - len(positions)}
+        if split == "train" and drop_duplicates:
+            fresh = [i for i in positions if digests[i] not in in_evaluation]
+            first = {digests[i]: i for i in reversed(fresh)}
+            dropped["copy of a validation or test picture"] = len(positions) - len(fresh)
+            dropped["copy of an earlier training picture"] = len(fresh) - len(first)
+            positions = sorted(first.values())
+        if not positions:
+            raise DataError(f"{source}: no {split} row is left; dropped: {_name_counts(dropped)}")
+        dataset[split] = Dataset.from_generator(
+            _examples,
+            features=FEATURES,
+            cache_dir=cache_dir,
+            # An array: `datasets` takes every list for shards and would call the generator once per element.
+            gen_kwargs={"layout": layout, "positions": np.array(positions), "in_majority": in_majority},
+            split=NamedSplit(split),
+        )
+        dataset[split].info.description = (
+            f"FER+ {split}, protocol {protocol}: {len(positions)} of {len(members)} rows; "
+            f"dropped: {_name_counts(dropped)}"
+        )
+        dataset[split].info.license = LICENSE
+    return dataset
+
+
+def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Says which rows belong to the protocols `all` and `majority`.
+
+    A row is in `all` when its top entry of the ten, the first of ties, is one of the eight expressions. It is in
+    `majority` (the rule of the FER+ authors) when, after entries with a single vote are set to zero, one expression
+    holds more than half of what is left. `majority` is a subset of `all`.
+
+    Args:
+        votes: Integers of shape (N, 10): the eight `EXPRESSIONS`, unknown, NF (no face).
+
+    Returns:
+        Two bool arrays of shape (N,): in `all`, in `majority`.
+    """
+    num_classes = len(EXPRESSIONS)
+    in_all = votes.argmax(axis=1) < num_classes
+    left = np.where(votes == 1, 0, votes)
+    in_majority = (2 * left.max(axis=1) > left.sum(axis=1)) & (left.argmax(axis=1) < num_classes)
+    return in_all, in_majority
+
+
+def _examples(layout: "_CsvLayout | _FolderLayout", positions: np.ndarray, in_majority: np.ndarray) -> Iterator[dict]:
+    for index, (position, pixels) in enumerate(layout.pictures(positions)):
+        row = layout.rows[position]
+        votes = row.votes[: len(EXPRESSIONS)]
+        png = io.BytesIO()
+        PILImage.frombytes("L", (SIDE, SIDE), pixels).save(png, "PNG")
+        yield {
+            "image": {"bytes": png.getvalue(), "path": None},
+            "index": index,
+            "row_id": row.row_id,
+            "votes": votes,
+            "label": votes.index(max(votes)),
+            "majority": bool(in_majority[position]),
+        }
+
+
+def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder: name the folder with {_PICTURES_CSV} and {_VOTES_CSV}")
+    csv_files = [name for name in (_PICTURES_CSV, _VOTES_CSV) if (source / name).is_file()]
+    if len(csv_files) == 2:
+        return _CsvLayout(source)
+    if any((source / name).is_dir() for name in _FOLDERS):
+        return _FolderLayout(source)
+    if csv_files == [_PICTURES_CSV]:
+        raise DataError(f"{source} has no {_VOTES_CSV}: put the votes of Microsoft's FERPlus beside {_PICTURES_CSV}")
+    if csv_files == [_VOTES_CSV]:
+        raise DataError(f"{source} has no {_PICTURES_CSV}: put the pictures of Kaggle's FER2013 beside {_VOTES_CSV}")
+    raise DataError(
+        f"{source} is not FER+: it has neither {_PICTURES_CSV} and {_VOTES_CSV} nor a folder {', '.join(_FOLDERS)}"
+    )
+
+
+class _CsvLayout:
+    """`fer2013.csv` (pictures) beside `fer2013new.csv` (votes)."""
+
+    def __init__(self, source: Path):
+        self.picture_file = source / _PICTURES_CSV
+        self.rows: list[Row] = []
+        votes_file = source / _VOTES_CSV
+        for line, (usage, *counts) in read_columns(votes_file, ("Usage", *_ENTRIES)):
+            row_id = f"{_VOTES_CSV}:{line}"
+            split = _parse_usage(f"{votes_file}:{line}", usage)
+            self.rows.append(Row(split, row_id, _parse_votes(f"{votes_file}:{line}", counts)))
+        # Counting takes any file for lines of text: first make sure that it is the right kind of file.
+        next(read_columns(self.picture_file, ("pixels", "Usage")), None)
+        num_pictures = _count_rows(self.picture_file)
+        if num_pictures != len(self.rows):
+            raise DataError(
+                f"{self.picture_file} has {num_pictures} rows and {votes_file} has {len(self.rows)}, but row i of one "
+                "belongs to row i of the other: one of them is cut off or of another edition; get both again"
+            )
+        if not self.rows:
+            raise DataError(f"{votes_file} has no rows: get it again")
+
+    def pictures(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yields (position, 2,304 pixel bytes) for ascending row positions; other rows are passed over unparsed."""
+        wanted = iter(positions)
+        next_position = next(wanted, None)
+        for position, (line, (pixels, usage)) in enumerate(read_columns(self.picture_file, ("pixels", "Usage"))):
+            if position != next_position:
+                continue
+            next_position = next(wanted, None)
+            place = f"{self.picture_file}:{line}"
+            row = self.rows[position]
+            if _parse_usage(place, usage) != row.split:
+                raise DataError(
+                    f"{place} is a {usage.strip()} row, but its row of votes, {row.row_id}, is of another split: the "
+                    "files are of different editions or a row is missing; get both again"
+                )
+            yield position, _parse_pixels(place, pixels)
+
+
+class _FolderLayout:
+    """`FER2013Train`, `FER2013Valid`, `FER2013Test`: pictures and a `label.csv` each."""
+
+    def __init__(self, source: Path):
+        self.rows: list[Row] = []
+        self.picture_files: list[Path] = []
+        for folder, split in _FOLDERS.items():
+            if not (source / folder).is_dir():
+                continue
+            file = source / folder / _LABELS_CSV
+            num_before = len(self.rows)
+            for line, (name, *cells) in read_csv(file):
+                # Newer versions of generate_training_data.py leave the face box out.
+                if len(cells) not in (len(_ENTRIES), len(_ENTRIES) + 1):
+                    raise DataError(
+                        f"{file}:{line} has {1 + len(cells)} columns where a picture name, a face box (or none) and "
+                        f"{len(_ENTRIES)} counts should be: the file is cut off or damaged; get it again"
+                    )
+                votes = _parse_votes(f"{file}:{line}", cells[-len(_ENTRIES) :])
+                self.rows.append(Row(split, f"{folder}/{_LABELS_CSV}:{line}", votes))
+                self.picture_files.append(source / folder / name.strip())
+            if len(self.rows) == num_before:
+                raise DataError(f"{file} has no rows: get it again")
+
+    def pictures(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+        """Yields (position, 2,304 pixel bytes) for each row position."""
+        for position in positions:
+            yield position, _read_picture(self.picture_files[position], self.rows[position].row_id)
+
+
+def _count_rows(file: Path) -> int:
+    """Counts the lines below the first, blank ones left out, without splitting them."""
+    with open(file, "rb") as stream:
+        return max(sum(not line.isspace() for line in stream) - 1, 0)
+
+
+def _parse_usage(place: str, usage: str) -> str:
+    usage = usage.strip()
+    if usage not in _SPLITS:
+        raise DataError(
+            f"{place}: Usage {usage!r} is not known, it is one of {', '.join(_SPLITS)}: get the file again"
+        )
+    return _SPLITS[usage]
+
+
+def _parse_votes(place: str, counts: list[str]) -> tuple[int, ...]:
+    for name, count in zip(_ENTRIES, counts, strict=True):
+        if not (count.strip().isascii() and count.strip().isdigit()):
+            raise DataError(
+                f"{place}: the votes for {name!r} are {count!r}, but votes are whole numbers from 0 up: correct the "
+                "row or get the file again"
+            )
+    votes = tuple(map(int, counts))
+    if sum(votes) == 0:
+        raise DataError(f"{place} has no vote at all: correct the row or get the file again")
+    return votes
+
+
+def _parse_pixels(place: str, text: str) -> bytes:
+    try:
+        pixels = bytes(map(_BYTES.__getitem__, text.split()))
+    except KeyError as error:
+        raise DataError(
+            f"{place}: pixel {error.args[0]!r} is not a whole number from 0 to 255: get the file again"
+        ) from None
+    if len(pixels) != SIDE * SIDE:
+        raise DataError(
+            f"{place} has {len(pixels)} pixels where {SIDE} x {SIDE} = {SIDE * SIDE} should be: the file is cut "
+            "off or damaged; get it again"
+        )
+    return pixels
+
+
+def _read_picture(file: Path, row_id: str) -> bytes:
+    if not file.is_file():
+        raise DataError(
+            f"{file} is missing, but {row_id} lists it: write the pictures with FERPlus's generate_training_data.py"
+        )
+    try:
+        with PILImage.open(file) as picture:
+            size, mode, pixels = picture.size, picture.mode, picture.tobytes()
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these, by the byte that is broken
+        raise DataError(f"{file} (listed in {row_id}) is not a readable picture: {error}; get it again") from error
+    if size != (SIDE, SIDE) or mode != "L":
+        raise DataError(
+            f"{file} (listed in {row_id}) is {size[0]} x {size[1]}, mode {mode}, where {SIDE} x {SIDE} grey pixels "
+            "(mode L) should be: use the pictures that FERPlus's generate_training_data.py writes"
+        )
+    return pixels
+
+
+def _name_counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -1,0 +1,343 @@
+"""Any `datasets` data set of faces, from the Hub or from disk: pictures with labels, votes or candidate sets."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+
+from ...io.errors import DataError
+from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions
+from ..image_writer import ListedPicture
+from .image_folder import SPLIT_OF_FOLDER
+from .votes import whole_number
+
+LABEL_COLUMNS = ("label", "labels", "expression", "emotion")
+
+_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError)  # of files that are missing or damaged
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a data set hold what; what is None is found by name and type.
+
+    Args:
+        image: pictures: a `datasets` Image, or the bytes of picture files.
+        label: a ClassLabel, names, or numbers that count the classes from 0.
+        votes: a list of K votes, or for each of several columns the votes for the class it is named after.
+        candidates: a list of K booleans, of names or of numbers, or names with `|` between them.
+        row_id: what `row_id` becomes; each value may stand once. Where there is none, it is `train[17]`, from 0.
+    """
+
+    image: str | None = None
+    label: str | None = None
+    votes: str | Sequence[str] | None = None
+    candidates: str | None = None
+    row_id: str | None = None
+
+
+@dataclass(frozen=True)
+class ListedDataset:
+    """What a data set lists: `splits` to be read once, the names of its K classes, and the columns it has."""
+
+    splits: dict[str, Iterator[ListedPicture]]
+    class_names: list[str]
+    votes: bool
+    candidates: bool
+
+
+def open_dataset(
+    source: str | Path, config: str | None = None, revision: str | None = None
+) -> dict[str, Dataset | IterableDataset]:
+    """The splits of a data set, without reading its pictures.
+
+    Args:
+        source: a folder written by `save_to_disk`; a folder of Parquet or Arrow files or of pictures, which is read
+            where it lies, without a copy in the cache of `datasets`; else a name on the Hub, which is downloaded.
+        config, revision: of a data set on the Hub that has several.
+
+    Returns:
+        by split: train, validation, test.
+
+    Raises:
+        DataError: there is no such data set, it cannot be opened, or has a split of another name.
+    """
+    path = Path(source)
+    if path.is_file():
+        raise DataError(f"{path} is a file: name the folder that holds it (a table of paths is for `votes`)")
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            found = load_from_disk(path)
+        elif path.is_dir():
+            found = load_dataset(str(path), name=config, streaming=True)
+        else:
+            found = load_dataset(str(source), name=config, revision=revision)
+    except _ERRORS as error:
+        raise DataError(
+            f"{source} is no data set that can be opened ({type(error).__name__}: {error}): name a folder, or a data "
+            "set on the Hub, and --config where it has several"
+        ) from error
+    splits: dict[str, Dataset | IterableDataset] = {}
+    for name, rows in found.items() if isinstance(found, Mapping) else [("train", found)]:
+        split = SPLIT_OF_FOLDER.get(str(name).lower())
+        if split is None or split in splits:
+            raise DataError(
+                f"{source} has the splits {', '.join(map(str, found))}, which should be train, validation and test, "
+                "or some of these: rename them and save it with save_to_disk"
+            )
+        splits[split] = rows
+    return splits
+
+
+def list_dataset(
+    source: str | Path,
+    columns: Columns | None = None,
+    class_names: Sequence[str] | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> ListedDataset:
+    """What a data set lists.
+
+    Its classes are `class_names`, else the names of its ClassLabel, else FER+'s expressions; names may be capitalised
+    or synonyms (`data.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names, where there
+    is one, else of the classes. A row of which anything is missing, malformed or of another class has a `problem` that
+    names the column, and votes for another class do not count.
+
+    Args:
+        source, config, revision: as `open_dataset` takes them.
+        columns: which to read.
+        class_names: of the classes, in the order of the model's outputs.
+
+    Returns:
+        see `ListedDataset`; `label` is the first top of the votes where there is no column for it.
+
+    Raises:
+        DataError: as `open_dataset`; a column is missing or of no use for what it should hold, classes of numbers have
+            no names, two names are the same class; while the rows are read, where one cannot be.
+    """
+    opened = open_dataset(source, config, revision)
+    features = next(iter(opened.values())).features or Features()
+    for split, rows in opened.items():
+        if rows.features and set(rows.features) != set(features):
+            raise DataError(f"{source}: split {split} has other columns than {next(iter(opened))}: give all the same")
+    columns = find_columns(str(source), features, columns or Columns(), class_names)
+    of_source = features[columns.label].names if _is_class_label(features.get(columns.label)) else None
+    if class_names is None:
+        class_names = in_order_of_expressions(map(canonical_name, of_source or EXPRESSIONS))
+    class_names = [canonical_name(name) for name in class_names]
+    of_source = [canonical_name(name) for name in of_source or class_names]
+    for names in (of_source, class_names):
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; put them together")
+    reader = _Reader(columns, class_names, of_source)
+    splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
+    return ListedDataset(splits, class_names, columns.votes is not None, columns.candidates is not None)
+
+
+def find_columns(source: str, features: Features, columns: Columns, class_names: Sequence[str] | None) -> Columns:
+    """`columns` with those filled in that can be told by name and type, and all of them checked.
+
+    Raises:
+        DataError: a column is missing, or holds nothing of the kind; no or several columns hold pictures; there is
+            neither label nor votes nor candidates; labels are numbers and nothing names their classes.
+    """
+
+    def check(option: str, name: str, fits: Callable[[Any], bool], kind: str) -> str:
+        if name not in features:
+            raise DataError(f"{source} has no column {name!r} for --{option}; it has {', '.join(features)}")
+        if not fits(features[name]):
+            raise DataError(f"{source}: column {name!r} is {features[name]}, but --{option} needs {kind}")
+        return name
+
+    def only(option: str, names: list[str]) -> str:
+        if len(names) != 1:
+            several = f"several columns for it ({', '.join(names)})" if names else "none"
+            raise DataError(
+                f"{source} has the columns {', '.join(features) or 'of no name'}; of these, --{option} has {several}: "
+                f"name one with --{option}" + (" (a table of paths is for `votes`)" if option == "image" else "")
+            )
+        return names[0]
+
+    image = columns.image or only("image", [name for name, feature in features.items() if _is_picture(feature)])
+    check("image", image, _is_picture, "pictures: an Image, or bytes")
+    label = columns.label or next((name for name in LABEL_COLUMNS if _is_label(features.get(name))), None)
+    if label is None:
+        label = next((name for name, feature in features.items() if _is_class_label(feature)), None)
+    if label is not None:
+        check("label", label, _is_label, "a ClassLabel, names or whole numbers")
+        if _is_number(features[label]) and class_names is None:
+            raise DataError(f"{source}: column {label!r} has numbers; name their classes from 0 with --classes")
+
+    votes = columns.votes or ("votes" if _is_list(features.get("votes")) else None)
+    if votes is None:
+        known = set(map(canonical_name, class_names or EXPRESSIONS))
+        named = [name for name, feature in features.items() if canonical_name(name) in known and _is_number(feature)]
+        votes = named if len(named) > 1 else None
+    votes = votes.split(",") if isinstance(votes, str) else votes
+    if votes is not None and len(votes) == 1:
+        votes = check("votes", votes[0], _is_list, "a list, or several columns with commas between them")
+    elif votes is not None:
+        votes = tuple(check("votes", name, _is_number, "numbers") for name in votes)
+
+    candidates = columns.candidates or ("candidates" if "candidates" in features else None)
+    if candidates is not None:
+        check("candidates", candidates, lambda feature: _is_list(feature) or _is_text(feature), "lists or names")
+    row_id = columns.row_id or ("row_id" if "row_id" in features else None)
+    if row_id is not None:
+        check("row-id", row_id, lambda feature: _is_text(feature) or _is_number(feature), "texts or numbers")
+    if label is None and votes is None and candidates is None:
+        raise DataError(
+            f"{source} has the columns {', '.join(features)}, none of which is known to hold labels, votes or "
+            "candidates: name one with --label, --votes or --candidates"
+        )
+    return Columns(image, label, votes, candidates, row_id)
+
+
+def _is_class_label(feature: Any) -> bool:
+    return isinstance(feature, ClassLabel)
+
+
+def _is_number(feature: Any) -> bool:
+    return isinstance(feature, Value) and feature.dtype.startswith(("int", "uint", "float"))
+
+
+def _is_text(feature: Any) -> bool:
+    return isinstance(feature, Value) and "string" in feature.dtype
+
+
+def _is_label(feature: Any) -> bool:
+    return _is_class_label(feature) or _is_text(feature) or _is_number(feature)
+
+
+def _is_list(feature: Any) -> bool:
+    return isinstance(feature, List)
+
+
+def _is_picture(feature: Any) -> bool:
+    if isinstance(feature, Mapping):  # an Image whose type was lost on the way, as pandas does
+        feature = feature.get("bytes")
+    return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
+
+
+def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader: "_Reader") -> Iterator[ListedPicture]:
+    if isinstance((rows.features or {}).get(reader.columns.image), Image):
+        rows = rows.cast_column(reader.columns.image, Image(decode=False))
+    wanted = reader.columns
+    needed = [wanted.image, wanted.label, wanted.candidates, wanted.row_id]
+    needed += [wanted.votes] if isinstance(wanted.votes, str) else wanted.votes or []
+    rows = rows.select_columns([name for name in dict.fromkeys(needed) if name is not None])
+    seen: set[str] = set()
+    number = 0
+    try:
+        for row in rows:
+            place = f"{split}[{number}]"
+            row_id = place
+            if wanted.row_id is not None:
+                row_id = str(row[wanted.row_id])
+                if row_id in seen:
+                    raise DataError(
+                        f"{source}, {place}: {wanted.row_id} {row_id!r} stands twice: number the rows anew"
+                    )
+                seen.add(row_id)
+            yield reader.read(row, row_id)
+            number += 1
+    except DataError:
+        raise
+    except _ERRORS as error:
+        raise DataError(
+            f"{source} cannot be read from {split}[{number}] on ({type(error).__name__}: {error}): "
+            "get the data set again"
+        ) from error
+
+
+class _Problem(ValueError):
+    """Why a row cannot be used; the message names the column."""
+
+
+class _Reader:
+    """Reads rows: which columns, the classes that come out, and those that the source counts and lists."""
+
+    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]):
+        self.columns = columns
+        self.class_names = class_names
+        self.of_source = of_source
+
+    def read(self, row: dict[str, Any], row_id: str) -> ListedPicture:
+        wanted, values, problem = self.columns, {"label": -1}, None
+        picture = row[wanted.image]
+        picture = picture if isinstance(picture, Mapping) else {"bytes": picture, "path": None}
+        path, data = picture.get("path"), picture.get("bytes")
+        try:
+            if not (path or data):
+                raise _Problem(f"column {wanted.image!r} is empty: take the row out")
+            if wanted.label is not None:
+                values["label"] = self._label(wanted.label, row[wanted.label])
+            if wanted.votes is not None:
+                values["votes"] = self._votes(row)
+                if wanted.label is None:
+                    values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
+            if wanted.candidates is not None:
+                values["candidates"] = self._candidates(wanted.candidates, row[wanted.candidates])
+            if values == {"label": -1}:
+                raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is no label")
+        except _Problem as error:
+            problem = str(error)
+        return ListedPicture(Path(path or row_id), row_id, values, problem=problem, data=data or None)
+
+    def _label(self, column: str, value: Any) -> int:
+        """Number of the class; -1 where it is not known."""
+        if isinstance(value, str):
+            name = canonical_name(value)
+        elif value is None or value == -1:
+            return -1
+        elif value % 1 == 0 and 0 <= value < len(self.of_source):
+            name = self.of_source[int(value)]
+        else:
+            raise _Problem(
+                f"column {column!r} is {value!r}, but the classes are numbered to {len(self.of_source) - 1}"
+            )
+        if name not in self.class_names:
+            raise _Problem(f"column {column!r} is {value!r}, which is none of {', '.join(self.class_names)}")
+        return self.class_names.index(name)
+
+    def _votes(self, row: dict[str, Any]) -> list[int]:
+        columns = self.columns.votes
+        if isinstance(columns, str):
+            entries = self._list(columns, row[columns])
+            given = {name: (f"column {columns!r}", entry) for name, entry in zip(self.of_source, entries, strict=True)}
+        else:
+            given = {canonical_name(column): (f"column {column!r}", row[column]) for column in columns}
+        votes = [0] * len(self.class_names)
+        for name, (where, value) in given.items():
+            if name in self.class_names:
+                try:
+                    votes[self.class_names.index(name)] = whole_number(where, name, value)
+                except DataError as error:
+                    raise _Problem(str(error)) from error
+        if not any(votes):
+            raise _Problem(f"has no votes for {', '.join(self.class_names)}: take the row out or add some")
+        return votes
+
+    def _candidates(self, column: str, value: Any) -> list[bool]:
+        entries = value.split("|") if isinstance(value, str) else value
+        if entries and all(isinstance(entry, bool) for entry in entries):
+            self._list(column, entries)
+            entries = [name for name, entry in zip(self.of_source, entries, strict=True) if entry]
+        candidates = [False] * len(self.class_names)
+        for entry in entries or ():
+            label = self._label(column, entry)
+            if label >= 0:
+                candidates[label] = True
+        if not any(candidates):
+            raise _Problem(f"column {column!r} is {value!r}, an empty candidate set: take the row out or add some")
+        return candidates
+
+    def _list(self, column: str, value: Any) -> list[Any]:
+        if value is None or len(value) != len(self.of_source):
+            length = "nothing" if value is None else f"{len(value)} entries"
+            raise _Problem(f"column {column!r} has {length} where {len(self.of_source)} classes are: {value!r}")
+        return value

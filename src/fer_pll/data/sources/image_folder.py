@@ -1,0 +1,88 @@
+"""A folder of pictures for each class, as many data sets come: one label for each picture."""
+
+from pathlib import Path
+
+from ...io.errors import DataError
+from ...labels.expressions import canonical_name, in_order_of_expressions
+from ..image_writer import ListedPicture
+
+SPLIT_OF_FOLDER = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+
+
+def list_image_folder(source: str | Path) -> tuple[dict[str, list[ListedPicture]], list[str]]:
+    """What lies in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, which is all `train` then.
+
+    Names of folders may be capitalised; train, val, valid, validation and test are splits, whatever else holds
+    pictures is a class (also by a synonym, see `data.SYNONYMS`). Pictures are found by their ending, also in folders
+    further down, in the order of their paths.
+
+    Returns:
+        by split, pictures with `label`; and the names of the classes: expressions of FER+ in its order where all
+        classes are such, else in alphabetical order.
+
+    Raises:
+        DataError: no such folder, no pictures in it, pictures outside of any class, or two folders of one class.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder: name one with a folder of pictures for each class")
+    top = _folders(source)
+    splits = {name: folder for name, folder in top.items() if name in SPLIT_OF_FOLDER}
+    if splits and len(splits) < len(top):
+        others = sorted(set(top) - set(splits))
+        raise DataError(
+            f"{source} holds splits ({', '.join(splits)}) and other folders ({', '.join(others)[:200]}) side by side: "
+            "move either away"
+        )
+    found: dict[str, dict[str, Path]] = {}  # folders of the classes, by split
+    for name, folder in (splits or {"train": source}).items():
+        split = SPLIT_OF_FOLDER[name]
+        if split in found:
+            raise DataError(f"{source} has two folders for the split {split}: put them together")
+        loose = next((path for path in sorted(folder.iterdir()) if _is_picture(path)), None)
+        if loose is not None:
+            raise DataError(f"{loose} lies in no folder of a class: move it into one, e.g. {folder / 'happiness'}")
+        found[split] = {}
+        for class_name, class_folder in _folders(folder).items():
+            class_name = canonical_name(class_name)
+            if class_name in found[split]:
+                raise DataError(
+                    f"{class_folder} and {found[split][class_name]} are both {class_name}: put them together"
+                )
+            found[split][class_name] = class_folder
+    names = in_order_of_expressions(sorted({name for folders in found.values() for name in folders}))
+
+    listed = {}
+    for split, folders in found.items():
+        rows = [
+            ListedPicture(path, path.relative_to(source).as_posix(), {"label": names.index(name)})
+            for name, folder in folders.items()
+            for path in folder.rglob("*")
+            if _is_picture(path)
+        ]
+        if rows:
+            listed[split] = sorted(rows, key=lambda row: row.row_id)
+    if not listed:
+        raise DataError(
+            f"{source} holds no pictures ({', '.join(sorted(PICTURE_ENDINGS))}) in folders: make one for each class"
+        )
+    return listed, names
+
+
+def _folders(folder: Path) -> dict[str, Path]:
+    """Folders by their lower-case names; hidden ones left out."""
+    return {
+        path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")
+    }
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and path.is_file()

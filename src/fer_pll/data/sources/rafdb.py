@@ -1,0 +1,66 @@
+"""RAF-DB, basic expressions: one label for each picture (Li, Deng and Du, 2017)."""
+
+from pathlib import Path
+
+from ...io.errors import DataError
+from ...labels.expressions import EXPRESSIONS
+from ..image_writer import ListedPicture
+
+LIST = "EmoLabel/list_patition_label.txt"  # so spelled by its authors
+EXPRESSIONS_OF_LABEL = {
+    1: "surprise",
+    2: "fear",
+    3: "disgust",
+    4: "happiness",
+    5: "sadness",
+    6: "anger",
+    7: "neutral",
+}
+LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
+CLASSES = EXPRESSIONS[:7]
+"""The seven expressions in the order of FER+, which has contempt as the eighth."""
+PICTURES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}
+
+
+def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[ListedPicture]]:
+    """What the partition file lists: 12,271 pictures of `train` and 3,068 of `test`.
+
+    Args:
+        source: the folder `basic`, or the one that holds it.
+        pictures: `"aligned"` (faces of 100 x 100 pixels) or `"original"` (photographs).
+
+    Returns:
+        by split, in the order of the file; `row_id` is `"list_patition_label.txt:17"`, its line counted from 1.
+
+    Raises:
+        DataError: the folder or the file is missing, or a line is malformed; the message names the line.
+    """
+    if pictures not in PICTURES:
+        raise DataError(f"pictures={pictures!r} is not known: choose {' or '.join(PICTURES)}")
+    source = Path(source)
+    root = next((folder for folder in (source, source / "basic") if (folder / LIST).is_file()), None)
+    if root is None:
+        raise DataError(f"{source} has no {LIST}: name RAF-DB's folder `basic`, or the one that holds it")
+    file = root / LIST
+    splits: dict[str, list[ListedPicture]] = {"train": [], "test": []}
+    seen: dict[str, int] = {}
+    for line, text in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+        if not text.strip():
+            continue
+        name, _, label = text.strip().partition(" ")
+        stem, _, ending = name.rpartition(".")
+        split = stem.partition("_")[0]
+        if split not in splits or ending != "jpg" or not label.strip().isdigit() or "/" in name or "\\" in name:
+            raise DataError(f"{file}:{line} is {text!r}, but lines are like 'train_00001.jpg 5': get the file again")
+        if int(label) not in EXPRESSIONS_OF_LABEL:
+            raise DataError(f"{file}:{line}: label {label.strip()} is not one of 1 to 7: get the file again")
+        if name in seen:
+            raise DataError(f"{file}:{line} lists {name} again, after line {seen[name]}: take one of them out")
+        seen[name] = line
+        label = CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])
+        path = root / PICTURES[pictures].format(stem)
+        splits[split].append(ListedPicture(path, f"{file.name}:{line}", {"label": label}))
+    splits = {split: rows for split, rows in splits.items() if rows}
+    if not splits:
+        raise DataError(f"{file} lists no pictures: get it again")
+    return splits

@@ -1,0 +1,257 @@
+"""Votes of one's own: a table that says for each picture, or for each answer, what annotators chose."""
+
+import hashlib
+import posixpath
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...io.errors import DataError
+from ...io.tables import read_rows
+from ...labels.candidates import from_posterior
+from ...labels.crowd import label_posterior
+from ...labels.expressions import EXPRESSIONS, canonical_name
+from ..image_writer import ListedPicture
+
+SPLITS = ("train", "validation", "test")
+ANSWER_COLUMNS = ("path", "annotator", "label")
+
+
+def list_votes(
+    file: str | Path,
+    root: str | Path | None = None,
+    class_names: Sequence[str] = EXPRESSIONS,
+    validation_share: float = 0.0,
+    seed: int = 0,
+    coverage: float | None = None,
+) -> dict[str, list[ListedPicture]]:
+    """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
+
+    Three forms:
+
+    - one row for each picture: `path`, and for each class a column of its name with the number of votes. Classes
+      without a column have no votes;
+    - one row for each answer: `path`, `annotator`, `label` (a class name);
+    - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
+
+    Names of classes may be capitalised, or synonyms (see `data.SYNONYMS`). Where there is a column `split`, it says
+    train, validation or test; else all is train, less `validation_share`.
+
+    Args:
+        file: the table.
+        root: folder that the paths start from; that of the table where not given. No path may lead out of it.
+        class_names: K names.
+        validation_share: share of the pictures that becomes `validation`, drawn by path and seed, so that it stays
+            the same when rows are added.
+        seed: of that draw.
+        coverage: weigh the answers by the quality of their annotators (`labels.annotators.label_posterior`), with all
+            splits together. The pictures have `candidates` then, the most probable labels that hold this share of the
+            probability, as `confidence` their probabilities, and the most probable label as `label`.
+
+    Returns:
+        by split, pictures with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
+        where it is not known). One without any vote or candidate has a `problem`.
+
+    Raises:
+        DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
+            whole numbers >= 0, a picture listed twice, two answers of one annotator for a picture, a path that leads
+            out of `root`, an unknown split; the message names file and row.
+    """
+    file = Path(file)
+    root = Path(root) if root is not None else file.parent
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder: name the one that the paths of {file} start from")
+    if not 0 <= validation_share < 1:
+        raise DataError(f"validation_share must lie in [0, 1), got {validation_share}")
+    class_names = [canonical_name(name) for name in class_names]
+    rows = read_rows(file)
+    first_row = next(rows)
+    first = first_row[1]
+    answers = "annotator" in first and "label" in first
+    classes = {name: class_names.index(canonical_name(name)) for name in first if canonical_name(name) in class_names}
+    sets = "candidates" in first
+    if "path" not in first or not (answers or classes or sets):
+        raise DataError(
+            f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
+            f"candidates; or path and a column for each class ({', '.join(class_names)})"
+        )
+    if answers + bool(classes) + sets > 1:
+        raise DataError(
+            f"{file} has more than one of annotator, candidates, and columns of classes ({', '.join(classes)}): keep "
+            "one of them"
+        )
+    if len(set(classes.values())) < len(classes):
+        raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class; put them together")
+
+    if coverage is not None and not answers:
+        raise DataError(
+            f"{file} does not say who gave which answer, so annotators cannot be weighed: it needs the columns "
+            f"{', '.join(ANSWER_COLUMNS)}"
+        )
+    listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
+    splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
+    for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
+        picture = _resolve(file, place, root, path)
+        if split is None:
+            split = "validation" if _share_of(path, seed) < validation_share else "train"
+        elif split not in SPLITS:
+            raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
+        name, entries = next(iter(columns.items()))
+        problem = None if any(entries) else f"has no {name} at all: take the row out or add some"
+        splits[split].append(ListedPicture(picture, place, columns, problem=problem))
+    return {name: pictures for name, pictures in splits.items() if pictures}
+
+
+def _read_counts(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each row of a table that has the votes for a picture in a row."""
+    for place, path, row in _one_row_each(file, rows):
+        where = file.parent / place
+        votes = np.zeros(len(class_names), dtype=np.int32)
+        for column, label in classes.items():
+            votes[label] = whole_number(where, column, row.get(column))
+        yield place, path, _split(row), _columns_of(votes)
+
+
+def _read_sets(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each row of a table of candidate sets."""
+    for place, path, row in _one_row_each(file, rows):
+        where = file.parent / place
+        names = [name for name in str(row["candidates"] or "").split("|") if name.strip()]
+        candidates = np.zeros(len(class_names), dtype=bool)
+        candidates[[_class(where, name, class_names) for name in names]] = True
+        given = str(row.get("label") or "").strip()
+        label = _class(where, given, class_names) if given else -1
+        yield place, path, _split(row), {"candidates": candidates.tolist(), "label": label}
+
+
+def _one_row_each(file: Path, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(place, path, row), after checking that no picture comes twice."""
+    seen: dict[str, str] = {}
+    for place, row in rows:
+        path = _path(file.parent / place, row)
+        if path in seen:
+            raise DataError(f"{file.parent / place} lists {path} again, after {seen[path]}: put the two rows together")
+        seen[path] = place
+        yield place, path, row
+
+
+def _columns_of(votes: np.ndarray) -> dict[str, Any]:
+    return {"votes": votes.tolist(), "label": int(votes.argmax())}
+
+
+def _class(where: Path, name: str, class_names: list[str]) -> int:
+    if canonical_name(name) not in class_names:
+        raise DataError(
+            f"{where}: label {name!r} is none of the classes {', '.join(class_names)}: correct it, or name the "
+            "classes with --classes"
+        )
+    return class_names.index(canonical_name(name))
+
+
+def _count_answers(
+    file: Path,
+    rows: Iterator[tuple[str, dict[str, Any]]],
+    class_names: list[str],
+    classes: dict[str, int],
+    coverage: float | None,
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each picture of a table that has a row for each answer."""
+    given: list[tuple[str, str, int]] = []  # path, annotator, label
+    pictures: dict[str, tuple[str, str | None, np.ndarray]] = {}
+    answered: dict[tuple[str, str], str] = {}
+    for place, row in rows:
+        where = file.parent / place
+        path, annotator = _path(where, row), _text(where, row, "annotator")
+        label = _class(where, _text(where, row, "label"), class_names)
+        if (path, annotator) in answered:
+            raise DataError(
+                f"{where}: annotator {annotator} has answered for {path} before, in {answered[path, annotator]}: take "
+                "one of the answers out"
+            )
+        answered[path, annotator] = place
+        split = _split(row)
+        first = pictures.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
+        if first[1] != split:
+            raise DataError(
+                f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
+            )
+        first[2][label] += 1
+        if coverage is not None:
+            given.append((path, annotator, label))
+    columns = [_columns_of(votes) for _, _, votes in pictures.values()]
+    if coverage is not None:
+        _weigh_annotators(columns, given, list(pictures), coverage)
+    for (path, (place, split, _)), values in zip(pictures.items(), columns, strict=True):
+        yield place, path, split, values
+
+
+def _weigh_annotators(
+    columns: list[dict[str, Any]], given: list[tuple[str, str, int]], paths: list[str], coverage: float
+) -> None:
+    """Puts into the pictures' columns what `list_votes` says of `coverage`."""
+    number = {path: row for row, path in enumerate(paths)}
+    rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
+    posterior = label_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
+    candidates = from_posterior(posterior, coverage)
+    confidence = np.where(candidates, posterior, 0)
+    confidence /= confidence.sum(axis=1, keepdims=True)
+    for row, values in enumerate(columns):
+        values["label"] = int(posterior[row].argmax())
+        values["candidates"] = candidates[row].tolist()
+        values["confidence"] = confidence[row].tolist()
+
+
+def _text(where: Path, row: dict[str, Any], column: str) -> str:
+    value = row.get(column)
+    if value is None or not str(value).strip():
+        raise DataError(f"{where} has no {column}: fill it in or take the row out")
+    return str(value).strip()
+
+
+def _path(where: Path, row: dict[str, Any]) -> str:
+    """The picture's path, one spelling for each file; tables from Windows separate folders by backslashes."""
+    return posixpath.normpath(_text(where, row, "path").replace("\\", "/"))
+
+
+def _split(row: dict[str, Any]) -> str | None:
+    value = row.get("split")
+    return None if value is None or not str(value).strip() else str(value).strip().lower()
+
+
+def whole_number(where: str | Path, column: str, value: Any) -> int:
+    """A number of votes. Raises DataError, naming the place and the column, for what is no whole number from 0 up."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = "" if value is None else str(value).strip()
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(
+            f"{where}: the votes for {column!r} are {value!r}, but votes are whole numbers from 0 up: correct the row"
+        )
+    if int(text) > 2**31 - 1:
+        raise DataError(f"{where}: {text} votes for {column!r} are too many to be true: correct the row")
+    return int(text)
+
+
+def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
+    """The picture's path, after checking that it does not lead out of the folder."""
+    picture = (root / path).resolve()
+    if not picture.is_relative_to(root.resolve()):
+        raise DataError(
+            f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "
+            "that holds all pictures"
+        )
+    return root / path
+
+
+def _share_of(path: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but path and seed."""
+    digest = hashlib.blake2b(f"{seed}\n{path}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64

@@ -1,0 +1,1 @@
+"""Images that are too many for the disk, read as a stream."""

@@ -1,0 +1,270 @@
+"""Pictures in bulk: shards of a data set (Parquet files, tar files, folders of pictures), read without being copied.
+
+A shard is here, on a server or on the Hub, and is read from its beginning to its end. Pictures stay encoded until
+training needs them.
+"""
+
+import glob
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset, Features, Image, load_dataset_builder
+from datasets.utils.file_utils import xopen
+
+from ...io.errors import DataError
+from ...io.images import PictureError
+from ..dataset import is_prepared, load_prepared
+from ..sources.image_folder import PICTURE_ENDINGS
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PICTURES_PER_SHARD = 1024  # of folders and prepared sets, which come in no shards
+_PARQUET_ROWS = 64  # that memory holds at a time
+
+Row = tuple[int, str, bytes | str | PictureError]
+"""Number of a picture in its shard, its `row_id`, and its file's contents, its file's path, or why there is none."""
+
+
+class Shard(Protocol):
+    """A part of a data set: `name` says where it lies, `rows(start)` reads its pictures from number `start` on."""
+
+    name: str
+
+    def rows(self, start: int = 0) -> Iterator[Row]: ...
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """A Parquet file with a column of pictures, as `datasets` writes it. What comes before `start` is not read."""
+
+    name: str
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        with xopen(self.name, "rb") as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            column = _picture_column(file.schema_arrow)
+            last = 0
+            for group in range(file.num_row_groups):
+                first, last = last, last + file.metadata.row_group(group).num_rows
+                if last <= start:
+                    continue
+                number = first
+                try:
+                    for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[column]):
+                        for cell in batch.column(0).to_pylist():
+                            if number >= start:
+                                yield number, f"{self.name}:{number}", _contents(cell)
+                            number += 1
+                except Exception as error:  # of pyarrow and of servers; the other row groups may be whole
+                    reason = PictureError(f"rows {number} to {last - 1} cannot be read ({_in_one_line(error)})")
+                    yield max(number, start), f"{self.name}:{number}", reason
+
+
+def _picture_column(schema: pa.Schema) -> str:
+    features = Features.from_arrow_schema(schema)
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if not columns:
+        columns = [field.name for field in schema if pa.types.is_binary(field.type) or _holds_bytes(field.type)]
+    if len(columns) > 1 and "image" in columns:
+        columns = ["image"]
+    if len(columns) != 1:
+        raise ValueError(
+            f"{len(columns)} columns hold pictures, of {', '.join(schema.names)}: call the one to train on `image`"
+        )
+    return columns[0]
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+
+def _contents(cell: dict | bytes | None) -> bytes | PictureError:
+    contents = cell["bytes"] if isinstance(cell, dict) else cell
+    return PictureError("the row holds no picture") if contents is None else contents
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Raises where `tarfile` takes an archive that is cut off, or garbled, for one that ends there."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}, at byte {archive.offset}") from error
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """A tar file of pictures, compressed or not: a shard of a WebDataset, or a folder that was packed.
+
+    As in a WebDataset, files that have the same name up to its first dot belong together; the first of them that is
+    a picture counts. Other files are passed over.
+    """
+
+    name: str
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        number, key = 0, None
+        with (
+            xopen(self.name, "rb") as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictTarInfo) as archive,
+        ):
+            for member in archive:
+                folder, _, file = member.name.rpartition("/")
+                if not member.isfile() or not is_picture(file) or (folder, file.split(".")[0]) == key:
+                    continue
+                key = folder, file.split(".")[0]
+                if number >= start:
+                    yield number, f"{self.name}:{number} ({member.name})", archive.extractfile(member).read()
+                number += 1
+                archive.members.clear()  # tarfile keeps them all
+
+
+@dataclass(frozen=True)
+class FolderShard:
+    """Picture files of a folder."""
+
+    name: str
+    files: tuple[str, ...]
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        for number, file in enumerate(self.files[start:], start):
+            yield number, file, file
+
+
+@dataclass(frozen=True)
+class PreparedShard:
+    """The training pictures `first` to `last` - 1 of a prepared set."""
+
+    folder: str
+    first: int
+    last: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder}[{self.first}:{self.last}]"
+
+    def rows(self, start: int = 0) -> Iterator[Row]:
+        pictures = _encoded_pictures(self.folder)
+        for number in range(start, self.last - self.first):
+            row = pictures[self.first + number]
+            yield number, row["row_id"], _contents(row["image"])
+
+
+@lru_cache(maxsize=8)
+def _encoded_pictures(folder: str) -> Dataset:
+    return load_prepared(folder, "train").select_columns(["image", "row_id"]).cast_column("image", Image(decode=False))
+
+
+def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
+    """The rows of a shard; where it cannot be read, or not any further, the last row says so."""
+    number = start - 1
+    try:
+        for row in shard.rows(start):
+            number = row[0]
+            yield row
+        if number < 0:
+            yield 0, shard.name, PictureError("there are no pictures in it")
+    except Exception as error:  # of file systems, servers, pyarrow, tarfile and decompressors
+        what = "it" if number < 0 else f"the rest, from row {number + 1},"
+        yield number + 1, shard.name, PictureError(f"{what} cannot be read ({_in_one_line(error)})")
+
+
+def find_shards(source: str) -> list[Shard]:
+    """The shards of a source of pictures, in the order of their names.
+
+    Args:
+        source: one of
+
+            - a folder written by prepare_data.py, of which the split `train` is taken;
+            - a folder with Parquet files, tar files or pictures, at any depth;
+            - such a file, or a pattern of such files (`*`, `?`, `[...]`, `**` and `{000..127}`), here or at an address
+              that fsspec understands (`https://`, `hf://datasets/...`, `s3://`);
+            - the name of a data set on the Hub, of which the split `train` is taken.
+
+    Raises:
+        DataError: nothing is there, or nothing that could be a picture or a shard.
+    """
+    if is_prepared(source):
+        rows = len(load_prepared(source, "train"))
+        starts = range(0, rows, PICTURES_PER_SHARD)
+        return [PreparedShard(source, start, min(start + PICTURES_PER_SHARD, rows)) for start in starts]
+    if os.path.isdir(source):
+        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
+    elif "://" in source or glob.has_magic(source) or "{" in source or os.path.isfile(source):
+        files = [file for pattern in _numbered(source) for file in _matching(pattern)]
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+        files = _hub_files(source)
+    else:
+        raise DataError(f"--data {source}: there is no such file or folder")
+    shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
+    shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
+    pictures = [file for file in files if is_picture(os.path.basename(_address(file)))]
+    for start in range(0, len(pictures), PICTURES_PER_SHARD):
+        part = tuple(pictures[start : start + PICTURES_PER_SHARD])
+        shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
+    if not shards:
+        raise DataError(
+            f"--data {source}: no Parquet files, no tar files and no pictures "
+            f"({', '.join(sorted(PICTURE_ENDINGS))}) among {len(files)} files"
+        )
+    return shards
+
+
+def is_picture(file_name: str) -> bool:
+    """Whether a file is a picture, by its ending; hidden files are none."""
+    return os.path.splitext(file_name)[1].lower() in PICTURE_ENDINGS and not file_name.startswith(".")
+
+
+def _address(file: str) -> str:
+    """Without what a signed link has behind the file's name."""
+    return file.split("?")[0].lower() if "://" in file else file.lower()
+
+
+def _numbered(pattern: str) -> Sequence[str]:
+    """`{000..127}` written out."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last = match.groups()
+    numbers = (f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1))
+    return [name for number in numbers for name in _numbered(pattern.replace(match[0], number, 1))]
+
+
+def _matching(pattern: str) -> list[str]:
+    if not glob.has_magic(pattern.split("?")[0] if "://" in pattern else pattern):
+        return [pattern]
+    file_system, path = fsspec.url_to_fs(pattern)
+    try:
+        found = sorted(file_system.glob(path))
+    except Exception as error:  # of servers and file systems of all kinds
+        raise DataError(f"--data {pattern}: cannot be listed ({_in_one_line(error)})") from error
+    if not found:
+        raise DataError(f"--data {pattern}: no file fits this pattern")
+    return [file_system.unstrip_protocol(name) for name in found] if "://" in pattern else found
+
+
+def _hub_files(name: str) -> list[str]:
+    try:
+        files = load_dataset_builder(name).config.data_files
+    except Exception as error:  # of the Hub, the network and the data set
+        raise DataError(
+            f"--data {name}: there is no such folder here, and no such data set on the Hub ({_in_one_line(error)})"
+        ) from error
+    if "train" not in (files or {}):
+        raise DataError(f"--data {name}: the data set has no split `train`; name its files, hf://datasets/{name}/...")
+    return list(files["train"])
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,215 @@
+"""Pictures in an endless stream, for data that are larger than the disk: shuffled, shared out, and exactly resumable.
+
+The order is a function of the seed alone, and every place in it has a short name (`Position`) that travels with the
+pictures. A training that notes the position of the last picture it used goes on with the very next one, however far
+workers had read ahead. To get back there, at most one shard and one shuffle buffer are read again; nothing is decoded.
+
+`datasets` can name a place as well (`IterableDataset.state_dict`), but not one inside its shuffle buffer, and its
+`split_dataset_by_node` either wants a number of shards that the processes divide or has each process read everything.
+"""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import DatasetInfo
+from datasets.utils.file_utils import xopen
+from PIL import Image
+
+from ...io.errors import DataError
+from ...io.images import PictureError, decode_picture, open_picture
+from ..dataset import Unreadable
+from .shards import Shard, find_shards, read_shard
+
+_MANY_SHARDS = 8  # per reader: from here on the readers take whole shards even where they cannot share them evenly
+
+
+class Position(NamedTuple):
+    """A place in what one reader reads."""
+
+    visit: int = 0
+    """number of the shard in the reader's endless row of shards, where the shuffle buffer begins"""
+    row: int = 0
+    """number in that shard of the first picture of the buffer"""
+    offset: int = 0
+    """pictures of the buffer that are used already"""
+
+
+class _Entry(NamedTuple):
+    epoch: int
+    visit: int
+    row: int
+    shard: int
+    row_id: str
+    picture: bytes | str | PictureError
+
+
+class PictureStream(torch.utils.data.IterableDataset):
+    """The pictures of several sources, without end, pass after pass; each once in a pass.
+
+    Every DataLoader worker of every process is a *reader*. In each pass the shards come in a new order. The readers
+    take them by turns, on and on over the ends of the passes, so that none waits for another and none gets ahead.
+    Where shards are few and do not come out even, each reader reads all of them and keeps every n-th row. Pictures
+    that follow each other are shuffled in blocks of `buffer_size`; while one is used the next is read, so that memory
+    holds about one buffer of encoded pictures per reader.
+
+    Yields dicts with
+
+    - `image`: RGB, by the rules of `data.pictures`; `row_id`: where it lies;
+    - `index`: int64, the same in every pass, unique over all sources (shard times 2^32 plus row); `epoch`: the pass;
+    - `reader`: number of the reader; `position`: the `Position` behind this picture;
+    - `unreadable`: what was left out just before it (`Unreadable`).
+
+    Args:
+        sources: as `find_shards` takes them; together they are one data set.
+        buffer_size: pictures that are shuffled together.
+        seed: of the order.
+        rank, world_size: of the process, in a training by several.
+
+    Raises:
+        DataError: a source is not there or is named twice; while reading, a pass in which no picture can be read.
+    """
+
+    column_names = ("image", "index", "row_id")
+
+    def __init__(
+        self, sources: Sequence[str], buffer_size: int = 4096, seed: int = 0, rank: int = 0, world_size: int = 1
+    ):
+        self.shards: list[Shard] = [shard for source in sources for shard in find_shards(source)]
+        names = [shard.name for shard in self.shards]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice is not None:
+            raise DataError(f"--data names {twice} twice: name each source once")
+        if buffer_size < 1:
+            raise DataError(f"--shuffle_buffer {buffer_size}: must be at least 1")
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.info = DatasetInfo(description="pictures of " + ", ".join(sources))
+        self.start_at({})
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the shards and with whatever the order depends on."""
+        names = "\n".join(shard.name for shard in self.shards)
+        return hashlib.sha256(f"{self.seed}\n{self.buffer_size}\n{names}".encode()).hexdigest()
+
+    def start_at(self, positions: dict[int, Position], first_worker: int = 0, epoch: int = 0) -> None:
+        """Where the next iteration begins.
+
+        Args:
+            positions: by reader.
+            first_worker: the worker of this process whose turn it is to give a batch.
+            epoch: the pass with which readers begin that have no position.
+        """
+        self.positions = positions
+        self.first_worker = first_worker
+        self.first_epoch = epoch
+
+    def shares_shards(self, readers: int) -> bool:
+        """Whether each of so many readers takes whole shards (else a part of every shard)."""
+        return len(self.shards) % readers == 0 or len(self.shards) >= _MANY_SHARDS * readers
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = torch.utils.data.get_worker_info()
+        worker_id, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        # A DataLoader asks its workers by turns, from the first; after an interruption that is another's turn.
+        reader = self.rank * workers + (worker_id + self.first_worker) % workers
+        readers = self.world_size * workers
+        yield from self._pictures(reader, readers)
+
+    def _pictures(self, reader: int, readers: int) -> Iterator[dict[str, Any]]:
+        left_out, first_epoch = [], 0  # since the last picture
+        for entry, position in self._shuffled(reader, readers):
+            try:
+                image = _open(entry)
+            except PictureError as error:
+                reason = str(error).removeprefix(f"{entry.row_id}: ")
+                first_epoch = first_epoch if left_out else entry.epoch
+                left_out.append(Unreadable(entry.row_id, self.shards[entry.shard].name, reason))
+                if entry.epoch > first_epoch + 1:
+                    raise DataError(
+                        f"no picture can be read in a whole pass; the last: {entry.row_id}: {reason}"
+                    ) from error
+                continue
+            yield {
+                "image": image,
+                "index": (entry.shard << 32) + entry.row,
+                "row_id": entry.row_id,
+                "epoch": entry.epoch,
+                "reader": reader,
+                "position": position,
+                "unreadable": left_out,
+            }
+            left_out = []
+
+    def _shuffled(self, reader: int, readers: int) -> Iterator[tuple[_Entry, Position]]:
+        start = self.positions.get(reader) or Position(self._first_visit(reader, readers))
+        blocks = self._blocks(self._entries(reader, readers, start))
+        block = next(filter(None, blocks))
+        used = start.offset
+        while True:
+            visit, row = block[0].visit, block[0].row
+            order = np.random.default_rng((self.seed, reader, visit, row)).permutation(len(block))
+            following = None
+            for offset, i in enumerate(order, 1):
+                following = following or next(blocks)  # reads one picture
+                entry, block[i] = block[i], None
+                if offset > used:
+                    yield entry, Position(visit, row, offset)
+            used = 0
+            block = following or next(filter(None, blocks))
+
+    def _blocks(self, entries: Iterator[_Entry]) -> Iterator[list[_Entry] | None]:
+        """Blocks of `buffer_size` pictures, fewer at the end of a pass; `None` whenever a picture was read."""
+        block = []
+        for entry in entries:
+            if block and (len(block) == self.buffer_size or entry.epoch != block[0].epoch):
+                yield block
+                block = []
+            block.append(entry)
+            yield None
+
+    def _entries(self, reader: int, readers: int, start: Position) -> Iterator[_Entry]:
+        whole = self.shares_shards(readers)
+        first_row = start.row
+        for visit in itertools.count(start.visit):
+            epoch, shard = self._visited(reader, readers, visit)
+            for row, row_id, picture in read_shard(self.shards[shard], first_row):
+                # The visit shifts the rows, lest the first readers get all that is left over.
+                if whole or (row + visit) % readers == reader:
+                    yield _Entry(epoch, visit, row, shard, row_id, picture)
+            first_row = 0
+
+    def _visited(self, reader: int, readers: int, visit: int) -> tuple[int, int]:
+        """Pass and number of the shard that a reader visits."""
+        place = reader + visit * readers if self.shares_shards(readers) else visit
+        epoch, place = divmod(place, len(self.shards))
+        return epoch, int(np.random.default_rng((self.seed, epoch)).permutation(len(self.shards))[place])
+
+    def _first_visit(self, reader: int, readers: int) -> int:
+        """A reader's first visit in the pass to begin with."""
+        place = self.first_epoch * len(self.shards)
+        return max(0, math.ceil((place - reader) / readers)) if self.shares_shards(readers) else place
+
+
+def _open(entry: _Entry) -> Image.Image:
+    picture = entry.picture
+    if isinstance(picture, PictureError):
+        raise picture
+    if isinstance(picture, bytes):
+        return decode_picture(picture, entry.row_id)
+    if "://" not in picture:
+        return open_picture(picture)
+    try:
+        with xopen(picture, "rb") as stream:
+            return decode_picture(stream.read(), picture)
+    except PictureError:
+        raise
+    except Exception as error:  # of servers of all kinds
+        raise PictureError(f"{picture}: cannot be read ({type(error).__name__}: {error})") from error

@@ -1,0 +1,1 @@
+"""From photographs to expressions, with torch or onnxruntime."""

@@ -1,0 +1,215 @@
+"""A trained classifier as an ONNX file, which onnxruntime runs where there is no torch.
+
+`fer_pll.inference.onnx_runtime.OnnxClassifier` reads what is written here.
+"""
+
+import io
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+
+from ..data.dataset import load_prepared
+from ..data.sources.synthetic.dataset import generate_rows
+from ..faces.detection import MissingExtra
+from ..model import FerPllImageProcessor
+from .loading import load_weights
+from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
+
+TOLERANCE = 1e-4
+"""How much the logits of a float32 export may differ from torch's."""
+
+AGREEMENT = 0.98
+"""On how many of its pictures an int8 export must find the same class as torch."""
+
+OPSET = 20
+"""The first with Gelu as one operation; onnxruntime reads it since 1.17."""
+
+DTYPES = ("float32", "int8")
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
+def export_onnx(
+    checkpoint: str, out: str | Path | None = None, dtype: str = "float32", data: str | None = None
+) -> tuple[Path, str]:
+    """Writes a classifier for onnxruntime: a folder with model.onnx, config.json and preprocessor_config.json.
+
+    model.onnx takes `pixel_values`, float32 (B, C, H, W) with any B, and gives `logits`, float32 (B, K). The folder
+    is there only once its answers, from the picture on, are those of torch.
+
+    int8: weights are rounded to 8 bits, a scale for each output channel; what they are multiplied with is rounded at
+    run time, by the range that it has in the batch. On FER+ that changed fewer answers than ranges that are fixed
+    beforehand with calibration pictures, and was quicker; but the logits of a picture depend, by such roundings, on
+    what else is in its batch.
+
+    Args:
+        checkpoint: folder or Hub name of a classifier with a `FerPllImageProcessor`.
+        out: new or empty folder; by default the checkpoint's name with `-onnx`, or `-onnx-int8`, after it.
+        dtype: one of `DTYPES`.
+        data: folder of a prepared data set whose pictures (500 of `validation`) are compared as well; without one,
+            drawn faces only.
+
+    Returns:
+        the folder, and a line that says how close the two are.
+
+    Raises:
+        MissingExtra: a package of the extra `onnx` is not installed.
+        ValueError: `out` is taken, the checkpoint is no such classifier, or the answers differ too much.
+    """
+    suffix = "-onnx" if dtype == "float32" else f"-onnx-{dtype}"
+    target = Path(out if out is not None else checkpoint.rstrip("/") + suffix).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
+    model, image_processor = _load(checkpoint)
+    pictures = _drawn_pictures(16 if dtype == "float32" else 200)
+    if data is not None:
+        validation = load_prepared(data, "validation")
+        step = max(1, len(validation) // 500)
+        pictures += validation[: 500 * step : step]["image"]
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    try:
+        folder = workspace / "new"
+        folder.mkdir()
+        write_model(model, folder / MODEL_FILE, dtype)
+        for name, settings in (
+            ("config", model.config.to_diff_dict()),
+            ("preprocessor_config", image_processor.to_dict()),
+        ):
+            settings.pop("auto_map", None)  # the code that it names is not in this folder
+            (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
+        closeness = _compare(model, image_processor, OnnxClassifier(folder), pictures, dtype)
+        if target.exists():
+            target.rmdir()
+        folder.rename(target)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+    return target, closeness
+
+
+def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+    # Eager attention becomes plain products, which every version of onnxruntime is quick at.
+    model, loading = load_weights(
+        AutoModelForImageClassification,
+        checkpoint,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[0]
+        raise ValueError(f"{checkpoint} is not a trained classifier: it has no weights {missing}; fine-tune it first")
+    image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    if not isinstance(image_processor, FerPllImageProcessor):
+        raise ValueError(
+            f"{checkpoint}: its pictures are prepared by {type(image_processor).__name__}, which cannot be exported; "
+            "train it with FerPllImageProcessor as processing_class"
+        )
+    return model.eval(), image_processor
+
+
+def _drawn_pictures(count: int) -> list[Image.Image]:
+    """Drawn faces: grey ones, and coloured ones of other sizes, so that resizing and conversion count."""
+    rows = generate_rows("test", range(count), image_size=64)
+    faces = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    for number in range(1, count, 2):
+        coloured = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
+        faces[number] = coloured.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))
+    return faces
+
+
+def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> None:
+    """Writes an image classifier as an ONNX file, as `export_onnx` says; compares nothing.
+
+    Raises:
+        MissingExtra: a package of the extra `onnx` is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
+    config = model.config
+    example = torch.zeros(2, config.num_channels, config.image_size, config.image_size)
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)  # it warns that torchvision is not there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
+            program = torch.onnx.export(
+                _Logits(model).eval(),
+                (example,),
+                dynamo=True,
+                verbose=False,
+                opset_version=OPSET,
+                input_names=["pixel_values"],
+                output_names=["logits"],
+                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            )
+    finally:
+        exporter.setLevel(level)
+    program.save(path, external_data=False)
+    if dtype == "int8":
+        inferred = path.with_suffix(".inferred.onnx")
+        quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
+        quantize_dynamic(
+            inferred,
+            path,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
+            extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
+        )
+        inferred.unlink()
+
+
+@torch.inference_mode()
+def _compare(
+    model: PreTrainedModel,
+    image_processor: FerPllImageProcessor,
+    exported: OnnxClassifier,
+    pictures: list[Image.Image],
+    dtype: str,
+) -> str:
+    """How close the export is to torch, in words.
+
+    Raises:
+        ValueError: not close enough.
+    """
+    differences, same = [], []
+    for batch in batches(pictures, 32):
+        expected = model(image_processor(batch, return_tensors="pt")["pixel_values"]).logits.numpy()
+        answers = exported.logits(exported.preprocess(batch))
+        differences.append(np.abs(answers - expected).max())
+        same += (answers.argmax(axis=1) == expected.argmax(axis=1)).tolist()
+    difference, agreement = max(differences), np.mean(same)
+    closeness = f"same class as torch for {agreement:.1%} of {len(pictures)} pictures, "
+    closeness += f"logits differ by at most {difference:.1g}"
+    # Written so that NaN fails.
+    if not (difference <= TOLERANCE if dtype == "float32" else agreement >= AGREEMENT):
+        bound = f"at most {TOLERANCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the pictures"
+        raise ValueError(
+            f"The exported model is not written, because it differs from torch: {closeness} ({bound} needed)"
+        )
+    return closeness

@@ -1,0 +1,94 @@
+"""The task `facial-expression-recognition` of `transformers.pipeline`: a photograph to its faces' expressions."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+from transformers.pipelines.base import ChunkPipeline
+
+from ..faces.alignment import FaceCrop, align_face
+from ..faces.detection import Detector, find_faces, load_detector
+from ..io.images import open_picture
+from .answers import describe_face
+
+TASK = "facial-expression-recognition"
+
+
+class FacialExpressionPipeline(ChunkPipeline):
+    """Finds the faces of a photograph, crops them as the model's training pictures were, and names their expressions.
+
+        recognise = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
+        recognise("group.jpg")
+
+    Takes whatever `open_picture` opens, a list of that, or a generator. For each picture it gives a list of its faces
+    in the detector's order, empty where there is none; each is a dictionary with
+
+    - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright picture,
+    - `score`: the detector's,
+    - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the picture,
+    - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
+
+    Args (to `pipeline(...)` or to each call):
+        detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
+        crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
+        timeout: seconds to wait for a server.
+        batch_size: how many faces go through the model together, of however many pictures.
+
+    Raises:
+        ValueError: no crop is known for this model, a picture cannot be read, or the extra `faces` is not installed.
+    """
+
+    _load_processor = False
+    _load_image_processor = True
+    _load_feature_extractor = False
+    _load_tokenizer = False
+
+    _default_detector: Detector | None = None
+
+    def _sanitize_parameters(
+        self,
+        detector: str | Detector | None = None,
+        crop: FaceCrop | str | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        given = {
+            "detector": load_detector(detector) if isinstance(detector, str) else detector,
+            "crop": FaceCrop.from_pretrained(crop) if isinstance(crop, str) else crop,
+            "timeout": timeout,
+        }
+        return {name: value for name, value in given.items() if value is not None}, {}, {}
+
+    def preprocess(
+        self, picture: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
+    ) -> Iterator[dict[str, Any]]:
+        """One item for each face; a picture without one gets one blank item, so that it has an answer as well."""
+        crop = crop or FaceCrop.of(self.image_processor, self.model.name_or_path or "The model's image processor")
+        detector = detector or self._default_detector
+        if detector is None:
+            detector = self._default_detector = load_detector("retinaface")
+        picture = open_picture(picture, timeout)
+        faces = find_faces(picture, detector)
+        crops = [align_face(picture, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
+        pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
+        for number, face in enumerate(faces or [None]):
+            last = number + 1 >= len(faces)
+            yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
+        return {**model_inputs, "logits": outputs.logits}
+
+    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        names = self.model.config.id2label
+        classes = [names[k] for k in range(len(names))]
+        return [
+            describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes)
+            for answer in answers
+            if answer["face"] is not None
+        ]
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Saves model and image processor. This task needs the package, so its code does not go along."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.image_processor.save_pretrained(save_directory, **kwargs)

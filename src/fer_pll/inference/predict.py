@@ -1,0 +1,266 @@
+"""`fer-pll predict`: faces and expressions of many pictures and videos, in constant memory."""
+
+import os
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from ..faces.alignment import FaceCrop
+from ..faces.detection import load_detector
+from ..io.shipped import DEFAULT_CHECKPOINT
+from ..io.tables import TableWriter
+from .media import Shown, list_files, show
+from .onnx_runtime import OnnxClassifier
+
+NO_FACE = "no face found"
+_COLUMNS = {
+    "file": str,
+    "frame": int,
+    "face": int,
+    "x": float,
+    "y": float,
+    "width": float,
+    "height": float,
+    "score": float,
+    "expression": str,
+}
+
+
+def predict(
+    sources: Sequence[str],
+    model: str | None = None,
+    out: str | None = None,
+    save_pictures: str | None = None,
+    cropped: bool = False,
+    crop: str | None = None,
+    detector: str = "retinaface",
+    every: int = 1,
+    batch_size: int = 16,
+    device: str | None = None,
+    overwrite: bool = False,
+    backend: str = "torch",
+) -> bool:
+    """Recognises every face in files, folders, patterns and videos.
+
+    Args:
+        sources: see `fer_pll.inference.media.list_files`.
+        model: folder or Hub name of a classifier, by default the one in the package; for `onnx`, folder that
+            `fer-pll export` wrote.
+        out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
+            (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright picture, the
+            detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: a picture without a face and a
+            file that cannot be read get a row that says so.
+        save_pictures: new or empty folder for the pictures with their faces marked.
+        cropped: the pictures are face crops already: no face is looked for, each picture is one.
+        crop: checkpoint to take the crop from, where `model` has none.
+        detector: see `fer_pll.faces.detection.load_detector`.
+        every: of a video, look at the frames 0, `every`, 2 `every` ...
+        batch_size: faces that go through the model together.
+        device: `cpu`, `cuda` ...; the GPU by default, where there is one. For torch only.
+        overwrite: replace what `out` and `save_pictures` hold.
+        backend: `torch`, or `onnx`, which imports neither torch nor transformers.
+
+    Returns:
+        whether it came to the end: False where Ctrl-C ended it.
+
+    Raises:
+        ValueError, OSError: something that the user can put right.
+    """
+    if every < 1 or batch_size < 1:
+        raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
+    files = list_files(sources)
+    if model is None:
+        if backend == "onnx":
+            raise ValueError("--backend onnx: name the folder that `fer-pll export` wrote with --model")
+        model = DEFAULT_CHECKPOINT
+    if backend == "onnx":
+        if device is not None:
+            raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
+        recogniser = _with_onnx(model, cropped, crop, detector, batch_size)
+    else:
+        recogniser = _with_torch(model, cropped, crop, detector, batch_size, device)
+    columns = {**_COLUMNS, **{f"p_{name}": float for name in recogniser.classes}, "problem": str}
+    folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
+    contract = recogniser.face_crop
+    mode = "L" if cropped and contract and contract["colour"] == "grey" else "RGB"
+    table = TableWriter(out, columns, overwrite) if out is not None else None
+    answers = _answers(recogniser.answer, files, every, mode)
+
+    counts, expressions, whole = Counter(), Counter(), False
+    try:
+        try:
+            for shown, faces in answers if table is None else _counted(answers):
+                faces = [{"box": None, "score": None, "expressions": faces}] if cropped and faces else faces
+                counts["unreadable" if shown.problem else "pictures"] += 1
+                counts["without a face"] += not (shown.problem or faces)
+                counts["faces"] += len(faces)
+                expressions.update(face["expressions"][0]["label"] for face in faces)
+                for row in _rows(shown, faces, columns):
+                    if table is not None:
+                        table.write(row)
+                    else:
+                        print(_line(row))
+                if folder is not None and faces:
+                    folder.save(shown, faces)
+            whole = True
+        except KeyboardInterrupt:
+            print("\nInterrupted: what follows covers the pictures until here.")
+    finally:
+        place = table.close(whole) if table is not None else None
+
+    print(f"{counts['pictures']} pictures in {len(files)} files: {counts['faces']} faces", end="")
+    print("".join(f", {counts[what]} {what}" for what in ("without a face", "unreadable") if counts[what]))
+    print(", ".join(f"{name} {count}" for name, count in expressions.most_common()))
+    if place is not None:
+        print(f"written to {place}")
+    return whole
+
+
+class _Recogniser(NamedTuple):
+    """A loaded model. `answer` takes pictures and gives, in their order, what the pipeline of the task answers."""
+
+    classes: list[str]
+    face_crop: dict[str, Any] | None
+    answer: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]]
+
+
+def _with_torch(
+    model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
+) -> _Recogniser:
+    # Not above, because transformers loads torch.
+    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+
+    from .loading import load_weights
+    from .pipeline import TASK
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    options = {
+        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+        "image_processor": model,
+        "device": device,
+        "batch_size": batch_size,
+        "trust_remote_code": False,
+    }
+    if cropped:
+        recognise = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
+    else:
+        recognise = pipeline(TASK, detector=detector, crop=crop, **options)
+        if crop is None:
+            FaceCrop.of(recognise.image_processor, model)  # raises where there is none, before any picture is opened
+    classes = [config.id2label[k] for k in range(config.num_labels)]
+    return _Recogniser(classes, getattr(recognise.image_processor, "face_crop", None), recognise)
+
+
+def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recogniser:
+    classifier = OnnxClassifier(model)
+    contract = classifier.face_crop
+    if cropped:
+        return _Recogniser(classifier.classes, contract, lambda pictures: classifier.classify(pictures, batch_size))
+    face_crop = FaceCrop.from_contract(contract, model) if crop is None else FaceCrop.from_pretrained(crop)
+    options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
+    return _Recogniser(classifier.classes, contract, lambda pictures: classifier.recognise(pictures, **options))
+
+
+def _counted(answers: Iterable[Any]) -> Iterator[Any]:
+    """Says on a terminal how far it is."""
+    terminal = sys.stderr.isatty()
+    for number, answer in enumerate(answers, 1):
+        yield answer
+        if terminal:
+            print(f"\r{number} pictures", end="", file=sys.stderr, flush=True)
+    if terminal:
+        print(file=sys.stderr)
+
+
+def _answers(
+    recognise: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
+    files: list[Path],
+    every: int,
+    mode: str = "RGB",
+) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
+    """Everything that is shown, in its order, with the pipeline's answer, empty where there is no picture.
+
+    `mode` is what the pipeline gets; for crops "L" where the model was trained on grey ones, whatever it takes. The
+    pipeline takes pictures ahead until it has a batch of faces: `waiting` is what it has taken and not answered.
+    """
+    waiting: deque[Shown] = deque()
+
+    def pictures() -> Iterator[Image.Image]:
+        for file in files:
+            for shown in show(file, every):
+                waiting.append(shown)
+                if shown.picture is not None:
+                    yield shown.picture.convert(mode)
+
+    for answer in recognise(pictures()):
+        while waiting[0].problem:
+            yield waiting.popleft(), []
+        yield waiting.popleft(), answer
+    while waiting:
+        yield waiting.popleft(), []
+
+
+def _rows(shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type]) -> Iterator[dict[str, Any]]:
+    empty = dict.fromkeys(columns)
+    # Names of files need not be Unicode, tables must be.
+    empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}
+    if not faces:
+        yield {**empty, "problem": shown.problem or NO_FACE}
+    for number, face in enumerate(faces):
+        row = {**empty, "face": number, "score": face["score"], "expression": face["expressions"][0]["label"]}
+        if (box := face["box"]) is not None:
+            row |= {"x": box["xmin"], "y": box["ymin"]}
+            row |= {"width": box["xmax"] - box["xmin"], "height": box["ymax"] - box["ymin"]}
+        yield row | {f"p_{expression['label']}": expression["score"] for expression in face["expressions"]}
+
+
+def _line(row: dict[str, Any]) -> str:
+    place = row["file"] if row["frame"] is None else f"{row['file']} frame {row['frame']}"
+    if row["problem"]:
+        return f"{place}: {row['problem']}"
+    return f"{place}: face {row['face']}: {row['expression']} {row['p_' + row['expression']]:.0%}"
+
+
+class _PictureFolder:
+    """Where pictures with marked faces go, under their own names; a number is added to a name that came before."""
+
+    def __init__(self, path: str, overwrite: bool):
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"{path} is a file: name a folder for the pictures")
+        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
+            raise ValueError(f"{path} is not empty: choose another folder, or --overwrite to write into it")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._names: Counter[str] = Counter()
+
+    def save(self, shown: Shown, faces: list[dict[str, Any]]) -> None:
+        name = shown.file.stem if shown.frame is None else f"{shown.file.stem}-{shown.frame:06}"
+        self._names[name] += 1
+        if self._names[name] > 1:
+            name = f"{name}-{self._names[name]}"
+        partial = self.path / f".{name}.partial"
+        _marked(shown.picture, faces).save(partial, "JPEG", quality=92)
+        partial.replace(self.path / f"{name}.jpg")
+
+
+def _marked(picture: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
+    picture = picture.copy()
+    draw = ImageDraw.Draw(picture)
+    line = max(1, round(max(picture.size) / 400))
+    for face in faces:
+        best = face["expressions"][0]
+        left, top = 0, 0
+        if (box := face["box"]) is not None:
+            left, top = box["xmin"], box["ymin"]
+            draw.rectangle((left, top, box["xmax"], box["ymax"]), outline="yellow", width=line)
+            for x, y in face["landmarks"]:
+                draw.ellipse((x - line, y - line, x + line, y + line), fill="cyan")
+        text, size = f"{best['label']} {best['score']:.0%}", max(10, 6 * line)
+        area = draw.textbbox((left, max(0, top - 1.3 * size)), text, font_size=size)
+        draw.rectangle(area, fill="black")
+        draw.text((left, max(0, top - 1.3 * size)), text, fill="yellow", font_size=size)
+    return picture

@@ -1,0 +1,1 @@
+"""Files and errors: what everything else reads and writes with. Imports neither torch nor transformers."""

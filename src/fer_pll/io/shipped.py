@@ -1,0 +1,20 @@
+"""Where the files lie that come with the package: inside it in a wheel, at the top of a checkout."""
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parents[1]
+
+DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
+"""Folder of a classifier of the eight expressions of FER+; its README.md is its card."""
+
+
+def shipped(name: str) -> Path:
+    """Path of `hub_configs` or `model_card.md`."""
+    inside = _PACKAGE / name
+    return inside if inside.exists() else _PACKAGE.parents[1] / name
+
+
+def shipped_config(name: str) -> Path | None:
+    """Folder of that name in `hub_configs`; `None` where there is none."""
+    folder = shipped("hub_configs") / name
+    return folder if (folder / "config.json").is_file() else None

@@ -1,0 +1,228 @@
+"""Tables row by row, CSV, JSON lines or Parquet: read with errors that name the place, written whole or not at all."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+SEPARATORS = (",", ";", "\t")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+def read_csv(file: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, cells) for each line that is not blank, lines counted from 1.
+
+    Raises:
+        DataError: the file is missing, is no UTF-8 text, or no CSV.
+    """
+    if not file.is_file():
+        raise DataError(f"{file} is missing: get it again")
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=separator)
+        try:
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{file}:{reader.line_num + 1} is not comma-separated UTF-8 text ({error}): get the file again, or "
+                "save it as UTF-8"
+            ) from error
+
+
+def read_columns(
+    file: Path, columns: Sequence[str] | None = None, separator: str = ","
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line, cells of the named columns) for each row of a CSV file whose first line names its columns.
+
+    With `columns=None` all cells, and the names of the columns as the first row.
+
+    Raises:
+        DataError: as `read_csv`; a column is missing, or a row has another number of cells than the first line.
+    """
+    lines = read_csv(file, separator)
+    first, header = next(lines, (0, []))
+    header = [name.strip() for name in header]
+    missing = [name for name in columns or () if name not in header]
+    if missing:
+        raise DataError(
+            f"{file} has no column {', '.join(missing)} (its first line names {', '.join(header)[:200] or 'none'}): "
+            "check that this is the right file and that commas separate its columns"
+        )
+    if columns is None:
+        yield first, header
+    places = range(len(header)) if columns is None else [header.index(name) for name in columns]
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise DataError(
+                f"{file}:{line} has {len(cells)} columns where {len(header)} should be: the file is cut off or "
+                "damaged; get it again, or correct the row"
+            )
+        yield line, [cells[place] for place in places]
+
+
+def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (place, row) of a table of any of `ENDINGS`; a place is `"votes.csv:17"`, in Parquet counted in rows.
+
+    Commas, semicolons or tabs may separate the cells of a CSV file: what its first line has most of. Its cells are
+    strings.
+
+    Raises:
+        DataError: the file is missing, of another kind, empty or malformed; or a column's name stands twice.
+    """
+    file = Path(file)
+    if file.suffix.lower() not in ENDINGS:
+        raise DataError(f"{file}: a table's name ends in {', '.join(ENDINGS)}; save it as one of these")
+    if not file.is_file():
+        raise DataError(f"{file} is missing: check the path")
+    read = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(file.suffix.lower(), _read_separated)
+    empty = True
+    for number, row in read(file):
+        empty = False
+        yield f"{file.name}:{number}", row
+    if empty:
+        raise DataError(f"{file} has no rows")
+
+
+def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+        first_line = stream.readline()
+    rows = read_columns(file, separator=max(SEPARATORS, key=first_line.count))
+    _, header = next(rows)
+    twice = {name for name in header if header.count(name) > 1}
+    if twice:
+        raise DataError(f"{file}: its first line names the column {sorted(twice)[0]!r} twice; rename one of them")
+    for line, cells in rows:
+        yield line, dict(zip(header, cells, strict=True))
+
+
+def _read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(file, "rb") as stream:
+        for line, text in enumerate(stream, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text.decode("utf-8-sig"))
+            except ValueError as error:
+                raise DataError(f"{file}:{line} is no JSON ({error}): correct the row") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{file}:{line} is {type(row).__name__} where an object {{...}} should be: correct it")
+            yield line, row
+
+
+def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa  # not above: what predicts without torch does without pyarrow
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{file} is no Parquet file, or damaged ({error}): write it again") from error
+
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+_ROWS_PER_GROUP = 4096
+
+
+class TableWriter:
+    """Writes rows to `path` as CSV, JSONL or Parquet, by its ending.
+
+    Rows go to `NAME.partial.ENDING` beside it; `close(whole=True)` renames that to `path`. So what was cut off, by
+    Ctrl-C or by a full disk, keeps the name that says so. With `close(whole=False)` it is a well-formed table of the
+    rows so far.
+
+    Args:
+        path: of the table.
+        columns: their names with their Python types (`str`, `int`, `float`); any value may be None, which is an empty
+            field in CSV.
+        overwrite: replace a table that is there.
+
+    Raises:
+        ValueError: another ending, or a table of that name is there.
+        OSError: the folder is not there, or cannot be written to.
+    """
+
+    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False):
+        self.path = Path(path)
+        ending = self.path.suffix.lower()
+        if ending not in FORMATS:
+            raise ValueError(f"{path}: the ending says the format of the table: use {', '.join(FORMATS)}")
+        if self.path.exists() and not overwrite:
+            raise ValueError(f"{path} is there already: choose another name, or --overwrite to replace it")
+        if not self.path.parent.is_dir():
+            raise ValueError(f"{path}: there is no folder {self.path.parent}: make it first")
+        self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
+        self._columns = columns
+        self._write, self._finish = {".csv": self._csv, ".jsonl": self._jsonl, ".parquet": self._parquet}[ending]()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Adds a row; it has every column."""
+        with self._named():
+            self._write([row[name] for name in self._columns])
+
+    def close(self, whole: bool) -> Path:
+        """Ends the file and gives it its name; returns where it is."""
+        with self._named():
+            self._finish()
+        if not whole:
+            return self.partial
+        self.partial.replace(self.path)
+        return self.path
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Adds the name of the file to an error that has none, such as that of a full disk."""
+        try:
+            yield
+        except OSError as error:
+            reason = f"{error.strerror or error}; what is there is no whole table"
+            raise OSError(error.errno, reason, str(self.partial)) from error
+
+    def _csv(self):
+        file = self.partial.open("w", newline="", encoding="utf-8")
+        writer = csv.writer(file)
+        writer.writerow(self._columns)
+        return writer.writerow, file.close
+
+    def _jsonl(self):
+        file = self.partial.open("w", encoding="utf-8")
+
+        def write(values: list) -> None:
+            row = dict(zip(self._columns, values, strict=True))
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+
+        return write, file.close
+
+    def _parquet(self):
+        import pyarrow
+        import pyarrow.parquet
+
+        types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+        schema = pyarrow.schema([(name, types[kind]) for name, kind in self._columns.items()])
+        writer = pyarrow.parquet.ParquetWriter(self.partial, schema)
+        rows = []
+
+        def flush() -> None:
+            columns = zip(*rows, strict=True) if rows else [[] for _ in schema]
+            writer.write_table(pyarrow.table([list(column) for column in columns], schema=schema))
+            rows.clear()
+
+        def write(values: list) -> None:
+            rows.append(values)
+            if len(rows) >= _ROWS_PER_GROUP:
+                flush()
+
+        def finish() -> None:
+            flush()
+            writer.close()
+
+        return write, finish

@@ -1,0 +1,74 @@
+"""What the candidate sets of a training look like, before it begins."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+
+from .confidence_table import ConfidenceTable
+from .revision import maximum_margin
+
+
+@dataclass(frozen=True, eq=False)
+class CandidateSummary:
+    """Sizes of the candidate sets, and what they hold; K classes.
+
+    Args:
+        class_names: K names.
+        rows: (K + 1,) rows by the size of their set; the first is 0.
+        margins: (K + 1,) by the size, the largest margin of Eq. 5 that a row could reach with the rule `paper`; a
+            threshold from there on never fires. NaN where there is no such row.
+        alone: (K,) rows that have the class as their only candidate.
+        among: (K,) rows that have it among several.
+        share: (K,) of the classes among the labels, as the first confidences have it.
+        ties: rows with more than `max_candidates`, because their last ones tie; `None` where no votes made the sets.
+    """
+
+    class_names: tuple[str, ...]
+    rows: np.ndarray
+    margins: np.ndarray
+    alone: np.ndarray
+    among: np.ndarray
+    share: np.ndarray
+    ties: int | None
+
+    @classmethod
+    def of(cls, table: ConfidenceTable, max_candidates: int | None = None) -> Self:
+        """Of a table as training begins; `max_candidates` where the sets were made from votes."""
+        num_classes = len(table.class_names)
+        rows = torch.zeros(num_classes + 1, dtype=torch.int64)
+        margins = torch.full((num_classes + 1,), -torch.inf)
+        alone, among = torch.zeros(2, num_classes, dtype=torch.int64).unbind()
+        share = torch.zeros(num_classes, dtype=torch.float64)
+        for part in table.chunks():
+            candidates, confidence = table.candidates[part].cpu(), table.confidence[part].cpu()
+            sizes = candidates.sum(dim=1)
+            rows += sizes.bincount(minlength=num_classes + 1)
+            margins.scatter_reduce_(0, sizes, maximum_margin(confidence), "amax")
+            alone += candidates[sizes == 1].sum(dim=0)
+            among += candidates[sizes > 1].sum(dim=0)
+            share += confidence.double().sum(dim=0)
+        margins[rows == 0] = torch.nan
+        ties = None if max_candidates is None else int(rows[max_candidates + 1 :].sum())
+        arrays = (tensor.numpy() for tensor in (rows, margins, alone, among, share / len(table)))
+        return cls(table.class_names, *arrays, ties)
+
+    def __str__(self) -> str:
+        """A table for the console."""
+        total = self.rows.sum()
+        sizes = np.arange(len(self.rows))
+        lines = [
+            f"{total:,} candidate sets of {(sizes * self.rows).sum() / total:.2f} labels on average; "
+            f"{self.rows[1] / total:.1%} have one label only"
+            + (f", {self.ties:,} are larger because of ties" if self.ties else ""),
+            f"{'labels':>10} {'rows':>10}  {'share':>6}  paper's margin stays below",
+        ]
+        for size in np.flatnonzero(self.rows):
+            margin = "" if size == 1 else f"{self.margins[size]:.3f}"
+            lines.append(f"{size:>10} {self.rows[size]:>10,}  {self.rows[size] / total:6.1%}  {margin}".rstrip())
+        width = max(10, *map(len, self.class_names))
+        lines.append(f"{'class':>{width}} {'alone':>10} {'among several':>14}  share of the confidences")
+        for name, alone, among, share in zip(self.class_names, self.alone, self.among, self.share, strict=True):
+            lines.append(f"{name:>{width}} {alone:>10,} {among:>14,}  {share:.1%}")
+        return "\n".join(lines)

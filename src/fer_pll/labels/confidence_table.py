@@ -1,0 +1,395 @@
+"""Per-sample confidences over the candidate labels, and the rules that revise them during training."""
+
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .candidates import check_candidates, check_votes
+from .revision import REVISION_RULES, maximum_margin, response_margin, uniform_confidence
+
+FORMAT_VERSION = "1"
+_CHUNK_ROWS = 65_536  # what goes over all rows takes as many at a time, so as to need no second table
+
+
+class Revision(NamedTuple):
+    """What one call of `ConfidenceTable.revise` did to the B rows of its batch.
+
+    An index that stands twice in the batch counts where it stands first; its repetitions are neither `revised` nor
+    `ambiguous`. Take statistics over the ambiguous rows: a row that is decided has nothing left to revise.
+    """
+
+    revised: Tensor  # (B,) bool: the row's confidence changed
+    margin: Tensor  # (B,) float32: v_(1) - v_(2) of Eq. 5
+    ambiguous: Tensor  # (B,) bool: the row had more than one label left to choose from
+
+
+def warn_if_threshold_cannot_fire(table: "ConfidenceTable", threshold: float, reversible: bool = False) -> None:
+    """Warn, with the numbers, about ambiguous rows whose margin can never exceed the threshold of Eq. 5.
+
+    Args:
+        table: as training begins.
+        threshold: revision_threshold of the rule `paper`.
+        reversible: whether rows are revised from their initial candidates.
+    """
+    num_classes = len(table.class_names)
+    rows, dead = torch.zeros(2, num_classes + 1, dtype=torch.int64).unbind()
+    highest = torch.zeros(num_classes + 1)
+    for part in table.chunks():
+        confidence = uniform_confidence(table.candidates[part]) if reversible else table.confidence[part]
+        set_size, bound = confidence.count_nonzero(dim=1).cpu(), maximum_margin(confidence).cpu()
+        cannot = bound <= threshold
+        rows += set_size.bincount(minlength=num_classes + 1)
+        dead += set_size[cannot].bincount(minlength=num_classes + 1)
+        highest.scatter_reduce_(0, set_size[cannot], bound[cannot], "amax")
+    rows[:2] = dead[:2] = 0  # with one label there is nothing to revise
+    if not dead.any():
+        return
+    lines = [
+        f"{int(dead[size]):,} of {int(rows[size]):,} rows with {size} candidates"
+        f" (margins stay below {highest[size]:.3f})"
+        for size in dead.nonzero()[:, 0].tolist()
+    ]
+    warnings.warn(
+        f"revision_threshold {threshold:g} can never fire for {int(dead.sum()):,} of {int(rows.sum()):,} ambiguous"
+        " rows: " + "; ".join(lines) + ". Choose a lower threshold if these rows are to be revised.",
+        stacklevel=2,
+    )
+
+
+@dataclass(eq=False)
+class ConfidenceTable:
+    """The confidence vectors C_i of all N training rows, looked up and revised by row index.
+
+    Invariants: rows are >= 0, sum to 1 and are zero outside the candidate set. A look-up or a revision takes time
+    proportional to the batch, whatever N; so does `summary`, whose figures are kept up to date by `write`. The table
+    takes 5 K + 4 bytes a row; what goes over all rows does so in parts.
+    """
+
+    confidence: Tensor  # (N, K) float32
+    candidates: Tensor  # (N, K) bool
+    revised_epoch: Tensor  # (N,) int32: the epoch that revised the row last, -1 = never
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self):
+        self.true_labels: Tensor | None = None
+        self._count()
+
+    @classmethod
+    def from_candidates(
+        cls,
+        candidates: ArrayLike,
+        class_names: Sequence[str],
+        fingerprint: str,
+        confidence_init: Literal["uniform", "votes", "column"] = "uniform",
+        votes: ArrayLike | None = None,
+        confidence: ArrayLike | None = None,
+    ) -> Self:
+        """The table at the start of training.
+
+        Args:
+            candidates: (N, K) bool, see `candidates.check_candidates`.
+            class_names: K names.
+            fingerprint: of the data set, see `candidates.dataset_fingerprint`.
+            confidence_init: "uniform" is C_i = Y_i / |Y_i| (section 3.3.2); "votes" is the shares of the votes that
+                fall inside the candidate set; "column" is `confidence`, as an earlier training left it.
+            votes: (N, K), used by "votes" only. A candidate without a vote has confidence 0 then, for good.
+            confidence: (N, K), used by "column" only: rows >= 0 with sum 1, zero outside the candidates.
+        """
+        allowed = torch.tensor(check_candidates(candidates, len(class_names)))
+        weights = {"votes": votes, "column": confidence}.get(confidence_init)
+        if confidence_init == "votes":
+            if votes is None:
+                raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
+            weights = check_votes(votes)
+        elif confidence_init == "column":
+            if confidence is None:
+                raise ValueError('confidence_init="column" needs confidences; pass them or use another start')
+            weights = check_confidence(confidence, allowed)
+        elif confidence_init != "uniform":
+            raise ValueError(f'confidence_init must be "uniform", "votes" or "column", got {confidence_init!r}')
+        if weights is not None and weights.shape != allowed.shape:
+            raise ValueError(
+                f"{confidence_init} of shape {tuple(weights.shape)} do not match candidates of shape"
+                f" {tuple(allowed.shape)}"
+            )
+        start = torch.empty(allowed.shape)
+        for part in _chunks(len(allowed)):
+            inside = allowed[part].float()
+            if weights is not None:
+                inside *= torch.from_numpy(weights[part])
+            total = inside.sum(dim=1, keepdim=True)
+            if not total.all():
+                row = part.start + int((total[:, 0] == 0).nonzero()[0])
+                raise ValueError(f'row {row}: no candidate has a vote; drop the row or use confidence_init="uniform"')
+            start[part] = inside if confidence_init == "column" else inside / total  # its last bits stay as they are
+        return cls(
+            confidence=start,
+            candidates=allowed,
+            revised_epoch=torch.full((len(allowed),), -1, dtype=torch.int32),
+            class_names=tuple(class_names),
+            fingerprint=fingerprint,
+        )
+
+    def __len__(self) -> int:
+        return len(self.confidence)
+
+    def chunks(self) -> Iterator[slice]:
+        """Slices that go through all rows in parts small enough not to count."""
+        return _chunks(len(self))
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the tensors, in place; returns the table."""
+        for name in ("confidence", "candidates", "revised_epoch", "true_labels", "_totals"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def set_true_labels(self, true_labels: ArrayLike | None) -> None:
+        """Let `summary` tell the label recovery. True labels (N,), -1 = unknown; never used for anything else."""
+        if true_labels is not None:
+            true_labels = torch.as_tensor(true_labels, device=self.confidence.device).to(torch.int16)
+        self.true_labels = true_labels
+        self._count()
+
+    def lookup(self, index: Tensor) -> Tensor:
+        """Confidences (B, K) float32 of the rows `index` (B,) int64. Raises IndexError outside 0 ... N-1."""
+        if index.numel() and not (0 <= index.min() and index.max() < len(self)):
+            outside = index[(index < 0) | (index >= len(self))][0]
+            raise IndexError(
+                f"row index {int(outside)} lies outside the confidence table of {len(self)} rows;"
+                " the table and the column `index` belong to different data sets"
+            )
+        return self.confidence[index]
+
+    @torch.no_grad()
+    def revise(
+        self,
+        index: Tensor,
+        logits: Tensor,
+        threshold: float,
+        epoch: int,
+        rule: str = "paper",
+        reversible: bool = False,
+        momentum: float = 0.0,
+    ) -> Revision:
+        """Revise the rows of a batch from the model's current logits (Algorithm 1 of the paper).
+
+        Args:
+            index: (B,) int64, rows of the table. Of an index that occurs twice the first occurrence counts, so that
+                samples repeated to fill up a batch revise nothing.
+            logits: (B, K), detached here.
+            threshold: revision_threshold, 0 <= threshold < 1; unused by rules without one.
+            epoch: written to `revised_epoch` of the rows that change.
+            rule: name in `REVISION_RULES`.
+            reversible: revise from the initial candidates, C = Y / |Y|, in the place of the last C, so that no
+                decision is final.
+            momentum: revision_momentum, 0 <= momentum < 1; unused by rules without one.
+        """
+        confidence = self.lookup(index)
+        if logits.shape != confidence.shape:
+            raise ValueError(
+                f"logits of shape {tuple(logits.shape)} do not match {tuple(confidence.shape)} confidences"
+            )
+        revise, response, setting, _ = REVISION_RULES[rule]
+        settings = {"threshold": threshold, "momentum": momentum}
+        candidates = self.candidates[index]
+        before = uniform_confidence(candidates) if reversible else confidence
+        proposal = revise(before, candidates, logits, **{name: settings[name] for name in (setting,) if name})
+        if response is None:
+            margin = torch.full_like(confidence[:, 0], float("nan"))
+        else:
+            margin = response_margin(response(before, candidates, logits))
+        first = first_occurrences(index)
+        decides_for_good = REVISION_RULES[rule].has_threshold and not reversible
+        labels_left = confidence if decides_for_good else candidates
+        ambiguous = first & (labels_left.count_nonzero(dim=1) > 1)
+        # A row whose logits hold NaN stays as it is, whatever it would be revised from.
+        revised = ambiguous & (proposal != confidence).any(dim=1) & ~margin.isnan()
+        self.write(index[revised], proposal[revised], epoch)
+        return Revision(revised, margin, ambiguous)
+
+    @torch.no_grad()
+    def write(self, index: Tensor, confidence: Tensor, epoch: int) -> None:
+        """Put confidences (B, K) in the place of those of the rows `index` (B,), none of which occurs twice.
+
+        Keeping the invariants is the caller's business. `revised_epoch` of the rows becomes `epoch`.
+        """
+        self._totals -= self._totals_of(index)
+        self.confidence[index] = confidence
+        self.revised_epoch[index] = epoch
+        self._totals += self._totals_of(index)
+
+    def summary(self) -> dict[str, float]:
+        """How far disambiguation has come, in time that does not depend on N.
+
+        `revised_fraction`: of the rows with more than one candidate, the share that was ever revised.
+        `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, where true labels were set: see
+        `evaluation.metrics.label_recovery`.
+        """
+        revised, entropy, recovered = self._totals.clamp(min=0).tolist()  # a sum of zeros may round to below zero
+        figures = {"revised_fraction": revised / max(self.num_ambiguous, 1), "confidence_entropy": entropy / len(self)}
+        if self.true_labels is not None:
+            figures["label_recovery"] = recovered / max(self._num_known, 1)
+        return figures
+
+    def _totals_of(self, rows: Tensor | slice) -> Tensor:
+        """(3,) float64: of some rows, how many were revised, their summed entropy, how many labels they recover."""
+        confidence = self.confidence[rows]
+        totals = [(self.revised_epoch[rows] >= 0).sum(), torch.special.entr(confidence.double()).sum()]
+        if self.true_labels is None:
+            totals.append(torch.zeros_like(totals[0]))
+        else:
+            totals.append((confidence.argmax(dim=1) == self.true_labels[rows]).sum())
+        return torch.stack([total.double() for total in totals])
+
+    def _count(self) -> None:
+        self._totals = torch.zeros(3, dtype=torch.float64, device=self.confidence.device)
+        self.num_ambiguous = self._num_known = 0
+        for part in self.chunks():
+            self._totals += self._totals_of(part)
+            self.num_ambiguous += int((self.candidates[part].sum(dim=1) > 1).sum())
+            if self.true_labels is not None:
+                self._num_known += int((self.true_labels[part] >= 0).sum())
+
+    def entropy(self) -> Tensor:
+        """Entropy of each row in nats, (N,) float32: 0 for a one-hot row, log|Y| for a uniform one."""
+        return torch.cat([torch.special.entr(self.confidence[part]).sum(dim=1) for part in self.chunks()])
+
+    def labels(self) -> Tensor:
+        """Label of the largest confidence of each row, (N,) int64; of equal ones the first in class order."""
+        return self.confidence.argmax(dim=1)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write a safetensors file at once or not at all: a process killed meanwhile leaves the former file as it was.
+
+        Class names, fingerprint and format version are in the file's metadata.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".tmp")
+        save_file(
+            {
+                "confidence": self.confidence,
+                "candidates": self.candidates,
+                "revised_epoch": self.revised_epoch,
+            },
+            unfinished,
+            metadata={
+                "format_version": FORMAT_VERSION,
+                "class_names": json.dumps(self.class_names),
+                "fingerprint": self.fingerprint,
+            },
+        )
+        with open(unfinished, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+
+    @classmethod
+    def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:
+        """Raise as `load` does where a file cannot be used with a data set; reads no more than its head."""
+        with _open_table(path) as file:
+            _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, class_names: Sequence[str] | None = None, fingerprint: str | None = None
+    ) -> Self:
+        """Read a table written by `save`, bit for bit.
+
+        Args:
+            path: the file.
+            class_names: of the data set that the table is to be used with; where not given, whichever the file names.
+            fingerprint: of that data set, likewise; the table's candidate sets are what it can be checked with.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is damaged, is no confidence table, or belongs to other class names or other data.
+        """
+        with _open_table(path) as file:
+            metadata = file.metadata() or {}
+            _check_metadata(path, metadata, class_names, fingerprint)
+            tensors = {name: _read_tensor(file, name) for name in file.keys()}
+        class_names = tuple(json.loads(metadata["class_names"]))
+        return cls(**tensors, class_names=class_names, fingerprint=metadata["fingerprint"])
+
+
+def _open_table(path: str | os.PathLike) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error}); use an earlier checkpoint") from error
+
+
+def _check_metadata(
+    path: str | os.PathLike, metadata: dict[str, str], class_names: Sequence[str] | None, fingerprint: str | None
+) -> None:
+    if metadata.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
+    saved_names = tuple(json.loads(metadata["class_names"]))
+    if class_names is not None and saved_names != tuple(class_names):
+        raise ValueError(
+            f"class names differ: {path} holds {saved_names}, the data set {tuple(class_names)};"
+            " use the data set that the table was trained on, with its class order, or start a new table"
+        )
+    if fingerprint is not None and metadata["fingerprint"] != fingerprint:
+        raise ValueError(
+            f"data set fingerprints differ: {path} holds {metadata['fingerprint']}, the data set {fingerprint}:"
+            " rows, their order or their candidate sets are not the same;"
+            " use the data set that the table was trained on, or start a new table"
+        )
+
+
+def _read_tensor(file: safe_open, name: str) -> Tensor:
+    """A tensor of the file in memory of its own (one mapped from the file would change with it), part by part."""
+    stored = file.get_slice(name)
+    shape = stored.get_shape()
+    if not shape or not shape[0]:
+        return file.get_tensor(name).clone()
+    tensor = torch.empty(shape, dtype=stored[:1].dtype)
+    for part in _chunks(shape[0]):
+        tensor[part] = stored[part.start : part.stop]
+    return tensor
+
+
+def check_confidence(confidence: ArrayLike, candidates: Tensor) -> np.ndarray:
+    """Confidences as float32 (N, K).
+
+    Raises ValueError naming the first row that is negative, no distribution, or not zero outside its candidates.
+    """
+    confidence = np.asarray(confidence, dtype=np.float32)
+    if confidence.shape != tuple(candidates.shape):
+        return confidence  # the caller says it
+    for part in _chunks(len(confidence)):
+        rows, allowed = confidence[part], candidates[part].numpy()
+        sound = (rows >= 0).all(axis=1) & (abs(rows.sum(axis=1) - 1) < 1e-4) & ~(rows * ~allowed).any(axis=1)
+        if not sound.all():
+            row = part.start + int(np.flatnonzero(~sound)[0])
+            raise ValueError(
+                f"confidence row {row} ({', '.join(f'{entry:g}' for entry in confidence[row])}) must be >= 0, sum to 1"
+                " and be zero outside the row's candidates; use the confidences that belong to these candidate sets"
+            )
+    return confidence
+
+
+def _chunks(num_rows: int) -> Iterator[slice]:
+    return (slice(start, min(start + _CHUNK_ROWS, num_rows)) for start in range(0, num_rows, _CHUNK_ROWS))
+
+
+def first_occurrences(index: Tensor) -> Tensor:
+    """(B,) bool: False where the same value stands further left."""
+    values, order = index.sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[order[1:]] = values[1:] != values[:-1]
+    return first

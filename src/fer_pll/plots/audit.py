@@ -1,0 +1,52 @@
+"""Which labels an audit doubts, and what annotators confuse."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from .style import FAINT, INK, MUTED
+
+
+def plot_audit(
+    counts: ArrayLike, annotators: ArrayLike, class_names: Sequence[str], path: str | os.PathLike, source: str
+) -> None:
+    """Write a label audit as PNG: which labels it corrects to which, and what annotators say of which face.
+
+    Args:
+        counts: (K, K) rows, row = given label, column = corrected label; the diagonal is not drawn.
+        annotators: (K, K) shares of votes, row = class that the face is believed to show, column = what they say.
+        class_names: K names.
+        path: PNG file to write.
+        source: what the rows were judged by, for the heading.
+    """
+    counts, annotators = np.array(counts), np.asarray(annotators)
+    rows = counts.sum()
+    np.fill_diagonal(counts, 0)
+    num_classes = len(class_names)
+    side = 1.6 + 0.62 * num_classes
+    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
+    figure.suptitle(f"{rows:,} rows, judged by {source}", color=MUTED, fontsize=10)
+    panels = (
+        ("Rows that get another label", counts, counts.max(), "{:,}", "corrected label", "given label"),
+        ("Share of the votes", annotators, 1.0, "{:.0%}", "annotators say", "the face shows"),
+    )
+    for axes, (title, values, most, text, columns_are, rows_are) in zip(figure.subplots(1, 2), panels, strict=True):
+        share = values / max(most, 1e-9)
+        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for row, column in np.ndindex(values.shape):
+            if text.format(values[row, column]).strip("0%"):
+                colour = "white" if share[row, column] > 0.55 else INK
+                label = text.format(values[row, column])
+                axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
+        axes.set_xticks(range(num_classes), class_names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(num_classes), class_names)
+        axes.tick_params(length=0, labelcolor=INK)
+        axes.spines[:].set_color(FAINT)
+        axes.set_xlabel(columns_are, color=MUTED)
+        axes.set_ylabel(rows_are, color=MUTED)
+        axes.set_title(title, color=INK, fontsize=12, pad=10)
+    figure.savefig(path, dpi=110)

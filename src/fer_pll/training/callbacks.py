@@ -1,0 +1,139 @@
+"""What a pre-training has learned so far: pictures of its predictions, and a linear probe of its features."""
+
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Trainer, TrainerCallback, set_seed
+from transformers.integrations import TensorBoardCallback
+
+from ..model import FerPllForPreTraining
+from ..plots.pretraining import hog_strokes, plot_predictions
+from .linear_probe import LinearProbe
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURES = 6
+
+
+class PreTrainingMonitor(TrainerCallback):
+    """Draws predictions and probes features while a model is pre-trained.
+
+    Works on the main process alone, with random numbers of its own: a training is the same with it and without.
+
+    Args:
+        trainer: of the training; its first batch gives the pictures that are drawn.
+        picture_steps: draw after every so many steps, 0 = never, `None` = whenever a checkpoint is saved.
+        probe: run at the start, with each checkpoint and at the end, and logged as `probe_accuracy`.
+    """
+
+    def __init__(self, trainer: Trainer, picture_steps: int | None, probe: LinearProbe | None):
+        self.trainer = trainer
+        self.picture_steps = picture_steps
+        self.probe = probe
+        self.pictures: torch.Tensor | None = None  # normalised (B, C, H, W)
+        self.last_look = -1  # the step
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and state.global_step == 0:
+            self.run_probe()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if state.is_world_process_zero and self.picture_steps and state.global_step % self.picture_steps == 0:
+            self.draw()
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        trained = self.pictures is not None
+        if state.is_world_process_zero and trained and self.last_look != state.global_step:
+            self.look()
+
+    def look(self) -> None:
+        """What is done whenever a checkpoint is saved."""
+        self.last_look = self.trainer.state.global_step
+        if self.picture_steps is None:
+            self.draw()
+        self.run_probe()
+
+    @contextmanager
+    def evaluating(self) -> Iterator[torch.nn.Module]:
+        """The model in evaluation, with random numbers that are the same each time and taken from nobody."""
+        model, device = self.trainer.model, self.trainer.args.device
+        was_training = model.training
+        python, numpy = random.getstate(), np.random.get_state()
+        model.eval()
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            set_seed(0)
+            with self.trainer.accelerator.autocast():
+                yield model
+        random.setstate(python)
+        np.random.set_state(numpy)
+        model.train(was_training)
+
+    def run_probe(self) -> None:
+        if self.probe is None:
+            return
+        device = self.trainer.args.device
+        with self.evaluating() as model:
+            accuracy = self.probe.accuracy(
+                lambda pixels: model.base_model(pixels.to(device)).last_hidden_state[:, 1:].mean(dim=1),
+                self.trainer.args.eval_batch_size,
+            )
+        self.trainer.log({"probe_accuracy": accuracy})
+
+    def draw(self) -> None:
+        """Write a picture of what the model predicts into the run's folder, and to TensorBoard where that is used."""
+        with self.evaluating() as model:
+            outputs = model(pixel_values=self.pictures)
+            targets = model.targets(self.pictures)
+        grid = [side // model.config.patch_size for side in self.pictures.shape[2:]]
+        step = self.trainer.state.global_step
+        path = Path(self.trainer.args.output_dir) / "pictures" / f"step-{step:07}.png"
+        pictures = (
+            model.to_pixels(self.pictures).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
+            outputs.mask.unflatten(1, grid).cpu().numpy(),
+            as_pictures(model, targets, self.pictures),
+            as_pictures(model, outputs.logits.float(), self.pictures),
+        )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot_predictions(*pictures, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these pictures")
+        except OSError as error:  # a full disk: for a picture no training ends
+            path.unlink(missing_ok=True)
+            logger.warning("%s could not be written: %s", path, error)
+            return
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image("predictions", np.asarray(Image.open(path)), step, dataformats="HWC")
+
+
+def as_pictures(model: FerPllForPreTraining, values: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
+    """Targets, or predictions of them, as pictures: HOG as strokes, pixels as they are.
+
+    Args:
+        model: whose `targets` they are.
+        values: (B, L, values per patch).
+        pixel_values: the pictures that they belong to, (B, C, H, W).
+
+    Returns:
+        (B, height, width, channels), 0..1. HOG has one channel: the mean over those of the pictures.
+    """
+    config, patch = model.config, model.config.patch_size
+    batch, channels, height, width = pixel_values.shape
+    rows, columns = height // patch, width // patch
+    if config.pretraining_target == "hog":
+        n = patch // config.hog_cell_size
+        cells = values.view(batch, rows, columns, n, n, config.hog_orientations, channels).mean(dim=-1)
+        cells = cells.transpose(2, 3).reshape(batch, rows * n, columns * n, config.hog_orientations)
+        return hog_strokes(cells.cpu().numpy(), sobel=config.hog_gradient == "sobel")[..., None]
+    values = values.view(batch, rows, columns, patch, patch, channels).permute(0, 5, 1, 3, 2, 4)
+    if config.pretraining_target == "normalized_pixels":
+        own = pixel_values.float().view(batch, channels, rows, patch, columns, patch)
+        variance, mean = torch.var_mean(own, dim=(1, 3, 5), keepdim=True)
+        values = values * (variance + 1e-6).sqrt() + mean
+    pixels = model.to_pixels(values.reshape(pixel_values.shape))
+    return pixels.permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy()

@@ -1,0 +1,139 @@
+"""What the scripts that train a classifier are told of data and model, and what they make of it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from datasets import Dataset
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from ..data.candidate_sets import add_candidates
+from ..data.transition import read_transition
+from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
+from .arguments import FerPllTrainingArguments
+from .config import SETTINGS_NAME, config_folder, load_config
+from .initialization import initialize
+from .trainer import FerPllTrainer
+
+
+@dataclass
+class ClassificationScript:
+    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
+    data: str = field(
+        metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a checkpoint of pretrain.py, or of ViT (DINO is one) or ViTMAE; folder or "
+            "Hub name. Default: random weights."
+        },
+    )
+    max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
+    min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
+    ties: str = field(default="keep", metadata={"help": "Labels tied at the cut: keep or drop."})
+    flip_probability: float = field(
+        default=0.1,
+        metadata={"help": "Where the data have one label in the place of votes: how likely each other one joins it."},
+    )
+    set_size: int | None = field(
+        default=None,
+        metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
+    )
+    transition: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
+            "other class how likely it joins; see fer_pll.data.transition."
+        },
+    )
+    add_query_decoder: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Classify by label queries (true) or by a linear layer on the mean of the patch tokens (false); "
+            "overrides the model config."
+        },
+    )
+    settings: str | None = field(
+        default=None,
+        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/experiments."},
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+    )
+
+    def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
+        """The rows with their candidate sets, see `data.prepared.add_candidates`.
+
+        Settings that have no say for these data become `None`: nobody shall take them for what was done.
+        """
+        unused = {"max_candidates", "min_votes", "ties", "flip_probability", "set_size"}
+        if "candidates" not in dataset.column_names:
+            from_votes = "votes" in dataset.column_names
+            unused &= {"flip_probability", "set_size"} if from_votes else {"max_candidates", "min_votes", "ties"}
+            if self.transition is not None or self.set_size is not None:
+                unused.add("flip_probability")
+        transition = None
+        if self.transition is not None:
+            transition = read_transition(self.transition, dataset.features["label"].names)
+        dataset = add_candidates(
+            dataset,
+            max_candidates=self.max_candidates,
+            min_votes=self.min_votes,
+            ties=self.ties,
+            flip_probability=self.flip_probability,
+            set_size=self.set_size,
+            transition=transition,
+            seed=seed,
+        )
+        for name in unused:
+            setattr(self, name, None)
+        return dataset
+
+    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier, from `init_from` or random, and its image processor.
+
+        A config.json of another model of transformers makes that one, with random weights.
+        """
+        folder = config_folder(self.config)
+        other = AutoConfig.from_pretrained(folder)
+        if not isinstance(other, FerPllConfig):
+            if self.init_from is not None:
+                raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
+            return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
+        config, image_processor = load_config(
+            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
+        )
+        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        if initialization is not None and args.should_log:
+            print(initialization, flush=True)
+        model.set_attn_implementation(self.attn_implementation)
+        return model, image_processor
+
+    def make_trainer(
+        self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
+    ) -> FerPllTrainer:
+        """A trainer of a new model."""
+        model, image_processor = self.make_model(args)
+        return FerPllTrainer(
+            model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
+        )
+
+    @classmethod
+    def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
+        """What finetune.py was told when it made the folder `run`; `changes` go over its arguments.
+
+        Raises:
+            ValueError: where the folder has no settings, or others than finetune.py writes.
+        """
+        path = Path(run) / SETTINGS_NAME
+        if not path.is_file():
+            raise ValueError(f"{run} has no {SETTINGS_NAME}, which finetune.py writes: train it with that.")
+        try:
+            settings = json.loads(path.read_text())
+            arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
+            return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} is not what finetune.py writes ({error}): train the run again.") from error

@@ -1,0 +1,188 @@
+"""Training on a stream of pictures: counted in steps, resumed at the very next picture."""
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import TrainerState
+
+from ..data.dataset import REPORT, Unreadable
+from ..data.streaming.stream import PictureStream, Position
+from ..io.errors import DataError
+from .arguments import FerPllPreTrainingArguments
+from .base_trainer import ImageTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class StreamTrainer(ImageTrainer):
+    """An `ImageTrainer` whose `train_dataset` may be a `PictureStream`.
+
+    To Trainer a stream is one long epoch of `max_steps` steps. With each checkpoint every process writes the positions
+    of its readers behind the last picture that was trained on, and goes on there after an interruption; Trainer alone
+    would read and decode again all that came before. What cannot be read is listed in `unreadable.csv` in the output
+    folder (`unreadable-1.csv` by process 1, and so on).
+    """
+
+    args: FerPllPreTrainingArguments
+
+    def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any):
+        dataset = kwargs["train_dataset"]
+        self.stream = dataset if isinstance(dataset, PictureStream) else None
+        if self.stream is not None:
+            if args.max_steps <= 0:
+                raise ValueError("--max_steps: needed, because a stream does not know how many pictures it has.")
+            args.ignore_data_skip = True  # the stream goes to its place itself
+        super().__init__(model, args, **kwargs)
+        if self.stream is not None:
+            self.add_callback(_EpochOfAStream())
+            self._positions: dict[int, Position] = {}
+            self._batches = 0  # that this process has trained on
+            self._pass = 0
+
+    def train(self, *args: Any, **kwargs: Any):
+        if self.stream is not None:
+            self._report = _Report(Path(self.args.output_dir), self.args.process_index)
+        return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        if self.stream is None:
+            return super().get_train_dataloader()
+        # Not prepared by accelerate: the stream shares itself out, and no process ends before the others.
+        args = self.args
+        return torch.utils.data.DataLoader(
+            self.stream,
+            batch_size=self._train_batch_size,
+            collate_fn=_StreamCollator(self.data_collator),
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
+            generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
+        )
+
+    def set_initial_training_values(self, *args: Any):
+        # Trainer allows a stream any number of epochs, and trains a run that is at its end for one more step.
+        num_train_epochs, *others = super().set_initial_training_values(*args)
+        return (num_train_epochs if self.stream is None else 1, *others)
+
+    def get_batch_samples(self, *args: Any):
+        batches, number = super().get_batch_samples(*args)
+        if self.stream is not None:
+            for batch in batches:
+                self._positions[batch.pop("reader")] = batch.pop("position")
+                self._batches += 1
+                self._pass = int(batch["epoch"].max())
+                unreadable = batch.pop("unreadable")
+                self._report.add(unreadable)
+                if unreadable and self.args.on_bad_data == "stop":
+                    raise DataError(
+                        f"{unreadable[0].row_id}: {unreadable[0].reason}. Mend it, or leave out what cannot be read "
+                        "(--on_bad_data skip), and go on with --resume_from_checkpoint last."
+                    )
+        return batches, number
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.stream is not None and "loss" in logs:
+            logs["pass"] = self._pass
+            if self._report.known:
+                logs["unreadable"] = len(self._report.known)
+        super().log(logs, start_time)
+
+    @property
+    def _must_stay(self) -> dict[str, Any]:
+        """What the positions of a checkpoint are good for."""
+        return {
+            "stream": self.stream.fingerprint,
+            "world_size": self.args.world_size,
+            "workers": max(1, self.args.dataloader_num_workers),
+        }
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if self.stream is not None:
+            progress = {"batches": self._batches, "pass": self._pass, "positions": self._positions}
+            state = self._must_stay | progress
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
+            (Path(output_dir) / f"stream_{self.args.process_index}.json").write_text(json.dumps(state))
+        super()._save_rng_state(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self.stream is not None:
+            self._go_to(checkpoint)
+
+    def _go_to(self, checkpoint: str) -> None:
+        """Set the stream to where it was at a checkpoint."""
+        states = {path.stem: json.loads(path.read_text()) for path in Path(checkpoint).glob("stream_*.json")}
+        state = states.get(f"stream_{self.args.process_index}", {})
+        if all(state.get(name) == value for name, value in self._must_stay.items()):
+            self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
+            self._batches, self._pass = state["batches"], state["pass"]
+            self.stream.start_at(self._positions, first_worker=self._batches % state["workers"])
+            return
+        self._pass = max((state["pass"] + 1 for state in states.values()), default=0)
+        self.stream.start_at({}, epoch=self._pass)
+        logger.warning(
+            "%s was written with other pictures, shuffled otherwise, or with other processes or workers: the training "
+            "goes on with a new pass over the pictures.",
+            checkpoint,
+        )
+
+
+@dataclass
+class _StreamCollator:
+    """Rows of a stream to a batch, with the passes of its pictures, and how far its reader is."""
+
+    collator: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self.collator(rows) | {
+            "epoch": torch.tensor([row["epoch"] for row in rows]),
+            "reader": rows[-1]["reader"],
+            "position": rows[-1]["position"],
+            "unreadable": [problem for row in rows for problem in row["unreadable"]],
+        }
+
+
+class _EpochOfAStream(TrainerCallback):
+    """Makes `state.epoch` the share of the steps that are done, which Trainer counts from 0 when it skips nothing."""
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        state.epoch = state.global_step / state.max_steps
+
+
+class _Report:
+    """The table of what could not be read: each shard and each picture once, over all passes and interruptions."""
+
+    def __init__(self, folder: Path, process: int):
+        name = Path(REPORT)
+        self.path = folder / (f"{name.stem}-{process}{name.suffix}" if process else name)
+        self.known: set[tuple[str, ...]] = set()
+        if self.path.is_file():
+            with open(self.path, encoding="utf-8", newline="") as stream:
+                self.known = {tuple(row[:2]) for row in islice(csv.reader(stream), 1, None)}
+
+    def add(self, problems: Iterable[Unreadable]) -> None:
+        """Append what is not in it yet, and warn where it is the first."""
+        new = [problem for problem in problems if problem[:2] not in self.known]
+        if not new:
+            return
+        begun = self.path.is_file()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows(new if begun else [Unreadable._fields, *new])
+        if not begun:
+            logger.warning(
+                "%s: %s. It is left out, and listed in %s with whatever else cannot be read.",
+                new[0].row_id,
+                new[0].reason,
+                self.path,
+            )
+        self.known.update(problem[:2] for problem in new)

@@ -1,0 +1,59 @@
+"""What pretrain.py makes of --data; everything before the first step, in this process."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from conftest import make_dataset
+from fer_pll.data.dataset import save_prepared
+from fer_pll.data.streaming.stream import PictureStream
+from fer_pll.io.errors import DataError
+from toy_streaming import encoded, write_tar
+
+SCRIPT = Path(__file__).parents[2] / "train_scripts" / "pretrain.py"
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("one", "two"):
+        save_prepared(DatasetDict(train=make_dataset(20)), tmp_path / name)
+    write_tar(tmp_path / "faces.tar", encoded(5, 0))
+    monkeypatch.chdir(tmp_path)
+
+    def build(*options):
+        argv = ["pretrain.py", "--config", "fer-pll-tiny-hog", "--output_dir", "run", *options]
+        monkeypatch.setattr("sys.argv", argv)
+        return module.build()[0]
+
+    return build
+
+
+def test_prepared_sets_are_one_data_set_with_epochs(build):
+    trainer = build("--data", "one", "--data", "two")
+    assert isinstance(trainer.train_dataset, Dataset)
+    assert trainer.train_dataset["index"][:] == list(range(40))
+    assert len(build("--data", "one", "two").train_dataset) == 40
+
+
+def test_other_sources_are_a_stream(build):
+    options = ("--max_steps", "7", "--shuffle_buffer", "3", "--seed", "5")
+    trainer = build("--data", "one", "--data", "*.tar", *options)
+    stream = trainer.train_dataset
+    assert isinstance(stream, PictureStream)
+    assert (len(stream.shards), stream.buffer_size, stream.seed) == (2, 3, 5)
+    assert trainer.args.save_strategy == "steps"  # the YAML file says epoch
+    assert isinstance(build("--data", "one", "--streaming", "--max_steps", "7").train_dataset, PictureStream)
+
+
+def test_mistakes_are_named(build):
+    with pytest.raises(ValueError, match="--max_steps: needed"):
+        build("--data", "faces.tar")
+    with pytest.raises(DataError, match="none/none/none: there is no such file or folder"):
+        build("--data", "none/none/none", "--max_steps", "7")
+    with pytest.raises(ValueError, match="on_bad_data='warn': choose skip or stop"):
+        build("--data", "one", "--on_bad_data", "warn")

@@ -1,0 +1,221 @@
+"""The scripts as a user runs them: real processes, from drawn faces to metrics."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from datasets import ClassLabel, DatasetDict, Features
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.data.dataset import load_prepared, save_prepared
+from fer_pll.labels.expressions import EXPRESSIONS
+
+SCRIPTS = Path(__file__).parents[2] / "train_scripts"
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+
+
+def run(*command: object, expect: int = 0, merge: bool = True) -> str:
+    """What the command printed, with its standard error or, `merge=False`, without."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=environment)
+    output = done.stdout + done.stderr
+    assert done.returncode == expect, output[-4000:]
+    return output if merge else done.stdout
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
+    folder = tmp_path_factory.mktemp("scripts")
+    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
+    config = folder / "config"
+    config.mkdir()
+    for path in (shipped / "preprocessor_config.json", shipped / "finetune.yaml", pretraining):
+        (config / path.name).write_text(path.read_text())
+    settings = json.loads((shipped / "config.json").read_text()) | SMALL
+    (config / "config.json").write_text(json.dumps(settings))
+    run(
+        sys.executable, SCRIPTS / "prepare_data.py", "synthetic",
+        "--out", folder / "data", "--num-train", 96, "--num-validation", 32, "--num-test", 0,
+    )  # fmt: skip
+    return folder
+
+
+def test_from_drawn_faces_to_metrics(workspace):
+    common = ("--config", workspace / "config", "--data", workspace / "data", "--bf16", "false")
+    common += ("--per_device_train_batch_size", 32, "--logging_steps", 1)
+    pretrain = (sys.executable, SCRIPTS / "pretrain.py", *common, "--output_dir", workspace / "pretrained")
+    output = run(*pretrain, "--num_train_epochs", 1, "--probe", workspace / "data")
+    assert output.count("probe_accuracy") == 2 and "images_per_second" in output
+    assert (workspace / "pretrained" / "pictures" / "step-0000003.png").is_file()
+    assert "--overwrite" in run(*pretrain, "--num_train_epochs", 1, expect=1)  # refused, the first run stays
+    run(*pretrain, "--num_train_epochs", 2, "--resume_from_checkpoint", "last")
+    state = json.loads((workspace / "pretrained" / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+
+    # Fine-tuning goes through `accelerate launch`, on two processes.
+    launch = (Path(sys.executable).parent / "accelerate", "launch", "--config_file", SCRIPTS / "accelerate/ddp.yaml")
+    finetune = (*launch, SCRIPTS / "finetune.py", *common, "--init_from", workspace / "pretrained")
+    output = run(*finetune, "--output_dir", workspace / "run", "--num_train_epochs", 1, "--max_candidates", 3)
+    assert "query_decoder" in output  # says which weights are new
+    settings = json.loads((workspace / "run" / "settings.json").read_text())
+    assert settings["script"]["max_candidates"] == 3
+    assert settings["script"]["flip_probability"] is None  # had no say: the data have votes
+    training = json.loads((workspace / "run" / "training.json").read_text())
+    assert training["settings"]["max_candidates"] == 3 and "flip_probability" not in training["settings"]
+    checkpoint = workspace / "run" / "checkpoint-2"  # 96 rows, 2 x 32 at a time
+    assert json.loads((checkpoint / "processes.json").read_text())["world_size"] == 2
+    for file in ("confidence.safetensors", "training_curves.png"):
+        assert (workspace / "run" / file).is_file()
+
+    output = run(sys.executable, SCRIPTS / "evaluate.py", workspace / "run", workspace / "data")
+    report = json.loads((workspace / "run" / "evaluation-validation" / "metrics.json").read_text())
+    everything, majority = report["protocols"]["all"], report["protocols"]["majority"]
+    assert everything["rows"] == 32 >= majority["rows"] > 0
+    assert sum(map(sum, everything["confusion_matrix"])) == 32
+    assert f"{everything['accuracy']:.1%}" in output
+    for picture in ("confusion_matrix_all.png", "confusion_matrix_majority.png", "training_curves.png"):
+        assert (workspace / "run" / "evaluation-validation" / picture).read_bytes().startswith(b"\x89PNG")
+
+    # What evaluate.py counted is what a user's pipeline says.
+    rows = load_prepared(workspace / "data", "validation")
+    classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu", trust_remote_code=False)
+    said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
+    right = sum(name == rows.features["label"].int2str(label) for name, label in zip(said, rows["label"], strict=True))
+    assert right / 32 == pytest.approx(everything["accuracy"])
+
+
+def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
+    """`surprise` the model knows by another name, `boredom` not at all; the data lack six of its classes."""
+    model = FerPllForImageClassification(FerPllConfig.from_pretrained(workspace / "config"))
+    model.save_pretrained(workspace / "model")
+    FerPllImageProcessor.from_pretrained(workspace / "config").save_pretrained(workspace / "model")
+    faces = load_prepared(workspace / "data", "validation")
+    names = ["boredom", "Surprised", "happiness"]
+    labels = [number % 4 - 1 for number in range(len(faces))]  # -1: undefined
+    features = Features(faces.features | {"label": ClassLabel(names=names)})
+    other = faces.remove_columns("label").add_column("label", labels).cast(features)
+    save_prepared(DatasetDict(test=other), workspace / "other")
+
+    out = workspace / "elsewhere"
+    output = run(
+        sys.executable,
+        SCRIPTS / "evaluate.py",
+        workspace / "model",
+        workspace / "other",
+        "--split",
+        "test",
+        "--out",
+        out,
+    )
+    report = json.loads((out / "metrics.json").read_text())
+    assert report["classes"] == ["happiness", "surprise"]
+    assert report["classes_of_the_data_only"] == ["boredom"] and len(report["classes_of_the_model_only"]) == 6
+    assert report["rows_left_out"] == 16 and report["protocols"]["all"]["rows"] == 16
+    assert (
+        "16 of 32 rows have none of the 2 classes judged" in output and "of the data only, left out: boredom" in output
+    )
+
+    predictions = pd.read_csv(out / "predictions.csv", keep_default_na=False)
+    assert list(predictions)[:3] == ["row_id", "label", "predicted"]
+    classes = list(predictions)[3:]
+    assert classes == list(EXPRESSIONS)
+    assert predictions["row_id"].tolist() == other["row_id"][:]
+    assert predictions["label"].tolist()[:4] == ["", "boredom", "surprise", "happiness"]
+    assert abs(predictions[classes].sum(axis=1) - 1).max() < 1e-5
+    assert (predictions[classes].idxmax(axis=1) == predictions["predicted"]).all()
+    judged = predictions[predictions["label"].isin(["surprise", "happiness"])]
+    right = judged[["happiness", "surprise"]].idxmax(axis=1) == judged["label"]
+    assert right.mean() == pytest.approx(report["protocols"]["all"]["accuracy"])
+
+    alone = other.cast(Features(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])}))
+    save_prepared(DatasetDict(test=alone), workspace / "alone")
+    output = run(
+        sys.executable, SCRIPTS / "evaluate.py", workspace / "model", workspace / "alone", "--split", "test", expect=1
+    )
+    assert "needs two in common" in output
+
+
+def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_off(workspace):
+    out = workspace / "out-of-fold"
+    command = (
+        sys.executable, SCRIPTS / "out_of_fold.py", "--config", workspace / "config", "--data", workspace / "data",
+        "--output_dir", out, "--folds", 2, "--num_train_epochs", 1, "--loss", "soft_votes",
+    )  # fmt: skip
+    output = run(*command)
+    assert "label recovery of the most probable candidate, out of fold:" in output
+    tensors = load_file(out / "out_of_fold.safetensors")
+    assert tensors["index"].tolist() == list(range(96))
+    torch.testing.assert_close(tensors["probabilities"].sum(dim=1), torch.ones(96))
+    (out / "fold-2-of-2.safetensors").unlink()
+    again = run(*command)
+    assert "fold 2 of 2" in again and "fold 1 of 2" not in again
+    assert torch.equal(load_file(out / "out_of_fold.safetensors")["probabilities"], tensors["probabilities"])
+
+
+@pytest.mark.long
+def test_comparing_methods_prints_a_row_for_each(tmp_path):
+    options = ("--seeds", 2, "--num-train", 64, "--epochs", 1)
+    output = run(sys.executable, SCRIPTS / "compare_methods.py", "--out", tmp_path, *options, merge=False)
+    rows = [line for line in output.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + 14 and all(row.count("±") == 3 for row in rows[1:])
+    assert run(sys.executable, SCRIPTS / "compare_methods.py", "--out", tmp_path, *options, merge=False) == "\n".join(
+        [rows[0], "|---|---|---|---|", *rows[1:], ""]
+    )
+
+
+@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py", "evaluate.py", "out_of_fold.py"])
+def test_mistakes_are_one_line_without_a_traceback(workspace, script):
+    if script == "evaluate.py":
+        output = run(sys.executable, SCRIPTS / script, workspace / "config", workspace / "nowhere", expect=1)
+    else:
+        output = run(
+            sys.executable, SCRIPTS / script, "--config", workspace / "config", "--data", workspace / "nowhere",
+            "--output_dir", workspace / "never", expect=1,
+        )  # fmt: skip
+    assert "error: " in output and "nowhere" in output and "Traceback" not in output
+    assert not (workspace / "never").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "ratios"),
+    [
+        (
+            ["hog", "--batch-size", 2, "--image-size", 64],
+            {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
+        ),
+        (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+        (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
+        (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
+        pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
+        pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
+        pytest.param(["start"], {"start"}, marks=pytest.mark.long),
+        pytest.param(
+            ["stream", "--pictures", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
+        ),
+    ],
+)
+def test_benchmark_ends_with_one_json_object(options, ratios):
+    output = run(sys.executable, SCRIPTS / "benchmark.py", *options, "--repeats", 1, "--threads", 2, merge=False)
+    result = json.loads(output.splitlines()[-1])
+    assert result["benchmark"] == options[0]
+    assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
+    assert result["targets"].keys() <= ratios
+    assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "ViT")

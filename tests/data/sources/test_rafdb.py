@@ -1,0 +1,119 @@
+"""RAF-DB in small, and the real partition file where FER_PLL_RAFDB_LIST names it."""
+
+import os
+import runpy
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image as PILImage
+
+from fer_pll.data.dataset import REPORT, load_prepared, shards_folder
+from fer_pll.data.sources.rafdb import CLASSES, list_rafdb
+from fer_pll.io.errors import DataError
+from fer_pll.labels.expressions import EXPRESSIONS
+
+SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+LINES = ["train_00001.jpg 5", "train_00002.jpg 1", "test_0001.jpg 7", "train_00003.jpg 4"]
+
+
+@pytest.fixture
+def basic(tmp_path):
+    """The folder `basic` with four pictures in both forms."""
+    root = tmp_path / "basic"
+    for folder in ("EmoLabel", "Image/aligned", "Image/original"):
+        (root / folder).mkdir(parents=True)
+    (root / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(LINES) + "\n")
+    for number, line in enumerate(LINES):
+        stem = line.split(".")[0]
+        PILImage.new("RGB", (100, 100), (number, 0, 0)).save(root / "Image" / "aligned" / f"{stem}_aligned.jpg")
+        PILImage.new("RGB", (300, 200), (number, 0, 0)).save(root / "Image" / "original" / f"{stem}.jpg")
+    return root
+
+
+@pytest.mark.parametrize(("pictures", "size"), [("aligned", (100, 100)), ("original", (300, 200))])
+def test_both_forms_are_listed_with_the_names_of_ferplus(basic, pictures, size):
+    for source in (basic, basic.parent):
+        splits = list_rafdb(source, pictures)
+        assert list(splits) == ["train", "test"]
+        names = [CLASSES[row.columns["label"]] for row in splits["train"]]
+        assert names == ["sadness", "surprise", "happiness"]
+        assert splits["test"][0].row_id == "list_patition_label.txt:3"
+        assert CLASSES[splits["test"][0].columns["label"]] == "neutral"
+        for row in splits["train"] + splits["test"]:
+            with PILImage.open(row.path) as picture:
+                assert picture.size == size
+    assert CLASSES == EXPRESSIONS[:7]
+
+
+def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    (basic / "Image" / "aligned" / "train_00002_aligned.jpg").write_bytes(b"")
+    out = tmp_path / "set"
+    assert main(["rafdb", str(basic), "--out", str(out), "--num-proc", "2"]) == 0
+    dataset = load_prepared(out)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "test": 1}
+    assert "votes" not in dataset["train"].column_names
+    assert dataset["train"].features["label"].names == list(CLASSES)
+    report = (out / REPORT).read_text().splitlines()
+    assert len(report) == 2 and report[1].startswith("list_patition_label.txt:2,") and "the file is empty" in report[1]
+    printed = capsys.readouterr().out
+    assert "1 pictures could not be used" in printed and "train_00002_aligned.jpg: the file is empty" in printed
+    assert not shards_folder(out).exists()
+
+    # the set can be replaced, and stopping at the first unreadable picture leaves it as it is
+    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"]) == 2
+    assert "list_patition_label.txt:2: " in capsys.readouterr().err
+    assert len(load_prepared(out, "train")) == 2
+    PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
+    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--num-proc", "1"]) == 0
+    assert len(load_prepared(out, "train")) == 3 and not (out / REPORT).exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("train_00001.jpg;5\n", r"list_patition_label.txt:1 is 'train_00001.jpg;5', but lines are like"),
+        ("train_00001.jpg 5\ntrain_00002.jpg 8\n", "txt:2: label 8 is not one of 1 to 7"),
+        ("train_00001.jpg 0\n", "label 0"),
+        ("train_00001.jpg -1\n", "lines are like"),
+        ("train_00001.jpg\n", "lines are like"),
+        ("valid_00001.jpg 1\n", "lines are like"),
+        ("train_00001.png 1\n", "lines are like"),
+        ("train_/../../secret.jpg 1\n", "lines are like"),
+        ("train_00001.jpg 5\ntrain_00001.jpg 4\n", "txt:2 lists train_00001.jpg again, after line 1"),
+        ("\n\n", "lists no pictures"),
+    ],
+)
+def test_a_malformed_list_is_named_by_its_line(basic, content, message):
+    (basic / "EmoLabel" / "list_patition_label.txt").write_text(content)
+    with pytest.raises(DataError, match=message):
+        list_rafdb(basic)
+
+
+def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(basic):
+    file = basic / "EmoLabel" / "list_patition_label.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(LINES).encode())
+    assert len(list_rafdb(basic)["train"]) == 3
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="has no EmoLabel/list_patition_label.txt"):
+        list_rafdb(tmp_path)
+    with pytest.raises(DataError, match="choose aligned or original"):
+        list_rafdb(tmp_path, "raw")
+
+
+@pytest.mark.skipif("FER_PLL_RAFDB_LIST" not in os.environ, reason="set it to the real list_patition_label.txt")
+def test_the_real_list_has_the_published_class_counts(tmp_path):
+    (tmp_path / "EmoLabel").mkdir()
+    text = Path(os.environ["FER_PLL_RAFDB_LIST"]).read_text()
+    (tmp_path / "EmoLabel" / "list_patition_label.txt").write_text(text)
+    splits = list_rafdb(tmp_path)
+    published = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+    for split, counts in (
+        ("train", (1290, 281, 717, 4772, 1982, 705, 2524)),
+        ("test", (329, 74, 160, 1185, 478, 162, 680)),
+    ):
+        found = Counter(CLASSES[row.columns["label"]] for row in splits[split])
+        assert tuple(found[name] for name in published) == counts

@@ -1,0 +1,253 @@
+"""Tables of votes: both forms, every file kind, and what can be wrong with them."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PILImage
+
+from fer_pll.data.candidate_sets import add_candidates
+from fer_pll.data.dataset import REPORT, load_prepared
+from fer_pll.data.sources.votes import list_votes
+from fer_pll.io.errors import DataError
+from fer_pll.labels.expressions import EXPRESSIONS
+
+SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+COUNTS = [
+    {"path": "a.png", "Happy": 6, "surprise": 3, "neutral": 1},
+    {"path": "sub/ü.png", "Happy": 0, "surprise": 5, "neutral": 5},
+    {"path": "c.png", "Happy": 0, "surprise": 0, "neutral": 0},
+]
+ANSWERS = [
+    {"path": "a.png", "annotator": "eve", "label": "happy"},
+    {"path": "sub/ü.png", "annotator": "eve", "label": "Surprise"},
+    {"path": "a.png", "annotator": "bob", "label": "happiness"},
+    {"path": "a.png", "annotator": "ann", "label": "fear"},
+]
+
+
+def write(folder, rows, ending, separator=",", encoding="utf-8", newline="\n"):
+    file = folder / f"votes{ending}"
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif ending == ".jsonl":
+        file.write_text("\n".join(json.dumps(row) for row in rows), encoding=encoding)
+    else:
+        lines = [list(rows[0]), *(row.values() for row in rows)]
+        text = newline.join(separator.join(map(str, line)) for line in lines) + newline
+        file.write_bytes(text.encode(encoding))
+    return file
+
+
+def votes_of(splits):
+    """{split: {file name: {class: votes}}}, votes of 0 left out."""
+    return {
+        split: {
+            row.path.name: {n: v for n, v in zip(EXPRESSIONS, row.columns["votes"], strict=True) if v} for row in rows
+        }
+        for split, rows in splits.items()
+    }
+
+
+KINDS = [
+    (".csv", {}),
+    (".csv", {"separator": ";"}),
+    (".csv", {"encoding": "utf-8-sig", "newline": "\r\n"}),
+    (".tsv", {"separator": "\t"}),
+    (".jsonl", {}),
+    (".jsonl", {"encoding": "utf-8-sig"}),
+    (".parquet", {}),
+]
+
+
+@pytest.mark.parametrize(("ending", "settings"), KINDS)
+def test_a_row_for_each_picture(tmp_path, ending, settings):
+    splits = list_votes(write(tmp_path, COUNTS, ending, **settings))
+    assert votes_of(splits) == {
+        "train": {
+            "a.png": {"happiness": 6, "surprise": 3, "neutral": 1},
+            "ü.png": {"surprise": 5, "neutral": 5},
+            "c.png": {},
+        }
+    }
+    labels = [EXPRESSIONS[row.columns["label"]] for row in splits["train"]]
+    assert labels[:2] == ["happiness", "neutral"]  # the first of a tie in class order
+    assert splits["train"][1].path == tmp_path / "sub" / "ü.png"
+    line = 1 if ending in (".jsonl", ".parquet") else 2
+    assert [row.row_id for row in splits["train"]] == [f"votes{ending}:{line + row}" for row in range(3)]
+    assert [row.problem is None for row in splits["train"]] == [True, True, False]
+    assert "has no votes at all" in splits["train"][2].problem
+
+
+@pytest.mark.parametrize(("ending", "settings"), KINDS)
+def test_a_row_for_each_answer(tmp_path, ending, settings):
+    splits = list_votes(write(tmp_path, ANSWERS, ending, **settings))
+    assert votes_of(splits) == {"train": {"a.png": {"happiness": 2, "fear": 1}, "ü.png": {"surprise": 1}}}
+
+
+SETS = [
+    {"path": "a.png", "candidates": "Happy|surprise", "label": "happiness"},
+    {"path": "sub/ü.png", "candidates": " fear ", "label": ""},
+    {"path": "c.png", "candidates": "", "label": ""},
+]
+
+
+@pytest.mark.parametrize(("ending", "settings"), KINDS)
+def test_ready_candidate_sets(tmp_path, ending, settings):
+    rows = list_votes(write(tmp_path, SETS, ending, **settings))["train"]
+    names = [{EXPRESSIONS[k] for k in np.flatnonzero(row.columns["candidates"])} for row in rows]
+    assert names == [{"happiness", "surprise"}, {"fear"}, set()]
+    assert [row.columns["label"] for row in rows] == [EXPRESSIONS.index("happiness"), -1, -1]
+    assert [row.problem is None for row in rows] == [True, True, False]
+    assert "has no candidates at all" in rows[2].problem and "votes" not in rows[0].columns
+
+
+def test_splits_as_the_table_says(tmp_path):
+    rows = [row | {"split": split} for row, split in zip(COUNTS, ("Test", "train", ""), strict=True)]
+    rows[2]["surprise"] = 1
+    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.999999)
+    assert {split: list(pictures) for split, pictures in votes_of(splits).items()} == {
+        "train": ["ü.png"],
+        "validation": ["c.png"],
+        "test": ["a.png"],
+    }
+
+
+def test_the_drawn_validation_share_stays_when_rows_are_added(tmp_path):
+    rows = [{"path": f"{number}.png", "fear": 1} for number in range(2000)]
+    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=3)
+    assert 330 < len(splits["validation"]) < 470  # 400, and four standard deviations
+    fewer = list_votes(write(tmp_path, rows[::2], ".csv"), validation_share=0.2, seed=3)
+    assert set(votes_of(fewer)["validation"]) < set(votes_of(splits)["validation"])
+    other = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=4)
+    assert set(votes_of(other)["validation"]) != set(votes_of(splits)["validation"])
+
+
+def test_own_classes_and_another_root(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    file = write(tmp_path, [{"path": "x\\1.png", "Bored": 2, "awake": 1}], ".csv")
+    splits = list_votes(file, root=tmp_path / "pictures", class_names=("awake", "bored"))
+    assert splits["train"][0].columns == {"votes": [1, 2], "label": 1}
+    assert splits["train"][0].path == tmp_path / "pictures" / "x" / "1.png"
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.sampled_from(EXPRESSIONS)), min_size=1))
+def test_answers_in_any_order_give_the_same_votes(tmp_path_factory, answers):
+    unique = {(picture, annotator): label for picture, annotator, label in answers}
+    rows = [{"path": f"{p}.png", "annotator": f"n{a}", "label": label} for (p, a), label in unique.items()]
+    folder = tmp_path_factory.mktemp("votes")
+    votes = votes_of(list_votes(write(folder, rows, ".jsonl")))
+    assert votes == votes_of(list_votes(write(folder, rows[::-1], ".jsonl")))
+    assert sum(sum(counts.values()) for counts in votes["train"].values()) == len(unique)
+
+
+HEADER = "path,happiness,surprise\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("votes.csv", HEADER + "a.png,1,2\nb.png,1.5,0\n", r"votes.csv:3: the votes for 'happiness' are '1.5'"),
+        ("votes.csv", HEADER + "a.png,-1,2\n", r"votes.csv:2: the votes for 'happiness' are '-1'"),
+        ("votes.csv", HEADER + "a.png,nan,2\n", "are 'nan', but votes are whole numbers"),
+        ("votes.csv", HEADER + "a.png,,2\n", "are '', but votes are whole numbers"),
+        ("votes.csv", HEADER + "a.png,99999999999,2\n", "too many to be true"),
+        ("votes.csv", HEADER + "a.png,1,2\na.png,1,2\n", r"votes.csv:3 lists a.png again, after votes.csv:2"),
+        ("votes.csv", HEADER + "a.png,1,2\n./a.png,1,2\n", "lists a.png again"),
+        ("votes.csv", HEADER + "../../etc/a.png,1,2\n", r"votes.csv:2: ../../etc/a.png lies outside of"),
+        ("votes.csv", HEADER + "/etc/a.png,1,2\n", "lies outside of"),
+        ("votes.csv", HEADER + ",1,2\n", "votes.csv:2 has no path"),
+        ("votes.csv", HEADER + "a.png,1;2\n", "votes.csv:2 has 2 columns where 3 should be"),
+        ("votes.csv", HEADER + "a.png,1,2,3\n", "votes.csv:2 has 4 columns where 3 should be"),
+        ("votes.csv", HEADER + "a.png;1;2\n", "votes.csv:2 has 1 columns where 3 should be"),
+        ("votes.csv", "path;happiness,fear\na.png;1,2\n", "has the columns path;happiness, fear; it needs path"),
+        ("votes.csv", (HEADER + "a.png,1,2\n").encode("utf-16"), "votes.csv.* is not .*UTF-8 text"),
+        ("votes.csv", HEADER, "has no rows"),
+        ("votes.csv", "", "has no rows"),
+        ("votes.csv", "file,happiness\na.png,1\n", "has the columns file, happiness; it needs path, annotator, label"),
+        ("votes.csv", "path,width\na.png,1\n", "has the columns path, width"),
+        ("votes.csv", "path,happy,joy\na.png,1,1\n", "are the same class"),
+        ("votes.csv", "path,fear,fear\na.png,1,1\n", "names the column 'fear' twice"),
+        ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has more than one of"),
+        ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
+        ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is none of the classes"),
+        ("votes.csv", "path,candidates\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
+        ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is none of the classes"),
+        ("votes.csv", "path,annotator,label\na.png,,fear\n", "votes.csv:2 has no annotator"),
+        ("votes.csv", "path,annotator,label\na.png,e,\n", "votes.csv:2 has no label"),
+        (
+            "votes.csv",
+            "path,annotator,label\na.png,e,fear\na.png,e,anger\n",
+            "annotator e has answered for a.png before",
+        ),
+        ("votes.csv", "path,fear,split\na.png,1,dev\n", "split 'dev' is not one of train, validation, test"),
+        (
+            "votes.csv",
+            "path,annotator,label,split\na.png,e,fear,train\na.png,f,fear,test\n",
+            "a.png is in split test, but in votes.csv:2 in train",
+        ),
+        ("votes.csv", b"path,fear\n\xff\xfe.png,1\n", "is not comma-separated UTF-8 text"),
+        ("votes.jsonl", '{"path": "a.png", "fear": 1}\n{"path": \n', "votes.jsonl:2 is no JSON"),
+        ("votes.jsonl", '["a.png", 1]\n', "votes.jsonl:1 is list where an object"),
+        (
+            "votes.jsonl",
+            '{"path": "a.png", "fear": 1}\n{"path": "b.png"}\n',
+            "votes.jsonl:2: the votes for 'fear' are None",
+        ),
+        ("votes.jsonl", '{"path": "a.png", "fear": true}\n', "are True, but votes are whole numbers"),
+        ("votes.jsonl", '{"path": "a.png", "fear": NaN}\n', "are nan, but votes are whole numbers"),
+        ("votes.parquet", b"PAR1 no more", "is no Parquet file, or damaged"),
+        ("votes.xlsx", b"", "a table's name ends in .csv, .tsv, .jsonl, .parquet"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_row(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        list_votes(tmp_path / name)
+
+
+def test_a_missing_table_or_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="votes.csv is missing"):
+        list_votes(tmp_path / "votes.csv")
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"validation_share must lie in \[0, 1\)"):
+        list_votes(write(tmp_path, COUNTS, ".csv"), validation_share=1)
+
+
+def test_prepare_data_votes(tmp_path, capsys):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/ü.png"):
+        PILImage.new("L", (8, 8), 3).save(tmp_path / name)
+    file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
+    assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
+    train = load_prepared(tmp_path / "set", "train")
+    assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
+    report = (tmp_path / "set" / REPORT).read_text()
+    assert "votes.csv:4," in report and "no votes at all" in report
+    assert "votes.csv:5," in report and "gone.png: there is no such file" in report
+    assert "2 pictures could not be used" in capsys.readouterr().out
+    assert main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"]) == 2
+    assert "votes.csv:4: " in capsys.readouterr().err
+    arguments = ["--classes", "surprise,happiness,neutral", "--validation-share", "0.5", "--root", str(tmp_path)]
+    assert main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments]) == 0
+    dataset = load_prepared(tmp_path / "c")
+    assert next(iter(dataset.values())).features["label"].names == ["surprise", "happiness", "neutral"]
+
+
+def test_ready_candidate_sets_train_as_they_are(tmp_path):
+    main = runpy.run_path(str(SCRIPT))["main"]
+    for name in ("a.png", "b.png"):
+        PILImage.new("L", (8, 8), 3).save(tmp_path / name)
+    file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
+    assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
+    train = load_prepared(tmp_path / "set", "train")
+    assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
+    assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

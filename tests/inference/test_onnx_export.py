@@ -1,0 +1,231 @@
+"""A model as an ONNX file answers as it does in torch, from the picture on, and runs where torch is not loaded."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.data import astronaut
+from transformers import AutoConfig
+
+import fer_pll_cli
+from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
+from fer_pll.faces.alignment import FaceCrop
+from fer_pll.inference.onnx_export import export_onnx
+from fer_pll.inference.onnx_runtime import OnnxClassifier
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+FACE_CROP = {
+    "name": "test",
+    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
+    "size": 24,
+    "colour": "grey",
+    "margin": 0.1,
+}
+
+
+def save_checkpoint(folder: Path, model_class=FerPllForImageClassification, **processor_settings) -> str:
+    torch.manual_seed(0)
+    config = FerPllConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=8,
+        num_channels=1,
+        decoder_hidden_size=16,
+        decoder_num_attention_heads=2,
+        image_std=[0.25],
+        num_labels=7,
+    )
+    model = model_class(config)
+    if model_class is FerPllForImageClassification:
+        torch.nn.init.normal_(model.classifier.weight)  # so that answers differ clearly from face to face
+    model.save_pretrained(folder)
+    settings = {"num_channels": 1, "size": {"height": 16, "width": 16}, "image_std": [0.25], "face_crop": FACE_CROP}
+    FerPllImageProcessor(**settings | processor_settings).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    return save_checkpoint(tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint) -> Path:
+    folder, closeness = export_onnx(checkpoint)
+    assert closeness.startswith("same class as torch for 100.0% of 16 pictures")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory) -> Path:
+    """200 crops of a photograph, of several sizes, grey, coloured, with a palette and partly transparent."""
+    folder = tmp_path_factory.mktemp("crops")
+    rng, photo = np.random.default_rng(0), Image.fromarray(astronaut())
+    for number in range(200):
+        width, height = rng.integers(8, 120, 2).tolist()
+        left, top = rng.integers(0, 380, 2).tolist()
+        crop = photo.crop((left, top, left + width, top + height))
+        crop.convert(("RGB", "L", "P", "RGBA")[number % 4]).save(folder / f"{number:03}.png")
+    return folder
+
+
+def predict(table: Path, *argv: object) -> list[dict]:
+    assert fer_pll_cli.main(["predict", *map(str, argv), "--out", str(table)]) == 0
+    return [json.loads(line) for line in table.read_text().splitlines()]
+
+
+def assert_rows_agree(rows: list[dict], expected: list[dict]) -> None:
+    for row, other in zip(rows, expected, strict=True):
+        for name in other:
+            if name.startswith("p_") and not other["problem"]:
+                assert row[name] == pytest.approx(other[name], rel=0, abs=1e-4)
+            else:
+                assert row[name] == other[name]
+    assert sum(name.startswith("p_") for name in rows[0]) == 7
+
+
+def test_the_folder_holds_three_files_and_no_code(checkpoint, exported):
+    assert exported == Path(f"{checkpoint}-onnx").resolve()
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"model.onnx", "config.json", "preprocessor_config.json"}
+    assert not list(exported.parent.glob(".*")), "what was written on the way is still there"
+    assert "auto_map" not in (exported / "config.json").read_text()
+    assert AutoConfig.from_pretrained(exported).id2label == AutoConfig.from_pretrained(checkpoint).id2label
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_200_crops_get_the_answers_of_torch(checkpoint, exported, crops, batch_size, tmp_path):
+    expected = predict(tmp_path / "torch.jsonl", crops, "--cropped", "--model", checkpoint, "--batch-size", 20)
+    options = ("--cropped", "--backend", "onnx", "--model", exported, "--batch-size", batch_size)
+    rows = predict(tmp_path / "onnx.jsonl", crops, *options)
+    assert len(rows) == 200 and len({row["expression"] for row in rows}) > 1
+    assert_rows_agree(rows, expected)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """One face, two faces, none, and a text."""
+    folder = tmp_path_factory.mktemp("photos")
+    one = astronaut()
+    Image.fromarray(one).save(folder / "1.png")
+    Image.fromarray(np.hstack([one, one[:, ::-1]])).save(folder / "2.png")
+    Image.new("L", (50, 40)).save(folder / "none.png")
+    (folder / "text.jpg").write_text("text")
+    return folder
+
+
+@pytest.mark.parametrize("crop", [None, "fer-pll-tiny-ferplus"])
+def test_photographs_get_the_answers_of_torch(checkpoint, exported, photos, crop, tmp_path):
+    options = ("--crop", crop) if crop else ()
+    expected = predict(tmp_path / "torch.jsonl", photos, "--model", checkpoint, *options)
+    options += ("--backend", "onnx", "--model", exported, "--batch-size", 1)
+    rows = predict(tmp_path / "onnx.jsonl", photos, *options)
+    assert [row["problem"] is None for row in rows] == [True, True, True, False, False]
+    assert_rows_agree(rows, expected)
+
+
+def test_neither_torch_nor_transformers_is_loaded(exported, photos, tmp_path):
+    code = """
+import sys
+import fer_pll_cli
+before = set(sys.modules)
+status = fer_pll_cli.main(sys.argv[1:])
+print(status, *sorted({name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))
+"""
+    options = ("--backend", "onnx", "--model", exported, "--crop", "fer-pll-tiny-ferplus")
+    argv = map(str, (photos, *options, "--out", tmp_path / "t.csv", "--save-pictures", tmp_path / "marked"))
+    environment = {**os.environ, "PYTHONPATH": str(Path(fer_pll_cli.__file__).parent)}
+    run = subprocess.run(
+        [sys.executable, "-c", code, "predict", *argv], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1].split() == ["0", "PIL", "fer_pll", "numpy", "onnxruntime"]
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_channels": 1, "image_mean": [0.4], "image_std": [0.3]},
+        {"num_channels": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3},
+    ],
+)
+def test_preprocessing_is_that_of_the_image_processor(exported, crops, settings, tmp_path):
+    shutil.copytree(exported, tmp_path / "model")
+    processor = FerPllImageProcessor(size={"height": 20, "width": 28}, **settings)
+    processor.save_pretrained(tmp_path / "model")
+    pictures = []
+    for path in sorted(crops.glob("*.png"))[:8]:
+        with Image.open(path) as picture:
+            pictures.append(picture.convert("RGB"))
+    expected = processor(pictures, return_tensors="np")["pixel_values"]
+    pixel_values = OnnxClassifier(tmp_path / "model").preprocess(pictures)
+    assert pixel_values.dtype == expected.dtype == np.float32
+    np.testing.assert_array_equal(pixel_values, expected)
+
+
+def test_int8_is_smaller_and_names_the_same_classes(checkpoint, crops, tmp_path, capsys):
+    assert fer_pll_cli.main(["export", checkpoint, "--dtype", "int8", "--out", str(tmp_path / "int8")]) == 0
+    assert f"written to {tmp_path / 'int8'}: same class as torch for " in capsys.readouterr().out
+    expected = predict(tmp_path / "torch.jsonl", crops, "--cropped", "--model", checkpoint)
+    rows = predict(tmp_path / "int8.jsonl", crops, "--cropped", "--backend", "onnx", "--model", tmp_path / "int8")
+    same = [row["expression"] == other["expression"] for row, other in zip(rows, expected, strict=True)]
+    assert np.mean(same) >= 0.98
+    names = [name for name in rows[0] if name.startswith("p_")]
+    assert any(row[name] != other[name] for row, other in zip(rows, expected, strict=True) for name in names)
+    initializers = onnx.load(tmp_path / "int8" / "model.onnx").graph.initializer
+    rounded = {weights.data_type for weights in initializers if weights.name.endswith("_quantized")}
+    assert rounded == {onnx.TensorProto.UINT8}  # signed ones are right on this CPU perhaps, but not on every other
+
+
+def test_a_file_that_would_differ_is_not_written(tmp_path, capsys):
+    model = save_checkpoint(tmp_path / "model", do_rescale=False)  # which an exported model does not know
+    assert fer_pll_cli.main(["export", model, "--out", str(tmp_path / "there")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The exported model is not written, because it differs from torch")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_cannot_be_exported_is_refused_by_name(checkpoint, tmp_path, capsys):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    pretrained = save_checkpoint(tmp_path / "pretrained", FerPllForPreTraining)
+    for argv, message in (
+        ([checkpoint, "--out", str(tmp_path / "taken")], f"{tmp_path / 'taken'} is there already"),
+        ([pretrained, "--out", str(tmp_path / "new")], f"{pretrained} is not a trained classifier"),
+    ):
+        assert fer_pll_cli.main(["export", *argv]) == 1
+        assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pretrained", "taken"]
+    assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_run_is_refused_by_name(checkpoint, exported, crops, tmp_path, capsys):
+    shutil.copytree(exported, tmp_path / "no-crop")
+    settings = json.loads((exported / "preprocessor_config.json").read_text())
+    (tmp_path / "no-crop" / "preprocessor_config.json").write_text(json.dumps({**settings, "face_crop": None}))
+    for argv, message in (
+        (["--model", checkpoint], f"{checkpoint}: no model.onnx in there"),
+        (["--model", exported, "--device", "cpu"], "--device cpu"),
+        (["--model", tmp_path / "no-crop"], f"{tmp_path / 'no-crop'} does not say how its faces are cropped"),
+    ):
+        assert fer_pll_cli.main(["predict", str(crops), "--backend", "onnx", *map(str, argv)]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {message}") and error.count("\n") == 1
+
+
+def test_a_wrong_crop_is_named(exported):
+    with pytest.raises(ValueError, match=r"face_crop\['size'\]=0"):
+        FaceCrop.from_contract({**OnnxClassifier(exported).face_crop, "size": 0}, "this")

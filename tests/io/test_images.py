@@ -1,0 +1,199 @@
+"""Every kind of picture comes out as the same upright RGB; every broken one as an error that names the file."""
+
+import base64
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fer_pll.io.images import PictureError, open_picture
+
+# Six large squares, so that JPEG leaves them as they are; 20 pixels each.
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [120, 130, 140]]], np.uint8)
+RGB = COLOURS.repeat(20, axis=0).repeat(20, axis=1)
+GREY = np.asarray(Image.fromarray(RGB).convert("L"))
+
+
+def saved(picture: Image.Image, path, **options) -> Image.Image:
+    picture.save(path, **options)
+    result = open_picture(path)
+    assert result.mode == "RGB"
+    return result
+
+
+def close(picture: Image.Image, expected: np.ndarray, tolerance: int = 0) -> bool:
+    actual = np.asarray(picture).astype(int)
+    return actual.shape == expected.shape and np.abs(actual - expected).max() <= tolerance
+
+
+def as_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.stack([grey] * 3, axis=-1)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "webp", "gif", "ppm", "jpg"])
+def test_formats(tmp_path, ending):
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 100, "subsampling": 0}}.get(ending, {})
+    assert close(saved(Image.fromarray(RGB), tmp_path / f"a.{ending}", **options), RGB, 2 if ending == "jpg" else 0)
+
+
+def test_grey_black_and_white_and_palette(tmp_path):
+    picture = Image.fromarray(RGB)
+    assert close(saved(picture.convert("L"), tmp_path / "l.png"), as_rgb(GREY))
+    assert close(saved(Image.fromarray(GREY > 127), tmp_path / "1.png"), as_rgb((GREY > 127) * 255))
+    assert close(saved(picture.quantize(6), tmp_path / "p.png"), RGB)
+    assert close(saved(picture.quantize(6), tmp_path / "p.gif"), RGB)
+
+
+def test_transparent_becomes_white(tmp_path):
+    alpha = np.full(RGB.shape[:2], 255, np.uint8)
+    alpha[:, :30] = 0
+    expected = RGB.copy()
+    expected[:, :30] = 255
+    with_alpha = Image.fromarray(np.dstack([RGB, alpha]))
+    assert close(saved(with_alpha, tmp_path / "rgba.png"), expected)
+    grey = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)])
+    assert close(saved(grey, tmp_path / "la.png"), np.where(alpha[..., None] == 0, 255, as_rgb(GREY)))
+    half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
+    assert close(saved(half, tmp_path / "half.png"), np.full((4, 4, 3), 127))
+    # A palette with one transparent entry, and a colour that stands for transparency.
+    palette = Image.fromarray(RGB).quantize(6)
+    index = palette.getpixel((30, 10))
+    assert saved(palette, tmp_path / "p.png", transparency=index).getpixel((30, 10)) == (255, 255, 255)
+    keyed = saved(Image.fromarray(RGB), tmp_path / "key.png", transparency=(0, 255, 0))
+    assert keyed.getpixel((30, 10)) == (255, 255, 255) and keyed.getpixel((10, 10)) == (255, 0, 0)
+
+
+def test_cmyk_and_lab(tmp_path):
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    assert close(saved(cmyk, tmp_path / "cmyk.tiff"), RGB, 1)
+    assert close(saved(cmyk, tmp_path / "cmyk.jpg", quality=100, subsampling=0), RGB, 4)
+    white = saved(Image.new("LAB", (3, 3), (255, 128, 128)), tmp_path / "lab.tiff")
+    assert close(white, np.full((3, 3, 3), 255), 1)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_16_bits(tmp_path, ending):
+    deep = GREY.astype(np.uint16) * 257
+    assert close(saved(Image.fromarray(deep), tmp_path / f"deep.{ending}"), as_rgb(GREY))
+    assert close(open_picture(deep), as_rgb(GREY))
+    assert open_picture(np.full((2, 2), 128, np.uint16)).getpixel((0, 0)) == (0, 0, 0)
+    assert open_picture(np.full((2, 2), 129, np.uint16)).getpixel((0, 0)) == (1, 1, 1)  # nearest of 0 and 257
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation):
+    turned = {
+        1: RGB,
+        2: RGB[:, ::-1],
+        3: RGB[::-1, ::-1],
+        4: RGB[::-1],
+        5: RGB.transpose(1, 0, 2),
+        6: np.rot90(RGB, 1),
+        7: RGB[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(RGB, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = saved(Image.fromarray(np.ascontiguousarray(turned)), tmp_path / "turned.png", exif=exif)
+    assert close(picture, RGB)
+
+
+def test_what_is_not_a_file():
+    assert close(open_picture(Image.fromarray(RGB)), RGB)
+    assert close(open_picture(RGB), RGB)
+    assert close(open_picture(torch.from_numpy(RGB)), RGB)
+    assert close(open_picture(GREY), as_rgb(GREY))
+    assert close(open_picture(GREY[..., None]), as_rgb(GREY))
+    assert close(open_picture(GREY > 127), as_rgb((GREY > 127) * 255))
+    transparent = np.dstack([RGB, np.zeros_like(GREY)])
+    assert close(open_picture(transparent), np.full_like(RGB, 255))
+
+
+def test_urls(tmp_path):
+    file = io.BytesIO()
+    Image.fromarray(RGB).save(file, "PNG")
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/face.png" else 404)
+            self.end_headers()
+            self.wfile.write(file.getvalue())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert close(open_picture(f"{address}/face.png"), RGB)
+        with pytest.raises(PictureError, match=f"{address}/gone.png: cannot be downloaded .*404"):
+            open_picture(f"{address}/gone.png")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(PictureError, match="cannot be downloaded"):
+        open_picture(f"{address}/face.png", timeout=5)
+    data = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert close(open_picture(data), RGB)
+
+
+def truncated(path, **options):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path, **options)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BAD = {
+    "gone.jpg": (lambda path: None, "there is no such file"),
+    "folder.jpg": (lambda path: path.mkdir(), "there is no such file"),
+    "empty.jpg": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "text.jpg": (lambda path: path.write_text("a text"), "not a picture"),
+    "zeros.png": (lambda path: path.write_bytes(bytes(1000)), "not a picture"),
+    "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be read|not a picture"),
+    "cut.jpg": (truncated, "cannot be read, perhaps truncated"),
+    "cut.png": (truncated, "cannot be read, perhaps truncated"),
+    "cut.gif": (truncated, "cannot be read, perhaps truncated"),
+    "cut.webp": (truncated, "cannot be read, perhaps truncated|not a picture"),
+    "cut.tiff": (truncated, "cannot be read, perhaps truncated|not a picture"),
+    "float.tiff": (lambda path: Image.new("F", (3, 3), 0.5).save(path), "floating point values"),
+    "deep.tiff": (lambda path: Image.new("I", (3, 3), 70000).save(path), "beyond 16 bits"),
+    "négatif ☃.tiff": (lambda path: Image.new("I", (3, 3), -1).save(path), "beyond 16 bits"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files_are_named(tmp_path, name):
+    make, message = BAD[name]
+    make(tmp_path / name)
+    with pytest.raises(PictureError, match=message) as caught:
+        open_picture(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: ")
+
+
+@pytest.mark.parametrize("side", [20, 30])  # up to twice the limit Pillow only warns
+def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
+    with pytest.raises(PictureError, match="bomb.png: more than 300 pixels, perhaps a decompression bomb"):
+        open_picture(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 4, 4)), "type float64 have no known scale"),
+        (np.zeros((4, 4, 3), np.int64), "type int64"),
+        (np.zeros((3, 40, 40), np.uint8), r"shape \(3, 40, 40\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros(4, np.uint8), r"shape \(4,\)"),
+        (None, "NoneType"),
+        ({"image": 1}, "dict"),
+    ],
+)
+def test_other_things_are_refused(source, message):
+    with pytest.raises(PictureError, match=message):
+        open_picture(source)

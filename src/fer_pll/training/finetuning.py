@@ -59,7 +59,7 @@ class FineTuningOptions:
     )
     settings: str | None = field(
         default=None,
-        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/experiments."},
+        metadata={"help": "YAML file whose settings win over those of the config's finetune.yaml."},
     )
     attn_implementation: str = field(
         default="sdpa",

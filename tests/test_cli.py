@@ -1,5 +1,6 @@
 """The `fer-pll` command: help without the weight of what it helps with, versions, mistakes and exit statuses."""
 
+import json
 import re
 import signal
 import subprocess
@@ -55,34 +56,32 @@ def test_help_has_examples_that_can_be_parsed_in_part(command, rendered):
         assert f"  {option}" in text, option
 
 
-def test_help_does_not_depend_on_the_machine(monkeypatch):
+def test_help_does_not_depend_on_the_machine(rendered, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 12345)
     monkeypatch.setenv("COLUMNS", "200")
-    assert not any("12345" in text for text in dict(help_texts()).values())
-    assert max(len(line) for text in dict(help_texts()).values() for line in text.splitlines()) <= 80
+    assert dict(help_texts()) == rendered
 
 
-CALL = """
-import sys, time
+HELP_FOR_ALL = """
+import json, sys
 before = set(sys.modules)
-started = time.perf_counter()
 import fer_pll_cli
-status = fer_pll_cli.main(sys.argv[1:])
+for argv in json.loads(sys.argv[1]):
+    assert fer_pll_cli.main(argv) == 0
 third_party = {name.partition(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names
-print(status, *sorted(third_party), file=sys.stderr)
+print(*sorted(third_party), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS), ["prepare", "votes", "-h"]],
-    ids=" ".join,
-)
-def test_help_and_version_import_nothing_of_others(argv):
+def test_help_and_version_import_nothing_of_others():
     # What makes --help slow: measured apart from any test, this is the reason why it is not.
-    run = subprocess.run([sys.executable, "-c", CALL, *argv], capture_output=True, text=True, check=True)
-    assert run.stderr.split() == ["0", "fer_pll_cli"]
-    assert run.stdout.startswith("fer-pll" if argv == ["--version"] else " ".join(["usage: fer-pll", *argv[:-1]]))
+    argvs = [["--help"], ["--version"], [], *([command, "--help"] for command in COMMANDS), ["prepare", "votes", "-h"]]
+    command = [sys.executable, "-c", HELP_FOR_ALL, json.dumps(argvs)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stderr.split() == ["fer_pll_cli"]
+    usages = re.findall(r"^usage: fer-pll (\S+)(?: (\w+))?", run.stdout, re.MULTILINE)
+    assert [command for command, _ in usages] == ["COMMAND", "COMMAND", *COMMANDS, "prepare"]
+    assert usages[-1] == ("prepare", "votes")
 
 
 def test_help_answers_at_once():

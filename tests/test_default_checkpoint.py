@@ -104,13 +104,13 @@ def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
         return done.stdout
 
     said = run()
-    for name in ("prepare_data", "pretrain", "finetune", "calibrate", "evaluate"):
-        assert f"$ python train_scripts/{name}.py" in said
+    for name in ("prepare", "pretrain", "finetune", "calibrate", "evaluate"):
+        assert f"$ fer-pll {name} " in said
     said = run()
-    assert "train_scripts/pretrain.py" not in said and "train_scripts/finetune.py" not in said
+    assert "fer-pll pretrain" not in said and "fer-pll finetune" not in said
     assert files_of(tmp_path / "packaged") == FILES
     weights = (tmp_path / "packaged" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "finetune" / "README.md").unlink()  # as if it had been cut off at the end
     said = run()
-    assert "finetune.py" in said and "--resume_from_checkpoint last" in said and "pretrain.py" not in said
+    assert "fer-pll finetune" in said and "--resume_from_checkpoint last" in said and "fer-pll pretrain" not in said
     assert (tmp_path / "packaged" / "model.safetensors").read_bytes() == weights

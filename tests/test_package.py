@@ -1,5 +1,6 @@
 """The wheel works outside the checkout, and importing the package costs no more than what it builds on."""
 
+import csv
 import json
 import os
 import subprocess
@@ -9,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fer_pll
+from fer_pll import FerPllImageProcessor
+from fer_pll.labels.expressions import EXPRESSIONS
 from hub.fake_hub import FakeHub
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +114,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
         if path.is_file()
-        and (path.suffix in (".py", ".html") or path.name == "py.typed" or "checkpoints" in path.parts)
+        and (path.suffix in (".py", ".html", ".txt") or path.name == "py.typed" or "checkpoints" in path.parts)
     }
     configs = {f"fer_pll/{path.relative_to(ROOT)}" for path in (ROOT / "hub_configs").glob("*/*")}
     assert {
@@ -118,6 +122,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         "fer_pll/py.typed",
         "fer_pll/data/sources/ferplus.py",
         "fer_pll/audit/page.html",
+        "fer_pll/commands/help/finetune.txt",
     } <= sources
     metadata = f"fer_pll-{fer_pll.__version__}.dist-info/"
     content = {name for name in names if not name.startswith(metadata)}
@@ -181,3 +186,69 @@ def test_pushes_from_the_installed_wheel_are_complete(outside, tmp_path):
         assert "## Limits and responsible use" in pushed["README.md"].decode()
         for name in code:
             assert pushed[name] == (ROOT / "src/fer_pll/model" / name).read_bytes()
+
+
+TINY = {
+    "model_type": "fer_pll",
+    "architectures": ["FerPllForImageClassification"],
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 1,
+    "hog_cell_size": 4,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+    "image_std": [0.25],
+    "id2label": dict(enumerate(EXPRESSIONS)),
+    "label2id": {name: number for number, name in enumerate(EXPRESSIONS)},
+}
+
+
+@pytest.mark.timeout(900)  # ten processes, each of which loads torch
+def test_the_wheel_is_the_program(outside, tmp_path):
+    """From nothing to a model on the Hub, with the wheel alone, in an empty folder, by commands."""
+    site, environment = outside
+    program = [sys.executable, str(site / "bin" / "fer-pll")]  # the script's first line names pip's Python
+    folder = tmp_path / "empty"
+    (folder / "tiny").mkdir(parents=True)
+    (folder / "tiny" / "config.json").write_text(json.dumps(TINY))
+    size = {"height": 32, "width": 32}
+    FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25]).save_pretrained(folder / "tiny")
+    environment = environment | {"HF_HOME": str(tmp_path / "home")}
+
+    def fer_pll(command: str, **variables: str) -> str:
+        run = subprocess.run(
+            [*program, *command.split()], cwd=folder, env=environment | variables, capture_output=True, text=True
+        )
+        assert run.returncode == 0, f"{command}: {run.stdout[-2000:]}{run.stderr[-4000:]}"
+        return run.stdout
+
+    training = "--max_steps 2 --per_device_train_batch_size 16 --logging_steps 1 --save_strategy no --use_cpu"
+    fer_pll(
+        "prepare synthetic --out data --num-train 48 --num-validation 16 --num-test 0 --image-size 32 --hold-out 0.25"
+    )
+    fer_pll(f"pretrain --config tiny --data data --output_dir pretrained {training}")
+    fer_pll(f"finetune --config tiny --data data --init_from pretrained --output_dir run {training}")
+    assert "accuracy" in fer_pll("evaluate run data --out run/evaluation --device cpu")
+    assert "temperature" in fer_pll("calibrate run data --out calibrated")
+    fer_pll("audit run --out audit")
+    fer_pll("export calibrated --out onnx")
+    Image.linear_gradient("L").resize((32, 32)).save(folder / "face.png")
+    for model in ("calibrated", "onnx --backend onnx"):
+        assert "1 faces" in fer_pll(f"predict face.png --cropped --model {model} --out faces.csv --overwrite")
+        (face,) = csv.DictReader((folder / "faces.csv").open())
+        assert face["expression"] in EXPRESSIONS
+    with FakeHub() as hub:
+        variables = hub.environment(tmp_path / "home", "hf_token", HF_HUB_OFFLINE="0", PYTHONPATH=str(site))
+        pushed = fer_pll("push run someone/faces --with-confidences data", **variables)
+    assert "pushed" in pushed
+    card = hub.repos["someone/faces"]["README.md"].decode()
+    assert {"model.safetensors", "modeling_fer_pll.py", "evaluation/metrics.json"} <= set(hub.repos["someone/faces"])
+    assert "someone/faces" in card and "datasets/someone/faces-confidences" in hub.repos
+    assert {path.name for path in folder.iterdir()} == {
+        "tiny", "data", "pretrained", "run", "calibrated", "audit", "onnx", "face.png", "faces.csv",
+    }  # fmt: skip

@@ -15,8 +15,6 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from transformers import set_seed
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from conftest import make_pictures
 from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.data.streaming.stream import PictureStream

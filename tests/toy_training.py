@@ -10,8 +10,6 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback, set_seed
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 from conftest import CLASSES, make_dataset
 from fer_pll import (
     FerPllConfig,

@@ -7,10 +7,6 @@ import os
 import platform
 import sys
 
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`: put it last.
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [entry for entry in sys.path if entry != FOLDER] + [FOLDER]
-
 from benchmarks import data, finetune, hog, inference, pretrain, start, stream, table
 
 EPILOG = """\

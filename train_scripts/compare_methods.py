@@ -15,9 +15,6 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
-
 from transformers import set_seed
 from transformers.utils import logging
 

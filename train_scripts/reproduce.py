@@ -8,18 +8,14 @@ file in --results. From these come, in OUT/SCALE/tables, a Markdown table (mean 
 how far the last row is ahead seed by seed, the paper's own figures in a column of their own) and the figures. A result
 made with other settings is refused; which machine made it, and with how many workers, does not matter.
 
-Everything after `--` goes to pretrain.py and finetune.py alike, for instance `-- --bf16 true`.
+Everything after `--` goes to fer-pll pretrain and finetune alike, for instance `-- --bf16 true`.
 """
 
 import argparse
-import os
 import re
 import sys
 
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`: put it last.
-FOLDER = os.path.dirname(os.path.abspath(__file__))
-sys.path[:] = [entry for entry in sys.path if entry != FOLDER] + [FOLDER]
-
+import fer_pll_cli
 from comparisons.audit import audit_tables
 from comparisons.cost import measure_cost
 from comparisons.experiments import SCALES, Experiments, machine
@@ -98,7 +94,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="+", choices=[*TABLES, "cost", "audit"], metavar="TABLE", help="see below")
-    parser.add_argument("--data", metavar="DIR", help="folder written by prepare_data.py")
+    parser.add_argument("--data", metavar="DIR", help="folder written by fer-pll prepare")
     parser.add_argument("--out", metavar="DIR", help="folder of the runs")
     parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows of a table; see --list")
     parser.add_argument("--list", action="store_true", help="print the rows of TABLE with their numbers, and end")
@@ -129,13 +125,10 @@ def main(argv: list[str] | None = None) -> None:
         for table in args.table:
             print(contents(table))
         return
-    try:
-        experiments = Experiments(args)
-        for table in args.table:
-            reproduce(table, experiments)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    experiments = Experiments(args)
+    for table in args.table:
+        reproduce(table, experiments)
 
 
 if __name__ == "__main__":
-    main()
+    fer_pll_cli.run(main)

@@ -19,7 +19,7 @@ from fer_pll.audit.report import LabelAudit, read_run
 from fer_pll.data.dataset import load_prepared, save_prepared
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.config import start_run
-from fer_pll.training.finetuning import ClassificationScript
+from fer_pll.training.finetuning import FineTuningOptions
 from toy_training import CONFIG, DEFAULTS
 
 ROWS, WRONG = 96, range(0, 96, 8)
@@ -35,7 +35,7 @@ def files_in(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """Prepared rows, of which every eighth label is wrong by 3 votes to 2, and a run as finetune.py leaves it."""
+    """Prepared rows, of which every eighth label is wrong by 3 votes to 2, and a run as fer-pll finetune leaves it."""
     folder = tmp_path_factory.mktemp("audit")
     rows = make_dataset(ROWS)
     truth = np.array(rows["true_label"][:])
@@ -55,7 +55,7 @@ def workspace(tmp_path_factory):
     FerPllConfig(**CONFIG).save_pretrained(folder / "config")
     size = {"height": 16, "width": 16}
     FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25]).save_pretrained(folder / "config")
-    script = ClassificationScript(config=str(folder / "config"), data=str(folder / "data"))
+    script = FineTuningOptions(config=str(folder / "config"), data=str(folder / "data"))
     settings = DEFAULTS | {"num_train_epochs": 4, "per_device_train_batch_size": 32}
     args = FerPllTrainingArguments(output_dir=str(folder / "run"), logging_strategy="no", **settings)
     torch.manual_seed(0)

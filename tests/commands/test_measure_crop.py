@@ -1,8 +1,6 @@
-"""The script that measures a data set's crop finds the one that the pictures were cut with."""
+"""The command that measures a data set's crop finds the one that the pictures were cut with."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +8,12 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from skimage.data import astronaut
 
+import fer_pll_cli
 from fer_pll import FerPllImageProcessor
 from fer_pll.data.dataset import save_prepared
 from fer_pll.data.sources.ferplus import FEATURES
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
-
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "measure_crop.py"
-
 
 LARGE = FaceCrop(
     "large", FaceCrop.from_pretrained("fer-pll-tiny-ferplus").template, size=288, colour="rgb", margin=0.25
@@ -33,20 +29,20 @@ def prepared(pictures: list[Image.Image], folder: Path) -> Path:
     return folder
 
 
-def measure(*argv: object) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, argv)], capture_output=True, text=True)
+def measure(*argv: object) -> int:
+    return fer_pll_cli.main(["measure-crop", *map(str, argv)])
 
 
-def test_the_crop_is_found_again(tmp_path):
+def test_the_crop_is_found_again(tmp_path, capsys):
     crop = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
     photograph = Image.fromarray(astronaut())
     (face,) = find_faces(photograph, RetinaFace())
     rng = np.random.default_rng(0)
     pictures = [align_face(photograph, face.landmarks + rng.normal(0, 2, 2), crop) for _ in range(6)]
-    run = measure(prepared(pictures, tmp_path / "data"), "--enlarge", 4, "--name", "again")
-    assert run.returncode == 0, run.stderr
-    assert "a face was found in 6 of 6 pictures of 48 x 48 pixels" in run.stdout
-    contract = json.loads(run.stdout.splitlines()[-1])["face_crop"]
+    assert measure(prepared(pictures, tmp_path / "data"), "--enlarge", 4, "--name", "again") == 0
+    printed = capsys.readouterr().out
+    assert "a face was found in 6 of 6 pictures of 48 x 48 pixels" in printed
+    contract = json.loads(printed.splitlines()[-1])["face_crop"]
     assert (contract["name"], contract["size"], contract["colour"]) == ("again", 48, "grey")
     found = FaceCrop.of(FerPllImageProcessor(num_channels=1, face_crop=contract))
     # Her own face is not the median one: what must be found is where it lies in these pictures.
@@ -54,10 +50,10 @@ def test_the_crop_is_found_again(tmp_path):
     assert np.abs(found.landmarks - (lies - 12)).max() < 2
 
 
-def test_errors_say_what_to_do(tmp_path):
+def test_errors_say_what_to_do(tmp_path, capsys):
     blank = prepared([Image.new("L", (48, 48))] * 2, tmp_path / "blank")
-    run = measure(blank)
-    assert run.returncode == 1 and "no face was found in 2 pictures: try --enlarge 4" in run.stderr
+    assert measure(blank) == 1
+    assert "error: no face was found in 2 pictures: try --enlarge 4" in capsys.readouterr().err
     mixed = prepared([Image.new("L", (48, 48)), Image.new("L", (40, 48))], tmp_path / "mixed")
-    run = measure(mixed)
-    assert run.returncode == 1 and "row:1: (40, 48) pixels; all pictures must have one square size" in run.stderr
+    assert measure(mixed) == 1
+    assert "error: row:1: (40, 48) pixels; all pictures must have one square size" in capsys.readouterr().err

@@ -1,22 +1,20 @@
-"""train_scripts/prepare_data.py, as a plain script and through runpy."""
+"""The command `prepare`, in this process and in one of its own."""
 
-import runpy
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fer_pll.commands import prepare
 from fer_pll.data.dataset import load_prepared
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
+LAUNCHER = Path(__file__).parents[2] / "train_scripts" / "prepare.py"
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.fixture
@@ -41,8 +39,9 @@ def source(tmp_path):
     return folder
 
 
-def test_as_a_plain_script(source, tmp_path):
-    command = [sys.executable, str(SCRIPT), "ferplus", str(source), "--out", "data/set"]
+@pytest.mark.parametrize("program", [["-m", "fer_pll_cli", "prepare"], [str(LAUNCHER)]], ids=["command", "launcher"])
+def test_as_a_process(source, tmp_path, program):
+    command = [sys.executable, *program, "ferplus", str(source), "--out", "data/set"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "examples/s" not in run.stderr  # no progress bars in a log file
@@ -59,7 +58,7 @@ def test_as_a_plain_script(source, tmp_path):
     assert run.stdout.endswith("saved in data/set\n")
 
 
-def test_options_reach_the_loader(main, source, tmp_path):
+def test_options_reach_the_loader(source, tmp_path):
     assert main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"]) == 0
     assert len(load_prepared(tmp_path / "a", "train")) == 3
     assert main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"]) == 0
@@ -68,11 +67,11 @@ def test_options_reach_the_loader(main, source, tmp_path):
     drawn = load_prepared(tmp_path / "c")
     assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
     assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"]) == 2
+    assert main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"]) == 1
     assert not (tmp_path / "d").exists()
 
 
-def test_synthetic_needs_no_source(main, tmp_path, capsys):
+def test_synthetic_needs_no_source(tmp_path, capsys):
     sizes = ["--num-train", "5", "--num-validation", "3", "--num-test", "2", "--image-size", "32", "--seed", "7"]
     assert main(["synthetic", "--out", str(tmp_path / "a"), *sizes]) == 0
     assert main(["synthetic", "--out", str(tmp_path / "b"), *sizes]) == 0
@@ -83,28 +82,28 @@ def test_synthetic_needs_no_source(main, tmp_path, capsys):
     assert dataset["train"][:] == again["train"][:]
 
 
-def test_another_run_is_kept_unless_overwrite(main, source, tmp_path, capsys):
+def test_another_run_is_kept_unless_overwrite(source, tmp_path, capsys):
     out = tmp_path / "set"
     assert main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"]) == 0
-    assert main(["ferplus", str(source), "--out", str(out)]) == 2
+    assert main(["ferplus", str(source), "--out", str(out)]) == 1
     assert "already holds" in capsys.readouterr().err
     assert len(load_prepared(out, "train")) == 3
     assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 0
     assert len(load_prepared(out, "train")) == 2
 
 
-def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_path, capsys):
+def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path, capsys):
     out = tmp_path / "out" / "set"
     assert main(["ferplus", str(source), "--out", str(out)]) == 0
     whole = (source / "fer2013.csv").read_text()
     (source / "fer2013.csv").write_text(whole[:-30])
-    assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 2
+    assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "fer2013.csv:6 has 2 columns where 3 should be" in error
     assert len(error.splitlines()) == 1
     assert len(load_prepared(out, "train")) == 2
     assert [entry.name for entry in out.parent.iterdir()] == ["set"]
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "other")]) == 2
+    assert main(["ferplus", str(source), "--out", str(tmp_path / "other")]) == 1
     assert not (tmp_path / "other").exists()
 
 
@@ -116,9 +115,9 @@ def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_pat
         ["synthetic", "--image-size", "0", "--out", "set"],
     ],
 )
-def test_errors_have_no_traceback(main, arguments, tmp_path, monkeypatch, capsys):
+def test_errors_have_no_traceback(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert main(arguments) == 1
     assert capsys.readouterr().err.startswith("error: ")
     assert not list(tmp_path.iterdir())
 
@@ -127,28 +126,14 @@ def test_errors_have_no_traceback(main, arguments, tmp_path, monkeypatch, capsys
     "arguments",
     [[], ["celeba", "x", "--out", "y"], ["ferplus", "x"], ["synthetic", "--out", "y", "--protocol", "all"]],
 )
-def test_wrong_usage(main, arguments, capsys):
+def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
     assert "usage: " in capsys.readouterr().err
 
 
-def test_help_teaches_and_loads_nothing_heavy():
-    script = f"""
-import runpy, sys
-sys.argv = ["prepare_data.py", "--help"]
-try:
-    runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-finally:
-    assert not {{"torch", "datasets", "numpy"}} & set(sys.modules)
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "prepare_data.py ferplus path/to/ferplus --out data/ferplus" in run.stdout
-
-
-def test_corrections_are_applied_and_reported_or_nothing_is_written(main, tmp_path, capsys):
+def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, capsys):
     command = ["synthetic", "--num-train", "6", "--num-validation", "2", "--num-test", "0", "--num-proc", "1"]
     assert main([*command, "--out", str(tmp_path / "before")]) == 0
     before = load_prepared(tmp_path / "before", "train")
@@ -164,6 +149,6 @@ def test_corrections_are_applied_and_reported_or_nothing_is_written(main, tmp_pa
     assert sum(after[0]["votes"]) == after[0]["votes"][7] == sum(before[0]["votes"])
 
     marks.write_text("row_id,mark,label\nelsewhere,drop,\n")
-    assert main([*command, "--out", str(tmp_path / "never"), "--corrections", str(marks)]) == 2
+    assert main([*command, "--out", str(tmp_path / "never"), "--corrections", str(marks)]) == 1
     assert "row 'elsewhere' is not in the data set" in capsys.readouterr().err
     assert not (tmp_path / "never").exists()

@@ -1,34 +1,25 @@
-"""What pretrain.py makes of --data; everything before the first step, in this process."""
-
-import importlib.util
-from pathlib import Path
+"""What `fer-pll pretrain` makes of --data; everything before the first step, in this process."""
 
 import pytest
 from datasets import Dataset, DatasetDict
 
 from conftest import make_dataset
+from fer_pll.commands import pretrain
 from fer_pll.data.dataset import save_prepared
 from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.io.errors import DataError
 from toy_streaming import encoded, write_tar
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "pretrain.py"
-
 
 @pytest.fixture
 def build(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     for name in ("one", "two"):
         save_prepared(DatasetDict(train=make_dataset(20)), tmp_path / name)
     write_tar(tmp_path / "faces.tar", encoded(5, 0))
     monkeypatch.chdir(tmp_path)
 
     def build(*options):
-        argv = ["pretrain.py", "--config", "fer-pll-tiny-hog", "--output_dir", "run", *options]
-        monkeypatch.setattr("sys.argv", argv)
-        return module.build()[0]
+        return pretrain.build(["--config", "fer-pll-tiny-hog", "--output_dir", "run", *options])[0]
 
     return build
 

@@ -1,9 +1,11 @@
-"""The scripts as a user runs them: real processes, from drawn faces to metrics."""
+"""The trainings and what judges them, as a user runs them: from drawn faces to metrics."""
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pandas as pd
@@ -13,11 +15,17 @@ from datasets import ClassLabel, DatasetDict, Features
 from safetensors.torch import load_file
 from transformers import pipeline
 
+import fer_pll_cli
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.dataset import load_prepared, save_prepared
 from fer_pll.labels.expressions import EXPRESSIONS
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
+LAUNCHERS = {
+    "accelerate, module": ("accelerate", "launch", "--cpu", "-m", "fer_pll.commands.finetune"),
+    "torchrun, file": ("torchrun", "--nproc_per_node", "1", SCRIPTS / "finetune.py"),
+    "python, file": (sys.executable, SCRIPTS / "finetune.py"),
+}
 SMALL = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -38,9 +46,17 @@ def run(*command: object, expect: int = 0, merge: bool = True) -> str:
     return output if merge else done.stdout
 
 
+def fer_pll(*argv: object, expect: int = 0) -> str:
+    """What the command line said, in this process."""
+    with redirect_stdout(io.StringIO()) as said, redirect_stderr(said):
+        status = fer_pll_cli.main([str(part) for part in argv])
+    assert status == expect, said.getvalue()[-4000:]
+    return said.getvalue()
+
+
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
+    """A small configuration beside the shipped ones, and drawn faces, prepared."""
     folder = tmp_path_factory.mktemp("scripts")
     shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
     pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
@@ -50,22 +66,20 @@ def workspace(tmp_path_factory) -> Path:
         (config / path.name).write_text(path.read_text())
     settings = json.loads((shipped / "config.json").read_text()) | SMALL
     (config / "config.json").write_text(json.dumps(settings))
-    run(
-        sys.executable, SCRIPTS / "prepare_data.py", "synthetic",
-        "--out", folder / "data", "--num-train", 96, "--num-validation", 32, "--num-test", 0,
-    )  # fmt: skip
+    sizes = ("--num-train", 96, "--num-validation", 32, "--num-test", 0)
+    fer_pll("prepare", "synthetic", "--out", folder / "data", *sizes)
     return folder
 
 
 def test_from_drawn_faces_to_metrics(workspace):
     common = ("--config", workspace / "config", "--data", workspace / "data", "--bf16", "false")
     common += ("--per_device_train_batch_size", 32, "--logging_steps", 1)
-    pretrain = (sys.executable, SCRIPTS / "pretrain.py", *common, "--output_dir", workspace / "pretrained")
-    output = run(*pretrain, "--num_train_epochs", 1, "--probe", workspace / "data")
+    pretrain = ("pretrain", *common, "--output_dir", workspace / "pretrained")
+    output = fer_pll(*pretrain, "--num_train_epochs", 1, "--probe", workspace / "data")
     assert output.count("probe_accuracy") == 2 and "images_per_second" in output
     assert (workspace / "pretrained" / "pictures" / "step-0000003.png").is_file()
-    assert "--overwrite" in run(*pretrain, "--num_train_epochs", 1, expect=1)  # refused, the first run stays
-    run(*pretrain, "--num_train_epochs", 2, "--resume_from_checkpoint", "last")
+    assert "--overwrite" in fer_pll(*pretrain, "--num_train_epochs", 1, expect=1)  # refused, the first run stays
+    fer_pll(*pretrain, "--num_train_epochs", 2, "--resume_from_checkpoint", "last")
     state = json.loads((workspace / "pretrained" / "trainer_state.json").read_text())
     assert state["global_step"] == 6
 
@@ -93,7 +107,7 @@ def test_from_drawn_faces_to_metrics(workspace):
     for picture in ("confusion_matrix_all.png", "confusion_matrix_majority.png", "training_curves.png"):
         assert (workspace / "run" / "evaluation-validation" / picture).read_bytes().startswith(b"\x89PNG")
 
-    # What evaluate.py counted is what a user's pipeline says.
+    # What was counted is what a user's pipeline says.
     rows = load_prepared(workspace / "data", "validation")
     classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu", trust_remote_code=False)
     said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
@@ -114,16 +128,7 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     save_prepared(DatasetDict(test=other), workspace / "other")
 
     out = workspace / "elsewhere"
-    output = run(
-        sys.executable,
-        SCRIPTS / "evaluate.py",
-        workspace / "model",
-        workspace / "other",
-        "--split",
-        "test",
-        "--out",
-        out,
-    )
+    output = fer_pll("evaluate", workspace / "model", workspace / "other", "--split", "test", "--out", out)
     report = json.loads((out / "metrics.json").read_text())
     assert report["classes"] == ["happiness", "surprise"]
     assert report["classes_of_the_data_only"] == ["boredom"] and len(report["classes_of_the_model_only"]) == 6
@@ -146,25 +151,21 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
 
     alone = other.cast(Features(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])}))
     save_prepared(DatasetDict(test=alone), workspace / "alone")
-    output = run(
-        sys.executable, SCRIPTS / "evaluate.py", workspace / "model", workspace / "alone", "--split", "test", expect=1
-    )
+    output = fer_pll("evaluate", workspace / "model", workspace / "alone", "--split", "test", expect=1)
     assert "needs two in common" in output
 
 
 def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_off(workspace):
     out = workspace / "out-of-fold"
-    command = (
-        sys.executable, SCRIPTS / "out_of_fold.py", "--config", workspace / "config", "--data", workspace / "data",
-        "--output_dir", out, "--folds", 2, "--num_train_epochs", 1, "--loss", "soft_votes",
-    )  # fmt: skip
-    output = run(*command)
+    command = ("out-of-fold", "--config", workspace / "config", "--data", workspace / "data", "--output_dir", out)
+    command += ("--folds", 2, "--num_train_epochs", 1, "--loss", "soft_votes")
+    output = fer_pll(*command)
     assert "label recovery of the most probable candidate, out of fold:" in output
     tensors = load_file(out / "out_of_fold.safetensors")
     assert tensors["index"].tolist() == list(range(96))
     torch.testing.assert_close(tensors["probabilities"].sum(dim=1), torch.ones(96))
     (out / "fold-2-of-2.safetensors").unlink()
-    again = run(*command)
+    again = fer_pll(*command)
     assert "fold 2 of 2" in again and "fold 1 of 2" not in again
     assert torch.equal(load_file(out / "out_of_fold.safetensors")["probabilities"], tensors["probabilities"])
 
@@ -180,17 +181,26 @@ def test_comparing_methods_prints_a_row_for_each(tmp_path):
     )
 
 
-@pytest.mark.parametrize("script", ["pretrain.py", "finetune.py", "evaluate.py", "out_of_fold.py"])
-def test_mistakes_are_one_line_without_a_traceback(workspace, script):
-    if script == "evaluate.py":
-        output = run(sys.executable, SCRIPTS / script, workspace / "config", workspace / "nowhere", expect=1)
+@pytest.mark.parametrize("command", ["pretrain", "finetune", "evaluate", "out-of-fold"])
+def test_mistakes_are_one_line_without_a_traceback(workspace, command):
+    if command == "evaluate":
+        output = fer_pll(command, workspace / "config", workspace / "nowhere", expect=1)
     else:
-        output = run(
-            sys.executable, SCRIPTS / script, "--config", workspace / "config", "--data", workspace / "nowhere",
-            "--output_dir", workspace / "never", expect=1,
-        )  # fmt: skip
-    assert "error: " in output and "nowhere" in output and "Traceback" not in output
+        options = ("--data", workspace / "nowhere", "--output_dir", workspace / "never")
+        output = fer_pll(command, "--config", workspace / "config", *options, expect=1)
+    assert output.splitlines()[-1].startswith("error: ") and "nowhere" in output and "Traceback" not in output
     assert not (workspace / "never").exists()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
+    program, *options = LAUNCHERS[name]
+    common = (Path(sys.executable).parent / program, *options, "--config", workspace / "config")
+    common += ("--output_dir", tmp_path / "run", "--max_steps", 1, "--bf16", "false")
+    run(*common, "--data", workspace / "data")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    output = run(*common, "--data", workspace / "data", expect=1)
+    assert output.count("error: --output_dir") == 1 and "already holds files" in output
 
 
 @pytest.mark.parametrize(

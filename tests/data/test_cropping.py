@@ -1,7 +1,7 @@
 """Faces of listed pictures, cropped by what the data set tells or by a detector."""
 
 import pickle
-import runpy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +9,16 @@ import pytest
 from PIL import Image as PILImage
 from skimage import data
 
+from fer_pll.commands import prepare
 from fer_pll.data.cropping import CropToBox, CropToTemplate
 from fer_pll.data.dataset import REPORT, load_prepared
 from fer_pll.data.image_writer import ListedPicture
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
 from fer_pll.io.errors import DataError
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
 
 
@@ -67,8 +69,7 @@ def test_without_landmarks_the_largest_face_is_found(astronaut):
         crop(PILImage.new("RGB", (100, 100)), listed())
 
 
-def test_prepare_data_crops_photographs(astronaut, tmp_path):
-    main = runpy.run_path(str(SCRIPT))["main"]
+def test_prepare_crops_photographs(astronaut, tmp_path):
     (tmp_path / "pictures" / "happy").mkdir(parents=True)
     astronaut.save(tmp_path / "pictures" / "happy" / "astronaut.png")
     PILImage.new("RGB", (64, 64)).save(tmp_path / "pictures" / "happy" / "nobody.png")

@@ -151,7 +151,7 @@ save_prepared(Killed(load_prepared({str(out)!r})), {str(out)!r}, overwrite=True)
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(DataError, match="absent is not a folder: .*train_scripts/prepare_data.py"):
+    with pytest.raises(DataError, match="absent is not a folder: .*fer-pll prepare"):
         load_prepared(tmp_path / "absent")
     with pytest.raises(DataError, match=r"is not a prepared data set \(it has no dataset_dict.json\)"):
         load_prepared(tmp_path)

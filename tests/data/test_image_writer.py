@@ -2,22 +2,23 @@
 
 import json
 import resource
-import runpy
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Features, Image, Value
 from PIL import Image as PILImage
 
+from fer_pll.commands import prepare
 from fer_pll.data import image_writer as listed_module
 from fer_pll.data.dataset import load_prepared
 from fer_pll.data.image_writer import ListedPicture, write_split
 from fer_pll.io.errors import DataError
 from fer_pll.io.images import open_picture
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 
 FEATURES = Features(
     {"image": Image(), "index": Value("int64"), "row_id": Value("string"), "label": ClassLabel(names=["a", "b"])}
@@ -147,16 +148,15 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeyp
     for number in range(16):
         noise = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
         PILImage.fromarray(noise).save(tmp_path / "in" / "happy" / f"{number:02}.png")
-    main = runpy.run_path(str(SCRIPT))["main"]
     command = ["folder", str(tmp_path / "in"), "--out", str(tmp_path / "set"), "--num-proc", "1"]
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     try:
-        status = main(command)
+        failed = main(command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     error = capsys.readouterr().err.splitlines()[-1]
-    assert status == 2 and f"{file} cannot be written" in error and "make room" in error
+    assert failed == 1 and f"{file} cannot be written" in error and "make room" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.shards", "in"]
     assert main(command) == 0
     pictures = load_prepared(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]

@@ -7,7 +7,7 @@ from conftest import make_dataset
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.transition import read_transition
 from fer_pll.io.errors import DataError
-from fer_pll.training.finetuning import ClassificationScript
+from fer_pll.training.finetuning import FineTuningOptions
 
 CLASSES = ["neutral", "happiness", "sadness"]
 TABLE = """given,Sad,neutral,happy
@@ -61,7 +61,7 @@ def test_no_such_file(tmp_path):
 def test_candidate_sets_follow_it(tmp_path):
     labelled = make_dataset(400).remove_columns(["candidates", "votes"])  # left, right, top, bottom
     text = "given,left,right,top,bottom\nleft,,1,0,0.5\nright,0,,0,0\ntop,0,0,,1\nbottom,0,0,0,\n"
-    script = ClassificationScript("config", "data", transition=str(write(tmp_path, text)))
+    script = FineTuningOptions("config", "data", transition=str(write(tmp_path, text)))
     drawn = script.add_candidates(labelled, seed=0)
     sets, labels = (np.array(drawn[name][:]) for name in ("candidates", "label"))
     shares = np.array([sets[labels == label].mean(axis=0) for label in range(4)])

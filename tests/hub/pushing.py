@@ -1,21 +1,21 @@
 """Every way to push, in one process. Leaves a prepared data set and a checkpoint, and prints what failed pushes said.
 
-python pushing.py FOLDER, with HF_ENDPOINT and HF_TOKEN set. FOLDER gets data/ferplus and runs; the last line of the
-output is JSON: the messages by scenario.
+python pushing.py FOLDER, with HF_ENDPOINT and HF_TOKEN set, and the folder of the tests in PYTHONPATH. FOLDER gets
+data/ferplus and runs; the last line of the output is JSON: the messages by scenario.
 """
 
+import io
 import json
-import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 
 from datasets import DatasetDict
 from transformers import set_seed
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+import fer_pll_cli
 from conftest import make_dataset
 from fer_pll import (
     FerPllConfig,
@@ -48,7 +48,6 @@ CROP = {
     "margin": 0.1,
 }
 FAULTS = ("401", "403", "404", "409", "429", "500", "cut", "batch-429", "batch-500", "upload-403", "upload-cut")
-PUSH_SCRIPT = Path(__file__).parents[2] / "train_scripts" / "push_to_hub.py"
 
 
 def image_processor() -> FerPllImageProcessor:
@@ -70,14 +69,17 @@ def message_of(push) -> str | None:
     """What a push says that does not come through; `None` where it does."""
     try:
         push()
-    except (PushError, SystemExit) as error:
+    except PushError as error:
         return str(error)
     return None
 
 
-def run_script(*arguments: object) -> str | None:
-    sys.argv = [str(PUSH_SCRIPT), *map(str, arguments), "--keep-card"]
-    return message_of(lambda: runpy.run_path(str(PUSH_SCRIPT), run_name="__main__"))
+def run_command(*arguments: object) -> str | None:
+    """The last line of what `fer-pll push` says where it fails; `None` where it does not."""
+    with redirect_stderr(io.StringIO()) as said:
+        status = fer_pll_cli.main(["push", *map(str, arguments), "--keep-card"])
+    sys.stderr.write(said.getvalue())
+    return said.getvalue().splitlines()[-1] if status else None
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -132,11 +134,11 @@ def main() -> None:
 
     with ThreadPoolExecutor(len(FAULTS)) as pool:  # huggingface_hub waits long before it tries again
         messages |= zip(FAULTS, pool.map(push_twice, FAULTS), strict=True)
-    messages["script"] = run_script(checkpoint, "someone/script-403")
+    messages["command"] = run_command(checkpoint, "someone/command-403")
 
     # The pictures of the toy data set may go along.
     data = folder / "data" / "ferplus"
-    assert run_script(checkpoint, "someone/with-images", "--with-confidences", data, "--with-images") is None
+    assert run_command(checkpoint, "someone/with-images", "--with-confidences", data, "--with-images") is None
     assert snapshot(folder) == before
     print(json.dumps(messages))
 

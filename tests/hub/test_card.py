@@ -126,7 +126,7 @@ def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
     assert "| FER+, validation, protocol majority | 3,199 | 79.4 % | 51.1 % | 0.021 |" in card
     assert "Recall, FER+, validation, protocol all: left 90 %, right no pictures, top 25 %, bottom 50 %." in card
     assert "(evaluation/confusion_matrix_all.png)" in card and "(evaluation/confusion_matrix_majority.png)" in card
-    assert "at the last epoch" not in card  # evaluate.py's figures stand in its place
+    assert "at the last epoch" not in card  # the figures of fer-pll evaluate stand in its place
     assert "`apache-2.0`, as their author declares" in card
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +50,7 @@ FAULTS = {
     "answers-batch-500": Fault("batch", 500, {"Retry_After": "0"}),
     "answers-upload-403": Fault("upload", 403),
     "answers-upload-cut": Fault("upload", None),
-    "script-403": Fault("create", 403),
+    "command-403": Fault("create", 403),
     "every-save": Fault("commit", 500),
 }
 CLASSIFIERS = ("fer-pll-tiny-ferplus", "every-save", "with-checkpoint", "at-end", "by-hand")
@@ -101,7 +100,6 @@ def hub():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
-    shutil.copytree(ROOT / "train_scripts", folder / "train_scripts")
     Image.linear_gradient("L").resize((40, 30)).save(folder / "face.png")
     return folder
 
@@ -110,7 +108,8 @@ def folder(tmp_path_factory) -> Path:
 def messages(hub, folder) -> dict[str, str | None]:
     """What failed pushes said; afterwards everything is pushed but what the README pushes."""
     command = [sys.executable, Path(__file__).with_name("pushing.py"), folder]
-    environment = hub.environment(folder / "home", TOKEN)
+    path = os.pathsep.join(filter(None, (str(ROOT / "tests"), os.environ.get("PYTHONPATH"))))
+    environment = hub.environment(folder / "home", TOKEN, PYTHONPATH=path)
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return {**json.loads(done.stdout.splitlines()[-1]), "log": done.stderr}
@@ -217,12 +216,12 @@ def test_half_trained_pushes_say_so_and_survive_a_failure(hub, pushed, messages,
         ("upload-403", "try again.\nError while uploading 'model.safetensors' to the Hub.\n403 Forbidden"),
         ("upload-cut", "a large file did not get through, and nothing of this push is there: try again."),
         ("at-end", "someone/at-end: the connection to the Hub failed"),
-        ("script", "error: someone/script-403: the Hub refused the push (403)"),
+        ("command", "error: someone/command-403: the Hub refused the push (403)"),
     ],
 )
 def test_a_failed_push_says_why_and_a_second_one_succeeds(hub, messages, scenario, said):
     assert said in messages[scenario]
-    if scenario not in ("at-end", "script"):
+    if scenario not in ("at-end", "command"):
         assert f"someone/answers-{scenario}" in messages[scenario]
         assert set(hub.repos[f"someone/answers-{scenario}"]) == NEEDED | {"training.json"}
         assert hub.faults[f"someone/answers-{scenario}"] == []

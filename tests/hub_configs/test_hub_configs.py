@@ -1,6 +1,5 @@
 """The shipped configurations load, fit together and hold the values of their source."""
 
-import runpy
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,21 +7,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from fer_pll import FerPllTrainingArguments
+from fer_pll.commands import finetune, pretrain
 from fer_pll.labels.expressions import EXPRESSIONS
-from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.base_trainer import check_image_processor
-from fer_pll.training.config import parse_settings
 from fer_pll.training.pretraining import pretraining_model
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "hub_configs"
 EXPERIMENTS = ROOT / "train_scripts" / "experiments"
 VIT_BASE = CONFIGS / "fer-pll-vit-base-ferplus"
-SCRIPTS = {
-    "pretrain": ("PreTrainingScript", FerPllPreTrainingArguments),
-    "finetune": ("ClassificationScript", FerPllTrainingArguments),
-}
+COMMANDS = {"pretrain": pretrain, "finetune": finetune}
 OBJECTIVES = ("hog", "maskfeat", "mae", "simmim", "moco")
 PRETRAINING = [f"fer-pll-{size}-{objective}" for size in ("tiny", "vit-base") for objective in OBJECTIVES]
 PRETRAINING.append("fer-pll-vit-base-hog-table1")
@@ -30,23 +24,13 @@ DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
 CLASSIFIERS = ["fer-pll-tiny-ferplus", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
 
 
-@pytest.fixture(scope="module")
-def script_classes():
-    """The scripts' own settings, beside those of the trainers."""
-    return {
-        name: runpy.run_path(str(ROOT / "train_scripts" / f"{name}.py"))[class_name]
-        for name, (class_name, _) in SCRIPTS.items()
-    }
-
-
 @pytest.fixture
-def settings(script_classes, tmp_path):
-    """`settings(folder, name)`: what a script runs with, where the command line only says where."""
+def settings(tmp_path):
+    """`settings(folder, name)`: what a command runs with, where the command line only says where."""
 
     def parse(folder: Path, name: str, *options: str):
-        classes = (script_classes[name], SCRIPTS[name][1])
         argv = ["--config", str(folder), "--data", "unused", "--output_dir", str(tmp_path), "--use_cpu", *options]
-        return parse_settings(classes, f"{name}.yaml", "", argv)
+        return COMMANDS[name].make_parser().parse_settings(argv)
 
     return parse
 
@@ -85,7 +69,7 @@ def test_classifier_config(name, settings):
     check_image_processor(model, image_processor)
     assert model.classifier.out_features == len(classes)
     if image_processor.face_crop is None:
-        assert "measure_crop.py" in (CONFIGS / name / "finetune.yaml").read_text()  # says how to find it
+        assert "fer-pll measure-crop" in (CONFIGS / name / "finetune.yaml").read_text()  # says how to find it
     else:
         assert image_processor.face_crop["name"] == "FER+"
 

@@ -1,8 +1,6 @@
 """Temperatures: the best one, folded in for all who use the checkpoint, and told on its card."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from conftest import CLASSES, make_dataset
 from fer_pll import FerPllForImageClassification
+from fer_pll.commands import calibrate
 from fer_pll.data.dataset import load_prepared, save_prepared
 from fer_pll.data.splits import HELD_OUT, hold_out
 from fer_pll.hub.card import folder_card
@@ -22,8 +21,6 @@ from fer_pll.io.errors import DataError
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.metrics.calibration import LIMITS, fit_temperature, fold_balance, fold_temperature
 from fer_pll.metrics.classification import expected_calibration_error
-
-SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 
 
 def drawn(temperature: float, rows: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -119,9 +116,8 @@ def test_calibrate_saves_a_checkpoint_whose_probabilities_are_right(toy_config, 
     labels = np.where(np.arange(96) % 4 == 0, rows["label"][:], said)
     rows = rows.remove_columns("label").add_column("label", labels, feature=rows.features["label"])
     save_prepared(hold_out(DatasetDict(train=rows), 0.5), tmp_path / "data")
-    main = runpy.run_path(str(SCRIPTS / "calibrate.py"))["main"]
     command = [str(tmp_path / "model"), str(tmp_path / "data"), "--out", str(tmp_path / "calibrated"), "--half"]
-    main(command)
+    calibrate.main(command)
 
     record = json.loads((tmp_path / "calibrated" / "training.json").read_text())
     calibration = record["calibration"]
@@ -152,15 +148,15 @@ def test_calibrate_saves_a_checkpoint_whose_probabilities_are_right(toy_config, 
 
     confidence = ConfidenceTable.from_candidates(np.array([[1, 0, 0, 1], [0, 1, 1, 0]], dtype=bool), CLASSES, "toys")
     confidence.save(tmp_path / "model" / "confidence.safetensors")
-    main([*command[:3], str(tmp_path / "balanced"), "--balance", "0.5"])
+    calibrate.main([*command[:3], str(tmp_path / "balanced"), "--balance", "0.5"])
     balanced = AutoModelForImageClassification.from_pretrained(tmp_path / "balanced", trust_remote_code=False)
     bias = balanced.classifier.bias * balanced.config.calibration_temperature
     torch.testing.assert_close(bias, torch.full((4,), -0.5 * np.log(0.25)).float())  # alike for all: equal shares
     assert "lowered by 0.5 times the logarithm" in str(folder_card(tmp_path / "balanced", "someone/toy"))
 
     with pytest.raises(ValueError, match="holds files already"):
-        main(command)
+        calibrate.main(command)
     with pytest.raises(ValueError, match="no split 'held_out'"):
         save_prepared(DatasetDict(train=make_dataset(8)), tmp_path / "other")
-        main([command[0], str(tmp_path / "other"), "--out", str(tmp_path / "new")])
+        calibrate.main([command[0], str(tmp_path / "other"), "--out", str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()

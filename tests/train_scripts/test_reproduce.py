@@ -1,9 +1,11 @@
 """reproduce.py on a few drawn faces: every table in small, what an interruption costs, and what is refused."""
 
 import json
-import runpy
 import shlex
+import sys
 from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -12,15 +14,26 @@ import pytest
 from datasets import Dataset, DatasetDict
 from safetensors.numpy import save_file
 
+import fer_pll_cli
 from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
 from fer_pll.data.sources.synthetic.dataset import load_synthetic
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 
 
+def load(name: str) -> ModuleType:
+    """A module or package beside the scripts, which are no part of what is installed."""
+    if name not in sys.modules:
+        spec = PathFinder.find_spec(name, [str(SCRIPTS)])
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def script() -> dict:
-    return runpy.run_path(str(SCRIPTS / "reproduce.py"))
+    load("comparisons")
+    return vars(load("reproduce"))
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +78,12 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
 
     capsys.readouterr()
     script["main"](call)  # nothing is made again
-    assert "$ python" not in capsys.readouterr().out
+    assert "$ fer-pll" not in capsys.readouterr().out
     assert made == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
 
     script["main"](["figure4", *arguments, "--seeds", "1", "2", "--finished", *OPTIONS])  # of seed 2 there are none
     assert "| HOG pre-training, PLL (ours) | 1 | " in (tables / "figure4.md").read_text()
-    with pytest.raises(SystemExit, match="there are no results of table6"):
+    with pytest.raises(ValueError, match="there are no results of table6"):
         script["main"](["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
 
     chosen = [*arguments, "--seeds", "0", "--finished", "--rows", "1", "3", *OPTIONS]
@@ -79,9 +92,9 @@ def test_a_table_its_figure_and_a_second_call(script, common, capsys):
     assert "| random weights, softmax | 1 | " in text and "(ours) | 1 | " in text
     assert "HOG pre-training, softmax" not in text
 
-    with pytest.raises(SystemExit, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
+    with pytest.raises(ValueError, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
         script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
-    with pytest.raises(SystemExit, match=r"\(options \{'logging_steps': '1'\}, not \{'logging_steps': '2'\}\)"):
+    with pytest.raises(ValueError, match=r"\(options \{'logging_steps': '1'\}, not \{'logging_steps': '2'\}\)"):
         script["main"](["figure4", *arguments, "--seeds", "0", "--finished", *OPTIONS[:-1], "2"])
     how = ["--dataloader_num_workers=3", "--logging-steps=1", "--report_to", "tensorboard", "wandb"]  # makes no result
     script["main"](["figure4", *arguments, "--seeds", "0", "--finished", "--", *how])
@@ -269,10 +282,10 @@ def test_every_table_runs(script, common, capsys):
     capsys.readouterr()
     script["main"](["audit", *arguments, *OPTIONS])  # only what is missing is made
     again = capsys.readouterr().out
-    assert "fold 2 of 2" in again and "fold 1 of 2" not in again and again.count("$ python") == 2
+    assert "fold 2 of 2" in again and "fold 1 of 2" not in again and again.count("$ fer-pll") == 2
     assert audits["audit-confusion-seed0.json"] == (results / "audit-confusion-seed0.json").stat().st_mtime_ns
     with pytest.raises(
-        SystemExit, match=r"audit-two-votes-seed0.json was made with other settings \(folds 2, not 3\)"
+        ValueError, match=r"audit-two-votes-seed0.json was made with other settings \(folds 2, not 3\)"
     ):
         script["main"](["audit", *arguments, "--folds", "3", *OPTIONS])
 
@@ -285,8 +298,12 @@ def test_figures_of_the_results_come_out_again(script, tmp_path, monkeypatch):
     commands = section.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").splitlines()
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        _, path, *argv = shlex.split(command)
-        runpy.run_path(str(SCRIPTS.parent / path))["main"](argv)
+        program, *argv = shlex.split(command)
+        if program == "fer-pll":
+            assert fer_pll_cli.main(argv) == 0
+        else:
+            assert (program, argv[0]) == ("python", "train_scripts/reproduce.py")
+            script["main"](argv[1:])
     figures = line_of_a_table(section)
     again = line_of_a_table(next(tmp_path.glob("runs/*/nano/tables/table7.md")).read_text())
     # Another machine rounds in another way; RESULTS.md says how much that is.

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from fer_pll.training.arguments import FerPllTrainingArguments
-from fer_pll.training.config import check_output_folder, config_folder, load_config, parse_settings, start_run
+from fer_pll.training.config import check_output_folder, config_folder, load_config, start_run
+from fer_pll.training.settings_parser import SettingsParser
 
 
 @dataclass
@@ -24,7 +25,7 @@ def write_config(folder, yaml: str) -> str:
 def parse(tmp_path, yaml: str, *options: str):
     config = write_config(tmp_path, yaml)
     argv = ["--config", config, "--data", "d", "--output_dir", str(tmp_path / "run"), "--use_cpu", *options]
-    return parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "Train.", argv)
+    return SettingsParser((Script, FerPllTrainingArguments), "finetune.yaml").parse_settings(argv)
 
 
 def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path):
@@ -69,7 +70,7 @@ def test_an_unknown_config_names_those_that_exist():
 def test_a_config_of_another_script_is_refused():
     argv = ["--config", "fer-pll-tiny-hog", "--data", "d", "--output_dir", "run"]
     with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: fer-pll-tiny-ferplus"):
-        parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "", argv)
+        SettingsParser((Script, FerPllTrainingArguments), "finetune.yaml").parse_settings(argv)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +99,21 @@ def test_settings_given_beside_the_config_are_checked_with_it():
 
 
 def test_help_teaches(capsys):
-    with pytest.raises(SystemExit) as stop:
-        parse_settings((Script, FerPllTrainingArguments), "finetune.yaml", "Train a classifier.", ["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0 and "Train a classifier." in text and "--revision_threshold" in text
+    parser = SettingsParser(
+        (Script, FerPllTrainingArguments), "finetune.yaml", description="Train a classifier.", epilog="And so on."
+    )
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            parser.parse_settings([option])
+        assert stop.value.code == 0
+        texts[option] = capsys.readouterr().out
+        assert "Train a classifier." in texts[option] and "And so on." in texts[option]
+        sections = [f"  {name} " for name in ("--max_candidates", "--revision_threshold", "--help-all")]
+        places = [texts[option].index(section) for section in sections]
+        assert places == sorted(places)  # ours first
+    assert "  --learning_rate" not in texts["--help"] and "--help-all lists them" in texts["--help"]
+    assert "  --learning_rate" in texts["--help-all"] and "--help-all lists them" not in texts["--help-all"]
 
 
 def arguments(folder, **settings) -> FerPllTrainingArguments:

@@ -79,7 +79,7 @@ def train(folder: str, resume: str | None, moment: str | None, loss: str) -> Non
 def processes():
     context = multiprocessing.get_context("forkserver")
     # What takes long to import; a preload does not find the modules of the tests.
-    context.set_forkserver_preload(["pytest", "fer_pll", "fer_pll.training.trainer", "fer_pll.metrics.fer_metrics"])
+    context.set_forkserver_preload(["pytest", "fer_pll", "fer_pll.training.trainer"])
     return context
 
 

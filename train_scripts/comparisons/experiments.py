@@ -4,11 +4,11 @@ import argparse
 import json
 import os
 import platform
-import runpy
 import shlex
 import shutil
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,6 @@ class Experiments:
         self.tables = self.out / args.scale / "tables"
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
-        self.scripts = {}
         data = load_prepared(args.data)
         for split in ("train", "validation"):
             if split not in data:
@@ -86,12 +85,10 @@ class Experiments:
         self.fingerprint = dataset_fingerprint(names, data["train"]["row_id"], given)
 
     def script(self, name: str, argv: list) -> None:
-        """Run one of the scripts beside this one, as if from the command line."""
-        if name not in self.scripts:
-            self.scripts[name] = runpy.run_path(str(SCRIPTS / f"{name}.py"))["main"]
+        """Run one of the commands of `fer-pll` in this process."""
         argv = [str(value) for value in argv]
-        print(f"$ python train_scripts/{name}.py {shlex.join(argv)}", flush=True)
-        self.scripts[name](argv)
+        print(f"$ fer-pll {name} {shlex.join(argv)}", flush=True)
+        import_module(f"fer_pll.commands.{name}").main(argv)
 
     def config(self, name: str) -> str:
         """Folder of a configuration at this scale."""

@@ -10,7 +10,7 @@ class Run:
 
     pretraining: objective of the pre-training, None for random weights.
     settings: file in experiments/, without its ending.
-    overrides: settings of finetune.py beside those.
+    overrides: settings of fer-pll finetune beside those.
     resnet: a ResNet-18 with random weights in the place of the ViT.
     votes: train on as many drawn votes of each row, None for all.
     """

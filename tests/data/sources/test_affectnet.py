@@ -1,18 +1,19 @@
 """AffectNet in small, in both layouts."""
 
-import runpy
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
+from fer_pll.commands import prepare
 from fer_pll.data.dataset import load_prepared
 from fer_pll.data.sources.affectnet import affectnet_classes, five_landmarks, list_affectnet
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 
 HEADER = (
     "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal".split(",")
@@ -165,8 +166,7 @@ def test_objects_in_npy_files_are_not_unpickled(tmp_path):
         list(list_affectnet(tmp_path)["train"])
 
 
-def test_prepare_data_affectnet(tmp_path):
-    main = runpy.run_path(str(SCRIPT))["main"]
+def test_prepare_affectnet(tmp_path):
     write_tables(tmp_path / "a", [("x/1.jpg", 0), ("x/2.jpg", 7), ("x/3.jpg", 8)])
     write_tables(tmp_path / "a", [("v/1.jpg", 3)], "validation.csv")
     arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--classes", "7", "--out"]

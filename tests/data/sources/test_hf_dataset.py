@@ -1,21 +1,22 @@
 """Data sets in the format of `datasets`, as their users have them on disk."""
 
 import io
-import runpy
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
+from fer_pll.commands import prepare
 from fer_pll.data import image_writer as listed_module
 from fer_pll.data.dataset import REPORT, load_prepared
 from fer_pll.data.sources.hf_dataset import Columns, list_dataset
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 NAMES = ["Sad", "Happy", "neutral"]
 
 
@@ -67,13 +68,8 @@ def save(tmp_path):
     return save
 
 
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(SCRIPT))["main"]
-
-
 @pytest.mark.parametrize("kind", ["disk", "parquet", "arrow"])
-def test_every_kind_on_disk_is_prepared(save, main, tmp_path, kind, monkeypatch):
+def test_every_kind_on_disk_is_prepared(save, tmp_path, kind, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     source = save(DatasetDict(train=make(), validation=make((2, 2))), kind)
     assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
@@ -86,7 +82,7 @@ def test_every_kind_on_disk_is_prepared(save, main, tmp_path, kind, monkeypatch)
     assert stored == png(1)  # as it came
 
 
-def test_a_folder_of_pictures_is_read_where_it_lies(tmp_path, main):
+def test_a_folder_of_pictures_is_read_where_it_lies(tmp_path):
     for split in ("train", "test"):
         for name in ("happy", "sad"):
             (tmp_path / "source" / split / name).mkdir(parents=True)
@@ -100,7 +96,7 @@ def test_a_folder_of_pictures_is_read_where_it_lies(tmp_path, main):
     ]
 
 
-def test_a_prepared_set_comes_back_as_it_was(save, main, tmp_path):
+def test_a_prepared_set_comes_back_as_it_was(save, tmp_path):
     """Its columns are found by their names and types alone."""
     columns = {
         "row_id": (["a", "b"], Value("string")),
@@ -212,7 +208,7 @@ def test_a_row_that_cannot_be_used_says_which_column(save, labels, feature, colu
         raise DataError(row.problem)
 
 
-def test_bad_pictures_and_rows_are_reported_and_the_rest_is_prepared(save, main, tmp_path, capsys):
+def test_bad_pictures_and_rows_are_reported_and_the_rest_is_prepared(save, tmp_path, capsys):
     rows = [{"bytes": data, "path": None} for data in (png(0), b"", b"no picture", png(3)[:-30], png(4))]
     features = Features(image=Image(), label=ClassLabel(names=NAMES))
     source = save(Dataset.from_dict({"image": rows, "label": [0, 0, 0, 0, -1]}, features))
@@ -222,7 +218,7 @@ def test_bad_pictures_and_rows_are_reported_and_the_rest_is_prepared(save, main,
     assert [line.split(",")[0] for line in report] == ["row_id", *(f"train[{n}]" for n in range(1, 5))]
     assert "column 'image' is empty" in report[1] and "not a picture" in report[2] and "truncated" in report[3]
     assert "4 pictures could not be used" in capsys.readouterr().out
-    assert main(["dataset", str(source), "--out", str(tmp_path / "strict"), "--strict", "--num-proc", "1"]) == 2
+    assert main(["dataset", str(source), "--out", str(tmp_path / "strict"), "--strict", "--num-proc", "1"]) == 1
     assert "error: train[1]: column 'image' is empty" in capsys.readouterr().err
 
 
@@ -279,13 +275,13 @@ def test_no_data_set(tmp_path):
         list_dataset(tmp_path / "a.parquet")
 
 
-def test_a_damaged_file_is_an_error_with_its_place(save, main, tmp_path, capsys):
+def test_a_damaged_file_is_an_error_with_its_place(save, tmp_path, capsys):
     source = save(make(tuple(range(3)) * 400), "parquet")
     file = next(source.glob("*.parquet"))
     data = bytearray(file.read_bytes())
     data[200:4000] = bytes(3800)
     file.write_bytes(data)
-    assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 2
+    assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "cannot be read from train[" in error and "get the data set again" in error
     assert not (tmp_path / "set").exists()

@@ -1,16 +1,17 @@
 """Folders of pictures, one for each class."""
 
-import runpy
-from pathlib import Path
+from functools import partial
 
 import pytest
 from PIL import Image as PILImage
 
+from fer_pll.commands import prepare
 from fer_pll.data.dataset import load_prepared
 from fer_pll.data.sources.image_folder import list_image_folder
 from fer_pll.io.errors import DataError
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 
 
 def picture(path):
@@ -74,8 +75,7 @@ def test_other_layouts_are_refused(tmp_path, paths, message):
         list_image_folder(tmp_path / "nowhere")
 
 
-def test_prepare_data_folder(tmp_path):
-    main = runpy.run_path(str(SCRIPT))["main"]
+def test_prepare_folder(tmp_path):
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
         picture(tmp_path / path)
     assert main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0

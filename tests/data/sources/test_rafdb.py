@@ -1,19 +1,21 @@
 """RAF-DB in small, and the real partition file where FER_PLL_RAFDB_LIST names it."""
 
 import os
-import runpy
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
+from fer_pll.commands import prepare
 from fer_pll.data.dataset import REPORT, load_prepared, shards_folder
 from fer_pll.data.sources.rafdb import CLASSES, list_rafdb
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll_cli import status
 
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
+main = partial(status, prepare.main)
 LINES = ["train_00001.jpg 5", "train_00002.jpg 1", "test_0001.jpg 7", "train_00003.jpg 4"]
 
 
@@ -46,8 +48,7 @@ def test_both_forms_are_listed_with_the_names_of_ferplus(basic, pictures, size):
     assert CLASSES == EXPRESSIONS[:7]
 
 
-def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
+def test_prepare_writes_the_set_and_a_report(basic, tmp_path, capsys):
     (basic / "Image" / "aligned" / "train_00002_aligned.jpg").write_bytes(b"")
     out = tmp_path / "set"
     assert main(["rafdb", str(basic), "--out", str(out), "--num-proc", "2"]) == 0
@@ -62,7 +63,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     assert not shards_folder(out).exists()
 
     # the set can be replaced, and stopping at the first unreadable picture leaves it as it is
-    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"]) == 2
+    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"]) == 1
     assert "list_patition_label.txt:2: " in capsys.readouterr().err
     assert len(load_prepared(out, "train")) == 2
     PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")

@@ -1,0 +1,89 @@
+"""Train a classifier on candidate sets.
+
+It learns which label of each candidate set is the true one while it trains
+(paper, sections 3.1 and 3.3). --loss and --revision choose other methods;
+--loss softmax is the usual training on the most voted label, to compare with.
+
+Settings come from the configuration's finetune.yaml; those of --settings
+FILE.yaml win over them, and the command line over both. The output folder gets
+the model, its card, its checkpoints, the revised confidences, and figures of
+the candidate sets and of the training.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import set_seed
+
+import fer_pll_cli
+
+from ..data.dataset import load_prepared
+from ..labels.candidate_summary import CandidateSummary
+from ..plots.candidate_sets import plot_candidate_sets
+from ..plots.curves import plot_training_curves
+from ..training.arguments import FerPllTrainingArguments
+from ..training.config import check_output_folder, start_run
+from ..training.finetuning import FineTuningOptions
+from ..training.settings_parser import SettingsParser
+from ..training.trainer import FerPllTrainer
+
+EPILOG = """\
+examples:
+  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+      --init_from runs/pretrain --output_dir runs/finetune
+
+  # go on where a run was cut off
+  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+      --init_from runs/pretrain --output_dir runs/finetune \\
+      --resume_from_checkpoint last
+
+  # push the model when the training ends; the token is that of hf auth login,
+  # or HF_TOKEN
+  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+      --output_dir runs/finetune --push_to_hub --hub_model_id YOUR-NAME/faces
+
+  # two GPUs
+  accelerate launch --multi_gpu --num_processes 2 -m fer_pll.commands.finetune \\
+      --config fer-pll-vit-base-ferplus --data data/ferplus \\
+      --output_dir runs/finetune
+"""
+
+
+def make_parser() -> SettingsParser:
+    classes = (FineTuningOptions, FerPllTrainingArguments)
+    return SettingsParser(classes, "finetune.yaml", prog="fer-pll finetune", description=__doc__, epilog=EPILOG)
+
+
+def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningOptions]:
+    """Everything before the first step; what is wrong with the input shows here."""
+    options, args = make_parser().parse_settings(argv)
+    check_output_folder(args)
+    set_seed(args.seed)
+    data = load_prepared(options.data)
+    train_dataset = options.add_candidates(data["train"], args.seed)
+    return options.make_trainer(args, train_dataset, data.get("validation")), options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    trainer, options = build(argv)
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        trainer.check_checkpoint(args.resume_from_checkpoint)
+    start_run(args, options)
+    if args.should_save:
+        summary = CandidateSummary.of(trainer.table, options.max_candidates)
+        print(summary, flush=True)
+        plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # Everything is on disk before anything is pushed.
+    trainer.save_state()
+    trainer.save_confidence()
+    if args.should_save and any("loss" in log for log in trainer.state.log_history):
+        plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
+    trainer.save_model()  # with --push_to_hub it pushes as well
+    trainer.create_model_card()
+
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

@@ -1,0 +1,91 @@
+"""Measure where the faces of a data set lie in its images.
+
+Finds the five landmarks in a sample of the images and prints, for each, the
+median place and the interquartile range (IQR), in pixels and in shares of the
+side; then the entry `face_crop` for the preprocessor_config.json of a model
+trained on them.
+
+A detector finds nothing in images as small as FER+'s: --enlarge enlarges them
+first. Each image is put on a canvas of 1.5 times its side.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+import fer_pll_cli
+
+from ..data.dataset import load_prepared
+from ..faces.alignment import LANDMARKS
+from ..faces.detection import find_faces, load_detector
+
+EPILOG = """\
+example:
+  fer-pll measure-crop data/ferplus --enlarge 4 --count 2000 --name FER+
+
+Needs: pip install 'fer-pll[faces]'
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll measure-crop",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", help="folder written by fer-pll prepare; its images are square and of one size")
+    parser.add_argument("--split", default="train", help="(default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=2000, metavar="N", help="images to look at (default: %(default)s)"
+    )
+    parser.add_argument("--enlarge", type=int, default=1, metavar="N", help="N times, before detection (default: 1)")
+    parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
+    parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
+    dataset = load_prepared(args.data, args.split)
+    rows = np.random.default_rng(args.seed).permutation(len(dataset))[: args.count]
+    sides = {dataset[0]["image"].width, dataset[0]["image"].height}
+    detector = load_detector(args.detector)
+    found, modes = [], set()
+    for row in tqdm(rows.tolist(), "measure", unit="picture", disable=None):
+        picture = dataset[row]["image"]
+        sides |= {picture.width, picture.height}
+        if len(sides) > 1:
+            raise ValueError(
+                f"{dataset[row]['row_id']}: {picture.size} pixels; all pictures must have one square size"
+            )
+        modes.add(picture.mode)
+        (side,) = sides
+        corner = side * args.enlarge // 4
+        canvas = Image.new("RGB", (side * args.enlarge + 2 * corner,) * 2, (128, 128, 128))
+        canvas.paste(picture.resize((side * args.enlarge,) * 2, Image.Resampling.BICUBIC), (corner, corner))
+        faces = find_faces(canvas, detector)
+        if faces:
+            found.append((faces[0].landmarks - corner) / (side * args.enlarge))
+    if not found:
+        raise ValueError(f"no face was found in {len(rows)} pictures: try --enlarge 4")
+
+    low, median, high = np.percentile(found, (25, 50, 75), axis=0)  # (5, 2) each
+    print(f"a face was found in {len(found)} of {len(rows)} pictures of {side} x {side} pixels")
+    print(f"{'':20} {'median (px)':>14} {'IQR (px)':>12} {'median (share)':>16}")
+    for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
+        x, y = at * side
+        print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
+    name, colour = args.name or os.path.basename(os.path.normpath(args.data)), "grey" if modes == {"L"} else "rgb"
+    contract = {"name": name, "template": median.round(3).tolist(), "size": side, "colour": colour, "margin": 0.0}
+    print(json.dumps({"face_crop": contract}))
+
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

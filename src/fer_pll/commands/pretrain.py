@@ -1,0 +1,72 @@
+"""Pre-train an encoder on faces without labels.
+
+It learns to predict the HOG descriptors of masked patches (paper, section 3.2).
+The configurations -maskfeat, -mae, -simmim and -moco, in place of -hog, are the
+pre-trainings that the paper compares with.
+
+Settings come from the configuration's pretrain.yaml; each can be given on the
+command line. The output folder gets the encoder, its card and its checkpoints,
+for --init_from of fer-pll finetune.
+"""
+
+from collections.abc import Sequence
+
+from transformers import set_seed
+
+import fer_pll_cli
+
+from ..training.arguments import FerPllPreTrainingArguments
+from ..training.config import check_output_folder, start_run
+from ..training.pretraining import FerPllPreTrainer, PreTrainingOptions
+from ..training.settings_parser import SettingsParser
+
+EPILOG = """\
+examples:
+  fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
+      --output_dir runs/pretrain
+
+  # go on where a run was cut off
+  fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
+      --output_dir runs/pretrain --resume_from_checkpoint last
+
+  # more images than fit on the disk: shards here, on a server or on the Hub
+  fer-pll pretrain --config fer-pll-vit-base-hog \\
+      --data 'https://host/faces-{000..127}.tar' --data user/faces \\
+      --max_steps 100000 --save_steps 1000 --output_dir runs/pretrain
+
+  # four GPUs
+  accelerate launch --multi_gpu --num_processes 4 -m fer_pll.commands.pretrain \\
+      --config fer-pll-vit-base-hog --data data/ferplus \\
+      --output_dir runs/pretrain
+"""
+
+
+def make_parser() -> SettingsParser:
+    classes = (PreTrainingOptions, FerPllPreTrainingArguments)
+    return SettingsParser(classes, "pretrain.yaml", prog="fer-pll pretrain", description=__doc__, epilog=EPILOG)
+
+
+def build(argv: Sequence[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingOptions]:
+    """Everything before the first step; what is wrong with the input shows here."""
+    options, args = make_parser().parse_settings(argv)
+    check_output_folder(args)
+    set_seed(args.seed)
+    return options.make_trainer(args), options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    trainer, options = build(argv)
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        trainer.check_checkpoint(args.resume_from_checkpoint)
+    start_run(args, options)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+
+    # Everything is on disk before anything is pushed.
+    trainer.save_state()
+    trainer.save_model()  # with --push_to_hub it pushes as well
+    trainer.create_model_card()
+
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

@@ -4,7 +4,7 @@
         --init_from runs/pretrain --output_dir runs/finetune
 
 Settings come from hub_configs/<config>/finetune.yaml; those of `--settings FILE.yaml` win over them, and the command
-line over both. `--loss softmax` is the usual training on the most voted label, to compare with; `--loss` and
+line over both. `--loss cross_entropy` is the usual training on the most voted label, to compare with; `--loss` and
 `--revision` choose other methods. Runs under `accelerate launch` as well (train_scripts/accelerate has
 configurations). A run that was cut off goes on with `--resume_from_checkpoint last`. Writes the model, its card, the
 confidences, candidate_sets.png (what the candidate sets look like, printed as well) and training_curves.png; with
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     start_run(args, script)
     if args.should_save:
-        summary = CandidateSummary.of(trainer.table, script.max_candidates)
+        summary = CandidateSummary.of(trainer.table, script.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
     try:

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from ..io.shipped import shipped, shipped_config
 from ..model import FerPllConfig, FerPllImageProcessor
 from .checkpoints import last_checkpoint
+from .method_options import add_method_options, take_method_options
 
 SETTINGS_NAME = "settings.json"
 
@@ -70,11 +71,13 @@ def parse_settings(
         one instance of each class.
 
     Raises:
-        ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config or one
-            for another script, or a file of `--settings` that is missing or holds something else.
+        ValueError: for a key of a YAML file that is no setting, a setting of the wrong type or of another loss, an
+            unknown config or one for another script, or a file of `--settings` that is missing or holds something
+            else.
     """
     argv = sys.argv[1:] if argv is None else argv
     parser = HfArgumentParser(argument_classes, description=description)
+    add_method_options(parser)
     if "-h" in argv or "--help" in argv:
         parser.parse_args(argv)
     options = vars(parser.parse_known_args(argv)[0])
@@ -91,7 +94,7 @@ def parse_settings(
         if not Path(options["settings"]).is_file():
             raise ValueError(f"--settings {options['settings']}: there is no such file.")
         _take_defaults(parser, Path(options["settings"]))
-    return parser.parse_args_into_dataclasses(argv)
+    return parser.parse_dict(take_method_options(vars(parser.parse_args(argv))))
 
 
 def _take_defaults(parser: HfArgumentParser, path: Path) -> None:

@@ -552,8 +552,8 @@ NUMBERS = {"rows": 3000, "mean_size": 2.0, "ambiguous": 2000, "revised": 1234}
             {"revision_threshold": 0.3, "reversible": True, "revision_warmup_epochs": 2.5},
             "Each time the image is seen, from epoch 2.5 on, its candidates are judged anew, from equal confidences:"
             " where one candidate's confidence, times the sigmoid of its logit, leads by more than 0.3, it takes all"
-            " the confidence (Eq. 4 and 5 of the paper); where not, the candidates are equal again. Images revised at least "
-            "once: 1,234.",
+            " the confidence (Eq. 4 and 5 of the paper); where not, the candidates are equal again. Images revised at"
+            " least once: 1,234.",
         ),
         (
             "margin_softmax",

@@ -184,13 +184,11 @@ def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, 
 
 
 def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
-    momentum = settings.get(MOMENTUM.name)
-    others = "equal shares" if settings.get("reversible") else "the former ones"
-    becomes = f"makes up {100 - 100 * momentum:.0f} % of its new confidences, {others} the rest"
-    return (
-        f"Each time the image is seen{_from_epoch(settings)}, the softmax over its candidates"
-        f" {becomes if momentum else 'becomes its confidences'}."
-    )
+    becomes = "becomes its confidences"
+    if settings.get(MOMENTUM.name):
+        others = "equal shares" if settings.get("reversible") else "the former ones"
+        becomes = f"makes up {100 - 100 * settings[MOMENTUM.name]:.0f} % of its new confidences, {others} the rest"
+    return f"Each time the image is seen{_from_epoch(settings)}, the softmax over its candidates {becomes}."
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ print(json.dumps({
     "settings": sorted(path.name for path in folder.iterdir()),
     "template": str(shipped("model_card.md")),
     "classes": [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes],
-    "lazy": [getattr(fer_pll, name).__name__ for name in fer_pll.__all__],
+    "lazy": [getattr(getattr(fer_pll, name), "__name__", name) for name in fer_pll.__all__],
 }))
 """
 

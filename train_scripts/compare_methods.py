@@ -27,12 +27,12 @@ from fer_pll.training.trainer import FerPllTrainer
 
 # (name in the table, settings beyond the common ones)
 METHODS = {
-    "softmax": {"loss": "softmax"},
+    "softmax": {"loss": "cross_entropy"},
     "soft votes": {"loss": "soft_votes"},
     "PLL, none": {"revision": "none"},
-    "PLL, paper": {"revision": "paper"},
-    "PLL, paper, reversible": {"revision": "paper", "reversible": True},
-    "PLL, normalized": {"revision": "normalized", "revision_threshold": 0.5},
+    "PLL, paper": {"revision": "margin"},
+    "PLL, paper, reversible": {"revision": "margin", "reversible": True},
+    "PLL, normalized": {"revision": "margin_softmax", "revision_threshold": 0.5},
     "PRODEN (PLL, soft)": {"loss": "proden"},
     "RC (PLL, soft after the step)": {"loss": "rc"},
     "CC": {"loss": "cc"},

@@ -64,12 +64,18 @@ def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
 
 
 _LAZY = {
+    "METHODS": "fer_pll.training.methods",
+    "REVISION_RULES": "fer_pll.labels.revision",
     "ConfidenceTable": "fer_pll.labels.confidence_table",
     "FerPllTrainer": "fer_pll.training.trainer",
     "FerPllTrainingArguments": "fer_pll.training.arguments",
+    "Method": "fer_pll.training.methods",
+    "RevisionRule": "fer_pll.labels.revision",
 }
 
 __all__ = [
+    "METHODS",
+    "REVISION_RULES",
     "ConfidenceTable",
     "FerPllConfig",
     "FerPllForImageClassification",
@@ -79,6 +85,8 @@ __all__ = [
     "FerPllTrainer",
     "FerPllTrainingArguments",
     "FacialExpressionPipeline",
+    "Method",
+    "RevisionRule",
     "load_default",
 ]
 

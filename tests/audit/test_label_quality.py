@@ -10,10 +10,10 @@ from fer_pll.audit.label_quality import (
     _shrunken_confusion,
     annotator_confusion,
     corrected_labels,
-    judge_suspicion,
-    label_posterior,
+    evaluate_suspicion,
+    posterior_given_predictions,
     suspicion,
-    training_belief,
+    training_posterior,
 )
 
 
@@ -25,7 +25,7 @@ def test_suspicion_is_what_the_given_label_is_not_believed():
 
 
 def test_of_rows_decided_alike_the_one_with_fewer_votes_is_more_suspicious():
-    belief = training_belief([[0, 1], [0, 1], [1, 0]], [[9, 1], [6, 4], [10, 0]])
+    belief = training_posterior([[0, 1], [0, 1], [1, 0]], [[9, 1], [6, 4], [10, 0]])
     np.testing.assert_allclose(belief, [[0.09, 0.91], [0.06, 0.94], [1, 0]])
     np.testing.assert_allclose(suspicion(belief, np.array([0, 0, 0])), [0.91, 0.94, 0])
 
@@ -79,13 +79,13 @@ def test_one_label_each_is_judged_better_with_the_confusion_of_the_annotators(si
     truth, confusion, probabilities = simulated
     rng = np.random.default_rng(1)
     given = np.array([rng.choice(4, p=confusion[k]) for k in truth])
-    posterior = label_posterior(probabilities, np.eye(4, dtype=int)[given])
-    np.testing.assert_allclose(posterior.belief.sum(axis=1), 1)
-    ours = judge_suspicion(suspicion(posterior.belief, given), given != truth)
-    plain = judge_suspicion(suspicion(probabilities, given), given != truth)
+    posterior = posterior_given_predictions(probabilities, np.eye(4, dtype=int)[given])
+    np.testing.assert_allclose(posterior.posterior.sum(axis=1), 1)
+    ours = evaluate_suspicion(suspicion(posterior.posterior, given), given != truth)
+    plain = evaluate_suspicion(suspicion(probabilities, given), given != truth)
     assert ours["average_precision"] > plain["average_precision"] + 0.005
     assert ours["precision_at_wrong"] > plain["precision_at_wrong"]
-    right = (corrected_labels(posterior.belief, given) == truth).mean()
+    right = (corrected_labels(posterior.posterior, given) == truth).mean()
     assert right > max((given == truth).mean(), (probabilities.argmax(axis=1) == truth).mean())
     off_diagonal = posterior.confusion - np.diag(posterior.confusion.diagonal())
     assert np.unravel_index(off_diagonal.argmax(), (4, 4)) == (0, 1)
@@ -96,9 +96,9 @@ def test_what_the_model_learned_from_wrong_labels_is_undone(simulated):
     rng = np.random.default_rng(1)
     given = np.array([rng.choice(4, p=confusion[k]) for k in truth])
     learned = probabilities @ confusion  # the probability of each label, right or wrong
-    posterior = label_posterior(learned, np.eye(4, dtype=int)[given])
+    posterior = posterior_given_predictions(learned, np.eye(4, dtype=int)[given])
     assert posterior.temperature < 0.8
-    right = (corrected_labels(posterior.belief, given) == truth).mean()
+    right = (corrected_labels(posterior.posterior, given) == truth).mean()
     assert right > max((given == truth).mean(), (learned.argmax(axis=1) == truth).mean()) + 0.01
 
 
@@ -113,8 +113,8 @@ def test_ambiguous_faces_do_not_pass_for_errors_of_the_annotators(monkeypatch):
     given = np.where(rng.random(4000) < 0.2, (truth + rng.integers(1, 4, 4000)) % 4, truth)
 
     def judged():
-        posterior = label_posterior(probabilities, np.eye(4, dtype=int)[given])
-        figures = judge_suspicion(suspicion(posterior.belief, given), given != truth)
+        posterior = posterior_given_predictions(probabilities, np.eye(4, dtype=int)[given])
+        figures = evaluate_suspicion(suspicion(posterior.posterior, given), given != truth)
         return posterior.confusion[[0, 1], [1, 0]], figures["average_precision"]
 
     confusion, precision = judged()
@@ -130,15 +130,15 @@ def test_votes_that_go_together_count_for_less(simulated, together):
     rng = np.random.default_rng(1)
     shown = np.array([rng.dirichlet(2 * confusion[k]) for k in truth]) if together else confusion[truth]
     votes = np.array([rng.multinomial(10, shares / shares.sum()) for shares in shown])
-    posterior = label_posterior(probabilities, votes)
+    posterior = posterior_given_predictions(probabilities, votes)
     assert (posterior.concentration < 8) == together
     given = votes.argmax(axis=1)
     wrong = given != truth
-    ours = judge_suspicion(suspicion(posterior.belief, given), wrong)["average_precision"]
-    assert ours > judge_suspicion(suspicion(probabilities, given), wrong)["average_precision"]
-    assert (corrected_labels(posterior.belief, given) == truth).mean() > (~wrong).mean()
+    ours = evaluate_suspicion(suspicion(posterior.posterior, given), wrong)["average_precision"]
+    assert ours > evaluate_suspicion(suspicion(probabilities, given), wrong)["average_precision"]
+    assert (corrected_labels(posterior.posterior, given) == truth).mean() > (~wrong).mean()
 
 
-def test_judge_suspicion_of_a_worked_example():
-    figures = judge_suspicion([0.9, 0.8, 0.7, 0.1], [True, False, True, False])
+def test_evaluate_suspicion_of_a_worked_example():
+    figures = evaluate_suspicion([0.9, 0.8, 0.7, 0.1], [True, False, True, False])
     assert figures == {"average_precision": pytest.approx((1 + 2 / 3) / 2), "precision_at_wrong": 0.5}

@@ -19,7 +19,7 @@ ROWS = 50  # of a global batch of 16: the last batch of an epoch holds 2
 SCENARIOS = {
     "paper": (ROWS, {"per_device_train_batch_size": 16}),
     "accumulated": (ROWS, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}),
-    "reversible": (ROWS, {"per_device_train_batch_size": 16, "revision": "normalized", "reversible": True}),
+    "reversible": (ROWS, {"per_device_train_batch_size": 16, "revision": "margin_softmax", "reversible": True}),
     "proden": (ROWS, {"per_device_train_batch_size": 16, "loss": "proden", "revision_warmup_epochs": 0.3}),
     "rc": (ROWS, {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "loss": "rc"}),
     "crpll": (ROWS, {"per_device_train_batch_size": 16, "loss": "crpll"}),

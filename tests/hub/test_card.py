@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,20 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from conftest import make_trainer
-from fer_pll import ConfidenceTable, FerPllForImageClassification, FerPllForPreTraining, FerPllTrainingArguments
+from fer_pll import (
+    ConfidenceTable,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllTrainer,
+    FerPllTrainingArguments,
+)
 from fer_pll.hub.card import folder_card, model_card, training_record
+from fer_pll.hub.card_settings import OnCard
 from fer_pll.hub.push import published_files
+from fer_pll.labels.revision import REVISION_RULES, RevisionRule, soft_response
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.finetuning import FineTuningOptions
+from fer_pll.training.methods import METHODS
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
@@ -62,7 +73,7 @@ def table():
 def full_card(classifier, table, tmp_path) -> str:
     args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-4, revision_threshold=0.3)
     training = training_record(
-        {**args.to_dict(), "max_candidates": 2, "min_votes": 1, "ties": "keep"},
+        {**args.card_settings(), "max_candidates": 2, "min_votes": 1, "ties": "keep"},
         data="FER+ train, protocol all: 26903 of 28709 rows",
         data_license="the votes are free, the pictures are not.",
         table=table,
@@ -118,7 +129,7 @@ def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
     assert "26903 of 28709 rows" in card and "Terms of the data: the votes are free, the pictures are not." in card
     assert "3 pictures, with 2.00 candidate labels each on average; 2 have more than one." in card
     assert "the 2 labels with the most votes, where they have at least 1; all labels tied" in card
-    assert "leads by more than 0.3" in card and "1 pictures got their label that way" in card
+    assert "leads by more than 0.3" in card and "Images that got their label that way: 1." in card
     assert "| `learning_rate` | 0.0003 |" in card and "| `max_candidates` | 2 |" in card
     assert "Compute: 2 x a GPU, 1.50 hours, PyTorch 2.13.0, transformers 5.23.0." in card
     assert "`output_dir`" not in card and str(tmp_path) not in card  # a path of this machine is nobody's business
@@ -155,7 +166,7 @@ def test_what_is_not_known_is_left_out(classifier):
 def test_settings_without_a_value_are_left_out(classifier, tmp_path):
     args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert args.drop_path_rate is None
-    card = str(model_card(classifier, "toy", training=training_record(args.to_dict())))
+    card = str(model_card(classifier, "toy", training=training_record(args.card_settings())))
     assert "drop_path_rate" not in card and "| None |" not in card
 
 
@@ -188,25 +199,25 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
     single = ConfidenceTable.from_candidates(np.eye(4, dtype=bool), ["left", "right", "top", "bottom"], "fingerprint")
-    card = str(model_card(classifier, "toy", training=training_record({"revision": "paper"}, table=single)))
+    card = str(model_card(classifier, "toy", training=training_record({"revision": "margin"}, table=single)))
     assert "a comparison without them" in card
     assert "Eq. 4" not in card
 
 
-PAPER = {"revision": "paper", "revision_threshold": 0.2}
+MARGIN = {"revision": "margin", "revision_threshold": 0.2}
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"revision": "none"}, "They were not revised"),
-        ({**PAPER, "confidence_init": "uniform"}, "start equal for all"),
-        ({**PAPER, "confidence_init": "votes"}, "start as the shares of the"),
-        ({**PAPER, "confidence_init": "column"}, "start where an earlier training ended"),
-        ({"revision": "normalized", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
+        ({**MARGIN, "confidence_init": "uniform"}, "start equal for all"),
+        ({**MARGIN, "confidence_init": "votes"}, "start as the shares of the"),
+        ({**MARGIN, "confidence_init": "column"}, "start where an earlier training ended"),
+        ({"revision": "margin_softmax", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
         ({"revision": "soft"}, "the softmax over its candidates becomes its confidences"),
         ({"revision": "prototype"}, "whose prototype is nearest"),
-        ({"loss": "softmax", "revision": "none"}, "The loss did not use them: it is the cross-entropy with the given"),
+        ({"loss": "cross_entropy", "revision": "none"}, "did not use them: it is the cross-entropy with the given"),
         ({"loss": "soft_votes", "revision": "none"}, "cross-entropy with the shares of all votes"),
         ({"flip_probability": 0.1}, "each other label joined it with probability 0.1"),
         ({"set_size": 3, "flip_probability": 0.1}, "until there were 3"),
@@ -215,6 +226,167 @@ PAPER = {"revision": "paper", "revision_threshold": 0.2}
 def test_the_rule_that_was_used_is_described(classifier, table, settings, expected):
     card = str(model_card(classifier, "toy", training=training_record(settings, table=table)))
     assert expected in card and "\n\n\n" not in card
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("rule", REVISION_RULES)
+def test_the_card_of_a_run_tells_how_its_rule_revised(
+    toy_config, toy_processor, toy_train, tmp_path, rule, reversible
+):
+    settings = {"revision": rule, "reversible": reversible, "revision_threshold": 0.0, "revision_warmup_epochs": 0.5}
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card, record = (tmp_path / "README.md").read_text(), json.loads((tmp_path / "training.json").read_text())
+    revised = int((trainer.table.revised_epoch >= 0).sum())
+    assert (revised > 0) == (rule != "none")
+    assert record["method"]["name"] == "pll" and record["revision"]["name"] == rule
+    sentence = REVISION_RULES[rule].sentence(trainer.card_settings(), {"revised": revised})
+    assert record["revision"]["sentence"] == sentence and sentence in card
+    assert "The loss is the cross-entropy with the confidences (Eq. 2 of the paper)." in card
+    decides = rule.startswith("margin")
+    assert ("They were not revised" in card) == (rule == "none")
+    assert (f"Images that got their label that way: {revised}." in card) == (decides and not reversible)
+    assert (f"Images revised at least once: {revised}." in card) == (decides and reversible)
+    assert ("are judged anew, from equal confidences" in card) == (decides and reversible)
+    assert ("from epoch 0.5 on" in card) == (rule != "none")
+    assert folder_card(tmp_path, tmp_path.name).content == card and "\n\n\n" not in card
+    assert str(tmp_path) not in json.dumps(record)
+
+
+OWN_RULE = RevisionRule(
+    "half_way",
+    "half of the way to the softmax over the candidates",
+    soft_response,
+    lambda confidence, response, _: (confidence + response) / 2,
+)
+
+
+class OwnMethod(METHODS["pll"]):
+    name = "doubled"
+    summary = "twice the cross-entropy with the confidences"
+
+    @dataclass(frozen=True)
+    class Settings:
+        warmth: OnCard[float] = field(default=1.5, metadata={"help": "How warm."})
+        cache: str = field(default="/home/someone/cache", metadata={"help": "A folder of this machine."})
+
+    def loss(self, batch):
+        return 2 * super().loss(batch)
+
+
+CARD_OF_A_STRANGER = """
+import sys
+from fer_pll.hub.card import folder_card
+print(folder_card(sys.argv[1], "toy"))
+"""
+
+
+@pytest.mark.parametrize("reversible", [False, True])
+def test_a_card_is_true_to_a_rule_and_a_method_of_ones_own(toy_config, toy_processor, toy_train, tmp_path, reversible):
+    """Also where a process makes it that knows neither."""
+    args = FerPllTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, reversible=reversible)
+    trainer = FerPllTrainer(
+        FerPllForImageClassification(toy_config),
+        args,
+        processing_class=toy_processor,
+        train_dataset=toy_train,
+        method=OwnMethod,
+        revision=OWN_RULE,
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    revised = int((trainer.table.revised_epoch >= 0).sum())
+    assert revised > 0
+    anew = ", each time from equal confidences" if reversible else ""
+    run = subprocess.run(
+        [sys.executable, "-c", CARD_OF_A_STRANGER, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    for card in ((tmp_path / "README.md").read_text(), run.stdout):
+        assert "The loss is twice the cross-entropy with the confidences." in card
+        assert (
+            f"They were revised by the rule `half_way`{anew}: half of the way to the softmax over the candidates. "
+            f"Images revised at least once: {revised}."
+        ) in card
+        assert "not revised" not in card and "got their label" not in card
+        assert "| `loss` | doubled |" in card and "| `revision` | half_way |" in card
+        assert "| `warmth` | 1.5 |" in card and "/home/someone" not in card  # it is not marked
+
+
+def test_a_loss_that_uses_no_confidences_says_so_of_revised_ones(toy_config, toy_processor, toy_train, tmp_path):
+    for revision in ("none", "soft"):
+        trainer = make_trainer(
+            tmp_path, toy_config, toy_processor, toy_train, loss="cross_entropy", revision=revision, max_steps=1
+        )
+        trainer.train()
+        trainer.create_model_card()
+        card = (tmp_path / "README.md").read_text()
+        assert "The loss did not use them: it is the cross-entropy with the given label." in card
+        assert ("becomes its confidences. The loss did not use these either." in card) == (revision == "soft")
+        assert ("confidences start" in card) == (revision == "soft") and "not revised" not in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"loss": "pll", "revision": "paper", "revision_threshold": 0.3},
+            "leads by more than 0.3, it becomes the label",
+        ),
+        (
+            {"loss": "pll", "revision": "paper", "revision_threshold": 0.3, "reversible": True},
+            "leads by more than 0.3, it takes all the confidence (Eq. 4 and 5 of the paper); where not",
+        ),
+        ({"loss": "cc", "revision": "normalized", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
+        ({"loss": "pll", "revision": "soft", "revision_momentum": 0.9}, "makes up 10 % of its new confidences"),
+        ({"loss": "pico", "revision": "prototype"}, "whose prototype is nearest"),
+        ({"loss": "softmax", "revision": "none"}, "The loss did not use them: it is the cross-entropy with the given"),
+        (
+            {"loss": "soft_votes", "revision": "none"},
+            "The loss did not use them: it is the cross-entropy with the sha",
+        ),
+        ({"loss": "mine", "revision": "guess"}, "The revision rule was `guess`. Images revised at least once: 1."),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* is called .* now")
+def test_a_record_of_the_version_before_is_described_by_its_names(classifier, table, settings, expected):
+    record = json.loads(json.dumps(training_record(settings, table=table)))
+    assert not {"method", "revision"} & record.keys()  # as it was
+    card = str(model_card(classifier, "toy", training=record))
+    assert expected in card and "\n\n\n" not in card
+    assert "not revised" not in card
+    final = settings["revision"] in ("paper", "normalized") and "reversible" not in settings
+    assert ("got their label" in card) == final
+    assert f"| `revision` | {settings['revision']} |" in card
+
+
+def test_only_marked_settings_are_on_the_card(tmp_path):
+    args = FerPllTrainingArguments(
+        str(tmp_path / "run"), use_cpu=True, run_name=str(tmp_path), drop_path_rate=0.1, max_steps=7
+    )
+    assert set(args.card_settings()) == {
+        "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "seed", "crop_scale",
+        "crop_ratio", "rotation", "flip", "light", "erase", "layer_decay", "loss", "confidence_init", "revision",
+        "revision_threshold", "revision_warmup_epochs", "revision_momentum", "reversible", "class_balance",
+        "uniform_weight", "uniform_temperature", "drop_path_rate",
+    }  # fmt: skip
+    script = FineTuningOptions("config", "/home/a/data", "/home/a/run", transition="/home/a/t.csv")
+    assert script.card_settings() == {
+        "max_candidates": 2,
+        "min_votes": 1,
+        "ties": "keep",
+        "flip_probability": 0.1,
+        "transition": "t.csv",
+    }
+    moco = {"contrastive_temperature", "queue_size", "encoder_momentum"}
+    for objective, shown in (("masked", set()), ("moco", moco)):
+        args = FerPllPreTrainingArguments(str(tmp_path), objective=objective, use_cpu=True, mask_ratio=0.4)
+        assert args.card_settings().keys() & (moco | {"shuffle_buffer", "on_bad_data"}) == shown
+        assert args.card_settings()["objective"] == objective and args.card_settings()["mask_ratio"] == 0.4
+        assert args.card_settings()["num_train_epochs"] == 3 and "max_steps" not in args.card_settings()
 
 
 def test_every_card_speaks_of_use_licence_and_source(classifier, toy_config):
@@ -266,7 +438,7 @@ def test_the_card_tells_of_the_pretraining_that_the_encoder_comes_from(
     toy_config.pretraining_target = target
     toy_config.save_pretrained(tmp_path / "pretrained")
     args = FerPllPreTrainingArguments(str(tmp_path), objective=objective, num_train_epochs=3, use_cpu=True)
-    record = training_record(args.to_dict(), data="Toys: 48 pictures")
+    record = training_record(args.card_settings(), data="Toys: 48 pictures")
     (tmp_path / "pretrained" / "training.json").write_text(json.dumps(record))
     training = json.loads(json.dumps(training_record({"loss": "pll"}, init_from=tmp_path / "pretrained")))
     assert f"{says}. Its data: Toys: 48 pictures." in str(model_card(classifier, "toy", training=training))

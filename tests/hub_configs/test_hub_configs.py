@@ -177,7 +177,7 @@ def test_vit_base_fine_tunes_as_in_table_3(settings, name, epochs):
     # Section 4.5: two candidates, from the votes where there are any.
     assert script.max_candidates == 2 and script.set_size == (None if name == "ferplus" else 2)
     assert args.confidence_init == "uniform"  # section 3.3.2
-    assert (args.loss, args.revision) == ("pll", "paper")  # Eq. 2, 4 and 5
+    assert (args.loss, args.revision) == ("pll", "margin")  # Eq. 2, 4 and 5
     assert args.uniform_temperature == 0.001  # Table 8
     # MaskFeat's fine-tuning of ViT-B
     assert (args.layer_decay, args.drop_path_rate) == (0.65, 0.1)
@@ -186,12 +186,12 @@ def test_vit_base_fine_tunes_as_in_table_3(settings, name, epochs):
 
 # Row of the paper's table: loss, query decoder, uniformity loss, revision.
 ROWS = {
-    "table5/softmax": ("softmax", False, False, "none"),
+    "table5/softmax": ("cross_entropy", False, False, "none"),
     "table5/pll": ("pll", False, False, "none"),
     "table7/decoder": ("pll", True, False, "none"),
     "table7/decoder-uniform": ("pll", True, True, "none"),
-    "table7/decoder-revision": ("pll", True, False, "paper"),
-    "table7/all": ("pll", True, True, "paper"),
+    "table7/decoder-revision": ("pll", True, False, "margin"),
+    "table7/all": ("pll", True, True, "margin"),
 }
 
 

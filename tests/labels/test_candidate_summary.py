@@ -42,3 +42,16 @@ def test_sets_that_no_votes_made_have_no_ties():
     summary = CandidateSummary.of(table)
     assert summary.ties is None and "ties" not in str(summary)
     np.testing.assert_allclose(summary.margins, [np.nan, 1, 1 / 2, 1 / 3], rtol=1e-6)
+
+
+def test_a_rule_without_a_bound_has_no_margins_to_tell():
+    table = ConfidenceTable.from_candidates(CANDIDATES, ("a", "b", "c"), "f")
+    assert "margin stays below" in str(CandidateSummary.of(table))
+    summary = CandidateSummary.of(table, rule="soft")
+    assert np.isnan(summary.margins).all()
+    text = str(summary)
+    assert "margin" not in text and [line.split() for line in text.splitlines()[2:5]] == [
+        ["1", "2", "40.0%"],
+        ["2", "2", "40.0%"],
+        ["3", "1", "20.0%"],
+    ]

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from safetensors.torch import save_file
 
 from fer_pll.labels.confidence_table import ConfidenceTable, warn_if_threshold_cannot_fire
-from fer_pll.labels.revision import maximum_margin, paper_response, response_margin, revise_paper, revise_soft
+from fer_pll.labels.revision import REVISION_RULES, maximum_margin, response_margin
 
 NAMES = ("calm", "glad", "sad", "cross")
 LN3 = float(np.log(3))  # sigmoid(ln 3) = 3/4, sigmoid(-ln 3) = 1/4
@@ -31,11 +31,10 @@ def candidate_sets(draw, max_rows=8):
     return candidates
 
 
-def paper(confidence, logits, threshold):
-    """The rule `paper` and its margins."""
-    candidates = confidence > 0
-    revised = revise_paper(confidence, candidates, logits, threshold)
-    return revised, response_margin(paper_response(confidence, candidates, logits))
+def margin_rule(confidence, logits, threshold):
+    """What the rule `margin` makes of confidences, and its margins."""
+    revised, response = REVISION_RULES["margin"].revise(confidence, confidence > 0, logits, threshold)
+    return revised, response_margin(response)
 
 
 def logits_like(candidates):
@@ -49,21 +48,21 @@ def test_rule_by_hand():
     confidence = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0.25, 0.25, 0.25, 0.25], [0, 0, 1, 0]])
     logits = torch.tensor([[LN3, -LN3, 9, 9], [-LN3, LN3, 9, 9], [0, LN3, -LN3, -9], [LN3, LN3, LN3, LN3]])
     # v: (.375, .125), (.125, .375), (.125, .1875, .0625, .00003), (.75)
-    revised, margin = paper(confidence, logits, threshold=0.2)
+    revised, margin = margin_rule(confidence, logits, threshold=0.2)
     torch.testing.assert_close(margin, torch.tensor([0.25, 0.25, 0.0625, 0.75]))
     assert revised.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0.25] * 4, [0, 0, 1, 0]]
-    unrevised, _ = paper(confidence, logits, threshold=0.3)
+    unrevised, _ = margin_rule(confidence, logits, threshold=0.3)
     assert torch.equal(unrevised, confidence)
 
 
 def test_margin_must_exceed_the_threshold():
     confidence, saturated = torch.tensor([[0.5, 0.5]]), torch.tensor([[200.0, -200.0]])  # margin exactly 1/2
-    assert paper(confidence, saturated, threshold=0.499)[0].tolist() == [[1, 0]]
-    assert paper(confidence, saturated, threshold=0.5)[0].tolist() == [[0.5, 0.5]]
+    assert margin_rule(confidence, saturated, threshold=0.499)[0].tolist() == [[1, 0]]
+    assert margin_rule(confidence, saturated, threshold=0.5)[0].tolist() == [[0.5, 0.5]]
 
 
 def test_equal_leaders_are_never_revised():
-    revised, margin = paper(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 7.0]]), threshold=0)
+    revised, margin = margin_rule(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 7.0]]), threshold=0)
     assert margin.tolist() == [0] and revised.tolist() == [[0.5, 0.5, 0]]
 
 
@@ -81,7 +80,7 @@ def test_rule_agrees_with_float64():
         exact[fires] = np.eye(8)[response.argmax(axis=1)][fires]
 
         confidence = table_of(candidates).confidence
-        revised, margin = paper(confidence, torch.from_numpy(logits), threshold)
+        revised, margin = margin_rule(confidence, torch.from_numpy(logits), threshold)
         np.testing.assert_allclose(margin.numpy(), expected_margin, atol=1e-6)
         decided = np.abs(expected_margin - threshold) > 1e-6
         assert decided.mean() > 0.99 and 0 < fires.mean() < 1 or threshold == 0
@@ -91,28 +90,28 @@ def test_rule_agrees_with_float64():
 def test_rule_is_float32_and_detached_whatever_the_logits():
     confidence = torch.tensor([[0.5, 0.5, 0, 0]] * 64)
     logits = torch.randn(64, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    expected, expected_margin = paper(confidence, logits, 0.1)
+    expected, expected_margin = margin_rule(confidence, logits, 0.1)
     assert expected.dtype == expected_margin.dtype == torch.float32
     assert not expected.requires_grad and not expected_margin.requires_grad
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast = paper(confidence, logits, 0.1)
+        under_autocast = margin_rule(confidence, logits, 0.1)
     assert torch.equal(under_autocast[0], expected) and torch.equal(under_autocast[1], expected_margin)
     half = logits.detach().bfloat16()
-    assert torch.equal(paper(confidence, half, 0.1)[1], paper(confidence, half.float(), 0.1)[1])
+    assert torch.equal(margin_rule(confidence, half, 0.1)[1], margin_rule(confidence, half.float(), 0.1)[1])
 
 
 def test_rows_with_nan_logits_stay_as_they_are():
     confidence = torch.tensor([[0.5, 0.5, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]])
     logits = torch.tensor([[float("nan"), 9, 0], [9, -9, float("nan")], [float("inf"), float("-inf"), 0]])
-    revised, margin = paper(confidence, logits, 0.1)
+    revised, margin = margin_rule(confidence, logits, 0.1)
     assert revised.tolist() == [[0.5, 0.5, 0], [0.5, 0.5, 0], [1, 0, 0]]
     assert margin.isnan().tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
 def test_threshold_outside_its_range_is_refused(threshold):
-    with pytest.raises(ValueError, match=r"revision_threshold must lie in \[0, 1\)"):
-        paper(torch.tensor([[0.5, 0.5]]), torch.zeros(1, 2), threshold)
+    with pytest.raises(ValueError, match=r"revision_threshold=.* must lie in \[0, 1\)"):
+        margin_rule(torch.tensor([[0.5, 0.5]]), torch.zeros(1, 2), threshold)
 
 
 def test_momentum_makes_soft_a_mean_over_visits():
@@ -121,12 +120,11 @@ def test_momentum_makes_soft_a_mean_over_visits():
         torch.tensor([[1, 1, 0], [0, 1, 0]]).bool(),
     )
     logits = torch.tensor([[LN3, 0.0, 9.0], [0.0, 0.0, 9.0]])  # softmax over the candidates: (3/4, 1/4), (1)
-    torch.testing.assert_close(
-        revise_soft(confidence, candidates, logits, momentum=0.8), torch.tensor([[0.55, 0.45, 0], [0, 1, 0]])
-    )
+    revised, _ = REVISION_RULES["soft"].revise(confidence, candidates, logits, 0.8)
+    torch.testing.assert_close(revised, torch.tensor([[0.55, 0.45, 0], [0, 1, 0]]))
     table = table_of(candidates.numpy())
     for visit in range(1, 4):
-        table.revise(torch.tensor([0]), logits[:1], threshold=0, epoch=visit, rule="soft", momentum=0.8)
+        table.revise(torch.tensor([0]), logits[:1], visit, "soft", 0.8)
         torch.testing.assert_close(table.confidence[0, 0], torch.tensor(0.75 - 0.25 * 0.8**visit))
 
 
@@ -142,7 +140,7 @@ def test_invariants_hold_after_any_revisions(data):
         before, before_epoch = table.confidence.clone(), table.revised_epoch.clone()
         index = torch.tensor(data.draw(st.lists(st.integers(0, len(table) - 1), min_size=1, max_size=10)))
         logits = data.draw(logits_like(np.empty((len(index), candidates.shape[1]))))
-        revision = table.revise(index, logits, threshold, epoch)
+        revision = table.revise(index, logits, epoch, value=threshold)
 
         after = table.confidence
         assert after.dtype == torch.float32 and (after >= 0).all()
@@ -170,10 +168,10 @@ def test_order_of_the_rows_in_a_batch_is_irrelevant(data):
     index = torch.arange(len(candidates))
     order = torch.tensor(data.draw(st.permutations(range(len(candidates)))))
     straight, shuffled, one_by_one = table_of(candidates), table_of(candidates), table_of(candidates)
-    first = straight.revise(index, logits, 0.1, epoch=0)
-    second = shuffled.revise(index[order], logits[order], 0.1, epoch=0)
+    first = straight.revise(index, logits, epoch=0, value=0.1)
+    second = shuffled.revise(index[order], logits[order], epoch=0, value=0.1)
     for row in index:
-        one_by_one.revise(row[None], logits[row][None], 0.1, epoch=0)
+        one_by_one.revise(row[None], logits[row][None], epoch=0, value=0.1)
     # A processor may round the last bit of a sigmoid differently at another place of the batch.
     torch.testing.assert_close(first.margin[order], second.margin, rtol=0, atol=1e-6)
     assume(((first.margin - 0.1).abs() > 1e-6).all())
@@ -187,7 +185,7 @@ def test_repeated_index_counts_where_it_stands_first():
     table = table_of([[1, 1, 0], [1, 1, 0], [0, 0, 1]])
     index = torch.tensor([1, 0, 1, 1, 0])
     logits = torch.tensor([[0.1, 0, 0], [-9, 9, 0], [-9, 9, 0], [9, -9, 0], [9, -9, 0]])
-    revision = table.revise(index, logits, threshold=0.2, epoch=4)
+    revision = table.revise(index, logits, epoch=4, value=0.2)
     # row 1: its first logits are undecided, so it stays, though its repetitions would decide it
     assert table.confidence.tolist() == [[0, 1, 0], [0.5, 0.5, 0], [0, 0, 1]]
     assert table.revised_epoch.tolist() == [4, -1, -1]
@@ -199,10 +197,10 @@ def test_repeated_index_counts_where_it_stands_first():
 def test_singleton_and_decided_rows_are_neither_revised_nor_ambiguous():
     table = table_of([[0, 1, 0], [1, 1, 0]])
     index, logits = torch.arange(2), torch.tensor([[9.0, LN3, 9], [9, -9, 0]])
-    first = table.revise(index, logits, 0.2, epoch=0)
+    first = table.revise(index, logits, epoch=0, value=0.2)
     assert first.ambiguous.tolist() == [False, True] and first.revised.tolist() == [False, True]
     torch.testing.assert_close(first.margin[0], torch.tensor(0.75))  # v_(2) = 0
-    second = table.revise(index, -logits, 0.0, epoch=1)
+    second = table.revise(index, -logits, epoch=1, value=0.0)
     assert not second.revised.any() and not second.ambiguous.any()
     assert table.confidence.tolist() == [[0, 1, 0], [1, 0, 0]]
     assert table.revised_epoch.tolist() == [-1, 0]
@@ -214,9 +212,9 @@ def test_revise_checks_index_and_logits():
         with pytest.raises(IndexError, match=f"row index {outside} lies outside the confidence table of 2 rows"):
             table.lookup(torch.tensor([0, outside]))
         with pytest.raises(IndexError, match=f"row index {outside}"):
-            table.revise(torch.tensor([outside]), torch.zeros(1, 3), 0.1, epoch=0)
+            table.revise(torch.tensor([outside]), torch.zeros(1, 3), epoch=0, value=0.1)
     with pytest.raises(ValueError, match=r"logits of shape \(1, 2\) do not match \(1, 3\)"):
-        table.revise(torch.tensor([0]), torch.zeros(1, 2), 0.1, epoch=0)
+        table.revise(torch.tensor([0]), torch.zeros(1, 2), epoch=0, value=0.1)
 
 
 def test_lookup_gives_copies_in_the_order_asked():
@@ -274,7 +272,7 @@ def test_entropy_and_labels():
     table = table_of([[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 1], [0, 1, 0, 1]])
     torch.testing.assert_close(table.entropy(), torch.tensor([np.log(2), 0, np.log(4), np.log(2)]).float())
     assert table.labels().tolist() == [0, 2, 0, 1]  # of equal ones the first
-    table.revise(torch.tensor([3]), torch.tensor([[0, -9.0, 0, 9.0]]), 0.1, epoch=0)
+    table.revise(torch.tensor([3]), torch.tensor([[0, -9.0, 0, 9.0]]), epoch=0, value=0.1)
     assert table.labels().tolist() == [0, 2, 0, 3]
     assert table.entropy()[3] == 0
 
@@ -287,37 +285,39 @@ def test_no_margin_exceeds_its_bound(data):
     candidates = data.draw(candidate_sets())
     confidence = table_of(candidates).confidence
     assert torch.equal(maximum_margin(confidence), 1 / torch.from_numpy(candidates).sum(dim=1).float())
-    _, margin = paper(confidence, data.draw(logits_like(candidates)), 0.0)
+    _, margin = margin_rule(confidence, data.draw(logits_like(candidates)), 0.0)
     assert (margin <= maximum_margin(confidence)).all()
     saturated = torch.full(candidates.shape, -200.0)
     saturated[torch.arange(len(candidates)), confidence.argmax(dim=1)] = 200.0
-    _, margin = paper(confidence, saturated, 0.0)
+    _, margin = margin_rule(confidence, saturated, 0.0)
     assert torch.equal(margin, maximum_margin(confidence))
 
 
 def test_warning_gives_the_numbers():
     table = table_of([[1, 1, 0, 0]] * 5 + [[1, 1, 1, 0]] * 3 + [[1, 1, 1, 1]] * 2 + [[0, 1, 0, 0]] * 7)
     with pytest.warns(UserWarning) as caught:
-        warn_if_threshold_cannot_fire(table, 0.34)
+        warn_if_threshold_cannot_fire(table, "margin", 0.34)
     message = str(caught[0].message)
     assert "revision_threshold 0.34 can never fire for 5 of 10 ambiguous rows" in message
     assert "3 of 3 rows with 3 candidates (margins stay below 0.333)" in message
     assert "2 of 2 rows with 4 candidates (margins stay below 0.250)" in message
     assert "2 candidates" not in message
     with pytest.warns(UserWarning, match="10 of 10 ambiguous rows"):
-        warn_if_threshold_cannot_fire(table, 0.5)
+        warn_if_threshold_cannot_fire(table, "margin", 0.5)
     with pytest.warns(UserWarning, match="5 of 10 ambiguous rows"):
-        warn_if_threshold_cannot_fire(table, 1 / 3)
+        warn_if_threshold_cannot_fire(table, "margin", 1 / 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_threshold_cannot_fire(table, 0.24)
-        warn_if_threshold_cannot_fire(table_of([[1, 0], [0, 1]]), 0.9)
+        warn_if_threshold_cannot_fire(table, "margin", 0.24)
+        warn_if_threshold_cannot_fire(table_of([[1, 0], [0, 1]]), "margin", 0.9)
+        warn_if_threshold_cannot_fire(table, "margin_softmax", 0.9)  # its margins come as near to 1 as they like
+        warn_if_threshold_cannot_fire(table, "soft")
 
 
 def test_warning_counts_vote_shares_row_by_row():
     sets, votes = [[1, 1, 0], [1, 1, 0], [1, 1, 0]], [[9, 1, 0], [5, 5, 0], [6, 4, 0]]
     with pytest.warns(UserWarning, match="2 of 3 rows with 2 candidates .margins stay below 0.600"):
-        warn_if_threshold_cannot_fire(table_of(sets, confidence_init="votes", votes=votes), 0.7)
+        warn_if_threshold_cannot_fire(table_of(sets, confidence_init="votes", votes=votes), "margin", 0.7)
 
 
 # ------------------------------------------------------------------------------------------------- saving and loading
@@ -327,7 +327,7 @@ def trained_table(rows=50):
     generator = np.random.default_rng(3)
     votes = generator.multinomial(10, [0.4, 0.3, 0.2, 0.1], size=rows)
     table = ConfidenceTable.from_candidates(votes > 1, NAMES, "ab" * 32, confidence_init="votes", votes=votes)
-    table.revise(torch.arange(rows), torch.from_numpy(generator.normal(size=(rows, 4))), 0.2, epoch=6)
+    table.revise(torch.arange(rows), torch.from_numpy(generator.normal(size=(rows, 4))), epoch=6, value=0.2)
     assert 0 < (table.revised_epoch == 6).sum() < rows
     return table
 
@@ -349,7 +349,8 @@ def test_round_trip_is_bit_identical(tmp_path):
 
     index, logits = torch.arange(len(table)), torch.full((len(table), 4), -9.0).index_fill(1, torch.tensor(1), 9.0)
     contents = path.read_bytes()
-    assert torch.equal(table.revise(index, logits, 0.1, 7).revised, loaded.revise(index, logits, 0.1, 7).revised)
+    revised, again = (each.revise(index, logits, 7, value=0.1).revised for each in (table, loaded))
+    assert torch.equal(revised, again)
     assert_same_bits(table, loaded)
     assert path.read_bytes() == contents  # the loaded table lives in memory, not in the file
     path.write_bytes(b"\0" * len(contents))

@@ -9,7 +9,7 @@ from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError, MissingExtra
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.labels.confidence_table import ConfidenceTable
-from fer_pll.labels.crowd import label_posterior
+from fer_pll.labels.crowd import dawid_skene_posterior
 
 CLASSES = ["neutral", "happiness", "surprise", "sadness"]
 SHARE_RIGHT = {"ann": 0.95, "bob": 0.85, "eve": 0.4, "joe": 0.35, "sue": 0.3}
@@ -31,7 +31,7 @@ def answers():
 
 @pytest.fixture(scope="module")
 def posterior(answers):
-    return label_posterior(*zip(*answers[1], strict=True), num_rows=400, num_classes=5)
+    return dawid_skene_posterior(*zip(*answers[1], strict=True), num_rows=400, num_classes=5)
 
 
 def test_more_true_labels_than_the_majority_finds(answers, posterior):
@@ -99,4 +99,4 @@ def test_without_annotators_there_is_nothing_to_weigh(tmp_path):
 def test_without_crowd_kit_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "crowdkit.aggregation.classification", None)
     with pytest.raises(MissingExtra, match=r"pip install 'fer-pll\[crowd\]'"):
-        label_posterior([0], ["ann"], [0], 1, 2)
+        dawid_skene_posterior([0], ["ann"], [0], 1, 2)

@@ -1,10 +1,12 @@
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 
 import pytest
 
+from fer_pll.labels.revision import REVISION_RULES
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.config import check_output_folder, config_folder, load_config, start_run
+from fer_pll.training.methods import METHODS
 from fer_pll.training.settings_parser import SettingsParser
 
 
@@ -118,6 +120,122 @@ def test_help_teaches(capsys):
 
 def arguments(folder, **settings) -> FerPllTrainingArguments:
     return FerPllTrainingArguments(output_dir=str(folder), use_cpu=True, **settings)
+
+
+def test_a_methods_own_setting_is_an_option_and_a_key_of_the_yaml_files(tmp_path):
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text("loss: pico\ncontrastive_temperature: 2e-1\n")
+    from_file = ("--settings", str(experiment))
+    assert parse(tmp_path, "loss: pll\n")[1].method_settings == {}
+    assert parse(tmp_path, "loss: pico\n")[1].method_settings == {"contrastive_temperature": 0.07}
+    assert parse(tmp_path, "loss: pll\n", *from_file)[1].method_settings == {"contrastive_temperature": 0.2}
+    args = parse(tmp_path, "loss: pll\n", *from_file, "--contrastive_temperature", "0.3")[1]
+    assert args.method_settings == {"contrastive_temperature": 0.3} and args.revision == "prototype"
+    assert json.loads(json.dumps(args.to_dict()))["method_settings"] == args.method_settings
+
+
+@pytest.mark.parametrize(
+    ("yaml", "options", "match"),
+    [
+        ("loss: pico\n", ["--contrastive_temperature", "0"], "contrastive_temperature=0.0 must be positive"),
+        ("loss: pico\ncontrastive_temperature: -1\n", [], "contrastive_temperature=-1 must be positive"),
+        ("contrastive_temperature: 0.1\n", [], "contrastive_temperature is no setting of loss='pll', which has none"),
+        ("", ["--contrastive-temperature", "0.1"], "contrastive_temperature is no setting of loss='pll'"),
+        ("loss: pico\nmethod_settings: {heat: 1}\n", [], "heat is no setting of loss='pico', which has contrastive_t"),
+        ("class_balance: sometimes\n", [], "class_balance='sometimes': choose one of none, sampler, logit_adjust"),
+        ("loss: guess\n", [], "loss='guess': choose one of cross_entropy, soft_votes, pll"),
+    ],
+)
+def test_a_setting_that_the_method_does_not_heed_or_that_cannot_be_is_refused(tmp_path, yaml, options, match):
+    with pytest.raises(ValueError, match=match):
+        parse(tmp_path, yaml, *options)
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("--loss", "cross_entropy, soft_votes, pll"),
+        ("--revision", "margin, margin_softmax, soft, none, prototype"),
+        ("--confidence_init", "uniform, votes, column"),
+        ("--class_balance", "none, sampler, logit_adjustment"),
+    ],
+)
+def test_an_option_with_a_choice_lists_it(tmp_path, capsys, option, choices):
+    with pytest.raises(SystemExit) as stop:
+        parse(tmp_path, "", option, "guess")
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.replace("'", "")
+    assert f"error: argument {option}" in message and f": invalid choice: guess (choose from {choices}" in message
+
+
+def test_help_tells_of_every_loss_every_rule_and_their_settings(capsys):
+    with pytest.raises(SystemExit):
+        SettingsParser((Script, FerPllTrainingArguments), "finetune.yaml").parse_settings(["--help"])
+    text = "".join(capsys.readouterr().out.split())  # it breaks lines at hyphens as well
+    for registry in (METHODS, REVISION_RULES):
+        for name, each in registry.items():
+            assert f"{name}: {each.summary}".replace(" ", "") in text
+    assert "marginwithpll" in text and "prototypewithpico" in text
+    assert "Temperatureofthecontrastiveloss.(losspico;default:0.07)" in text
+    assert "method_settings" not in text
+
+
+@dataclass(frozen=True)
+class WarmSettings:
+    heat: float = field(default=1.0, metadata={"help": "How warm, at most 100 %%."})
+    contrastive_temperature: float = field(default=0.5, metadata={"help": "Shared with pico."})
+    loud: bool = field(default=True, metadata={"help": "Whether it can be heard."})
+
+    def __post_init__(self):
+        if self.heat < 0:
+            raise ValueError(f"heat={self.heat} must not be negative.")
+
+
+def test_a_method_of_ones_own_is_on_the_command_line_once_it_is_registered(tmp_path, monkeypatch, capsys):
+    warm = type("Warm", (METHODS["pll"],), {"name": "warm", "summary": "80 % warmth", "Settings": WarmSettings})
+    monkeypatch.setitem(METHODS, "warm", warm)
+    args = parse(tmp_path, "heat: 2.5\n", "--loss", "warm", "--no_loud")[1]
+    assert args.method_settings == {"heat": 2.5, "contrastive_temperature": 0.5, "loud": False}
+    assert parse(tmp_path, "", "--loss", "warm")[1].method_settings["loud"] is True
+    with pytest.raises(ValueError, match="heat=-1.0 must not be negative"):
+        parse(tmp_path, "", "--loss", "warm", "--heat", "-1")
+    with pytest.raises(ValueError, match="heat is no setting of loss='pico'"):
+        parse(tmp_path, "", "--loss", "pico", "--heat", "1")
+    with pytest.raises(SystemExit):
+        parse(tmp_path, "", "--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "How warm, at most 100 %. (loss warm; default: 1.0)" in text and "(loss pico, warm; default: 0.07)" in text
+
+    warm.Settings = make_dataclass("Clash", [("learning_rate", float, field(default=1.0, metadata={"help": "?"}))])
+    with pytest.raises(ValueError, match="the setting 'learning_rate' of loss='warm' has the name of another one"):
+        parse(tmp_path, "")
+
+
+def test_names_of_the_version_before_are_read_from_files_and_from_the_command_line(tmp_path):
+    with pytest.warns(UserWarning, match="loss='softmax' is called 'cross_entropy' now"):
+        assert parse(tmp_path, "loss: softmax\n")[1].loss == "cross_entropy"
+    with pytest.warns(UserWarning, match="revision='paper' is called 'margin' now"):
+        assert parse(tmp_path, "revision: paper\n")[1].revision == "margin"
+    with pytest.warns(UserWarning, match="revision='normalized' is called 'margin_softmax' now"):
+        assert parse(tmp_path, "", "--revision", "normalized")[1].revision == "margin_softmax"
+    with pytest.warns(UserWarning, match="is called 'margin' now"):
+        assert arguments(tmp_path, revision="paper").revision == "margin"
+
+
+@pytest.mark.parametrize("loss", ["pll", "pico"])
+def test_a_run_of_the_version_before_says_how_it_was_trained(tmp_path, loss):
+    """Of then are the names, and PiCO's temperature among the settings of every loss."""
+    before = {**arguments(tmp_path).to_dict(), "loss": loss, "revision": "paper" if loss == "pll" else "prototype"}
+    del before["method_settings"]
+    before |= {"contrastive_temperature": 0.2, "hub_token": "<HUB_TOKEN>"}
+    args = FerPllTrainingArguments.from_settings(before, learning_rate=0.5)
+    assert (args.loss, args.learning_rate) == (loss, 0.5)
+    assert args.revision == {"pll": "margin", "pico": "prototype"}[loss]
+    assert args.method_settings == ({"contrastive_temperature": 0.2} if loss == "pico" else {})
+    again = FerPllTrainingArguments.from_settings(json.loads(json.dumps(args.to_dict())))
+    assert again.to_dict() == args.to_dict()
+    with pytest.raises(TypeError, match="heat"):
+        FerPllTrainingArguments.from_settings({**args.to_dict(), "heat": 1})
 
 
 def test_another_run_is_neither_lost_nor_mixed_in(tmp_path):

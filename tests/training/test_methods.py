@@ -1,6 +1,8 @@
 """What each method does in a step, by hand, and what all of them reach on handwritten digits."""
 
 import copy
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,13 +27,13 @@ from fer_pll import (
 from fer_pll.data.collator import PixelCollator
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.labels.losses import complement_loss, lw_loss, pll_loss, supervised_contrastive_loss
-from fer_pll.labels.revision import REVISION_RULES
-from fer_pll.training.methods import METHODS, Batch
+from fer_pll.labels.revision import REVISION_RULES, RevisionRule, RuleSetting, soft_response
+from fer_pll.training.methods import METHODS, Batch, Method, MethodOptions, revision_names
 from fer_pll.training.methods.pico import PiCO
 from fer_pll.training.sampling import ClassBalancedSampler, class_prior
 
 EVERY_METHOD = pytest.mark.parametrize("loss", METHODS)
-REVISING = [name for name, method in METHODS.items() if method.revision != "none"]
+REVISING = [name for name, method in METHODS.items() if method.find_rule().name != "none"]
 
 
 def make_trainer(tmp_path, config, processor, train, validation=None, **settings) -> FerPllTrainer:
@@ -131,8 +133,9 @@ def test_a_revision_that_does_not_go_with_the_loss_is_refused(tmp_path, loss):
     def arguments(**settings):
         return FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, loss=loss, **settings)
 
-    allowed = METHODS[loss].revisions
-    assert arguments().revision == METHODS[loss].revision and METHODS[loss].revision in allowed
+    allowed = METHODS[loss].revisions or tuple(REVISION_RULES)
+    assert arguments().revision == METHODS[loss].find_rule().name in allowed
+    assert revision_names() == [*REVISION_RULES, "prototype"]
     for revision in (*REVISION_RULES, "prototype", "guess"):
         if revision in allowed:
             assert arguments(revision=revision).revision == revision
@@ -142,10 +145,181 @@ def test_a_revision_that_does_not_go_with_the_loss_is_refused(tmp_path, loss):
         assert f"choose one of {', '.join(allowed)}, or leave it out" in str(refusal.value)
 
 
-@pytest.mark.parametrize(("loss", "column"), [("softmax", "label"), ("soft_votes", "votes")])
+@pytest.mark.parametrize(("loss", "column"), [("cross_entropy", "label"), ("soft_votes", "votes")])
 def test_a_column_that_the_loss_needs_is_asked_for(tmp_path, toy_config, toy_processor, toy_train, loss, column):
     with pytest.raises(ValueError, match=f"loss='{loss}' needs the column '{column}'"):
         make_trainer(tmp_path, toy_config, toy_processor, toy_train.remove_columns(column), loss=loss)
+
+
+# -------------------------------------------------------------------------------------- methods and rules of one's own
+
+
+class Doubled(METHODS["pll"]):
+    """PLL times a factor, revised by `soft`."""
+
+    name = "doubled"
+    summary = "a multiple of the cross-entropy with the confidences"
+    revision = "soft"
+
+    @dataclass(frozen=True)
+    class Settings:
+        factor: float = field(default=2.0, metadata={"help": "Of the loss."})
+
+        def __post_init__(self):
+            if self.factor <= 0:
+                raise ValueError(f"factor={self.factor} must be positive.")
+
+    def loss(self, batch):
+        return self.settings.factor * super().loss(batch)
+
+
+HALF_WAY = RevisionRule(
+    "half_way",
+    "part of the way to the softmax",
+    soft_response,
+    lambda confidence, response, step: confidence.lerp(response, step),
+    RuleSetting("revision_step", 0.5, "Part of the way.", minimum=0.1),
+    after_loss=True,
+)
+
+
+def trainer_by(tmp_path, config, processor, train, method=None, revision=None, **settings) -> FerPllTrainer:
+    args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, flip=False, **settings)
+    return FerPllTrainer(
+        FerPllForImageClassification(config),
+        args,
+        processing_class=processor,
+        train_dataset=train,
+        method=method,
+        revision=revision,
+    )
+
+
+@pytest.mark.parametrize("how", ["class", "partial", "function", "registered", "by name"])
+def test_a_method_of_ones_own_trains(tmp_path, monkeypatch, toy_config, toy_processor, toy_train, how):
+    toy = (tmp_path, toy_config, toy_processor, toy_train)
+    factor = 2.0
+    if how == "class":
+        trainer = trainer_by(*toy, Doubled)
+    elif how == "partial":
+        trainer = trainer_by(*toy, partial(Doubled))
+    elif how == "function":
+        factor = 3.0
+
+        def make(model, table, options: MethodOptions) -> Method:
+            return Doubled(model, table, replace(options, settings={"factor": factor}))
+
+        trainer = trainer_by(*toy, make)
+    else:
+        monkeypatch.setitem(METHODS, "doubled", Doubled)
+        if how == "registered":
+            factor = 5.0
+            trainer = trainer_by(*toy, loss="doubled", method_settings={"factor": factor})
+        else:
+            trainer = trainer_by(*toy, "doubled")
+    assert (trainer.method.name, trainer.method.rule.name) == ("doubled", "soft")
+    logits, left = random_logits(1, 12, 4), trainer.table.confidence[:12].clone()
+    losses = trainer.method.step(batch_of(trainer, logits))
+    torch.testing.assert_close(losses, factor * pll_loss(logits[0], left))
+    torch.testing.assert_close(trainer.table.confidence[:12], soft(logits[0], trainer.table.candidates[:12]))
+    trainer.args.max_steps = 1
+    trainer.train()
+    assert np.isfinite(trainer.state.log_history[-1]["train_loss"])
+
+
+def test_which_rule_revises(tmp_path, monkeypatch, toy_config, toy_processor, toy_train):
+    """What the trainer was told; else what the arguments were told; else the choice of the method that trains."""
+
+    def rule(*args, **settings):
+        return trainer_by(tmp_path, toy_config, toy_processor, toy_train, *args, **settings).method.rule.name
+
+    assert rule() == "margin" and rule(loss="cc") == "none" and rule("cc") == rule(METHODS["cc"]) == "none"
+    assert rule(Doubled) == "soft" and rule(Doubled, revision=None) == "soft"
+    assert trainer_by(tmp_path, toy_config, toy_processor, toy_train, Doubled, "none").method.rule.response is None
+    args = {"output_dir": str(tmp_path), "use_cpu": True}
+    for told in ("margin", "none"):  # the first is that of `args.loss` anyway
+        assert FerPllTrainingArguments(**args, revision=told).revision_is_chosen
+        model = FerPllForImageClassification(toy_config)
+        trainer = FerPllTrainer(
+            model,
+            FerPllTrainingArguments(**args, revision=told),
+            processing_class=toy_processor,
+            train_dataset=toy_train,
+            method=Doubled,
+        )
+        assert trainer.method.rule.name == told
+    with pytest.raises(ValueError, match="revision='margin' does not go with loss='rc': choose one of soft, or leave"):
+        trainer_by(tmp_path, toy_config, toy_processor, toy_train, "rc", "margin")
+    with pytest.raises(ValueError, match="method='guess': choose one of cross_entropy"):
+        rule("guess")
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_rule_of_ones_own_revises_in_a_training(
+    tmp_path, monkeypatch, toy_config, toy_processor, toy_train, registered
+):
+    toy = (tmp_path, toy_config, toy_processor, toy_train)
+    if registered:
+        monkeypatch.setitem(REVISION_RULES, "half_way", HALF_WAY)
+        trainer = trainer_by(*toy, loss="pll", revision="half_way")
+        assert "half_way" in revision_names()
+    else:
+        trainer = trainer_by(*toy, revision=HALF_WAY)
+    assert trainer.method.rule is HALF_WAY and trainer.method.rule_value == 0.5
+    logits, left = random_logits(1, 12, 4), trainer.table.confidence[:12].clone()
+    losses = trainer.method.step(batch_of(trainer, logits))
+    torch.testing.assert_close(losses, pll_loss(logits[0], left))  # it revises after the loss
+    expected = (left + soft(logits[0], trainer.table.candidates[:12])) / 2
+    torch.testing.assert_close(trainer.table.confidence[:12], expected)
+    with pytest.raises(ValueError, match="revision='half_way' does not go with loss='crpll': choose one of soft"):
+        trainer_by(*toy, "crpll", HALF_WAY)
+
+
+@dataclass
+class StepArguments(FerPllTrainingArguments):
+    revision_step: float = field(default=0.25, metadata={"help": "Part of the way."})
+
+
+def test_the_number_of_a_rule_of_ones_own_comes_from_arguments_that_have_it(
+    tmp_path, toy_config, toy_processor, toy_train
+):
+    def method(**settings):
+        args = StepArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
+        model = FerPllForImageClassification(toy_config)
+        return FerPllTrainer(
+            model, args, processing_class=toy_processor, train_dataset=toy_train, revision=HALF_WAY
+        ).method
+
+    assert method().rule_value == 0.25 and method(revision_step=0.75).rule_value == 0.75
+    with pytest.raises(ValueError, match=r"revision_step=0.0 must lie in \[0.1, 1\)"):
+        method(revision_step=0.0)
+
+
+def test_settings_that_a_method_does_not_have_are_refused(tmp_path, toy_config, toy_processor, toy_train):
+    def make(settings):
+        return lambda model, table, options: Doubled(model, table, replace(options, settings=settings))
+
+    for settings, match in (
+        ({"heat": 1}, "heat is no setting of loss='doubled', which has factor"),
+        ({"factor": 0.0}, "factor=0.0 must be positive"),
+        ({"factor": "two"}, "factor.* no settings of loss='doubled'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            trainer_by(tmp_path, toy_config, toy_processor, toy_train, make(settings))
+
+
+@EVERY_METHOD
+def test_every_method_says_what_it_is(tmp_path, toy_config, toy_processor, toy_train, loss):
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, loss=loss)
+    method, numbers = trainer.method, {"rows": 48, "ambiguous": 30, "revised": 12}
+    assert method.name == loss and method.summary[0].islower() and not method.summary.endswith(".")
+    sentence = method.sentence(trainer.card_settings(), numbers)
+    assert method.summary in sentence and sentence.endswith(".")
+    assert ("did not use them" in sentence) == (loss in ("cross_entropy", "soft_votes"))
+    revision = method.revision_sentence(trainer.card_settings(), numbers)
+    assert (revision is None) == (loss in ("cross_entropy", "soft_votes"))
+    assert trainer.card_settings()["loss"] == loss
+    assert ("contrastive_temperature" in trainer.card_settings()) == (loss == "pico")
 
 
 # ------------------------------------------------------------------------------------------------------ steps by hand
@@ -157,7 +331,7 @@ def test_losses_without_revision_by_hand(tmp_path, toy_config, toy_processor, to
     log_p = logits[0].log_softmax(dim=1)
     candidates = torch.tensor(toy_train["candidates"][:12])
     expected = {
-        "softmax": -log_p[torch.arange(12), labels],
+        "cross_entropy": -log_p[torch.arange(12), labels],
         "soft_votes": -(votes / votes.sum(dim=1, keepdim=True) * log_p).sum(dim=1),  # of all labels, not of candidates
         "pll": -(candidates / candidates.sum(dim=1, keepdim=True) * log_p).sum(dim=1),
         "cc": -(log_p.exp() * candidates).sum(dim=1).log(),
@@ -172,7 +346,7 @@ def test_losses_without_revision_by_hand(tmp_path, toy_config, toy_processor, to
         assert (trainer.table.revised_epoch == -1).all()
 
 
-@pytest.mark.parametrize("rule", ["paper", "normalized", "soft"])
+@pytest.mark.parametrize("rule", ["margin", "margin_softmax", "soft"])
 def test_soft_is_applied_after_the_loss_and_the_others_before(tmp_path, toy_config, toy_processor, toy_train, rule):
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, revision=rule)
     start = trainer.table.confidence[:12].clone()
@@ -800,7 +974,7 @@ def full_supervision(train_on_digits):
         settings = {n: v for n, v in SETTINGS.get(loss, {}).items() if not n.startswith("revision")}
         key = tuple(settings.items())
         if key not in accuracies:
-            accuracies[key] = train_on_digits("softmax", **settings)[0]
+            accuracies[key] = train_on_digits("cross_entropy", **settings)[0]
         return accuracies[key]
 
     return of
@@ -810,7 +984,7 @@ FAST = ("pll", "proden", "cc")
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(n, marks=[] if n in FAST else pytest.mark.long) for n in METHODS if n != "softmax"]
+    "loss", [pytest.param(n, marks=[] if n in FAST else pytest.mark.long) for n in METHODS if n != "cross_entropy"]
 )
 def test_candidate_sets_are_nearly_as_good_as_full_supervision(train_on_digits, full_supervision, loss):
     accuracy, trainer = train_on_digits(loss, **SETTINGS.get(loss, {}))

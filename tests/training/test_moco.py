@@ -108,10 +108,11 @@ def test_resumes_exactly_and_leaves_an_encoder(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"objective": "simclr"}, "masked or moco"),
+        ({"objective": "simclr"}, "objective='simclr': choose one of masked, moco"),
         ({"queue_size": 0}, "queue_size=0"),
         ({"encoder_momentum": 1.0}, "encoder_momentum=1.0"),
         ({"contrastive_temperature": 0.0}, "contrastive_temperature=0.0"),
+        ({"on_bad_data": "warn"}, "on_bad_data='warn': choose one of skip, stop"),
         ({"push_to_hub": True, "hub_strategy": "every_save"}, "hub_strategy='every_save'"),
     ],
 )

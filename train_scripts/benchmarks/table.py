@@ -115,7 +115,7 @@ def seconds_of_table_step(table, args):
         table.lookup(index)
         # This rule writes a row at every visit; after the paper's, which decides a row once, small tables would
         # soon have less to do.
-        table.revise(index, logits, threshold=0.2, epoch=0, rule="soft")
+        table.revise(index, logits, epoch=0, rule="soft")
         table.summary()
     return (time.perf_counter() - start) / len(batches)
 

@@ -14,8 +14,8 @@ from comparisons.tables import Run
 from fer_pll.audit.label_quality import (
     annotator_confusion,
     corrected_labels,
-    judge_suspicion,
-    label_posterior,
+    evaluate_suspicion,
+    posterior_given_predictions,
     suspicion,
 )
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
@@ -87,7 +87,7 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
     believed = folder / "data"
     if not believed.is_dir():
-        belief = label_posterior(predictions["softmax"], votes).belief
+        belief = posterior_given_predictions(predictions["softmax"], votes).posterior
         save_prepared(DatasetDict(train=believe(rows, belief)), believed)
     predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
     figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
@@ -177,15 +177,17 @@ def compare_audits(
     wrong = (given != truth)[known]
 
     def judge(score: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return judge_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
+        return evaluate_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
 
     def by_belief(belief: np.ndarray) -> dict[str, float]:
         return judge(suspicion(belief, given), corrected_labels(belief, given))
 
     none = {"average_precision": None, "precision_at_wrong": None}
     figures = {"labels as given": none | {"corrected": float(1 - wrong.mean())}}
-    figures["ours"] = by_belief(label_posterior(predictions["ours"], votes).belief)
-    figures["our posterior, softmax-trained"] = by_belief(label_posterior(predictions["softmax"], votes).belief)
+    figures["ours"] = by_belief(posterior_given_predictions(predictions["ours"], votes).posterior)
+    figures["our posterior, softmax-trained"] = by_belief(
+        posterior_given_predictions(predictions["softmax"], votes).posterior
+    )
     for name, probabilities in predictions.items():
         for method in ("self_confidence", "normalized_margin"):
             issues = find_label_issues(given, probabilities, return_indices_ranked_by=method, n_jobs=1)

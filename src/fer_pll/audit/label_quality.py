@@ -18,38 +18,38 @@ _EVEN_ERRORS = np.geomspace(1, 1e6, 25)
 
 
 class LabelPosterior(NamedTuple):
-    """What `label_posterior` finds for N rows of K classes."""
+    """What `posterior_given_predictions` finds for N rows of K classes."""
 
-    belief: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
+    posterior: np.ndarray  # (N, K) float64, rows sum to 1: probability of each class to be the row's true label
     confusion: np.ndarray  # (K, K) float64: row = true class, column = what an annotator says, rows sum to 1
-    concentration: float  # how independently annotators err, see `label_posterior`
+    concentration: float  # how independently annotators err, see `posterior_given_predictions`
     temperature: float  # of the predictions: below 1, the model was less certain than it might be
 
 
-def suspicion(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
-    """Suspicion that a given label is wrong: 1 - belief in it, (N,) from 0 to 1.
+def suspicion(posterior: ArrayLike, given: ArrayLike) -> np.ndarray:
+    """Suspicion that a given label is wrong: 1 - its probability, (N,) from 0 to 1.
 
-    The belief is the probability of being the true label, so this is the probability of an error, and whoever looks
-    through the rows in its order meets wrong labels soonest. Beliefs come from `training_belief` or, better, from the
-    out-of-fold predictions of `label_posterior`: a training has seen the labels that it judges.
+    The posterior is the probability of being the true label, so this is the probability of an error, and whoever looks
+    through the rows in its order meets wrong labels soonest. Posteriors come from `training_posterior` or, better,
+    from the out-of-fold predictions of `posterior_given_predictions`: a training has seen the labels that it judges.
 
     Args:
-        belief: (N, K), rows sum to 1.
+        posterior: (N, K), rows sum to 1.
         given: (N,) labels, 0 .. K-1.
     """
-    belief = np.asarray(belief, dtype=np.float64)
-    return 1 - np.take_along_axis(belief, np.asarray(given)[:, None], axis=1)[:, 0]
+    posterior = np.asarray(posterior, dtype=np.float64)
+    return 1 - np.take_along_axis(posterior, np.asarray(given)[:, None], axis=1)[:, 0]
 
 
-def corrected_labels(belief: ArrayLike, given: ArrayLike) -> np.ndarray:
-    """The label of the largest belief (N,) int64; the given label where none is believed more."""
-    belief, given = np.asarray(belief), np.asarray(given)
-    kept = np.take_along_axis(belief, given[:, None], axis=1)[:, 0] >= belief.max(axis=1)
-    return np.where(kept, given, belief.argmax(axis=1))
+def corrected_labels(posterior: ArrayLike, given: ArrayLike) -> np.ndarray:
+    """The most probable label (N,) int64; the given label where none is more probable."""
+    posterior, given = np.asarray(posterior), np.asarray(given)
+    kept = np.take_along_axis(posterior, given[:, None], axis=1)[:, 0] >= posterior.max(axis=1)
+    return np.where(kept, given, posterior.argmax(axis=1))
 
 
-def training_belief(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
-    """Belief in each class (N, K) that a training leaves: 0.9 of its confidence and 0.1 of the shares of the votes.
+def training_posterior(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
+    """Posterior of each class (N, K) that a training leaves: 0.9 of its confidence and 0.1 of the shares of the votes.
 
     Confidences that were decided are 0 or 1 (Eq. 5 of the paper); of rows that are decided alike, those are more
     suspicious whose label fewer annotators chose. A row with one candidate keeps its label: no training doubts it.
@@ -62,7 +62,7 @@ def training_belief(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
     return 0.9 * confidence + 0.1 * votes / votes.sum(axis=1, keepdims=True)
 
 
-def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
+def posterior_given_predictions(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
     """The probability of each class to be the true label of a row, given its votes and its picture.
 
         q_ik  proportional to  w_k p_ik^(1/T) * DirichletMultinomial(votes_i; s A_k)
@@ -95,10 +95,10 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
     temperature, log_weight = 1.0, np.zeros(votes.shape[1])
     single = votes.sum(axis=1).max() == 1
     prior = _log_softmax(log_prediction)
-    belief = _softmax(prior + 2 * shares)  # to begin with, annotators are mostly right
+    posterior = _softmax(prior + 2 * shares)  # to begin with, annotators are mostly right
     for number in range(_ROUNDS):
         clarity = np.exp(prior.max(axis=1)) ** _CLARITY if single else np.ones(len(votes))
-        confusion = _shrunken_confusion((clarity[:, None] * belief).T @ shares)
+        confusion = _shrunken_confusion((clarity[:, None] * posterior).T @ shares)
         if number % 3 == 0:
             fits = [clarity @ _logsumexp(prior + _log_likelihood(votes, confusion, s)) for s in _CONCENTRATIONS]
             concentration = float(_CONCENTRATIONS[np.argmax(fits)])
@@ -109,10 +109,10 @@ def label_posterior(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterio
                 fits = [clarity @ _logsumexp(log_prior + likelihood) for log_prior in scaled]
                 temperature = float(_TEMPERATURES[np.argmax(fits)])
             expected = clarity @ _softmax(log_prediction / temperature + log_weight)
-            log_weight += np.log((clarity @ belief).clip(1e-9) / expected.clip(1e-9))
+            log_weight += np.log((clarity @ posterior).clip(1e-9) / expected.clip(1e-9))
             prior = _log_softmax(log_prediction / temperature + log_weight)
-        belief = _softmax(prior + likelihood)
-    return LabelPosterior(belief, confusion, concentration, temperature)
+        posterior = _softmax(prior + likelihood)
+    return LabelPosterior(posterior, confusion, concentration, temperature)
 
 
 def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: float) -> np.ndarray:
@@ -126,16 +126,16 @@ def _log_likelihood(votes: np.ndarray, confusion: np.ndarray, concentration: flo
     return likelihood + sum(rising[votes[:, said], :, said] for said in range(votes.shape[1]))
 
 
-def annotator_confusion(belief: ArrayLike, votes: ArrayLike) -> np.ndarray:
-    """What annotators say of the faces of each class, (K, K) float64: row = believed class, column = vote.
+def annotator_confusion(posterior: ArrayLike, votes: ArrayLike) -> np.ndarray:
+    """What annotators say of the faces of each class, (K, K) float64: row = class by the posterior, column = vote.
 
-    Rows sum to 1, or to 0 where no face is believed to show the class.
+    Rows sum to 1, or to 0 where no face may show the class.
 
     Args:
-        belief: (N, K), rows sum to 1.
+        posterior: (N, K), rows sum to 1.
         votes: (N, K), >= 0.
     """
-    counts = np.asarray(belief, dtype=np.float64).T @ np.asarray(votes, dtype=np.float64)
+    counts = np.asarray(posterior, dtype=np.float64).T @ np.asarray(votes, dtype=np.float64)
     total = counts.sum(axis=1, keepdims=True)
     return np.divide(counts, total, out=np.zeros_like(counts), where=total > 0)
 
@@ -166,7 +166,7 @@ def _shrunken_confusion(counts: np.ndarray) -> np.ndarray:
     return confusion.clip(1e-9)
 
 
-def judge_suspicion(score: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
+def evaluate_suspicion(score: ArrayLike, wrong: ArrayLike) -> dict[str, float]:
     """How well a score finds the rows whose label is wrong, where one knows.
 
     Args:

@@ -71,7 +71,7 @@ def _payload(audit: "LabelAudit", title: str, shown: np.ndarray, side: int) -> s
         "score": thousandths(audit.score),
         "epoch": audit.table.revised_epoch.numpy()[shown].tolist(),
         "votes": audit.votes[shown].reshape(-1).tolist(),
-        "belief": thousandths(audit.belief if audit.num_folds else audit.table.confidence.numpy()),
+        "belief": thousandths(audit.posterior if audit.num_folds else audit.table.confidence.numpy()),
         "states": "".join(map(str, states[shown].reshape(-1))),
         "sheet": {"side": side, "columns": SHEET_COLUMNS},
     }

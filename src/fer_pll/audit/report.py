@@ -25,9 +25,9 @@ from .label_quality import (
     STRUCK_OUT,
     annotator_confusion,
     corrected_labels,
-    label_posterior,
+    posterior_given_predictions,
     suspicion,
-    training_belief,
+    training_posterior,
 )
 from .out_of_fold import out_of_fold
 from .page import write_page
@@ -48,8 +48,8 @@ class LabelAudit:
             for each of the initial candidates.
         from_votes: whether they are votes.
         given: (N,) the labels to judge: the column `label`, where it is undefined the most voted.
-        belief: (N, K) float64, see `suspicion`.
-        num_folds: of the cross-validation that the belief comes from, 0 where it comes from the table.
+        posterior: (N, K) float64, see `suspicion`.
+        num_folds: of the cross-validation that the posterior comes from, 0 where it comes from the table.
         true_labels: (N,), -1 = unknown; `None` where none is known.
     """
 
@@ -58,7 +58,7 @@ class LabelAudit:
     votes: np.ndarray
     from_votes: bool
     given: np.ndarray
-    belief: np.ndarray
+    posterior: np.ndarray
     num_folds: int
     true_labels: np.ndarray | None
 
@@ -76,12 +76,12 @@ class LabelAudit:
             votes = np.where((given >= 0)[:, None], np.arange(candidates.shape[1]) == given[:, None], candidates)
         given = np.where(given >= 0, given, votes.argmax(axis=1))
         if probabilities is None:
-            belief = training_belief(table.confidence.numpy(), votes)
+            posterior = training_posterior(table.confidence.numpy(), votes)
         else:
-            belief = label_posterior(probabilities, votes).belief
+            posterior = posterior_given_predictions(probabilities, votes).posterior
         truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else None
         row_ids = dataset.select_columns("row_id")["row_id"][:]
-        return cls(table, row_ids, votes.astype(np.int64), from_votes, given, belief, num_folds, truth)
+        return cls(table, row_ids, votes.astype(np.int64), from_votes, given, posterior, num_folds, truth)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -90,12 +90,12 @@ class LabelAudit:
     @cached_property
     def score(self) -> np.ndarray:
         """Suspicion of each row, (N,), see `suspicion`."""
-        return suspicion(self.belief, self.given)
+        return suspicion(self.posterior, self.given)
 
     @cached_property
     def corrected(self) -> np.ndarray:
         """The label that is believed most, (N,) int64."""
-        return corrected_labels(self.belief, self.given)
+        return corrected_labels(self.posterior, self.given)
 
     @cached_property
     def struck_out(self) -> np.ndarray:
@@ -128,7 +128,7 @@ class LabelAudit:
 
     def annotators(self) -> np.ndarray:
         """What annotators say of the faces that are believed to show each class, (K, K), see `annotator_confusion`."""
-        return annotator_confusion(self.belief, self.votes)
+        return annotator_confusion(self.posterior, self.votes)
 
     def __str__(self) -> str:
         """The summary for the console."""
@@ -196,7 +196,7 @@ class LabelAudit:
         """What the table has for each class."""
         numbers = [("votes", self.votes)] if self.from_votes else []
         numbers.append(("confidence", self.table.confidence.double().numpy()))
-        return [*numbers, ("belief", self.belief)] if self.num_folds else numbers
+        return [*numbers, ("belief", self.posterior)] if self.num_folds else numbers
 
 
 def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, ConfidenceTable]:

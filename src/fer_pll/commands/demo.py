@@ -213,7 +213,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     )
     print("4/5  Fine-tuning on candidate sets, revising the confidences ...", flush=True)
     candidate_sets = add_candidates(train, max_candidates=2)
-    ours = finetune(pretrained, image_processor, candidate_sets, validation, out / "candidates", "paper", seed)
+    ours = finetune(pretrained, image_processor, candidate_sets, validation, out / "candidates", "margin", seed)
 
     print("5/5  Comparing, drawing, loading the checkpoint again ...", flush=True)
     truth = numpy_column(train, "true_label")

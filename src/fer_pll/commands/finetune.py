@@ -2,7 +2,7 @@
 
 It learns which label of each candidate set is the true one while it trains
 (paper, sections 3.1 and 3.3). --loss and --revision choose other methods;
---loss softmax is the usual training on the most voted label, to compare with.
+--loss cross_entropy is the usual training on the most voted label, to compare with.
 
 Settings come from the configuration's finetune.yaml; those of --settings
 FILE.yaml win over them, and the command line over both. The output folder gets
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
     start_run(args, options)
     if args.should_save:
-        summary = CandidateSummary.of(trainer.table, options.max_candidates)
+        summary = CandidateSummary.of(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

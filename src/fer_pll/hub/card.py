@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from ..io.shipped import shipped
 from ..labels.confidence_table import ConfidenceTable
+from ..labels.renamed import current_name
+from ..labels.revision import REVISION_RULES, RevisionRule
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 
 CARD_NAME = "README.md"
@@ -20,52 +22,23 @@ METRICS_NAME = "metrics.json"
 
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
 
-SETTINGS = (
-    "objective",
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "layer_decay",
-    "drop_path_rate",
-    "mask_ratio",
-    "crop_scale",
-    "crop_ratio",
-    "rotation",
-    "flip",
-    "light",
-    "erase",
-    "max_candidates",
-    "min_votes",
-    "ties",
-    "flip_probability",
-    "set_size",
-    "transition",
-    "loss",
-    "confidence_init",
-    "revision",
-    "revision_threshold",
-    "revision_warmup_epochs",
-    "revision_momentum",
-    "reversible",
-    "class_balance",
-    "uniform_weight",
-    "uniform_temperature",
-    "seed",
-)
-"""The settings that a card shows, where they are known; the others change speed or bookkeeping only."""
-
-SETTINGS_OF = {
-    "moco": ("contrastive_temperature", "queue_size", "encoder_momentum"),
-    "pico": ("contrastive_temperature",),
+_BEFORE_SENTENCES = {
+    "cross_entropy": "The loss did not use them: it is the cross-entropy with the given label.",
+    "soft_votes": "The loss did not use them: it is the cross-entropy with the shares of all votes.",
+    "prototype": "Each time the image is seen, they move towards the candidate whose prototype is nearest.",
 }
-"""Further settings, of an objective or loss that alone heeds them."""
+"""What is to be said of losses and rules in a `training.json` of the version before, which holds their names only."""
+
+
+class DescribesItself(Protocol):
+    """A method of learning from candidate sets as a card needs to know it; a `Method` of the training is one."""
+
+    name: str
+    rule: RevisionRule
+
+    def sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str: ...
+
+    def revision_sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str | None: ...
 
 
 def training_record(
@@ -73,6 +46,7 @@ def training_record(
     data: str | None = None,
     data_license: str | None = None,
     table: ConfidenceTable | None = None,
+    method: DescribesItself | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Mapping[str, Any] | None = None,
     init_from: str | Path | None = None,
@@ -80,20 +54,30 @@ def training_record(
     """What a card tells of a training, ready for `training.json`. It names no path of the machine.
 
     Args:
-        settings: of the training, e.g. `args.to_dict()`; `SETTINGS` are picked out of it.
+        settings: that the card is to show, e.g. `args.card_settings()`; those that are `None` are left out.
         data: what it was trained on, in a sentence; the loaders give one as `dataset.info.description`.
         data_license: the terms of these data, in a sentence (`dataset.info.license`).
         table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
+        method: by which it learned, with a `table`; its sentences are written down with the names, so that they do not
+            get lost where method or rule are unknown.
         metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
         compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
         init_from: where the weights came from; told of it is what the folder of a pre-training of ours says.
     """
-    names = [*SETTINGS, *SETTINGS_OF.get(settings.get("objective", settings.get("loss")), ())]
+    settings = {name: value for name, value in settings.items() if value is not None}
+    numbers = None if table is None else _candidate_sets(table)
+    learned = {}
+    if method is not None and numbers is not None:
+        learned = {
+            "method": {"name": method.name, "sentence": method.sentence(settings, numbers)},
+            "revision": {"name": method.rule.name, "sentence": method.revision_sentence(settings, numbers)},
+        }
     return {
         "data": data,
         "data_license": data_license,
-        "settings": {name: settings[name] for name in names if settings.get(name) is not None},
-        "candidate_sets": None if table is None else _candidate_sets(table),
+        "settings": settings,
+        "candidate_sets": numbers,
+        **learned,
         "metrics": dict(metrics or {}),
         "compute": dict(compute or {}),
         "pretraining": None if init_from is None else _pretraining(Path(init_from)),
@@ -150,6 +134,7 @@ def model_card(
         data_license=training.get("data_license"),
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
+        learned=_learned(training),
         calibration=training.get("calibration"),
         started_from=training.get("pretraining"),
         compute=training.get("compute") or {},
@@ -247,6 +232,24 @@ def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
         **shared,
     )
     return [accuracy, mean_class_accuracy]
+
+
+def _learned(training: Mapping[str, Any]) -> dict[str, str | None]:
+    """Sentences about the loss and about the revision; `None` where there is nothing to say."""
+    if "method" in training:
+        return {name: training[name]["sentence"] for name in ("method", "revision")}
+    # Of the version before, which wrote down names.
+    settings, numbers = training.get("settings") or {}, training.get("candidate_sets")
+    loss, revision = (current_name(name, settings.get(name)) for name in ("loss", "revision"))
+    loss_sentence = _BEFORE_SENTENCES.get(loss)
+    if numbers is None or revision is None or (loss_sentence is not None and revision == "none"):
+        revision_sentence = None
+    elif revision in REVISION_RULES:
+        revision_sentence = REVISION_RULES[revision].sentence(settings, numbers)
+    else:
+        neutral = f"The revision rule was `{revision}`. Images revised at least once: {numbers['revised']:,}."
+        revision_sentence = _BEFORE_SENTENCES.get(revision, neutral)
+    return {"method": loss_sentence, "revision": revision_sentence}
 
 
 def _pretraining(folder: Path) -> dict[str, Any] | None:

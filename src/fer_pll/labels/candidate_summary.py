@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .confidence_table import ConfidenceTable
-from .revision import maximum_margin
+from .revision import RevisionRule, find_rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +17,8 @@ class CandidateSummary:
     Args:
         class_names: K names.
         rows: (K + 1,) rows by the size of their set; the first is 0.
-        margins: (K + 1,) by the size, the largest margin of Eq. 5 that a row could reach with the rule `paper`; a
-            threshold from there on never fires. NaN where there is no such row.
+        margins: (K + 1,) by the size, the largest margin of Eq. 5 that a row could reach with its first confidences; a
+            threshold from there on never fires. NaN where there is no such row, or the rule knows no bound.
         alone: (K,) rows that have the class as their only candidate.
         among: (K,) rows that have it among several.
         share: (K,) of the classes among the labels, as the first confidences have it.
@@ -34,8 +34,11 @@ class CandidateSummary:
     ties: int | None
 
     @classmethod
-    def of(cls, table: ConfidenceTable, max_candidates: int | None = None) -> Self:
-        """Of a table as training begins; `max_candidates` where the sets were made from votes."""
+    def of(
+        cls, table: ConfidenceTable, max_candidates: int | None = None, rule: str | RevisionRule = "margin"
+    ) -> Self:
+        """Of a table as training begins, and its rule; `max_candidates` where the sets were made from votes."""
+        bound = find_rule(rule).bound
         num_classes = len(table.class_names)
         rows = torch.zeros(num_classes + 1, dtype=torch.int64)
         margins = torch.full((num_classes + 1,), -torch.inf)
@@ -45,11 +48,12 @@ class CandidateSummary:
             candidates, confidence = table.candidates[part].cpu(), table.confidence[part].cpu()
             sizes = candidates.sum(dim=1)
             rows += sizes.bincount(minlength=num_classes + 1)
-            margins.scatter_reduce_(0, sizes, maximum_margin(confidence), "amax")
+            if bound is not None:
+                margins.scatter_reduce_(0, sizes, bound(confidence), "amax")
             alone += candidates[sizes == 1].sum(dim=0)
             among += candidates[sizes > 1].sum(dim=0)
             share += confidence.double().sum(dim=0)
-        margins[rows == 0] = torch.nan
+        margins[margins == -torch.inf] = torch.nan
         ties = None if max_candidates is None else int(rows[max_candidates + 1 :].sum())
         arrays = (tensor.numpy() for tensor in (rows, margins, alone, among, share / len(table)))
         return cls(table.class_names, *arrays, ties)
@@ -62,10 +66,11 @@ class CandidateSummary:
             f"{total:,} candidate sets of {(sizes * self.rows).sum() / total:.2f} labels on average; "
             f"{self.rows[1] / total:.1%} have one label only"
             + (f", {self.ties:,} are larger because of ties" if self.ties else ""),
-            f"{'labels':>10} {'rows':>10}  {'share':>6}  paper's margin stays below",
+            f"{'labels':>10} {'rows':>10}  {'share':>6}"
+            + ("" if np.isnan(self.margins).all() else "  margin stays below"),
         ]
         for size in np.flatnonzero(self.rows):
-            margin = "" if size == 1 else f"{self.margins[size]:.3f}"
+            margin = "" if size == 1 or np.isnan(self.margins[size]) else f"{self.margins[size]:.3f}"
             lines.append(f"{size:>10} {self.rows[size]:>10,}  {self.rows[size] / total:6.1%}  {margin}".rstrip())
         width = max(10, *map(len, self.class_names))
         lines.append(f"{'class':>{width}} {'alone':>10} {'among several':>14}  share of the confidences")

@@ -201,7 +201,7 @@ def from_predictions(
 
 
 def from_posterior(probabilities: ArrayLike, coverage: float = 0.95) -> np.ndarray:
-    """Candidate sets from the probability that each label is the true one, e.g. of `annotators.label_posterior`.
+    """Candidate sets from the probability that each label is the true one, e.g. of `crowd.dawid_skene_posterior`.
 
     Args:
         probabilities: (N, K), >= 0.

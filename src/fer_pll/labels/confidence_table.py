@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .candidates import check_candidates, check_votes
-from .revision import REVISION_RULES, maximum_margin, response_margin, uniform_confidence
+from .revision import RevisionRule, find_rule, response_margin, uniform_confidence
 
 FORMAT_VERSION = "1"
 _CHUNK_ROWS = 65_536  # what goes over all rows takes as many at a time, so as to need no second table
@@ -34,20 +34,27 @@ class Revision(NamedTuple):
     ambiguous: Tensor  # (B,) bool: the row had more than one label left to choose from
 
 
-def warn_if_threshold_cannot_fire(table: "ConfidenceTable", threshold: float, reversible: bool = False) -> None:
+def warn_if_threshold_cannot_fire(
+    table: "ConfidenceTable", rule: str | RevisionRule, threshold: float | None = None, reversible: bool = False
+) -> None:
     """Warn, with the numbers, about ambiguous rows whose margin can never exceed the threshold of Eq. 5.
 
     Args:
         table: as training begins.
-        threshold: revision_threshold of the rule `paper`.
+        rule: name in `REVISION_RULES`, or a rule; without a `bound` there is nothing to warn about.
+        threshold: of the rule; its default where not given.
         reversible: whether rows are revised from their initial candidates.
     """
+    rule = find_rule(rule)
+    if rule.bound is None or rule.setting is None:
+        return
+    threshold = rule.value({rule.setting.name: threshold})
     num_classes = len(table.class_names)
     rows, dead = torch.zeros(2, num_classes + 1, dtype=torch.int64).unbind()
     highest = torch.zeros(num_classes + 1)
     for part in table.chunks():
         confidence = uniform_confidence(table.candidates[part]) if reversible else table.confidence[part]
-        set_size, bound = confidence.count_nonzero(dim=1).cpu(), maximum_margin(confidence).cpu()
+        set_size, bound = confidence.count_nonzero(dim=1).cpu(), rule.bound(confidence).cpu()
         cannot = bound <= threshold
         rows += set_size.bincount(minlength=num_classes + 1)
         dead += set_size[cannot].bincount(minlength=num_classes + 1)
@@ -61,7 +68,7 @@ def warn_if_threshold_cannot_fire(table: "ConfidenceTable", threshold: float, re
         for size in dead.nonzero()[:, 0].tolist()
     ]
     warnings.warn(
-        f"revision_threshold {threshold:g} can never fire for {int(dead.sum()):,} of {int(rows.sum()):,} ambiguous"
+        f"{rule.setting.name} {threshold:g} can never fire for {int(dead.sum()):,} of {int(rows.sum()):,} ambiguous"
         " rows: " + "; ".join(lines) + ". Choose a lower threshold if these rows are to be revised.",
         stacklevel=2,
     )
@@ -178,11 +185,10 @@ class ConfidenceTable:
         self,
         index: Tensor,
         logits: Tensor,
-        threshold: float,
         epoch: int,
-        rule: str = "paper",
+        rule: str | RevisionRule = "margin",
+        value: float | None = None,
         reversible: bool = False,
-        momentum: float = 0.0,
     ) -> Revision:
         """Revise the rows of a batch from the model's current logits (Algorithm 1 of the paper).
 
@@ -190,31 +196,30 @@ class ConfidenceTable:
             index: (B,) int64, rows of the table. Of an index that occurs twice the first occurrence counts, so that
                 samples repeated to fill up a batch revise nothing.
             logits: (B, K), detached here.
-            threshold: revision_threshold, 0 <= threshold < 1; unused by rules without one.
             epoch: written to `revised_epoch` of the rows that change.
-            rule: name in `REVISION_RULES`.
+            rule: name in `REVISION_RULES`, or a rule.
+            value: of the rule's setting; its default where not given.
             reversible: revise from the initial candidates, C = Y / |Y|, in the place of the last C, so that no
                 decision is final.
-            momentum: revision_momentum, 0 <= momentum < 1; unused by rules without one.
+
+        Raises:
+            IndexError: an index that the table does not have.
+            ValueError: logits of another shape, an unknown rule, or a value outside its range.
         """
+        rule = find_rule(rule)
         confidence = self.lookup(index)
         if logits.shape != confidence.shape:
             raise ValueError(
                 f"logits of shape {tuple(logits.shape)} do not match {tuple(confidence.shape)} confidences"
             )
-        revise, response, setting, _ = REVISION_RULES[rule]
-        settings = {"threshold": threshold, "momentum": momentum}
         candidates = self.candidates[index]
+        labels_left = confidence if rule.final and not reversible else candidates
+        ambiguous = first_occurrences(index) & (labels_left.count_nonzero(dim=1) > 1)
+        if rule.response is None:
+            return Revision(torch.zeros_like(ambiguous), torch.full_like(confidence[:, 0], torch.nan), ambiguous)
         before = uniform_confidence(candidates) if reversible else confidence
-        proposal = revise(before, candidates, logits, **{name: settings[name] for name in (setting,) if name})
-        if response is None:
-            margin = torch.full_like(confidence[:, 0], float("nan"))
-        else:
-            margin = response_margin(response(before, candidates, logits))
-        first = first_occurrences(index)
-        decides_for_good = REVISION_RULES[rule].has_threshold and not reversible
-        labels_left = confidence if decides_for_good else candidates
-        ambiguous = first & (labels_left.count_nonzero(dim=1) > 1)
+        proposal, response = rule.revise(before, candidates, logits, value)
+        margin = response_margin(response)
         # A row whose logits hold NaN stays as it is, whatever it would be revised from.
         revised = ambiguous & (proposal != confidence).any(dim=1) & ~margin.isnan()
         self.write(index[revised], proposal[revised], epoch)

@@ -7,7 +7,7 @@ import numpy as np
 from ..io.errors import MissingExtra
 
 
-def label_posterior(
+def dawid_skene_posterior(
     rows: Sequence[int], annotators: Sequence[str], labels: Sequence[int], num_rows: int, num_classes: int
 ) -> np.ndarray:
     """Probability of each label given all answers, by crowd-kit's `DawidSkene`.

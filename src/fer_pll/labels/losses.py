@@ -22,7 +22,7 @@ def _in_full_precision(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @_in_full_precision
-def softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with one label per row: `-log p_y`.
 
     Args:

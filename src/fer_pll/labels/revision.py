@@ -1,20 +1,21 @@
 """The rules that revise confidences during training (paper, Eq. 4 and 5)."""
 
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# -- Revision rules. Each is a response v(C, Y, z), and either what Eq. 5 makes of it or the response itself.
+# -- Responses v(C, Y, z): what a rule makes of confidences, candidates and logits, all (B, K).
 
 
-def paper_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+def margin_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
     """v = C * sigmoid(z), Eq. 4 of the paper; (B, K), zero outside the candidates."""
     return confidence * torch.sigmoid(logits.detach().float())
 
 
-def normalized_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
+def margin_softmax_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
     """v_k = exp(z_k) / sum_{j: C_j > 0} exp(z_j) where C_k > 0, else 0; (B, K), rows sum to 1.
 
     Unlike Eq. 4 it does not change when all logits of a row shift together.
@@ -37,6 +38,9 @@ def response_margin(response: Tensor) -> Tensor:
     return largest - second
 
 
+# -- Updates C'(C, v, value): what a rule makes of its response, (B, K); `value` is that of its setting.
+
+
 def decide(confidence: Tensor, response: Tensor, threshold: float) -> Tensor:
     """Eq. 5 of the paper: the leading candidate takes all as soon as it leads by more than a threshold.
 
@@ -45,82 +49,146 @@ def decide(confidence: Tensor, response: Tensor, threshold: float) -> Tensor:
     All other entries of a decided row become zero, as the sentence below Eq. 5 says and its formula leaves out. Of
     equal leaders the first class leads, but their margin is 0, which never exceeds the threshold.
     """
-    if not 0 <= threshold < 1:
-        raise ValueError(f"revision_threshold must lie in [0, 1), got {threshold}")
     one_hot = torch.zeros_like(confidence).scatter_(1, response.argmax(dim=1, keepdim=True), 1.0)
     return torch.where((response_margin(response) > threshold)[:, None], one_hot, confidence)
 
 
-def revise_paper(confidence: Tensor, candidates: Tensor, logits: Tensor, threshold: float) -> Tensor:
-    """Eq. 4 and 5 of the paper.
+def blend(confidence: Tensor, response: Tensor, momentum: float) -> Tensor:
+    """C' = m C + (1 - m) v: with m > 0 a mean over visits (temporal ensembling, Laine and Aila, 2017)."""
+    return response if momentum == 0 else momentum * confidence + (1 - momentum) * response
 
-        v = C * sigmoid(z);   C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
 
-    The margin is at most max C, that is 1/|Y| for uniform confidences. A one-hot row stays as it is for good. A row
-    whose logits hold NaN stays as it is.
+# -- Rules.
+
+
+@dataclass(frozen=True)
+class RuleSetting:
+    """The number that a rule has; as a setting of the training its name begins with `revision_`."""
+
+    name: str
+    default: float
+    help: str
+    minimum: float = 0.0
+    below: float = 1.0
+
+    def check(self, value: float) -> float:
+        """The value; `ValueError` naming the setting where it lies outside of minimum <= value < below."""
+        if not self.minimum <= value < self.below:
+            raise ValueError(f"{self.name}={value} must lie in [{self.minimum:g}, {self.below:g}).")
+        return value
+
+
+@dataclass(frozen=True)
+class RevisionRule:
+    """A rule that revises confidences, and what is to be told of it.
+
+    Put one of your own into `REVISION_RULES`, or hand it to `ConfidenceTable.revise` or `FerPllTrainer`:
+
+        hardest = RevisionRule("hardest", "the most probable candidate takes all", soft_response,
+                               lambda confidence, response, _: one_hot(response.argmax(1), response.shape[1]).float())
 
     Args:
-        confidence: C, float32 (B, K), rows >= 0 with sum 1, zero outside the candidates.
-        candidates: Y, bool (B, K).
-        logits: z, (B, K), any float type; used detached and in float32, also under autocast.
-        threshold: 0 <= threshold < 1.
-
-    Returns:
-        C' (B, K) float32.
+        name: of the rule, what `--revision` and the model card call it.
+        summary: what it does to an image's confidences, for `--help` and the card; no sentence, without a period.
+        response: (C, Y, z) -> v, all (B, K), C and v float32, v >= 0 and zero outside the candidates, NaN where z is;
+            it must detach z. `None`: there is no revision by `ConfidenceTable`.
+        update: (C, v, value) -> C', (B, K) float32, rows >= 0 with sum 1, zero outside the candidates.
+        setting: whose value the update gets; `None` where it needs none.
+        after_loss: the loss of a visit sees the confidence that the row's previous visit left.
+        final: rows that came down to one label are not revised again, unless every visit begins with the candidates.
+        bound: C (N, K) -> (N,), what the margin v_(1) - v_(2) of a row never exceeds. `None`: nothing is known.
+        describe: (settings, candidate_sets) -> a sentence for the card, see `sentence`.
     """
-    return decide(confidence, paper_response(confidence, candidates, logits), threshold)
+
+    name: str
+    summary: str
+    response: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    update: Callable[[Tensor, Tensor, Any], Tensor] = decide
+    setting: RuleSetting | None = None
+    after_loss: bool = False
+    final: bool = False
+    bound: Callable[[Tensor], Tensor] | None = None
+    describe: Callable[[Mapping[str, Any], Mapping[str, Any]], str] | None = None
+
+    def value(self, settings: Mapping[str, Any]) -> float | None:
+        """The value of the rule's setting among those of a training, its default where it is not among them."""
+        if self.setting is None:
+            return None
+        value = settings.get(self.setting.name)
+        return self.setting.check(self.setting.default if value is None else value)
+
+    def revise(
+        self, confidence: Tensor, candidates: Tensor, logits: Tensor, value: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The confidences C' that follow C, and the response v to it, both (B, K) float32.
+
+        A row whose response holds NaN, as that of logits with NaN does, stays as it is.
+
+        Args:
+            confidence: C, float32 (B, K), rows >= 0 with sum 1, zero outside the candidates.
+            candidates: Y, bool (B, K).
+            logits: z, (B, K), any float type; used detached and in float32, also under autocast.
+            value: of the rule's setting; its default where not given.
+
+        Raises:
+            ValueError: the value lies outside its range, or the rule has no response.
+        """
+        if self.response is None:
+            raise ValueError(f"the rule {self.name!r} has no response to revise confidences by")
+        value = self.value({} if self.setting is None else {self.setting.name: value})
+        response = self.response(confidence, candidates, logits)
+        revised = self.update(confidence, response, value)
+        return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, revised), response
+
+    def sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+        """What a model card says of the revision in a training that is through.
+
+        Args:
+            settings: of the training: the rule's setting, `revision_warmup_epochs`, `reversible`. What is not among
+                them is not told.
+            candidate_sets: numbers of the confidence table: `rows`, `ambiguous`, `revised`.
+        """
+        if self.describe is not None:
+            return self.describe(settings, candidate_sets)
+        setting = "" if self.setting is None else f" ({self.setting.name} {self.value(settings):g})"
+        anew = ", each time from equal confidences" if settings.get("reversible") else ""
+        return (
+            f"They were revised by the rule `{self.name}`{setting}{_from_epoch(settings)}{anew}: {self.summary}."
+            f" Images revised at least once: {candidate_sets['revised']:,}."
+        )
 
 
-def revise_normalized(confidence: Tensor, candidates: Tensor, logits: Tensor, threshold: float) -> Tensor:
-    """Eq. 5 on probabilities: the model's softmax over the labels that are left.
-
-        v_k = exp(z_k) / sum_{j: C_j > 0} exp(z_j);   C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
-
-    Arguments and result as `revise_paper`.
-    """
-    return decide(confidence, normalized_response(confidence, candidates, logits), threshold)
+def _from_epoch(settings: Mapping[str, Any]) -> str:
+    warmup = settings.get("revision_warmup_epochs")
+    return f", from epoch {warmup:g} on" if warmup else ""
 
 
-def revise_soft(confidence: Tensor, candidates: Tensor, logits: Tensor, momentum: float = 0.0) -> Tensor:
-    """The model's softmax over the candidates: the update of RC (Feng et al., 2020) and PRODEN (Lv et al., 2020).
+def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
+    """Of a rule that decides by a threshold; `leader` is the clause of who leads, with `{}` for the number."""
 
-        v_k = exp(z_k) / sum_{j in Y} exp(z_j) where k in Y, else 0;   C' = m C + (1 - m) v
+    def describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+        leads = leader.format(settings.get(THRESHOLD.name, "the threshold"))
+        when = _from_epoch(settings)
+        if settings.get("reversible"):
+            return (
+                f"Each time the image is seen{when}, its candidates are judged anew, from equal confidences: where"
+                f" {leads}, it takes all the confidence{ending}; where not, the candidates are equal again."
+                f" Images revised at least once: {candidate_sets['revised']:,}."
+            )
+        return (
+            f"As soon as{when and f'{when},'} {leads}, it becomes the label{ending}."
+            f" Images that got their label that way: {candidate_sets['revised']:,}."
+        )
 
-    It belongs after the loss of the visit. Before it, the gradient of `pll_loss` would be that of `cc_loss`. A row
-    whose logits hold NaN stays as it is. Arguments and result as `revise_paper`, and `momentum`, m, 0 in RC and
-    PRODEN: above it the confidences are a mean over epochs (temporal ensembling, Laine and Aila, 2017).
-    """
-    response = soft_response(confidence, candidates, logits)
-    moved = response if momentum == 0 else momentum * confidence + (1 - momentum) * response
-    return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, moved)
-
-
-def revise_none(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
-    """C' = C. Arguments and result as `revise_paper`."""
-    return confidence
-
-
-class RevisionRule(NamedTuple):
-    """A rule as `ConfidenceTable.revise` applies it."""
-
-    revise: Callable[..., Tensor]  # (C, Y, z) -> C', all (B, K); with its setting, where the rule has one
-    response: Callable[[Tensor, Tensor, Tensor], Tensor] | None  # (C, Y, z) -> v, for the margin; None: no revision
-    setting: Literal["threshold", "momentum"] | None
-    after_loss: bool  # the loss of a visit sees the confidence that the row's previous visit left
-
-    @property
-    def has_threshold(self) -> bool:
-        """Whether the rule decides, by Eq. 5."""
-        return self.setting == "threshold"
+    return describe
 
 
-REVISION_RULES = {
-    "paper": RevisionRule(revise_paper, paper_response, "threshold", after_loss=False),
-    "normalized": RevisionRule(revise_normalized, normalized_response, "threshold", after_loss=False),
-    "soft": RevisionRule(revise_soft, soft_response, "momentum", after_loss=True),
-    "none": RevisionRule(revise_none, None, None, after_loss=False),
-}
-"""The rules by name. A new one is a function, its response and an entry here."""
+def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+    becomes = "becomes its confidences"
+    if settings.get(MOMENTUM.name):
+        others = "equal shares" if settings.get("reversible") else "the former ones"
+        becomes = f"makes up {100 - 100 * settings[MOMENTUM.name]:.0f} % of its new confidences, {others} the rest"
+    return f"Each time the image is seen{_from_epoch(settings)}, the softmax over its candidates {becomes}."
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:
@@ -129,6 +197,74 @@ def maximum_margin(confidence: Tensor) -> Tensor:
     v_(1) - v_(2) = C_(1) sigmoid(z_1) - v_(2) <= max C, since 0 <= sigmoid <= 1.
     """
     return confidence.amax(dim=1)
+
+
+THRESHOLD = RuleSetting(
+    "revision_threshold",
+    0.2,
+    "Margin of the two best candidates above which the best one is taken as the label (margin, margin_softmax).",
+)
+MOMENTUM = RuleSetting(
+    "revision_momentum",
+    0.0,
+    "Share of the former confidence that soft keeps at each visit: a mean over epochs.",
+)
+
+REVISION_RULES: dict[str, RevisionRule] = {
+    rule.name: rule
+    for rule in (
+        # Eq. 4 and 5 of the paper. The margin is at most max C, that is 1/|Y| for uniform confidences.
+        RevisionRule(
+            "margin",
+            "once the best candidate's confidence times the sigmoid of its logit leads by more than the threshold, it "
+            "takes all (Eq. 4 and 5)",
+            margin_response,
+            decide,
+            THRESHOLD,
+            final=True,
+            bound=maximum_margin,
+            describe=_describe_decision(
+                "one candidate's confidence, times the sigmoid of its logit, leads by more than {}",
+                " (Eq. 4 and 5 of the paper)",
+            ),
+        ),
+        # Eq. 5 on probabilities: the model's softmax over the labels that are left.
+        RevisionRule(
+            "margin_softmax",
+            "once the best candidate leads by more than the threshold in the softmax over the labels that are left, "
+            "it takes all",
+            margin_softmax_response,
+            decide,
+            THRESHOLD,
+            final=True,
+            describe=_describe_decision(
+                "one candidate leads by more than {} in the softmax over the labels that are left"
+            ),
+        ),
+        # The update of RC (Feng et al., 2020) and PRODEN (Lv et al., 2020), with momentum 0. It belongs after the loss
+        # of the visit: before it, the gradient of `pll_loss` would be that of `cc_loss`.
+        RevisionRule(
+            "soft",
+            "the softmax over the candidates",
+            soft_response,
+            blend,
+            MOMENTUM,
+            after_loss=True,
+            describe=_describe_soft,
+        ),
+        RevisionRule("none", "as they begin", describe=lambda *_: "They were not revised during training."),
+    )
+}
+"""The rules by name. One of your own is an entry here, see `RevisionRule`."""
+
+
+def find_rule(rule: str | RevisionRule) -> RevisionRule:
+    """A rule by its name, or the rule itself; `ValueError` with the names that there are."""
+    if isinstance(rule, RevisionRule):
+        return rule
+    if rule not in REVISION_RULES:
+        raise ValueError(f"revision={rule!r}: choose one of {', '.join(REVISION_RULES)}.")
+    return REVISION_RULES[rule]
 
 
 def uniform_confidence(candidates: Tensor) -> Tensor:

@@ -1,30 +1,53 @@
 """Settings of the two trainings. Every field is a command-line option of the scripts and a key of the YAML files."""
 
 import warnings
-from dataclasses import dataclass, field
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import TrainingArguments
 
 from ..data.augmentation import BatchAugmentation
+from ..hub.card_settings import CardMark, OnCard, card_settings
+from ..labels.renamed import current_name
+from ..labels.revision import MOMENTUM, REVISION_RULES, THRESHOLD
 from .methods import METHODS
+
+T = TypeVar("T")
 
 
 @dataclass
 class ImageTrainingArguments(TrainingArguments):
     """What both trainings share: augmentation, layer-wise learning rates, and defaults that carry our columns."""
 
-    crop_scale: float = field(
+    CARD_SETTINGS_OF_TRAINER: ClassVar[tuple[str, ...]] = (
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "adam_beta1",
+        "adam_beta2",
+        "seed",
+    )
+    """Of transformers' own settings those that the card shows; ours are marked `OnCard`."""
+
+    crop_scale: OnCard[float] = field(
         default=1.0, metadata={"help": "Smallest share of the area that a random crop keeps (1: no random crops)."}
     )
-    crop_ratio: float = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
-    rotation: float = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
-    flip: bool = field(default=True, metadata={"help": "Mirror half of the pictures."})
-    light: float = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
-    erase: float = field(
+    crop_ratio: OnCard[float] = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
+    rotation: OnCard[float] = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
+    flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the pictures."})
+    light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
+    erase: OnCard[float] = field(
         default=0.0, metadata={"help": "Share of the pictures in which a random rectangle is erased."}
     )
-    layer_decay: float = field(
+    layer_decay: OnCard[float] = field(
         default=1.0, metadata={"help": "Factor by which the learning rate falls per encoder block towards the input."}
     )
     remove_unused_columns: bool = field(
@@ -63,11 +86,22 @@ class ImageTrainingArguments(TrainingArguments):
                 "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "
                 "Set the environment variable HF_TOKEN instead."
             )
-        for name, low, high in (("crop_scale", 0, 1), ("layer_decay", 0, 1), ("light", -1e-9, 1), ("erase", -1e-9, 1)):
-            if not low < getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in ({max(low, 0)}, {high}].")
+        for name, opening in (("crop_scale", "("), ("layer_decay", "("), ("light", "["), ("erase", "[")):
+            value = getattr(self, name)
+            if not 0 <= value <= 1 or (value == 0 and opening == "("):
+                raise ValueError(f"{name}={value} must lie in {opening}0, 1].")
         if self.crop_ratio < 1:
             raise ValueError(f"crop_ratio={self.crop_ratio} must be at least 1.")
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal:
+                _check_choice(name, getattr(self, name), get_args(hint))
+
+    def card_settings(self) -> dict[str, Any]:
+        """The settings that the card shows, see `hub.card_settings`."""
+        settings = self.to_dict()
+        shown = {name: settings[name] for name in self.CARD_SETTINGS_OF_TRAINER}
+        del shown["num_train_epochs" if self.max_steps > 0 else "max_steps"]
+        return shown | card_settings(self)
 
     def augmentation(self) -> BatchAugmentation:
         """The random changes of a training batch, keyed by `seed`."""
@@ -82,18 +116,30 @@ class ImageTrainingArguments(TrainingArguments):
         )
 
 
+def _escape(text: str) -> str:
+    return text.replace("%", "%%")  # argparse formats help texts
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(choices)}.")
+
+
+_OfMoco = Annotated[T, CardMark(only_with=("objective", "moco"))]
+
+
 @dataclass
 class FerPllPreTrainingArguments(ImageTrainingArguments):
     """Settings of masked-image pre-training (paper, sections 3.2 and 4.2)."""
 
-    objective: str = field(
+    objective: OnCard[Literal["masked", "moco"]] = field(
         default="masked",
         metadata={
             "help": "masked: predict hidden patches, of which the model config says what and how (HOG, MaskFeat, MAE, "
             "SimMIM); moco: tell two views of a picture from the views of others."
         },
     )
-    mask_ratio: float | None = field(
+    mask_ratio: OnCard[float | None] = field(
         default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
     )
     shuffle_buffer: int = field(
@@ -103,7 +149,7 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
         },
     )
-    on_bad_data: str = field(
+    on_bad_data: Literal["skip", "stop"] = field(
         default="skip",
         metadata={
             "help": "Streams: what is done with a shard that is missing or damaged and a picture that cannot be read. "
@@ -118,17 +164,17 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             "folder); 0 for never. Default: with each checkpoint."
         },
     )
-    contrastive_temperature: float = field(default=0.07, metadata={"help": "Temperature of the loss of moco."})
-    queue_size: int = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
-    encoder_momentum: float = field(
+    contrastive_temperature: _OfMoco[float] = field(
+        default=0.07, metadata={"help": "Temperature of the loss of moco."}
+    )
+    queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
+    encoder_momentum: _OfMoco[float] = field(
         default=0.999,
         metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
     )
 
     def __post_init__(self):
         super().__post_init__()
-        if self.objective not in ("masked", "moco"):
-            raise ValueError(f"objective={self.objective!r}: choose masked or moco.")
         if self.contrastive_temperature <= 0:
             raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
         if not 0 <= self.encoder_momentum < 1:
@@ -141,99 +187,92 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
             raise ValueError(
                 f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
             )
-        if self.on_bad_data not in ("skip", "stop"):
-            raise ValueError(f"on_bad_data={self.on_bad_data!r}: choose skip or stop.")
 
 
 @dataclass
 class FerPllTrainingArguments(ImageTrainingArguments):
     """Settings of training with candidate sets (paper, sections 3.1, 3.3 and 4.2)."""
 
-    loss: str = field(
+    loss: OnCard[str] = field(
         default="pll",
         metadata={
-            "help": "Loss: pll (the paper's, Eq. 2), softmax (on the column `label`), soft_votes, cc, rc, proden, lw, "
-            "lwc, pico or crpll."
+            "help": "What is minimized. "
+            + _escape("; ".join(f"{name}: {method.summary}" for name, method in METHODS.items()))
+            + "."
         },
     )
-    confidence_init: str = field(
+    method_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": SUPPRESS})
+    """The settings of the loss's own (`Method.Settings`), each of which is an option of the command line."""
+    confidence_init: OnCard[Literal["uniform", "votes", "column"]] = field(
         default="uniform",
         metadata={
             "help": "First confidences: uniform over the candidates, the shares of the votes inside them (votes), or "
             "the column `confidence` that an earlier training left (column)."
         },
     )
-    revision: str | None = field(
+    revision: OnCard[str | None] = field(
         default=None,
         metadata={
-            "help": "How confidences are revised: paper (Eq. 4 and 5: once the best candidate leads by more than the "
-            "threshold, it takes all), normalized (the same on softmax over the candidates that are left), soft "
-            "(softmax over the candidates) or none. Default: what belongs to the loss, paper with pll."
+            "help": "How confidences are revised. "
+            + _escape("; ".join(f"{name}: {rule.summary}" for name, rule in REVISION_RULES.items()))
+            + ". Default: what belongs to the loss: "
+            + ", ".join(f"{method.find_rule().name} with {name}" for name, method in METHODS.items())
+            + "."
         },
     )
-    revision_threshold: float = field(
-        default=0.2,
-        metadata={
-            "help": "Margin of the two best candidates above which the best one is taken as the label (paper, "
-            "normalized)."
-        },
-    )
-    revision_warmup_epochs: float = field(
+    revision_threshold: OnCard[float] = field(default=THRESHOLD.default, metadata={"help": THRESHOLD.help})
+    revision_warmup_epochs: OnCard[float] = field(
         default=0.0, metadata={"help": "Epochs before the first revision (0.5 is half an epoch)."}
     )
-    revision_momentum: float = field(
-        default=0.0,
-        metadata={"help": "Share of the former confidence that soft keeps at each visit: a mean over epochs."},
-    )
-    reversible: bool = field(
+    revision_momentum: OnCard[float] = field(default=MOMENTUM.default, metadata={"help": MOMENTUM.help})
+    reversible: OnCard[bool] = field(
         default=False,
         metadata={"help": "Revise from the initial candidates at each visit, so that no decision is final."},
     )
-    class_balance: str = field(
+    class_balance: OnCard[Literal["none", "sampler", "logit_adjustment"]] = field(
         default="none",
         metadata={
             "help": "What is done for rare classes: none, sampler (each class is drawn as often, by the first "
             "confidences) or logit_adjustment (the log of the classes' shares is added to the logits in training)."
         },
     )
-    contrastive_temperature: float = field(
-        default=0.07, metadata={"help": "Temperature of the contrastive loss of pico."}
-    )
-    uniform_weight: float = field(
+    uniform_weight: OnCard[float] = field(
         default=1.0,
         metadata={"help": "Weight of the uniformity loss of the label queries (Eq. 3); 0 switches it off."},
     )
-    uniform_temperature: float = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
+    uniform_temperature: OnCard[float] = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
     uniform_literal: bool = field(
         default=False,
         metadata={"help": "Eq. 3 as printed, whose gradient vanishes at the paper's temperatures; for Table 8."},
     )
-    drop_path_rate: float | None = field(
+    drop_path_rate: OnCard[float | None] = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
 
     def __post_init__(self):
         super().__post_init__()
-        for name, allowed in (
-            ("loss", tuple(METHODS)),
-            ("confidence_init", ("uniform", "votes", "column")),
-            ("class_balance", ("none", "sampler", "logit_adjustment")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(allowed)}.")
+        self.loss = current_name("loss", self.loss)
+        _check_choice("loss", self.loss, tuple(METHODS))
         method = METHODS[self.loss]
-        if self.revision is None:
-            self.revision = method.revision
-        if self.revision not in method.revisions:
-            raise ValueError(
-                f"revision={self.revision!r} does not go with loss={self.loss!r}: choose one of "
-                f"{', '.join(method.revisions)}, or leave it out."
-            )
-        if not 0 <= self.revision_threshold < 1:
-            raise ValueError(f"revision_threshold={self.revision_threshold} must lie in [0, 1) (Eq. 5).")
-        if not 0 <= self.revision_momentum < 1:
-            raise ValueError(f"revision_momentum={self.revision_momentum} must lie in [0, 1).")
+        self.revision_is_chosen = self.revision is not None
+        self.revision = method.find_rule(current_name("revision", self.revision)).name
+        self.method_settings = asdict(method.make_settings(self.method_settings))
+        for setting in (THRESHOLD, MOMENTUM):
+            setting.check(getattr(self, setting.name))
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
-        if self.contrastive_temperature <= 0:
-            raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], **changes: Any) -> Self:
+        """From the `to_dict()` that a run wrote down, also by the version before; `changes` go over it.
+
+        Raises:
+            TypeError: a setting that there is not.
+            ValueError: a setting out of its range.
+        """
+        settings = {name: value for name, value in settings.items() if not name.endswith("_token")}
+        # The version before had this one of PiCO's among the settings of all losses.
+        temperature = settings.pop("contrastive_temperature", None)
+        if temperature is not None and settings.get("loss") == "pico":
+            settings["method_settings"] = {"contrastive_temperature": temperature}
+        return cls(**settings | changes)

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .checkpoints import (
 )
 from .config import SETTINGS_NAME
 from .initialization import check_settings_taken_over
+from .methods import Method
 from .param_groups import parameter_groups
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,8 @@ class ImageTrainer(Trainer):
     table: ConfidenceTable | None = None  # the confidences, where a training has any
     _resumed = False
     num_views = 1  # how many times each picture is augmented in training
+    method: Method | None = None  # of learning from candidate sets, likewise
+    data_settings: Mapping[str, Any] = {}  # how the training set was made, for the card
 
     def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
         image_processor = kwargs["processing_class"]
@@ -237,6 +241,10 @@ class ImageTrainer(Trainer):
         """What the card is about: the model, unless only a part of it is saved in the end."""
         return self.accelerator.unwrap_model(self.model)
 
+    def card_settings(self) -> dict[str, Any]:
+        """The settings that the card shows: no path of the machine is among them."""
+        return self.args.card_settings() | self.data_settings
+
     def create_model_card(self, model_name: str | None = None, license: str | None = None, **options: Any) -> None:
         """Write `training.json`, and the card made from it, to the output folder."""
         # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
@@ -246,18 +254,18 @@ class ImageTrainer(Trainer):
         if not isinstance(model, FerPllPreTrainedModel):
             return super().create_model_card(model_name=model_name, license=license, **options)
         folder = Path(self.args.output_dir)
-        settings = self.args.to_dict()
-        if (folder / SETTINGS_NAME).is_file():  # what the script was told as well, such as max_candidates
-            settings |= json.loads((folder / SETTINGS_NAME).read_text())["script"]
-        settings.pop("num_train_epochs" if self.args.max_steps > 0 else "max_steps")
+        script = {}
+        if (folder / SETTINGS_NAME).is_file():
+            script = json.loads((folder / SETTINGS_NAME).read_text())["script"]
         training = training_record(
-            settings,
+            self.card_settings(),
             data=self.train_dataset.info.description or None,
             data_license=self.train_dataset.info.license or None,
             table=self.table,
+            method=self.method,
             metrics=self.evaluation_results(),
             compute=self.compute_record(),
-            init_from=settings.get("init_from"),
+            init_from=script.get("init_from"),
         )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRAINING_NAME).write_text(json.dumps(training, indent=2) + "\n")

@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
+from ..hub.card_settings import OnCard, card_settings
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
 from .config import SETTINGS_NAME, config_folder, load_config
@@ -32,18 +33,20 @@ class FineTuningOptions:
             "folder or Hub name. Default: random weights."
         },
     )
-    max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
-    min_votes: int = field(default=1, metadata={"help": "Votes that a candidate needs."})
-    ties: str = field(default="keep", metadata={"help": "Labels tied at the cut: keep or drop."})
-    flip_probability: float = field(
+    max_candidates: OnCard[int] = field(
+        default=2, metadata={"help": "Labels with the most votes that become candidates."}
+    )
+    min_votes: OnCard[int] = field(default=1, metadata={"help": "Votes that a candidate needs."})
+    ties: OnCard[Literal["keep", "drop"]] = field(default="keep", metadata={"help": "Labels tied at the cut."})
+    flip_probability: OnCard[float] = field(
         default=0.1,
         metadata={"help": "Where the data have one label in the place of votes: how likely each other one joins it."},
     )
-    set_size: int | None = field(
+    set_size: OnCard[int | None] = field(
         default=None,
         metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
     )
-    transition: str | None = field(
+    transition: OnCard[str | None] = field(
         default=None,
         metadata={
             "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
@@ -119,9 +122,16 @@ class FineTuningOptions:
     ) -> FerPllTrainer:
         """A trainer of a new model."""
         model, image_processor = self.make_model(args)
-        return FerPllTrainer(
+        trainer = FerPllTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
+        trainer.data_settings = self.card_settings()
+        return trainer
+
+    def card_settings(self) -> dict[str, Any]:
+        """How the candidate sets were made, for the card; a file by its name, without its folder."""
+        shown = card_settings(self)
+        return shown | ({"transition": Path(self.transition).name} if self.transition else {})
 
     @classmethod
     def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
@@ -135,7 +145,6 @@ class FineTuningOptions:
             raise ValueError(f"{run} has no {SETTINGS_NAME}, which fer-pll finetune writes: train it with that.")
         try:
             settings = json.loads(path.read_text())
-            arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
-            return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
+            return cls(**settings["script"]), FerPllTrainingArguments.from_settings(settings["arguments"], **changes)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not what fer-pll finetune writes ({error}): train the run again.") from error

@@ -10,6 +10,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from .config import config_folder
+from .method_options import add_method_options, method_setting_names, take_method_options
 
 _OF_THE_TRAINER = """\
 Every other setting of transformers' Trainer is an option as well, such as
@@ -34,6 +35,7 @@ class SettingsParser(HfArgumentParser):
     def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any):
         super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)
         self.yaml_name = yaml_name
+        add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
         self.add_argument("--help-all", action=_HelpAll, help="show the settings of transformers' Trainer as well")
 
@@ -44,7 +46,12 @@ class SettingsParser(HfArgumentParser):
     def format_help(self, everything: bool = False) -> str:
         own, training = ({field.name for field in fields(of)} for of in self.dataclass_types)
         trainer = {field.name for field in fields(TrainingArguments)}
-        sections = {"data and model": own, "training": training - trainer, "help": {"help", "help_all"}}
+        sections = {
+            "data and model": own,
+            "training": training - trainer,
+            "settings of one loss": set(method_setting_names()),
+            "help": {"help", "help_all"},
+        }
         if everything:
             sections["transformers' Trainer"] = trainer
         formatter = self._get_formatter()
@@ -72,8 +79,8 @@ class SettingsParser(HfArgumentParser):
             one instance of each class.
 
         Raises:
-            ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config or
-                one for another command, or a file of `--settings` that is missing or holds something else.
+            ValueError: for a key of a YAML file that is no setting, a setting of the wrong type or of another loss, an
+                unknown config or one for another command, or a file of `--settings` that is missing or holds something else.
         """
         options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
@@ -89,7 +96,7 @@ class SettingsParser(HfArgumentParser):
             if not Path(options["settings"]).is_file():
                 raise ValueError(f"--settings {options['settings']}: there is no such file.")
             self._take_defaults(Path(options["settings"]))
-        return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        return self.parse_dict(take_method_options(vars(self.parse_args(argv))))
 
     def _take_defaults(self, path: Path) -> None:
         settings = yaml.safe_load(path.read_text()) or {}

@@ -1,6 +1,6 @@
 """Training with candidate sets: a Trainer that carries the confidences of its data set (paper, Algorithm 1)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,15 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Tr
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
+from ..hub.card_settings import card_settings
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
+from ..labels.revision import RevisionRule
 from ..metrics.classification import classification_report
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
-from .methods import METHODS, Batch
+from .methods import METHODS, Batch, Method, MethodOptions
 from .sampling import ClassBalancedSampler, class_prior
 
 CONFIDENCE_NAME = "confidence.safetensors"
@@ -80,6 +82,38 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
     )
 
 
+def make_method(
+    model: PreTrainedModel,
+    table: ConfidenceTable,
+    args: FerPllTrainingArguments,
+    method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
+    revision: str | RevisionRule | None = None,
+) -> Method:
+    """The method of a training, see `FerPllTrainer`.
+
+    Raises:
+        ValueError: an unknown method, or a rule or a setting that does not go with it.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}, or give a subclass of Method.")
+    of_args = METHODS[args.loss]
+    make = of_args if method is None else METHODS[method] if isinstance(method, str) else method
+    if revision is None and (make is of_args or args.revision_is_chosen):
+        revision = args.revision
+    return make(
+        model,
+        table,
+        MethodOptions(
+            revision=revision,
+            revision_settings={name: value for name, value in vars(args).items() if name.startswith("revision_")},
+            warmup_epochs=args.revision_warmup_epochs,
+            reversible=args.reversible,
+            num_epochs=args.num_train_epochs,
+            settings=args.method_settings if make is of_args else {},
+        ),
+    )
+
+
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Sample accuracy, mean class accuracy, recall per class and calibration error of an evaluation, offline."""
     logits = torch.from_numpy(prediction.predictions).float()
@@ -124,14 +158,17 @@ class FerPllTrainer(ImageTrainer):
         train_dataset: rows with `image`, `index`, `row_id` and `candidates`; `true_label`, where known, is only used
             to log label recovery.
         eval_dataset: rows with `image`, `index` and `label`.
+        method: in the place of `args.loss`: a name in `METHODS`, a subclass of `Method`, or whatever makes one from
+            model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
+        revision: in the place of `args.revision`: a name in `REVISION_RULES`, or a rule.
 
     Attributes:
         table: the live `ConfidenceTable`; after a training with `load_best_model_at_end`, that of the best model.
         last_table: the table that the last step left.
-        method: the `Method` named by `args.loss`.
+        method: the `Method` that trains.
 
     Raises:
-        ValueError: where data set and model do not fit (see `start_table`).
+        ValueError: where data set and model do not fit (see `start_table`), or method and rule.
     """
 
     args: FerPllTrainingArguments
@@ -143,12 +180,12 @@ class FerPllTrainer(ImageTrainer):
         processing_class: BaseImageProcessor,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
+        method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
+        revision: str | RevisionRule | None = None,
         **kwargs: Any,
     ):
         class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.table = start_table(train_dataset, class_names, args.confidence_init)
-        if args.revision == "paper":
-            warn_if_threshold_cannot_fire(self.table, args.revision_threshold, args.reversible)
         self._positions = numpy_column(train_dataset, "index").argsort()  # of the table's rows in the data set
         if "true_label" in train_dataset.column_names:
             self.table.set_true_labels(numpy_column(train_dataset, "true_label")[self._positions])
@@ -156,11 +193,14 @@ class FerPllTrainer(ImageTrainer):
         self.balanced_sampler = None
         if args.class_balance == "sampler":
             self.balanced_sampler = ClassBalancedSampler(self.table, self._positions, args.seed)
-        self.method = METHODS[args.loss](model, self.table, args)
+        self.method = make_method(model, self.table, args, method, revision)
+        warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
         missing = {"labels": "label", "votes": "votes"}
         for column in (missing[name] for name in self.method.columns):
             if column not in train_dataset.column_names:
-                raise ValueError(f"loss={args.loss!r} needs the column {column!r}; choose another loss or add it.")
+                raise ValueError(
+                    f"loss={self.method.name!r} needs the column {column!r}; choose another loss or add it."
+                )
         if args.class_balance == "logit_adjustment":
             prior = class_prior(self.table).clamp(min=1 / len(self.table))
             self.method.log_prior = prior.log().float().to(args.device)
@@ -266,6 +306,11 @@ class FerPllTrainer(ImageTrainer):
         names = ("accuracy", "mean_class_accuracy", "ece")
         return {"the evaluation set, at the last epoch": {name: evaluations[-1][f"eval_{name}"] for name in names}}
 
+    def card_settings(self) -> dict[str, Any]:
+        settings, rule = super().card_settings(), self.method.rule
+        settings |= {"loss": self.method.name, "revision": rule.name} | card_settings(self.method.settings)
+        return settings if rule.setting is None else settings | {rule.setting.name: self.method.rule_value}
+
     def revised_dataset(self, last: bool = False) -> Dataset:
         """The training set with what training made of its labels.
 
@@ -309,7 +354,7 @@ class FerPllTrainer(ImageTrainer):
         ConfidenceTable.check(path, self.table.class_names, self.table.fingerprint)
         if bool(self.method.state_dict()) != (Path(checkpoint) / METHOD_NAME).is_file():
             raise ValueError(
-                f"{checkpoint} was written with another loss than {self.args.loss!r}; resume it with that."
+                f"{checkpoint} was written with another loss than {self.method.name!r}; resume it with that."
             )
 
     def state_is_finite(self) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from ...io.errors import DataError
 from ...io.tables import read_rows
 from ...labels.candidates import from_posterior
-from ...labels.crowd import label_posterior
+from ...labels.crowd import dawid_skene_posterior
 from ...labels.expressions import EXPRESSIONS, canonical_name
 from ..image_writer import ListedPicture
 
@@ -48,7 +48,7 @@ def list_votes(
         validation_share: share of the pictures that becomes `validation`, drawn by path and seed, so that it stays
             the same when rows are added.
         seed: of that draw.
-        coverage: weigh the answers by the quality of their annotators (`labels.annotators.label_posterior`), with all
+        coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), with all
             splits together. The pictures have `candidates` then, the most probable labels that hold this share of the
             probability, as `confidence` their probabilities, and the most probable label as `label`.
 
@@ -199,7 +199,7 @@ def _weigh_annotators(
     """Puts into the pictures' columns what `list_votes` says of `coverage`."""
     number = {path: row for row, path in enumerate(paths)}
     rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
-    posterior = label_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
+    posterior = dawid_skene_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
     candidates = from_posterior(posterior, coverage)
     confidence = np.where(candidates, posterior, 0)
     confidence /= confidence.sum(axis=1, keepdims=True)

@@ -1,25 +1,30 @@
 """Methods of learning from candidate sets: pairs of a loss and a revision rule, chosen by the name of the loss.
 
-Adding one takes a file with a subclass of `Method`, and its name here.
+Adding one takes a file with a subclass of `Method`, and its name here. One of your own need not be in the package:
+put it into `METHODS`, or hand it to `FerPllTrainer(method=...)`.
 """
 
-from .base import Batch, Method
+from ...labels.revision import REVISION_RULES
+from .base import Batch, Method, MethodOptions
+from .baselines import CrossEntropy, SoftVotes
+from .cc import CC
 from .crpll import CRPLL
+from .lw import LW, LWC
 from .pico import PiCO
-from .plain import CC, LW, LWC, PLL, PRODEN, Softmax, SoftVotes
+from .pll import PLL
+from .proden import PRODEN
 from .rc import RC
 
 METHODS: dict[str, type[Method]] = {
-    "softmax": Softmax,
-    "soft_votes": SoftVotes,
-    "pll": PLL,
-    "cc": CC,
-    "rc": RC,
-    "proden": PRODEN,
-    "lw": LW,
-    "lwc": LWC,
-    "pico": PiCO,
-    "crpll": CRPLL,
+    method.name: method for method in (CrossEntropy, SoftVotes, PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL)
 }
+"""The methods by the name of their loss."""
 
-__all__ = ["METHODS", "Batch", "Method"]
+
+def revision_names() -> list[str]:
+    """Every rule that some method can be combined with."""
+    own = [method.revision.name for method in METHODS.values() if not isinstance(method.revision, str)]
+    return list(dict.fromkeys([*REVISION_RULES, *own]))
+
+
+__all__ = ["METHODS", "Batch", "Method", "MethodOptions", "revision_names"]

@@ -1,5 +1,8 @@
 """CRPLL, consistency regularisation for partial labels (Wu et al., 2022)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from ...labels.losses import complement_loss, kl_loss
@@ -15,6 +18,11 @@ class CRPLL(Method):
     The second term is taken on the first view.
     """
 
+    name = "crpll"
+    summary = (
+        "the divergence of three views of the image from its confidences, and the improbability of the labels outside "
+        "its candidate set (CRPLL, Wu et al., 2022)"
+    )
     revision = "soft"
     revisions = ("soft",)
     num_views = trained_views = 3
@@ -29,3 +37,6 @@ class CRPLL(Method):
     def revise(self, batch: Batch) -> None:
         # The geometric mean of the views' p, renormalised, is the softmax of their mean log p.
         self.revise_by_rule(batch, batch.logits.detach().float().log_softmax(dim=2).mean(dim=0))
+
+    def revision_sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+        return f"{super().revision_sentence(settings, candidate_sets)} That softmax is of the three views' mean."

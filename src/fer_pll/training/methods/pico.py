@@ -1,16 +1,25 @@
 """PiCO, contrastive label disambiguation (Wang et al., 2022)."""
 
 import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...hub.card_settings import OnCard
 from ...labels.losses import pll_loss, supervised_contrastive_loss
-from ...labels.revision import response_margin
+from ...labels.revision import RevisionRule, response_margin
 from .base import Batch, Method
 
 HEAD = "contrastive_head"
+
+
+def _describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+    warmup = settings.get("revision_warmup_epochs")
+    when = f", from epoch {warmup:g} on" if warmup else ""
+    return f"Each time the image is seen{when}, they move towards the candidate whose prototype is nearest."
 
 
 class PiCO(Method):
@@ -29,7 +38,12 @@ class PiCO(Method):
     are.
     """
 
-    revision = "prototype"
+    name = "pico"
+    summary = (
+        "the cross-entropy with the confidences and, with half the weight, a supervised contrastive loss "
+        "(PiCO, Wang et al., 2022)"
+    )
+    revision = RevisionRule("prototype", "towards the candidate whose prototype is nearest", describe=_describe)
     revisions = ("prototype",)
     num_views = 2
     DIM = 128
@@ -39,25 +53,35 @@ class PiCO(Method):
     CONTRASTIVE_WEIGHT = 0.5
     PHI = (0.95, 0.8)
 
-    def __init__(self, model, table, args):
-        super().__init__(model, table, args)
+    @dataclass(frozen=True)
+    class Settings:
+        contrastive_temperature: OnCard[float] = field(
+            default=0.07, metadata={"help": "Temperature of the contrastive loss."}
+        )
+
+        def __post_init__(self):
+            if self.contrastive_temperature <= 0:
+                raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
+
+    def __init__(self, model, table, options):
+        super().__init__(model, table, options)
         linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError("loss='pico' needs a model whose `classifier` is or holds a linear layer.")
         width = linear[-1].in_features
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)).to(args.device)
+        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)).to(self.device)
         model.add_module(HEAD, head)
         # Trained and resumed with the model, but no part of what is published.
         model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
         self.model = model
-        self.key_model = copy.deepcopy(model).to(args.device).requires_grad_(False).train()
+        self.key_model = copy.deepcopy(model).to(self.device).requires_grad_(False).train()
         self.features: dict[str, Tensor] = {}
         for name, encoder in (("query", model), ("key", self.key_model)):
             encoder.classifier.register_forward_pre_hook(self._keep_features(name))
         num_classes = len(table.class_names)
-        self.prototypes = torch.zeros(num_classes, self.DIM, device=args.device)
-        self.queue = torch.zeros(self.QUEUE, self.DIM, device=args.device)
-        self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=args.device)
+        self.prototypes = torch.zeros(num_classes, self.DIM, device=self.device)
+        self.queue = torch.zeros(self.QUEUE, self.DIM, device=self.device)
+        self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=self.device)
         self.queued = 0  # keys that were ever put into the queue
 
     def _keep_features(self, name: str):
@@ -82,7 +106,7 @@ class PiCO(Method):
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed("key", self.key_model)
-        if batch.epoch >= self.args.revision_warmup_epochs:
+        if batch.epoch >= self.options.warmup_epochs:
             self.move_confidences(batch, queries.detach())
         filled = min(self.queued, self.QUEUE)
         contrastive = supervised_contrastive_loss(
@@ -90,7 +114,7 @@ class PiCO(Method):
             labels,
             torch.cat([keys, self.queue[:filled]]),
             torch.cat([labels, self.queue_labels[:filled]]),
-            self.args.contrastive_temperature,
+            self.settings.contrastive_temperature,
         )
         self.remember(batch, queries.detach(), keys, labels)
         return pll_loss(batch.logits[0], self.table.lookup(batch.index)) + self.CONTRASTIVE_WEIGHT * contrastive
@@ -101,7 +125,7 @@ class PiCO(Method):
         candidates = self.table.candidates[index]
         similarity = (queries @ self.prototypes.T).masked_fill(~candidates, float("-inf"))
         nearest = nn.functional.one_hot(similarity.argmax(dim=1), similarity.shape[1])
-        progress = min(batch.epoch / self.args.num_train_epochs, 1.0)
+        progress = min(batch.epoch / self.options.num_epochs, 1.0)
         phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * progress
         without_prototype = ~self.prototypes.any(dim=1)
         ready = (candidates.sum(dim=1) > 1) & ~(candidates & without_prototype).any(dim=1)

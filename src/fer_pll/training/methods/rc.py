@@ -3,7 +3,7 @@
 import torch
 
 from .base import Batch
-from .plain import PLL
+from .pll import PLL
 
 
 class RC(PLL):
@@ -12,6 +12,11 @@ class RC(PLL):
     That forward is in evaluation mode: without dropout, and without moving the statistics of batch norms.
     """
 
+    name = "rc"
+    summary = (
+        "the cross-entropy with the confidences, revised by the logits of an extra forward after each step "
+        "(risk-consistent, Feng et al., 2020)"
+    )
     revision = "soft"
     revisions = ("soft",)
 

@@ -1,0 +1,34 @@
+"""Which settings a model card shows: those that say what was learned, marked where they are defined."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CardMark:
+    """On the card; with `only_with`, a setting and its value, only beside that one."""
+
+    only_with: tuple[str, Any] | None = None
+
+
+OnCard = Annotated[T, CardMark()]
+"""Type of a dataclass field that a card shows: `learning_rate: OnCard[float] = 1e-3`.
+
+Not in the field's metadata, which `HfArgumentParser` hands on to argparse.
+"""
+
+
+def card_settings(options: Any) -> dict[str, Any]:
+    """The marked settings of a dataclass instance by name, in its order; without those that are `None`.
+
+    All others, paths of the machine among them, are left out.
+    """
+    shown = {}
+    for name, hint in get_type_hints(type(options), include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, CardMark) and getattr(options, name) is not None:
+                if mark.only_with is None or getattr(options, mark.only_with[0]) == mark.only_with[1]:
+                    shown[name] = getattr(options, name)
+    return shown

@@ -1,0 +1,57 @@
+"""The settings of single methods on the command line: one option for each field of a `Method.Settings`."""
+
+from argparse import SUPPRESS
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from ..labels.renamed import current_name
+from .methods import METHODS, revision_names
+
+
+def method_setting_names() -> list[str]:
+    """The own settings of all methods in `METHODS`, each once."""
+    return list(dict.fromkeys(each.name for method in METHODS.values() for each in fields(method.Settings)))
+
+
+def add_method_options(parser: HfArgumentParser) -> None:
+    """Give a parser of `FerPllTrainingArguments` the options of the methods and rules that are registered by now.
+
+    The methods' own settings have no value unless one is given, see `take_method_options`. `--loss` and `--revision`
+    get their choices, and know the names of the version before. A parser of other dataclasses stays as it is.
+
+    Raises:
+        ValueError: where a method's setting has the name of another option.
+    """
+    actions = {action.dest: action for action in parser._actions}
+    if "method_settings" not in actions:
+        return
+    for name, choices in (("loss", list(METHODS)), ("revision", revision_names())):
+        actions[name].choices, actions[name].type = choices, partial(current_name, name)
+    having: dict[str, list[str]] = {}
+    for method in METHODS.values():
+        for each in fields(method.Settings):
+            having.setdefault(each.name, []).append(method.name)
+    taken = having.keys() & actions.keys()
+    if taken:
+        name = min(taken)
+        raise ValueError(f"the setting {name!r} of loss={having[name][0]!r} has the name of another one: rename it.")
+    group = parser.add_argument_group("settings of one loss")
+    for method in METHODS.values():
+        for action in HfArgumentParser(method.Settings, add_help=False)._actions:
+            if having[action.dest][0] != method.name:
+                continue  # an earlier method has one of the same name
+            action.help = f"{action.help} (loss {', '.join(having[action.dest])}; default: {action.default})"
+            action.default = SUPPRESS
+            group._add_action(action)
+
+
+def take_method_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Parsed options with the methods' own settings, as far as they were given, inside of `method_settings`."""
+    if "method_settings" not in options:
+        return options
+    own = {name: options[name] for name in method_setting_names() if name in options}
+    others = {name: value for name, value in options.items() if name not in own}
+    return others | {"method_settings": options["method_settings"] | own}

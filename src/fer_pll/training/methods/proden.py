@@ -1,0 +1,12 @@
+"""PRODEN, progressive identification of true labels (Lv et al., 2020)."""
+
+from .pll import PLL
+
+
+class PRODEN(PLL):
+    """Cross-entropy with the softmax over the candidates that the row's previous visit left."""
+
+    name = "proden"
+    summary = "the cross-entropy with the confidences that the image's previous visit left (PRODEN, Lv et al., 2020)"
+    revision = "soft"
+    revisions = ("soft",)

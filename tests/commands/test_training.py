@@ -42,7 +42,7 @@ def run(*command: object, expect: int = 0, merge: bool = True) -> str:
 def workspace(tmp_path_factory) -> Path:
     """A small configuration beside the shipped ones, and drawn faces prepared by the script."""
     folder = tmp_path_factory.mktemp("scripts")
-    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus-quick"
     pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
     config = folder / "config"
     config.mkdir()

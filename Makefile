@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-long lint format
+.PHONY: help demo test test-long lint format help-texts
 
 help:
 	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make lint       what ruff finds to object to"
 	@echo "make format     let ruff put it right"
+	@echo "make help-texts what fer-pll NAME --help prints, written anew from the commands' parsers"
 	@echo "Each makes .venv with $(PYTHON) (3.11 or newer; PYTHON=... names another) where there is none."
 
 # Renewed whenever one of the two files changes.
@@ -44,3 +45,6 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+help-texts: $(INSTALLED)
+	$(BIN)/python -m fer_pll.commands

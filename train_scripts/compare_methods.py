@@ -1,4 +1,4 @@
-"""Every loss and revision rule on drawn faces, with several seeds: the table in train_scripts/README.md.
+"""Every loss and revision rule on drawn faces, with several seeds: the table in train_scripts/BENCHMARKS.md.
 
     python train_scripts/compare_methods.py --out runs/compare-methods
 
@@ -14,9 +14,6 @@ import os
 import sys
 from pathlib import Path
 from statistics import mean, stdev
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 from transformers import set_seed
 from transformers.utils import logging

@@ -5,44 +5,41 @@
 Pre-trains on the pictures of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
 rest, judges on PublicTest, and copies weights in float16, configuration, card and figures to --to. The test split,
 PrivateTest, is not looked at. What is done already is not done again, and a training that was cut off goes on.
-Settings are in experiments/default; options after `--` go to both trainings and must not change what is learned.
+Settings are those of hub_configs/fer-pll-tiny-ferplus; options after `--` go to both trainings and must not change
+what is learned.
 """
 
 import argparse
 import json
-import os
-import runpy
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
-HERE = Path(__file__).resolve().parent
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
-
+import fer_pll_cli
+from fer_pll.commands import calibrate, evaluate, finetune, prepare, pretrain
 from fer_pll.hub.card import CARD_NAME, folder_card
 from fer_pll.hub.push import published_files
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.training.checkpoints import last_checkpoint
 
 HELD_OUT_SHARE = 0.04
-BALANCE = 0.3  # of calibrate.py: more, and the accuracy loses what the mean class accuracy gains
+BALANCE = 0.3  # of fer-pll calibrate: more, and the accuracy loses what the mean class accuracy gains
 
 
-def run(script: str, *argv: object) -> None:
-    """One of the scripts beside this one, as from the command line."""
-    print(f"$ python train_scripts/{script}.py {' '.join(map(str, argv))}", flush=True)
-    failed = runpy.run_path(str(HERE / f"{script}.py"))["main"]([str(each) for each in argv])
-    if failed:
-        sys.exit(failed)
+def run(command: ModuleType, *argv: object) -> None:
+    """One of the commands of `fer-pll`, in this process."""
+    print(f"$ fer-pll {command.__name__.rpartition('.')[2]} {' '.join(map(str, argv))}", flush=True)
+    command.main([str(each) for each in argv])
 
 
-def train(script: str, folder: Path, *argv: object) -> None:
+def train(command: ModuleType, folder: Path, *argv: object) -> None:
     """A training to its end, from its last checkpoint where there is one; nothing where it is through."""
     if (folder / CARD_NAME).is_file():  # written last
         return
     again = ["--resume_from_checkpoint", "last"] if last_checkpoint(folder) else ["--overwrite"]
-    run(script, *argv, "--output_dir", folder, *again)
+    run(command, *argv, "--output_dir", folder, *again)
 
 
 def package(checkpoint: Path, to: Path) -> None:
@@ -63,11 +60,11 @@ def package(checkpoint: Path, to: Path) -> None:
     folder_card(to, to.name, license="apache-2.0", packaged=True).save(to / CARD_NAME)
 
 
-def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = list(sys.argv[1:] if argv is None else argv)
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ferplus", help="folder with the files of FER+, see prepare_data.py")
+    parser.add_argument("ferplus", help="folder with the files of FER+, see fer-pll prepare ferplus --help")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, trainings and the checkpoint")
     parser.add_argument(
         "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to: the package's"
@@ -76,22 +73,19 @@ def main(argv: list[str] | None = None) -> None:
 
     pictures, data, calibrated = args.out / "pictures", args.out / "data", args.out / "calibrated"
     if not pictures.is_dir():
-        run("prepare_data", "ferplus", args.ferplus, "--out", pictures)
+        run(prepare, "ferplus", args.ferplus, "--out", pictures)
     if not data.is_dir():
-        run("prepare_data", "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
-    common = ("--config", HERE / "experiments" / "default", *options)
-    train("pretrain", args.out / "pretrain", *common, "--data", pictures)
-    train("finetune", args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
+        run(prepare, "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
+    common = ("--config", "fer-pll-tiny-ferplus", *options)
+    train(pretrain, args.out / "pretrain", *common, "--data", pictures)
+    train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
     if calibrated.is_dir():
         shutil.rmtree(calibrated)
-    run("calibrate", args.out / "finetune", data, "--out", calibrated, "--half", "--balance", BALANCE)
-    run("evaluate", calibrated, data, "--split", "validation", "--out", calibrated / "evaluation")
+    run(calibrate, args.out / "finetune", data, "--out", calibrated, "--half", "--balance", BALANCE)
+    run(evaluate, calibrated, data, "--split", "validation", "--out", calibrated / "evaluation")
     package(calibrated, args.to)
     print(f"written to {args.to}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    fer_pll_cli.run(main)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fer_pll.data.sources.votes import list_votes
-from fer_pll.io.errors import DataError
+from fer_pll.io.errors import DataError, MissingExtra
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.labels.crowd import label_posterior
@@ -98,5 +98,5 @@ def test_without_annotators_there_is_nothing_to_weigh(tmp_path):
 
 def test_without_crowd_kit_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "crowdkit.aggregation.classification", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'fer-pll\[crowd\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'fer-pll\[crowd\]'"):
         label_posterior([0], ["ann"], [0], 1, 2)

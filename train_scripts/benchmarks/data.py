@@ -19,7 +19,7 @@ def measure(args):
     finetune.yaml, normalisation), beside the same written by hand with Pillow and NumPy, and beside the training.
 
     Pictures are 48 x 48 grey PNG at tiny, 100 x 100 colour JPEG at base. By hand they are bytes in a list already, and
-    pass through Pillow one by one. Aligning, which prepare_data.py does once, is of a photograph of 512 x 512 by five
+    pass through Pillow one by one. Aligning, which fer-pll prepare does once, is of a photograph of 512 x 512 by five
     landmarks; by hand without protection against aliasing.
     ratios, each at least the target: images/s of ours over by hand on one core, for loader and align; over_training,
     images/s of the loader with a worker on each core over those of a step of our model, pre-training or fine-tuning,

@@ -19,7 +19,7 @@ from ..labels.confidence_table import ConfidenceTable
 from ..metrics.classification import accuracy, confusion_matrix
 from ..plots.audit import plot_audit
 from ..training.config import SETTINGS_NAME
-from ..training.finetuning import ClassificationScript
+from ..training.finetuning import FineTuningOptions
 from ..training.trainer import CONFIDENCE_NAME
 from .label_quality import (
     STRUCK_OUT,
@@ -203,7 +203,7 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
     """The training set of a run, in the order of its index, and the confidences that the run left.
 
     Args:
-        run: output folder of finetune.py, or any folder that `FerPllTrainer.save_confidence` wrote to.
+        run: output folder of fer-pll finetune, or any folder that `FerPllTrainer.save_confidence` wrote to.
         data: folder of the prepared data set; where not given, what the run's settings name.
 
     Raises:
@@ -213,7 +213,7 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
     path, settings = run / CONFIDENCE_NAME, run / SETTINGS_NAME
     if not path.is_file():
         raise ValueError(
-            f"{run} holds no {CONFIDENCE_NAME}: name the output folder of finetune.py, once its training is through."
+            f"{run} holds no {CONFIDENCE_NAME}: name the output folder of fer-pll finetune, once it is through."
         )
     if data is None:
         data = json.loads(settings.read_text())["script"].get("data") if settings.is_file() else None
@@ -246,7 +246,7 @@ def check_pictures(dataset: Dataset) -> None:
 def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
     """Out-of-fold predictions (N, K) by models with the settings of a run, in whose folder the folds are kept."""
     folder = run / OUT_OF_FOLD_FOLDER
-    script, args = ClassificationScript.of_run(
+    script, args = FineTuningOptions.of_run(
         run,
         output_dir=str(folder),
         overwrite=False,

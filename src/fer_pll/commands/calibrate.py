@@ -1,44 +1,53 @@
-"""Make a classifier's probabilities say how often it is right and, if asked, have it name rare classes more often.
+"""Make a classifier's probabilities say how often it is right.
 
-    python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus --hold-out 0.05
-    python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus --output_dir runs/finetune
-    python train_scripts/calibrate.py runs/finetune data/ferplus --out runs/calibrated
-
-Fits one temperature on rows that the model was not trained on, folds it into the output rows, and saves the model as a
-checkpoint of its own. The most likely class of a picture stays the same, unless --balance moves it. What training.json
-tells of the training goes along, with the temperature and the calibration error (ECE) before and after, for the card.
+Fits one temperature on rows that the model was not trained on, folds it into
+the output rows, and saves the model as a checkpoint of its own. The most likely
+class of an image stays the same, unless --balance moves it, so that rare
+classes are named more often. What training.json tells of the training goes
+along, with the temperature and the calibration error (ECE) before and after,
+for the card.
 """
 
 import argparse
 import json
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 import torch
 from transformers.utils import CONFIG_NAME
 
-from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_prepared, numpy_column
-from fer_pll.data.splits import HELD_OUT
-from fer_pll.hub.card import TRAINING_NAME, training_record
-from fer_pll.inference.loading import load_weights
-from fer_pll.inference.predictions import predict_logits
-from fer_pll.labels.confidence_table import ConfidenceTable
-from fer_pll.metrics.calibration import fit_temperature, fold_balance, fold_temperature
-from fer_pll.metrics.classification import expected_calibration_error
-from fer_pll.training.trainer import CONFIDENCE_NAME
+import fer_pll_cli
+
+from ..data.dataset import load_prepared, numpy_column
+from ..data.splits import HELD_OUT
+from ..hub.card import TRAINING_NAME, training_record
+from ..inference.loading import load_weights
+from ..inference.predictions import predict_logits
+from ..labels.confidence_table import ConfidenceTable
+from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
+from ..metrics.classification import expected_calibration_error
+from ..model import FerPllForImageClassification, FerPllImageProcessor
+from ..training.trainer import CONFIDENCE_NAME
+
+EPILOG = """\
+example:
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus --hold-out 0.05
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
+      --output_dir runs/finetune
+  fer-pll calibrate runs/finetune data/ferplus --out runs/calibrated
+"""
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="output folder of finetune.py")
-    parser.add_argument("data", help="folder written by prepare_data.py")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll calibrate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path, help="output folder of fer-pll finetune")
+    parser.add_argument("data", help="folder written by fer-pll prepare")
     parser.add_argument("--split", default=HELD_OUT, help="split to fit the temperature on (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, help="new folder for the calibrated checkpoint")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="new folder for the calibrated checkpoint"
+    )
     parser.add_argument(
         "--balance",
         type=float,
@@ -52,7 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="save the weights in float16, half the size; they are loaded as float32 all the same",
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     if args.balance < 0:
         raise ValueError(f"--balance {args.balance} must not be negative.")
     if args.out.exists() and any(args.out.iterdir()):
@@ -101,7 +114,4 @@ def write_json(value: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    fer_pll_cli.run(main)

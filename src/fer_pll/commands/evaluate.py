@@ -1,40 +1,47 @@
 """Judge a checkpoint on a prepared data set.
 
-    python train_scripts/evaluate.py runs/finetune data/ferplus --split validation --out runs/finetune/evaluation
+Writes metrics.json (for each protocol: sample accuracy, mean class accuracy,
+recall per class, confusion matrix and calibration error), predictions.csv (the
+probabilities of each row), a confusion matrix per protocol and, where the
+checkpoint comes from our trainer, its training curves.
 
-Writes metrics.json (for each protocol: sample accuracy, mean class accuracy, recall per class, confusion matrix and
-calibration error), predictions.csv (the probabilities of each row), a confusion matrix per protocol and, where the
-checkpoint comes from our trainer, its training curves. Protocols: `all` is every row of the split; `majority` the rows
-whose top label holds more than half of the votes, where the data set says which these are. With the output below the
-checkpoint's folder, push_to_hub.py puts the figures on the model card.
+Protocols: `all` is every row of the split; `majority` the rows whose top label
+holds more than half of the votes, where the data set says which these are. With
+the output below the checkpoint's folder, fer-pll push puts the figures on the
+model card.
 
-The data set need not be the one that the model was trained on: classes are matched by name. Rows of a class that the
-model does not know are left out, and so, in the choice between classes, are those that the data set does not have.
+The data set need not be the one that the model was trained on: classes are
+matched by name. Rows of a class that the model does not know are left out, and
+so, in the choice between classes, are those that the data set does not have.
 """
 
 import argparse
 import json
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 import numpy as np
 import pandas as pd
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-import fer_pll  # noqa: F401  (registers the models with the Auto classes)
-from fer_pll.data.dataset import load_prepared, numpy_column
-from fer_pll.hub.card import METRICS_NAME, weights_digest
-from fer_pll.inference.loading import load_weights
-from fer_pll.inference.predictions import predict_logits
-from fer_pll.labels.expressions import canonical_name
-from fer_pll.metrics.fer_metrics import FerMetrics
-from fer_pll.plots.confusion_matrix import plot_confusion_matrix
-from fer_pll.plots.curves import plot_training_curves
+import fer_pll_cli
+
+from ..data.dataset import load_prepared, numpy_column
+from ..hub.card import METRICS_NAME, weights_digest
+from ..inference.loading import load_weights
+from ..inference.predictions import predict_logits
+from ..labels.expressions import canonical_name
+from ..metrics.classification import classification_report
+from ..plots.confusion_matrix import plot_confusion_matrix
+from ..plots.curves import plot_training_curves
+
+EPILOG = """\
+examples:
+  fer-pll evaluate runs/finetune data/ferplus --split validation \\
+      --out runs/finetune/evaluation
+  fer-pll evaluate runs/finetune data/rafdb --split test --out runs/on-rafdb
+"""
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
@@ -54,23 +61,31 @@ def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
 
 def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict:
     """All metrics of one protocol, ready for JSON."""
-    metrics = FerMetrics().compute(predictions=probabilities, references=labels)
+    metrics = classification_report(probabilities, labels)
     metrics["per_class_recall"] = dict(zip(names, metrics["per_class_recall"], strict=True))
     return {"rows": len(labels), **metrics}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll evaluate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", help="folder or Hub name of a classifier")
-    parser.add_argument("data", help="folder written by prepare_data.py")
+    parser.add_argument("data", help="folder written by fer-pll prepare")
     parser.add_argument("--split", default="validation", help="split to judge on (default: %(default)s)")
-    parser.add_argument("--out", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     dataset = load_prepared(args.data, args.split)
-    model = load_weights(AutoModelForImageClassification, args.checkpoint).to(args.device).eval()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_weights(AutoModelForImageClassification, args.checkpoint).to(device).eval()
     image_processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
@@ -130,7 +145,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    fer_pll_cli.run(main)

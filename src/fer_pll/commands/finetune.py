@@ -1,81 +1,89 @@
-"""Train a classifier on candidate sets (paper, sections 3.1 and 3.3).
+"""Train a classifier on candidate sets.
 
-    python train_scripts/finetune.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --init_from runs/pretrain --output_dir runs/finetune
+It learns which label of each candidate set is the true one while it trains
+(paper, sections 3.1 and 3.3). --loss and --revision choose other methods;
+--loss softmax is the usual training on the most voted label, to compare with.
 
-Settings come from hub_configs/<config>/finetune.yaml; those of `--settings FILE.yaml` win over them, and the command
-line over both. `--loss softmax` is the usual training on the most voted label, to compare with; `--loss` and
-`--revision` choose other methods. Runs under `accelerate launch` as well (train_scripts/accelerate has
-configurations). A run that was cut off goes on with `--resume_from_checkpoint last`. Writes the model, its card, the
-confidences, candidate_sets.png (what the candidate sets look like, printed as well) and training_curves.png; with
-`--push_to_hub` the model goes to the Hub as well, by the token in HF_TOKEN or that of `hf auth login`.
+Settings come from the configuration's finetune.yaml; those of --settings
+FILE.yaml win over them, and the command line over both. The output folder gets
+the model, its card, its checkpoints, the revised confidences, and figures of
+the candidate sets and of the training.
 """
 
-import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 from transformers import set_seed
 
-from fer_pll import FerPllTrainer, FerPllTrainingArguments
-from fer_pll.data.dataset import load_prepared
-from fer_pll.hub.push import PushError
-from fer_pll.labels.candidate_summary import CandidateSummary
-from fer_pll.plots.candidate_sets import plot_candidate_sets
-from fer_pll.plots.curves import plot_training_curves
-from fer_pll.training.base_trainer import NonFiniteLossError
-from fer_pll.training.checkpoints import SaveError
-from fer_pll.training.config import check_output_folder, parse_settings, start_run
-from fer_pll.training.finetuning import ClassificationScript
+import fer_pll_cli
+
+from ..data.dataset import load_prepared
+from ..labels.candidate_summary import CandidateSummary
+from ..plots.candidate_sets import plot_candidate_sets
+from ..plots.curves import plot_training_curves
+from ..training.arguments import FerPllTrainingArguments
+from ..training.config import check_output_folder, start_run
+from ..training.finetuning import FineTuningOptions
+from ..training.settings_parser import SettingsParser
+from ..training.trainer import FerPllTrainer
+
+EPILOG = """\
+examples:
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
+      --init_from runs/pretrain --output_dir runs/finetune
+
+  # go on where a run was cut off
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
+      --init_from runs/pretrain --output_dir runs/finetune \\
+      --resume_from_checkpoint last
+
+  # push the model when the training ends; the token is that of hf auth login,
+  # or HF_TOKEN
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
+      --output_dir runs/finetune --push_to_hub --hub_model_id YOUR-NAME/faces
+
+  # two GPUs
+  accelerate launch --multi_gpu --num_processes 2 -m fer_pll.commands.finetune \\
+      --config fer-pll-vit-base-ferplus --data data/ferplus \\
+      --output_dir runs/finetune
+"""
 
 
-def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationScript]:
+def make_parser() -> SettingsParser:
+    classes = (FineTuningOptions, FerPllTrainingArguments)
+    return SettingsParser(classes, "finetune.yaml", prog="fer-pll finetune", description=__doc__, epilog=EPILOG)
+
+
+def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningOptions]:
     """Everything before the first step; what is wrong with the input shows here."""
-    # parse
-    script, args = parse_settings((ClassificationScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
+    options, args = make_parser().parse_settings(argv)
     check_output_folder(args)
     set_seed(args.seed)
-
-    # data
-    data = load_prepared(script.data)
-    train_dataset = script.add_candidates(data["train"], args.seed)
-
-    # trainer
-    return script.make_trainer(args, train_dataset, data.get("validation")), script
+    data = load_prepared(options.data)
+    train_dataset = options.add_candidates(data["train"], args.seed)
+    return options.make_trainer(args, train_dataset, data.get("validation")), options
 
 
-def main(argv: list[str] | None = None) -> None:
-    try:
-        trainer, script = build(argv)
-        args = trainer.args
-        if args.resume_from_checkpoint is not None:
-            trainer.check_checkpoint(args.resume_from_checkpoint)
-    except (ValueError, PushError) as error:
-        sys.exit(f"error: {error}")
-    start_run(args, script)
+def main(argv: Sequence[str] | None = None) -> None:
+    trainer, options = build(argv)
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        trainer.check_checkpoint(args.resume_from_checkpoint)
+    start_run(args, options)
     if args.should_save:
-        summary = CandidateSummary.of(trainer.table, script.max_candidates)
+        summary = CandidateSummary.of(trainer.table, options.max_candidates)
         print(summary, flush=True)
         plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
-    try:
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    except (NonFiniteLossError, SaveError) as error:
-        sys.exit(f"error: {error}")
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
-    # save; everything is on disk before anything is pushed
+    # Everything is on disk before anything is pushed.
     trainer.save_state()
     trainer.save_confidence()
     if args.should_save and any("loss" in log for log in trainer.state.log_history):
         plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
-    try:
-        trainer.save_model()  # with --push_to_hub it pushes as well
-    except PushError as error:
-        sys.exit(f"error: {error}")
+    trainer.save_model()  # with --push_to_hub it pushes as well
     trainer.create_model_card()
 
 
 if __name__ == "__main__":
-    main()
+    fer_pll_cli.run(main)

@@ -1,40 +1,58 @@
-"""Measure how the pictures of a prepared data set show their faces: the `face_crop` of a model trained on them.
+"""Measure where the faces of a data set lie in its images.
 
-    python train_scripts/measure_crop.py data/ferplus --enlarge 4 --count 2000
+Finds the five landmarks in a sample of the images and prints, for each, the
+median place and the interquartile range (IQR), in pixels and in shares of the
+side; then the entry `face_crop` for the preprocessor_config.json of a model
+trained on them.
 
-Finds the five landmarks in a sample of the pictures and prints, for each, the median place and the interquartile range
-(IQR), in pixels and in shares of the side; then the entry for preprocessor_config.json. A detector finds nothing in
-pictures as small as FER+'s: --enlarge enlarges them first. Each picture is put on a canvas of 1.5 times its side.
+A detector finds nothing in images as small as FER+'s: --enlarge enlarges them
+first. Each image is put on a canvas of 1.5 times its side.
 """
 
 import argparse
 import json
 import os
-import sys
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from fer_pll.data.dataset import load_prepared
-from fer_pll.faces.alignment import LANDMARKS
-from fer_pll.faces.detection import find_faces, load_detector
+import fer_pll_cli
+
+from ..data.dataset import load_prepared
+from ..faces.alignment import LANDMARKS
+from ..faces.detection import find_faces, load_detector
+
+EPILOG = """\
+example:
+  fer-pll measure-crop data/ferplus --enlarge 4 --count 2000 --name FER+
+
+Needs: pip install 'fer-pll[faces]'
+"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", help="folder written by prepare_data.py; its pictures are square and of one size")
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll measure-crop",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", help="folder written by fer-pll prepare; its images are square and of one size")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
-    parser.add_argument("--count", type=int, default=2000, help="pictures to look at (default: %(default)s)")
+    parser.add_argument(
+        "--count", type=int, default=2000, metavar="N", help="images to look at (default: %(default)s)"
+    )
     parser.add_argument("--enlarge", type=int, default=1, metavar="N", help="N times, before detection (default: 1)")
     parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
     parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
-    args = parser.parse_args()
+    return parser
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     dataset = load_prepared(args.data, args.split)
     rows = np.random.default_rng(args.seed).permutation(len(dataset))[: args.count]
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
@@ -70,7 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    fer_pll_cli.run(main)

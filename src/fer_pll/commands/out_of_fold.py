@@ -1,51 +1,58 @@
-"""Predict every training picture by a model that has not seen it (cross-validation).
+"""Predict every training image by a model that has not seen it.
 
-    python train_scripts/out_of_fold.py --config fer-pll-tiny-ferplus --data data/ferplus \
-        --init_from runs/pretrain --output_dir runs/out-of-fold --loss soft_votes --folds 5
+Cross-validation: takes the settings of fer-pll finetune and trains once per
+fold on the rows of all others. Writes out_of_fold.safetensors: `probabilities`
+(rows, classes) and `index`. Where the rows have a `true_label`, prints the
+label recovery of the most probable candidate, to compare with that of the
+confidences of a training.
 
-Takes the settings of finetune.py and trains once per fold on the rows of all others. Writes out_of_fold.safetensors:
-`probabilities` (rows, classes) and `index`. Where the rows have a `true_label`, prints the label recovery of the most
-probable candidate, to compare with that of the confidences of a training. Folds that are done are kept: the same
-command goes on where it was cut off.
+Folds that are done are kept: the same command goes on where it was cut off.
 """
 
-import os
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from fer_pll import FerPllTrainingArguments
-from fer_pll.audit.out_of_fold import out_of_fold
-from fer_pll.data.dataset import load_prepared, numpy_column
-from fer_pll.metrics.classification import label_recovery
-from fer_pll.training.config import parse_settings
-from fer_pll.training.finetuning import ClassificationScript
+import fer_pll_cli
+
+from ..audit.out_of_fold import out_of_fold
+from ..data.dataset import load_prepared, numpy_column
+from ..metrics.classification import label_recovery
+from ..training.arguments import FerPllTrainingArguments
+from ..training.finetuning import FineTuningOptions
+from ..training.settings_parser import SettingsParser
+
+EPILOG = """\
+example:
+  fer-pll out-of-fold --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
+      --init_from runs/pretrain --output_dir runs/out-of-fold \\
+      --loss soft_votes --folds 5
+"""
 
 
 @dataclass
-class OutOfFoldScript(ClassificationScript):
+class OutOfFoldOptions(FineTuningOptions):
     folds: int = field(default=5, metadata={"help": "Parts of `train`; each is predicted from the others."})
 
 
-def main(argv: list[str] | None = None) -> None:
-    try:
-        script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
-        args.save_strategy = args.eval_strategy = "no"
-        dataset = script.add_candidates(load_prepared(script.data, "train"), args.seed)
-        out = Path(args.output_dir)
-        settings = {"script": vars(script), "arguments": args.to_dict()}
-        probabilities = out_of_fold(
-            dataset, lambda rows: script.make_trainer(args, rows), script.folds, out, settings, args.seed
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+def make_parser() -> SettingsParser:
+    classes = (OutOfFoldOptions, FerPllTrainingArguments)
+    return SettingsParser(classes, "finetune.yaml", prog="fer-pll out-of-fold", description=__doc__, epilog=EPILOG)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options, args = make_parser().parse_settings(argv)
+    args.save_strategy = args.eval_strategy = "no"
+    dataset = options.add_candidates(load_prepared(options.data, "train"), args.seed)
+    out = Path(args.output_dir)
+    settings = {"script": vars(options), "arguments": args.to_dict()}
+    probabilities = out_of_fold(
+        dataset, lambda rows: options.make_trainer(args, rows), options.folds, out, settings, args.seed
+    )
     index = torch.from_numpy(numpy_column(dataset, "index"))
     save_file({"probabilities": torch.from_numpy(probabilities), "index": index}, out / "out_of_fold.safetensors")
     if "true_label" in dataset.column_names:
@@ -56,4 +63,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fer_pll_cli.run(main)

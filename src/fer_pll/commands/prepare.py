@@ -1,46 +1,59 @@
-"""Turns a data set of faces, in the files that its users have, into the prepared set that the other scripts read."""
+"""Turn a data set of faces into a prepared set.
+
+The data set is in the files that its users have, or drawn; the prepared set is
+what the other commands read.
+"""
 
 import argparse
 import os
 import shutil
 import sys
+from collections.abc import Sequence
+
+import fer_pll_cli
 
 EPILOG = """\
 examples:
-  # FER+: fer2013.csv (Kaggle) and fer2013new.csv (Microsoft FERPlus) in one folder,
-  # or the folders FER2013Train, FER2013Valid, FER2013Test with pictures and a label.csv each
-  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus
+  # FER+: fer2013.csv (Kaggle) and fer2013new.csv (Microsoft FERPlus) in one
+  # folder, or the folders FER2013Train, FER2013Valid, FER2013Test with images
+  # and a label.csv each
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus
 
   # FER+, only the rows that the FER+ authors keep
-  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-majority --protocol majority
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-majority \\
+      --protocol majority
 
-  # FER+, as if two annotators had been asked: how many of the ten annotators' labels does training recover?
-  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-two-votes --draw-votes 2 \
-      --keep-duplicates
+  # FER+, as if two annotators had been asked: how many of the ten annotators'
+  # labels does training recover?
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-two-votes \\
+      --draw-votes 2 --keep-duplicates
 
   # RAF-DB: the folder `basic` with EmoLabel and Image
-  python train_scripts/prepare_data.py rafdb path/to/basic --out data/rafdb
+  fer-pll prepare rafdb path/to/basic --out data/rafdb
 
-  # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or train_set and val_set
-  python train_scripts/prepare_data.py affectnet path/to/affectnet --classes 7 --out data/affectnet7
+  # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or
+  # train_set and val_set
+  fer-pll prepare affectnet path/to/affectnet --classes 7 --out data/affectnet7
 
-  # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer,
-  # or path and candidates
-  python train_scripts/prepare_data.py votes path/to/votes.csv --out data/mine --validation-share 0.1
+  # votes of your own: path and a column of votes for each class, or path,
+  # annotator, label in a row for each answer, or path and candidates
+  fer-pll prepare votes path/to/votes.csv --out data/mine --validation-share 0.1
 
-  # a folder of pictures for each class, SPLIT/CLASS/picture or CLASS/picture
-  python train_scripts/prepare_data.py folder path/to/pictures --out data/mine
+  # a folder of images for each class, SPLIT/CLASS/image or CLASS/image
+  fer-pll prepare folder path/to/images --out data/mine
 
-  # a data set in the format of `datasets`: saved by save_to_disk, a folder of Parquet files, or a name on the Hub
-  python train_scripts/prepare_data.py dataset path/to/set --out data/mine --label emotion
+  # a data set in the format of `datasets`: saved by save_to_disk, a folder of
+  # Parquet files, or a name on the Hub
+  fer-pll prepare dataset path/to/set --out data/mine --label emotion
 
-  # any of them, corrected by the marks that one made on the page of `fer-pll audit`
-  python train_scripts/prepare_data.py ferplus path/to/ferplus --out data/ferplus-corrected --corrections marks.csv
+  # any of them, corrected by the marks made on the page of fer-pll audit
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-corrected \\
+      --corrections marks.csv
 
   # drawn faces with simulated annotators: no files needed
-  python train_scripts/prepare_data.py synthetic --out data/synthetic --num-train 8000
+  fer-pll prepare synthetic --out data/synthetic --num-train 8000
 
-`prepare_data.py NAME --help` lists the options of one data set.
+fer-pll prepare NAME --help lists the options of one data set.
 """
 
 
@@ -72,8 +85,8 @@ def ferplus(parser):
     parser.add_argument("--draw-seed", type=int, default=0, metavar="SEED", help="of --draw-votes (default: 0)")
 
     def load(args):
-        from fer_pll.data.sources.ferplus import load_ferplus
-        from fer_pll.data.splits import keep_drawn_votes
+        from ..data.sources.ferplus import load_ferplus
+        from ..data.splits import keep_drawn_votes
 
         dataset = load_ferplus(args.source, args.protocol, not args.keep_duplicates)
         if args.draw_votes is not None:
@@ -104,13 +117,16 @@ def synthetic(parser):
         metavar="SHARE",
         help="share of the pictures whose annotators are misled to a wrong expression, 0 to 1 (default: 0.3)",
     )
-    cores = os.cpu_count() or 1
     parser.add_argument(
-        "--num-proc", type=int, default=cores, metavar="N", help=f"processes that draw (default: all cores, {cores})"
+        "--num-proc",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that draw (default: all cores)",
     )
 
     def load(args):
-        from fer_pll.data.sources.synthetic.dataset import load_synthetic
+        from ..data.sources.synthetic.dataset import load_synthetic
 
         dataset = load_synthetic(
             args.num_train,
@@ -138,8 +154,8 @@ def rafdb(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.dataset import prepared_features
-        from fer_pll.data.sources.rafdb import CLASSES, LICENSE, list_rafdb
+        from ..data.dataset import prepared_features
+        from ..data.sources.rafdb import CLASSES, LICENSE, list_rafdb
 
         splits, features = list_rafdb(args.source, args.pictures), prepared_features(CLASSES)
         return read_pictures(splits, features, args, name="RAF-DB", license=LICENSE)
@@ -157,9 +173,9 @@ def affectnet(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.cropping import CropToBox
-        from fer_pll.data.dataset import prepared_features
-        from fer_pll.data.sources.affectnet import LICENSE, affectnet_classes, list_affectnet
+        from ..data.cropping import CropToBox
+        from ..data.dataset import prepared_features
+        from ..data.sources.affectnet import LICENSE, affectnet_classes, list_affectnet
 
         splits = list_affectnet(args.source, args.classes)
         features, name = prepared_features(affectnet_classes(args.classes)), f"AffectNet-{args.classes}"
@@ -197,9 +213,9 @@ def votes(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.dataset import prepared_features
-        from fer_pll.data.sources.votes import list_votes
-        from fer_pll.labels.expressions import EXPRESSIONS
+        from ..data.dataset import prepared_features
+        from ..data.sources.votes import list_votes
+        from ..labels.expressions import EXPRESSIONS
 
         names = class_names(args) or EXPRESSIONS
         splits = list_votes(
@@ -218,8 +234,8 @@ def folder(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.dataset import prepared_features
-        from fer_pll.data.sources.image_folder import list_image_folder
+        from ..data.dataset import prepared_features
+        from ..data.sources.image_folder import list_image_folder
 
         splits, names = list_image_folder(args.source)
         return read_pictures(splits, prepared_features(names), args)
@@ -252,8 +268,8 @@ def dataset(parser):
     picture_options(parser)
 
     def load(args):
-        from fer_pll.data.dataset import prepared_features
-        from fer_pll.data.sources.hf_dataset import Columns, list_dataset
+        from ..data.dataset import prepared_features
+        from ..data.sources.hf_dataset import Columns, list_dataset
 
         columns = Columns(args.image, args.label, args.votes, args.candidates, args.row_id)
         listed = list_dataset(args.source, columns, class_names(args), args.config, args.revision)
@@ -284,16 +300,19 @@ def classes_option(parser, default):
 
 def class_names(args):
     """The names of --classes as we write them, or None."""
-    from fer_pll.labels.expressions import canonical_name
+    from ..labels.expressions import canonical_name
 
     return list(map(canonical_name, args.classes.split(","))) if args.classes else None
 
 
 def picture_options(parser):
     """Options of the data sets that list picture files."""
-    cores = os.cpu_count() or 1
     parser.add_argument(
-        "--num-proc", type=int, default=cores, metavar="N", help=f"processes that read (default: all cores, {cores})"
+        "--num-proc",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that read (default: all cores)",
     )
     parser.add_argument(
         "--strict",
@@ -322,12 +341,12 @@ def read_pictures(splits, features, args, crop=None, name=None, license=""):
     """
     from datasets import DatasetDict
 
-    from fer_pll.data.dataset import shards_folder
-    from fer_pll.data.image_writer import write_split
+    from ..data.dataset import shards_folder
+    from ..data.image_writer import write_split
 
     if args.crop is not None:
-        from fer_pll.data.cropping import CropToTemplate
-        from fer_pll.faces.alignment import FaceCrop
+        from ..data.cropping import CropToTemplate
+        from ..faces.alignment import FaceCrop
 
         crop = CropToTemplate(FaceCrop.from_pretrained(args.crop), args.detector)
 
@@ -350,7 +369,7 @@ def read_pictures(splits, features, args, crop=None, name=None, license=""):
     return dataset, left_out
 
 
-def parse_args(argv):
+def make_parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", required=True, metavar="DIR", help="folder of the prepared set; must not exist yet")
     common.add_argument("--overwrite", action="store_true", help="replace the prepared set that is in DIR")
@@ -361,16 +380,16 @@ def parse_args(argv):
         "--hold-out",
         type=float,
         metavar="SHARE",
-        help="share of the training rows for a split `held_out`, on which calibrate.py fits its temperature",
+        help="share of the training rows for a split `held_out`, on which fer-pll calibrate fits its temperature",
     )
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        "fer-pll prepare", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = parser.add_subparsers(dest="name", metavar="NAME", required=True, help=" or ".join(DATA_SETS))
     for name, add_options in DATA_SETS.items():
         subparser = names.add_parser(name, parents=[common])
         subparser.set_defaults(load=add_options(subparser))
-    return parser.parse_args(argv)
+    return parser
 
 
 def summary(dataset):
@@ -386,35 +405,32 @@ def summary(dataset):
     return "\n".join(table + [rows.info.description for rows in dataset.values() if rows.info.description])
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
 
     import datasets
 
-    from fer_pll.data.corrections import apply_corrections, read_corrections
-    from fer_pll.data.dataset import REPORT, check_output_folder, save_prepared, shards_folder
-    from fer_pll.data.splits import hold_out
+    from ..data.corrections import apply_corrections, read_corrections
+    from ..data.dataset import REPORT, check_output_folder, save_prepared, shards_folder
+    from ..data.splits import hold_out
 
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
+    check_output_folder(args.out, args.overwrite)
+    corrected = None
+    if args.corrections is not None:
+        read_corrections(args.corrections)  # what is wrong with the file shows before the pictures are read
     try:
-        check_output_folder(args.out, args.overwrite)
-        corrected = None
-        if args.corrections is not None:
-            read_corrections(args.corrections)  # what is wrong with the file shows before the pictures are read
         dataset, unreadable = args.load(args)
         if args.corrections is not None:
             dataset, corrected = apply_corrections(dataset, args.corrections)
         if args.hold_out is not None:
             dataset = hold_out(dataset, args.hold_out)
         save_prepared(dataset, args.out, args.overwrite, unreadable)
-        shutil.rmtree(shards_folder(args.out), ignore_errors=True)
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # the last: an extra is not installed
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the pictures that are left", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        message = "interrupted; the same command goes on with the images that are left"
+        raise KeyboardInterrupt(message) from interrupt
+    shutil.rmtree(shards_folder(args.out), ignore_errors=True)
     print(summary(dataset))
     if corrected:
         print(corrected)
@@ -422,8 +438,7 @@ def main(argv=None):
         print(f"{len(unreadable)} pictures could not be used, see {os.path.join(args.out, REPORT)}; the first:")
         print(f"  {unreadable[0].row_id}: {unreadable[0].reason}")
     print(f"saved in {args.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    fer_pll_cli.run(main)

@@ -1,37 +1,47 @@
-"""Push a checkpoint to the Hugging Face Hub.
+"""Push a checkpoint to the Hugging Face Hub, with its card.
 
-    python train_scripts/evaluate.py runs/finetune data/ferplus --split validation --out runs/finetune/evaluation
-    python train_scripts/push_to_hub.py runs/finetune YOUR-NAME/fer-pll-tiny-ferplus
-
-Writes the model card (README.md) anew from the folder's files: config.json, preprocessor_config.json, training.json
-and, of evaluate.py, the metrics.json of each evaluation of these weights. Then pushes the card, weights (safetensors
-only), configuration, image processor and code, so that it loads with `trust_remote_code=True` where fer-pll is not
-installed. Optimisers, settings with paths of this machine and pictures of people stay here.
+Writes the model card (README.md) anew from the folder's files: config.json,
+preprocessor_config.json, training.json and, of fer-pll evaluate, the
+metrics.json of each evaluation of these weights. Then pushes the card, weights
+(safetensors only), configuration, image processor and code, so that it loads
+with `trust_remote_code=True` where fer-pll is not installed. Optimizers,
+settings with paths of this machine and images of people stay here.
 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse
-import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-# Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
-sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
+import fer_pll_cli
 
-from fer_pll.data.dataset import load_prepared
-from fer_pll.hub.card import CARD_NAME, folder_card
-from fer_pll.hub.confidences import confidence_dataset, push_confidences
-from fer_pll.hub.push import PushError, published_files, push_files
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from ..data.dataset import load_prepared
+from ..hub.card import CARD_NAME, folder_card
+from ..hub.confidences import confidence_dataset, push_confidences
+from ..hub.push import published_files, push_files
+from ..training.trainer import CONFIDENCE_NAME
+
+EPILOG = """\
+examples:
+  fer-pll evaluate runs/finetune data/ferplus --out runs/finetune/evaluation
+  fer-pll push runs/finetune YOUR-NAME/fer-pll-tiny-ferplus
+
+  # with the revised confidences, as a data set of its own
+  fer-pll push runs/finetune YOUR-NAME/fer-pll-tiny-ferplus \\
+      --with-confidences data/ferplus
+"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll push", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint")
     parser.add_argument("repo", help="repository on the Hub, OWNER/NAME; made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="if it is made: nobody else sees it")
-    parser.add_argument("--license", help="Hub identifier of the licence of the weights, for the card")
+    parser.add_argument("--license", help="Hub identifier of the license of the weights, for the card")
     parser.add_argument("--keep-card", action="store_true", help="push README.md as it is")
     parser.add_argument(
         "--with-confidences",
@@ -44,7 +54,12 @@ def main() -> None:
         action="store_true",
         help="put the pictures into that data set, if you may: most data sets of faces forbid to pass them on",
     )
-    args = parser.parse_args()
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
     if args.with_images and args.with_confidences is None:
         parser.error("--with-images goes with --with-confidences DATA")
 
@@ -67,7 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, PushError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    fer_pll_cli.run(main)

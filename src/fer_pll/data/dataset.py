@@ -149,7 +149,7 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
             split of that name.
     """
     path = Path(path)
-    how = "prepare one with train_scripts/prepare_data.py (--help shows how)"
+    how = "prepare one with fer-pll prepare (--help shows how)"
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
     if not is_prepared(path):

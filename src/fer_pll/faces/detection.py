@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..io.errors import MissingExtra
 from .alignment import FaceCrop, align_face, similarity_transform
 
 WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4a5"
@@ -54,10 +55,6 @@ class Face:
 
 
 Detector = Callable[[np.ndarray], list[Face]]
-
-
-class MissingExtra(ImportError, ValueError):
-    """A package of an optional extra is not installed; the message says how to install it."""
 
 
 def load_detector(name: str) -> Detector:

@@ -115,7 +115,7 @@ def model_card(
         model: a fer-pll model, without a head if only its encoder was trained; its config names classes and sizes.
         model_id: what `from_pretrained` loads it by, a Hub name or a folder.
         training: a `training_record`.
-        evaluations: reports of evaluate.py (its metrics.json) by the folder, beside the card, that holds them. Where
+        evaluations: reports of fer-pll evaluate (its metrics.json) by the folder, beside the card, that holds them. Where
             there are any, they stand in the place of what was evaluated in training.
         license: Hub identifier of the licence of the weights.
         face_crop: how the training pictures show a face, as the image processor's `face_crop` says.
@@ -201,7 +201,7 @@ def weights_digest(folder: str | Path) -> str | None:
 
 
 def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Reports of evaluate.py beside a checkpoint, by the name of their folder, that are about these very weights."""
+    """Reports of fer-pll evaluate beside a checkpoint, by the name of their folder, that are about these very weights."""
     reports = {
         path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"*/{METRICS_NAME}"))
     }

@@ -10,6 +10,10 @@ class DataError(ValueError):
     """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
 
 
+class MissingExtra(ImportError, ValueError):
+    """A package of an optional extra is not installed; the message says how to install it."""
+
+
 @contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
     """Turns the error of a disk, quota or file that can grow no more into a DataError that names `path`."""

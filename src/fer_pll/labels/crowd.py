@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..io.errors import MissingExtra
+
 
 def label_posterior(
     rows: Sequence[int], annotators: Sequence[str], labels: Sequence[int], num_rows: int, num_classes: int
@@ -24,12 +26,12 @@ def label_posterior(
         float64 (N, K), each row with sum 1.
 
     Raises:
-        ModuleNotFoundError: crowd-kit is not installed; the message says how to install it.
+        MissingExtra: crowd-kit is not installed.
     """
     try:
         from crowdkit.aggregation.classification import DawidSkene
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingExtra(
             f"{error.name} is not installed: weighing annotators needs pip install 'fer-pll[crowd]'"
         ) from error
     import pandas as pd

@@ -1,10 +1,39 @@
 """Metrics of facial expression recognition, in numpy. `FerMetrics` offers them as an `evaluate.Metric`.
 
+`classification_report` computes all of them at once.
+
 Every reference label must be defined: -1 is refused, since whoever leaves rows out should know how many.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+
+def classification_report(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, float | list]:
+    """All metrics of a classifier, as plain Python values that JSON can hold.
+
+    Args:
+        probabilities: (N, K), rows sum to 1; used in float32.
+        labels: (N,) reference labels, 0 ... K-1.
+
+    Returns:
+        accuracy, mean_class_accuracy and ece (floats in 0 ... 1), per_class_recall (K values, None for a class without
+        rows) and confusion_matrix (K lists of K counts: row = reference, column = prediction).
+
+    Raises:
+        ValueError: for a label that is undefined (-1) or not below K, for rows that are no probabilities, or where
+            there are no rows.
+    """
+    probabilities = np.asarray(probabilities, dtype=np.float32)
+    predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
+    recall = per_class_recall(predictions, labels, num_classes)
+    return {
+        "accuracy": accuracy(predictions, labels),
+        "mean_class_accuracy": mean_class_accuracy(predictions, labels),
+        "ece": expected_calibration_error(probabilities, labels),
+        "per_class_recall": [None if np.isnan(value) else float(value) for value in recall],
+        "confusion_matrix": confusion_matrix(predictions, labels, num_classes).tolist(),
+    }
 
 
 def accuracy(predictions: ArrayLike, references: ArrayLike) -> float:

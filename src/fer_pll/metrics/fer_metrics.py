@@ -1,11 +1,13 @@
-"""`FerMetrics`, apart from metrics.py because `import evaluate` takes seconds."""
+"""`FerMetrics`: our metrics for users of the library `evaluate`.
+
+Nothing else imports that library: the import takes seconds, and a script named evaluate.py hides it.
+"""
 
 import datasets
-import numpy as np
 
 import evaluate
 
-from . import classification as metrics
+from .classification import classification_report
 
 
 class FerMetrics(evaluate.Metric):
@@ -31,13 +33,4 @@ class FerMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[list[float]], references: list[int]) -> dict[str, float | list]:
-        probabilities = np.asarray(predictions, dtype=np.float32)
-        labels, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
-        recall = metrics.per_class_recall(labels, references, num_classes)
-        return {
-            "accuracy": metrics.accuracy(labels, references),
-            "mean_class_accuracy": metrics.mean_class_accuracy(labels, references),
-            "ece": metrics.expected_calibration_error(probabilities, references),
-            "per_class_recall": [None if np.isnan(value) else float(value) for value in recall],
-            "confusion_matrix": metrics.confusion_matrix(labels, references, num_classes).tolist(),
-        }
+        return classification_report(predictions, references)

@@ -66,7 +66,7 @@ def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProc
 NON_FINITE_NAME = "non_finite_loss.json"
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(ValueError):
     """The loss is NaN or infinite; the message says at which step and rows, and where the training can go on."""
 
 

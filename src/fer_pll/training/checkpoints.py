@@ -35,7 +35,7 @@ def begin_checkpoint(checkpoint: str | Path) -> None:
     (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
 
 
-class SaveError(RuntimeError):
+class SaveError(OSError):
     """A checkpoint could not be written; the message says where, why, and how the training goes on."""
 
 

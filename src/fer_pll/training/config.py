@@ -1,14 +1,11 @@
-"""Settings from `hub_configs/<name>/*.yaml`, overridden on the command line; and the folder that a run writes to."""
+"""The configurations in `hub_configs`, and the folder that a run writes to."""
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
 from ..io.shipped import shipped, shipped_config
 from ..model import FerPllConfig, FerPllImageProcessor
@@ -52,59 +49,6 @@ def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImagePro
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'}: {error.__cause__}") from error
     return config, FerPllImageProcessor.from_pretrained(folder)
-
-
-def parse_settings(
-    argument_classes: tuple[type, ...], yaml_name: str, description: str, argv: list[str] | None = None
-) -> tuple[Any, ...]:
-    """Parse the command line over the YAML file of `--config` and, between them, that of `--settings`.
-
-    Args:
-        argument_classes: dataclasses; the first has a field `config` and may have a field `settings`.
-        yaml_name: file in the configuration's folder that holds the defaults, e.g. `"finetune.yaml"`; may be missing
-            where the folder has no other YAML file.
-        description: for `--help`.
-        argv: the command line; `sys.argv[1:]` where not given.
-
-    Returns:
-        one instance of each class.
-
-    Raises:
-        ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config or one
-            for another script, or a file of `--settings` that is missing or holds something else.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    parser = HfArgumentParser(argument_classes, description=description)
-    if "-h" in argv or "--help" in argv:
-        parser.parse_args(argv)
-    options = vars(parser.parse_known_args(argv)[0])
-    path = config_folder(options["config"]) / yaml_name
-    if not path.is_file() and any(path.parent.glob("*.yaml")):
-        having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{yaml_name}"))
-        raise ValueError(
-            f"--config {options['config']} is not for this script: {path.parent} has no {yaml_name}"
-            + (f". These have: {', '.join(having)}." if having else ".")
-        )
-    if path.is_file():
-        _take_defaults(parser, path)
-    if options.get("settings") is not None:
-        if not Path(options["settings"]).is_file():
-            raise ValueError(f"--settings {options['settings']}: there is no such file.")
-        _take_defaults(parser, Path(options["settings"]))
-    return parser.parse_args_into_dataclasses(argv)
-
-
-def _take_defaults(parser: HfArgumentParser, path: Path) -> None:
-    settings = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds no settings; they are lines of the form `name: value`.")
-    for key, value in settings.items():
-        actions = [action for action in parser._actions if action.dest == key]
-        if not actions:
-            raise ValueError(f"{path}: {key!r} is not a setting; see --help.")
-        for action in actions:  # a switch that is on by default has two, --flip and --no_flip
-            action.required = False
-            action.default = parser._get_value(action, value) if isinstance(value, str) else value
 
 
 def check_output_folder(args: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the scripts that train a classifier are told of data and model, and what they make of it."""
+"""What the commands that train a classifier are told of data and model, and what they make of it."""
 
 import json
 from dataclasses import dataclass, field
@@ -18,16 +18,18 @@ from .trainer import FerPllTrainer
 
 
 @dataclass
-class ClassificationScript:
+class FineTuningOptions:
+    """What `fer-pll finetune` is told of data and model, beside the settings of the training."""
+
     config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
     data: str = field(
-        metadata={"help": "Folder written by prepare_data.py; trains on `train`, judges by `validation`."}
+        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, judges by `validation`."}
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: a checkpoint of pretrain.py, or of ViT (DINO is one) or ViTMAE; folder or "
-            "Hub name. Default: random weights."
+            "help": "Weights to start from: a checkpoint of fer-pll pretrain, or of ViT (DINO is one) or ViTMAE; "
+            "folder or Hub name. Default: random weights."
         },
     )
     max_candidates: int = field(default=2, metadata={"help": "Labels with the most votes that become candidates."})
@@ -57,7 +59,7 @@ class ClassificationScript:
     )
     settings: str | None = field(
         default=None,
-        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/experiments."},
+        metadata={"help": "YAML file whose settings win over the config's, e.g. of train_scripts/settings."},
     )
     attn_implementation: str = field(
         default="sdpa",
@@ -123,17 +125,17 @@ class ClassificationScript:
 
     @classmethod
     def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
-        """What finetune.py was told when it made the folder `run`; `changes` go over its arguments.
+        """What `fer-pll finetune` was told when it made the folder `run`; `changes` go over its arguments.
 
         Raises:
-            ValueError: where the folder has no settings, or others than finetune.py writes.
+            ValueError: where the folder has no settings, or others than `fer-pll finetune` writes.
         """
         path = Path(run) / SETTINGS_NAME
         if not path.is_file():
-            raise ValueError(f"{run} has no {SETTINGS_NAME}, which finetune.py writes: train it with that.")
+            raise ValueError(f"{run} has no {SETTINGS_NAME}, which fer-pll finetune writes: train it with that.")
         try:
             settings = json.loads(path.read_text())
             arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
             return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not what finetune.py writes ({error}): train the run again.") from error
+            raise ValueError(f"{path} is not what fer-pll finetune writes ({error}): train the run again.") from error

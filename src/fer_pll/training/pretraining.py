@@ -1,13 +1,20 @@
 """Pre-training of the encoder on pictures alone (paper, section 3.2)."""
 
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from transformers.trainer_utils import SaveStrategy
 
+from ..data.dataset import is_prepared, load_pictures, load_prepared
+from ..data.streaming.stream import PictureStream
 from ..model import FerPllConfig, FerPllForPreTraining
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
 from .callbacks import NUM_PICTURES, PreTrainingMonitor
+from .config import load_config
+from .initialization import initialize
 from .linear_probe import LinearProbe
 from .moco import FerPllForMomentumContrast
 from .stream_trainer import StreamTrainer
@@ -18,6 +25,79 @@ def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) ->
     if args.objective == "moco":
         return FerPllForMomentumContrast(config, args.queue_size, args.contrastive_temperature, args.encoder_momentum)
     return FerPllForPreTraining(config)
+
+
+@dataclass
+class PreTrainingOptions:
+    """What `fer-pll pretrain` is told of data and model, beside the settings of the training."""
+
+    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
+    data: list[str] = field(
+        metadata={
+            "action": "extend",
+            "help": "What to train on, once or several times, all as one set; of each the split `train`. Folders "
+            "written by fer-pll prepare; or, read as a stream: folders with Parquet files, tar files (WebDataset) or "
+            "pictures at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
+            "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
+        }
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read folders written by fer-pll prepare as a stream too. A stream counts steps, not epochs: give "
+            "--max_steps and --save_steps. It is best cut into at least as many shards as there are processes times "
+            "--dataloader_num_workers. See also --shuffle_buffer and --on_bad_data."
+        },
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Weights to start from: a checkpoint of ours, ViT (DINO is one) or ViTMAE; folder or Hub name. "
+            "Default: random weights."
+        },
+    )
+    probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder written by fer-pll prepare, with labels. With each checkpoint a linear classifier is "
+            "trained on features of at most 3,000 pictures of its `train`, to see whether they get better; logged as "
+            "probe_accuracy."
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+    )
+
+    def make_trainer(self, args: FerPllPreTrainingArguments) -> "FerPllPreTrainer":
+        """A trainer of a new model, or of the weights of `init_from`.
+
+        Where the data are a stream, which has no epochs, `args.save_strategy` "epoch" becomes "steps".
+
+        Raises:
+            ValueError: for data, a configuration or settings that cannot be used.
+        """
+        if self.streaming or not all(is_prepared(source) for source in self.data):
+            train_dataset = PictureStream(
+                self.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size
+            )
+            if args.save_strategy == "epoch":
+                args.save_strategy = SaveStrategy.STEPS
+        else:
+            train_dataset = load_pictures(self.data)
+        config, image_processor = load_config(self.config, mask_ratio=args.mask_ratio)
+        model, initialization = initialize(partial(pretraining_model, args=args), config, self.init_from)
+        if args.objective == "moco":
+            model.start_alike()
+        if initialization is not None and args.should_log:
+            print(initialization, flush=True)
+        model.set_attn_implementation(self.attn_implementation)
+        probe = None
+        if self.probe is not None:
+            probe = LinearProbe(load_prepared(self.probe, "train"), image_processor)
+        return FerPllPreTrainer(
+            model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe
+        )
 
 
 class FerPllPreTrainer(StreamTrainer):

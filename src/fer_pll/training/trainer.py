@@ -15,6 +15,7 @@ from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
+from ..metrics.classification import classification_report
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
@@ -81,10 +82,8 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Sample accuracy, mean class accuracy, recall per class and calibration error of an evaluation, offline."""
-    from ..metrics.fer_metrics import FerMetrics  # `evaluate` takes seconds to import
-
     logits = torch.from_numpy(prediction.predictions).float()
-    metrics = FerMetrics().compute(predictions=logits.softmax(dim=1).numpy(), references=prediction.label_ids)
+    metrics = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
     return {name: metrics[name] for name in ("accuracy", "mean_class_accuracy", "ece")}
 
 

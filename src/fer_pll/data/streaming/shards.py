@@ -186,7 +186,7 @@ def find_shards(source: str) -> list[Shard]:
     Args:
         source: one of
 
-            - a folder written by prepare_data.py, of which the split `train` is taken;
+            - a folder written by fer-pll prepare, of which the split `train` is taken;
             - a folder with Parquet files, tar files or pictures, at any depth;
             - such a file, or a pattern of such files (`*`, `?`, `[...]`, `**` and `{000..127}`), here or at an address
               that fsspec understands (`https://`, `hf://datasets/...`, `s3://`);

@@ -1,0 +1,58 @@
+"""Find the labels of a training set that look wrong.
+
+RUN is what fer-pll finetune left: its confidences know which candidates were
+struck out, when, and in favor of what. Writes to DIR a table of all rows, the
+most suspicious first (audit.csv), a figure (audit.png), and a page to look
+through them and mark them (audit.html; one file, opens in any browser).
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import fer_pll_cli
+
+from ..audit.report import run_audit
+
+EPILOG = """\
+examples:
+  fer-pll audit runs/finetune --out audit
+  fer-pll audit runs/finetune --out audit --cross-validate 5
+  fer-pll audit fer-pll-demo/candidates --data fer-pll-demo/data --out audit
+
+A training has seen the labels that it judges, and never doubts the only
+candidate of a row. --cross-validate trains N models with the settings of RUN,
+each on the rows outside its fold, and finds more. It takes N trainings; those
+that are done are kept in RUN, so that the same command goes on after Ctrl-C.
+
+What was marked on the page is applied by
+  fer-pll prepare ... --corrections marks.csv
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll audit", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="RUN", help="output folder of fer-pll finetune, or a checkpoint in it")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for table, figure and page")
+    parser.add_argument("--data", metavar="DIR", help="prepared data set (default: the one in RUN's settings)")
+    parser.add_argument(
+        "--cross-validate", type=int, metavar="N", dest="num_folds", help="judge by N models, each of a fold's others"
+    )
+    parser.add_argument(
+        "--table", metavar="FILE", help="table to write: .csv, .jsonl or .parquet (default: audit.csv in --out)"
+    )
+    parser.add_argument(
+        "--page-rows", type=int, default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier audit")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = vars(make_parser().parse_args(argv))
+    run_audit(options.pop("folder"), **options)
+
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

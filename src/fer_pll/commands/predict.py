@@ -1,0 +1,77 @@
+"""Find the faces in pictures and videos and say what they express.
+
+Each face is cropped as the pictures were that the model was trained on; the
+checkpoint knows how. Pictures that are such crops already: --cropped.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import fer_pll_cli
+
+from ..inference.predict import predict
+
+EPILOG = """\
+examples:
+  fer-pll predict photo.jpg
+  fer-pll predict photos "more/*.png" --model runs/finetune --out faces.csv
+  fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
+  fer-pll predict photos --model runs/finetune --save-pictures marked
+  fer-pll predict crops --cropped --model runs/finetune --out crops.jsonl
+  fer-pll predict photos --backend onnx --model runs/finetune-onnx
+
+The table has one row for each face: file, frame (of a video), face (from 0),
+the box x, y, width, height in pixels, the detector's score, expression, p_CLASS
+for every class, and problem. A picture without a face and a file that cannot be
+read have a row that says so under problem. Without --out, faces are printed.
+
+Ctrl-C ends it; the rows so far are then in NAME.partial.csv. A table gets its
+own name only when it is whole.
+
+--backend onnx runs what `fer-pll export` wrote. It loads NumPy, Pillow and
+onnxruntime, neither torch nor transformers, and so starts within a second.
+
+The detectors need: pip install 'fer-pll[faces]'
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fer-pll predict", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, video, folder, or pattern in quotes")
+    parser.add_argument(
+        "--model", help="folder or Hub name of a trained model (default: fer-pll-tiny-ferplus, part of the package)"
+    )
+    parser.add_argument(
+        "--backend", choices=("torch", "onnx"), default="torch", help="what runs the model (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
+    parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the pictures with their faces marked")
+    parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
+    parser.add_argument("--cropped", action="store_true", help="each picture is a face crop: look for no faces")
+    parser.add_argument(
+        "--crop", metavar="MODEL", help="crop as for MODEL, where --model does not say how (e.g. fer-pll-tiny-ferplus)"
+    )
+    parser.add_argument(
+        "--detector",
+        default="retinaface",
+        help="retinaface (works offline), yunet, or yunet:MODEL.onnx (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="faces at a time (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    whole = predict(**vars(make_parser().parse_args(argv)))
+    return 0 if whole else 130  # 128 + SIGINT, as shells have it
+
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

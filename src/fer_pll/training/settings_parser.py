@@ -1,0 +1,126 @@
+"""The command line of a training: dataclasses of settings, over the YAML files of a configuration."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .config import config_folder
+
+_OF_THE_TRAINER = """\
+Every other setting of transformers' Trainer is an option as well, such as
+--num_train_epochs, --per_device_train_batch_size, --learning_rate, --bf16,
+--seed, --resume_from_checkpoint and --push_to_hub: --help-all lists them.
+"""
+
+
+class SettingsParser(HfArgumentParser):
+    """Makes an option of every field of two dataclasses, and reads their defaults from YAML files.
+
+    `--help` shows the fields of ours, `--help-all` those of `transformers.TrainingArguments` too.
+
+    Args:
+        argument_classes: dataclass of the command's own options, with a field `config` and perhaps one `settings`; and
+            a `TrainingArguments`.
+        yaml_name: file in the configuration's folder that holds defaults, e.g. `"finetune.yaml"`; may be missing where
+            the folder has no other YAML file.
+        options: as of `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any):
+        super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)
+        self.yaml_name = yaml_name
+        self.add_argument("-h", "--help", action="help", help="show this text and exit")
+        self.add_argument("--help-all", action=_HelpAll, help="show the settings of transformers' Trainer as well")
+
+    def format_usage(self) -> str:
+        required, indent = "--config NAME --data DATA --output_dir DIR", " " * len(f"usage: {self.prog}")
+        return f"usage: {self.prog} {required}\n{indent} [--SETTING VALUE ...]\n"
+
+    def format_help(self, everything: bool = False) -> str:
+        own, training = ({field.name for field in fields(of)} for of in self.dataclass_types)
+        trainer = {field.name for field in fields(TrainingArguments)}
+        sections = {"data and model": own, "training": training - trainer, "help": {"help", "help_all"}}
+        if everything:
+            sections["transformers' Trainer"] = trainer
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        for title, names in sections.items():
+            formatter.start_section(title)
+            formatter.add_arguments(
+                action
+                for action in self._actions
+                if action.dest in names and not isinstance(action, argparse._StoreFalseAction)  # --no_flip
+            )
+            formatter.end_section()
+        if not everything:
+            formatter.add_text(_OF_THE_TRAINER)
+        formatter.add_text(self.epilog)
+        return f"{self.format_usage()}\n{formatter.format_help()}"
+
+    def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Parse the command line over the YAML file of `--config` and, between them, that of `--settings`.
+
+        Args:
+            argv: the command line; `sys.argv[1:]` where not given.
+
+        Returns:
+            one instance of each class.
+
+        Raises:
+            ValueError: for a key of a YAML file that is no setting, a setting of the wrong type, an unknown config or
+                one for another command, or a file of `--settings` that is missing or holds something else.
+        """
+        options = vars(self.parse_known_args(argv)[0])
+        path = config_folder(options["config"]) / self.yaml_name
+        if not path.is_file() and any(path.parent.glob("*.yaml")):
+            having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{self.yaml_name}"))
+            raise ValueError(
+                f"--config {options['config']} is not for {self.prog}: {path.parent} has no {self.yaml_name}"
+                + (f". These have: {', '.join(having)}." if having else ".")
+            )
+        if path.is_file():
+            self._take_defaults(path)
+        if options.get("settings") is not None:
+            if not Path(options["settings"]).is_file():
+                raise ValueError(f"--settings {options['settings']}: there is no such file.")
+            self._take_defaults(Path(options["settings"]))
+        return self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+    def _take_defaults(self, path: Path) -> None:
+        settings = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path} holds no settings; they are lines of the form `name: value`.")
+        for key, value in settings.items():
+            actions = [action for action in self._actions if action.dest == key]
+            if not actions:
+                raise ValueError(f"{path}: {key!r} is not a setting; see {self.prog} --help-all.")
+            for action in actions:  # a switch that is on by default has two, --flip and --no_flip
+                action.required = False
+                action.default = self._get_value(action, value) if isinstance(value, str) else value
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: list[str], dest: str, help: str):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: SettingsParser, *_: Any) -> None:
+        print(parser.format_help(everything=True), end="")
+        parser.exit()
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Names each option once, though it may be spelt with hyphens as well, and only defaults that say something."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if action.nargs == 0:
+            return super()._format_action_invocation(action)
+        metavar = {int: "N", float: "X"}.get(action.type, "VALUE")
+        return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)

@@ -1,0 +1,7 @@
+"""`fer-pll pretrain` as a file, for launchers that take one: `accelerate launch`, `torchrun`."""
+
+import fer_pll_cli
+from fer_pll.commands.pretrain import main
+
+if __name__ == "__main__":
+    fer_pll_cli.run(main)

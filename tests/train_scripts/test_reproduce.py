@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import save_file
 
 from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
 from fer_pll.data.sources.synthetic.dataset import load_synthetic
@@ -341,10 +341,10 @@ def test_every_table_runs(common, capsys):
     # One step decides nothing. As if it had decided each row, for the majority in every other one.
     run = TABLES["figure7"].rows[0].run
     experiments = Experiments(parse_args(["figure7", *arguments, *OPTIONS]))
-    rows, table = experiments.confidences(run, 0)
+    table, rows = experiments.confidences(run, 0)
     ranking = numpy_column(rows, "votes").argsort(axis=1)[:, ::-1]
-    table["confidence"] = np.eye(8, dtype=np.float32)[ranking[np.arange(48), np.arange(48) % 2]]
-    save_file(table, experiments.run_folder(run, 0) / "confidence.safetensors")
+    table.confidence = torch.eye(8)[ranking[np.arange(48), np.arange(48) % 2]]
+    table.save(experiments.run_folder(run, 0) / "confidence.safetensors")
     main(["figure7", *arguments, *OPTIONS])
     for name in ("overruled", "decided"):
         assert (written / f"figure7-{name}.png").stat().st_size > 10_000, name

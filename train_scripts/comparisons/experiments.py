@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import load_file
 
 from fer_pll.commands import evaluate, finetune, out_of_fold, pretrain
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.labels.candidates import dataset_fingerprint
+from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
 from fer_pll.training.trainer import CONFIDENCE_NAME
@@ -143,7 +143,7 @@ class Experiments:
         begun = folder.with_name(f"{folder.name}.json")
         if begun.is_file():
             check_same(json.loads(begun.read_text()), settings, str(begun))
-        write_json(settings, begun)
+        write_json(begun, settings)
         argv = [*argv, "--output_dir", folder, *self.args.options]
         if last_checkpoint(folder) is not None:
             argv += ["--resume_from_checkpoint", "last"]
@@ -166,7 +166,7 @@ class Experiments:
         config = self.vit_config(self.scale.pretraining.format(objective))
         argv = ["--config", config, "--data", self.data(None, seed), "--seed", seed]
         seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs), settings)
-        write_json({"settings": settings, "seconds": seconds}, done)
+        write_json(done, {"settings": settings, "seconds": seconds})
         return folder
 
     def settings(self, run: Run, seed: int) -> dict:
@@ -259,8 +259,8 @@ class Experiments:
 
         The label is known where the data set has true labels, or nothing but labels.
         """
-        rows, table = self.confidences(run, seed)
-        candidates = table["candidates"].astype(bool)
+        table, rows = self.confidences(run, seed)
+        candidates = table.candidates.numpy()
         votes = numpy_column(rows, "votes") if "votes" in rows.column_names else None
         label_inside = votes_inside = None
         if votes is not None:
@@ -272,10 +272,10 @@ class Experiments:
         size = float(candidates.sum(axis=1).mean())
         return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
-    def confidences(self, run: Run, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-        """The training rows, and what the run's confidence table holds of them, in the same order."""
-        table = load_file(self.run_folder(run, seed) / CONFIDENCE_NAME)
-        return load_prepared(self.data(run.votes, seed), "train"), table
+    def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
+        """The run's confidences, and the training rows that they belong to, in the same order."""
+        rows = load_prepared(self.data(run.votes, seed), "train")
+        return ConfidenceTable.load(self.run_folder(run, seed) / CONFIDENCE_NAME, rows.features["label"].names), rows
 
 
 def settings_file(run: Run) -> Path:
@@ -294,13 +294,14 @@ def label_fingerprint(train: Dataset) -> str:
 
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
-    """A part of the rows, the same in every call, numbered anew."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
-    part = dataset.select(chosen).remove_columns("index")
-    return part.add_column("index", np.arange(len(part)))
+    """A part of the rows, the same in every call."""
+    part = dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
+    if "index" in part.column_names:
+        part = part.remove_columns("index").add_column("index", np.arange(len(part)))
+    return part
 
 
-def write_json(content: dict, path: Path) -> None:
+def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")

@@ -90,12 +90,12 @@ def galleries(drawing: Drawing) -> list[Path]:
     if not (experiments.run_folder(run, seed) / CONFIDENCE_NAME).is_file():
         print("no galleries: they need the folder of the run, which is not here (and data sets with votes).")
         return []
-    rows, table = experiments.confidences(run, seed)
+    table, rows = experiments.confidences(run, seed)
     if "votes" not in rows.column_names:
         print("no galleries: the data set has no votes.")
         return []
-    votes, confidence = numpy_column(rows, "votes"), table["confidence"]
-    candidates, number = table["candidates"].astype(bool), np.arange(len(rows))
+    votes, confidence = numpy_column(rows, "votes"), table.confidence.numpy()
+    candidates, number = table.candidates.numpy(), np.arange(len(rows))
     found, majority = confidence.argmax(axis=1), votes.argmax(axis=1)
     overruled = confidence[number, found] - confidence[number, majority]
     decided = (candidates.sum(axis=1) > 1) & (confidence.max(axis=1) > 0.99) & (found == majority)

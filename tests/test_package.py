@@ -145,7 +145,7 @@ def test_installed_wheel_works_outside_the_checkout(outside):
     assert found["package"] == str(package / "__init__.py")
     assert found["version"] == fer_pll.__version__
     assert found["config_folder"] == str(package / "hub_configs" / "fer-pll-tiny-ferplus")
-    assert found["settings"] == ["config.json", "finetune.yaml", "preprocessor_config.json"]
+    assert found["settings"] == ["config.json", "finetune.yaml", "preprocessor_config.json", "pretrain.yaml"]
     assert found["template"] == str(package / "model_card.md")
     assert found["classes"] == [
         "fer_pll.FerPllConfig",

@@ -1,4 +1,4 @@
-"""Every loss and revision rule on drawn faces, with several seeds: the table in train_scripts/README.md.
+"""Every loss and revision rule on drawn faces, with several seeds: the table in train_scripts/BENCHMARKS.md.
 
     python train_scripts/compare_methods.py --out runs/compare-methods
 

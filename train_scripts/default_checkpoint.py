@@ -5,7 +5,8 @@
 Pre-trains on the pictures of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
 rest, judges on PublicTest, and copies weights in float16, configuration, card and figures to --to. The test split,
 PrivateTest, is not looked at. What is done already is not done again, and a training that was cut off goes on.
-Settings are in experiments/default; options after `--` go to both trainings and must not change what is learned.
+Settings are those of hub_configs/fer-pll-tiny-ferplus; options after `--` go to both trainings and must not change
+what is learned.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from fer_pll.hub.push import published_files
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.training.checkpoints import last_checkpoint
 
-HERE = Path(__file__).resolve().parent
 HELD_OUT_SHARE = 0.04
 BALANCE = 0.3  # of fer-pll calibrate: more, and the accuracy loses what the mean class accuracy gains
 
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(prepare, "ferplus", args.ferplus, "--out", pictures)
     if not data.is_dir():
         run(prepare, "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
-    common = ("--config", HERE / "experiments" / "default", *options)
+    common = ("--config", "fer-pll-tiny-ferplus", *options)
     train(pretrain, args.out / "pretrain", *common, "--data", pictures)
     train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
     if calibrated.is_dir():

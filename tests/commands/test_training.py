@@ -58,7 +58,7 @@ def fer_pll(*argv: object, expect: int = 0) -> str:
 def workspace(tmp_path_factory) -> Path:
     """A small configuration beside the shipped ones, and drawn faces, prepared."""
     folder = tmp_path_factory.mktemp("scripts")
-    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus"
+    shipped = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-ferplus-quick"
     pretraining = SCRIPTS.parent / "hub_configs" / "fer-pll-tiny-hog" / "pretrain.yaml"
     config = folder / "config"
     config.mkdir()

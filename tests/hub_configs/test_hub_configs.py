@@ -8,20 +8,23 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from fer_pll.commands import finetune, pretrain
+from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.base_trainer import check_image_processor
 from fer_pll.training.pretraining import pretraining_model
+from train_scripts.comparisons.tables import TABLES
+from train_scripts.image_processors import folders, image_processor
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "hub_configs"
-EXPERIMENTS = ROOT / "train_scripts" / "experiments"
+SETTINGS = ROOT / "train_scripts" / "settings"
 VIT_BASE = CONFIGS / "fer-pll-vit-base-ferplus"
-COMMANDS = {"pretrain": pretrain, "finetune": finetune}
 OBJECTIVES = ("hog", "maskfeat", "mae", "simmim", "moco")
 PRETRAINING = [f"fer-pll-{size}-{objective}" for size in ("tiny", "vit-base") for objective in OBJECTIVES]
 PRETRAINING.append("fer-pll-vit-base-hog-table1")
 DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
-CLASSIFIERS = ["fer-pll-tiny-ferplus", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
+RECIPE = "fer-pll-tiny-ferplus"  # of the checkpoint in the package: pre-training as well
+CLASSIFIERS = [RECIPE, "fer-pll-tiny-ferplus-quick", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def settings(tmp_path):
 
     def parse(folder: Path, name: str, *options: str):
         argv = ["--config", str(folder), "--data", "unused", "--output_dir", str(tmp_path), "--use_cpu", *options]
-        return COMMANDS[name].make_parser().parse_settings(argv)
+        return {"pretrain": pretrain, "finetune": finetune}[name].make_parser().parse_settings(argv)
 
     return parse
 
@@ -39,11 +42,34 @@ def test_every_folder_is_complete():
     common = {"config.json", "preprocessor_config.json"}
     expected = {name: common | {"pretrain.yaml"} for name in PRETRAINING}
     expected |= {name: common | {"finetune.yaml"} for name in CLASSIFIERS}
+    expected[RECIPE] |= {"pretrain.yaml"}
     found = {folder.name: {path.name for path in folder.iterdir()} for folder in CONFIGS.iterdir()}
     assert found == expected
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("folder", folders(), ids=lambda folder: folder.name)
+def test_the_image_processor_is_made_from_the_config_and_the_crop_of_the_data_set(folder):
+    written = (folder / "preprocessor_config.json").read_text()
+    assert written == image_processor(folder), "run python train_scripts/image_processors.py"
+
+
+def test_image_processors_are_made_for_every_config_and_have_three_contents():
+    own = ROOT / "train_scripts" / "configs"
+    assert set(folders()) == {*CONFIGS.iterdir(), own / "resnet18", own / "resnet18-224"}
+    assert len({image_processor(folder) for folder in folders()}) == 3
+
+
+def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name():
+    both = (DEFAULT_CHECKPOINT, CONFIGS / RECIPE)
+    packaged, recipe = (AutoConfig.from_pretrained(folder).to_dict() for folder in both)
+    of_training = {"calibration_temperature", "drop_path_rate", "dtype", "problem_type", "_name_or_path"}
+    for name in set(packaged) - of_training:
+        assert packaged[name] == recipe[name], name
+    packaged, recipe = (AutoImageProcessor.from_pretrained(folder).to_dict() for folder in both)
+    assert packaged == recipe
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, RECIPE])
 def test_pretraining_config(name, settings):
     """Every key of the YAML is a setting, and nothing in it contradicts the model's config."""
     config = AutoConfig.from_pretrained(CONFIGS / name)
@@ -52,7 +78,8 @@ def test_pretraining_config(name, settings):
     with torch.device("meta"):
         model = pretraining_model(config, args)
     check_image_processor(model, AutoImageProcessor.from_pretrained(CONFIGS / name))
-    assert config.architectures == (["FerPllModel"] if name.endswith("moco") else [type(model).__name__])
+    if name != RECIPE:  # whose config.json is that of the classifier
+        assert config.architectures == (["FerPllModel"] if name.endswith("moco") else [type(model).__name__])
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
@@ -77,7 +104,8 @@ def test_classifier_config(name, settings):
 @pytest.mark.parametrize("size", ["tiny", "vit-base"])
 def test_the_rivals_have_the_same_encoder(size):
     configs = [AutoConfig.from_pretrained(CONFIGS / name) for name in PRETRAINING if f"-{size}-" in name]
-    configs.append(AutoConfig.from_pretrained(CONFIGS / f"fer-pll-{size}-ferplus"))
+    name = {"tiny": "fer-pll-tiny-ferplus-quick", "vit-base": "fer-pll-vit-base-ferplus"}[size]
+    configs.append(AutoConfig.from_pretrained(CONFIGS / name))
     sizes = (
         "hidden_size",
         "num_hidden_layers",
@@ -186,24 +214,25 @@ def test_vit_base_fine_tunes_as_in_table_3(settings, name, epochs):
 
 # Row of the paper's table: loss, query decoder, uniformity loss, revision.
 ROWS = {
-    "table5/softmax": ("cross_entropy", False, False, "none"),
-    "table5/pll": ("pll", False, False, "none"),
-    "table7/decoder": ("pll", True, False, "none"),
-    "table7/decoder-uniform": ("pll", True, True, "none"),
-    "table7/decoder-revision": ("pll", True, False, "margin"),
-    "table7/all": ("pll", True, True, "margin"),
+    "cross-entropy": ("cross_entropy", False, False, "none"),
+    "pll": ("pll", False, False, "none"),
+    "decoder": ("pll", True, False, "none"),
+    "decoder-uniform": ("pll", True, True, "none"),
+    "decoder-revision": ("pll", True, False, "margin"),
+    "full": ("pll", True, True, "margin"),
 }
 
 
-def test_every_ablation_is_known():
-    found = {path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in EXPERIMENTS.glob("table[57]/*")}
-    assert found == set(ROWS)
+def test_every_file_of_settings_is_known_and_used():
+    found = {path.stem for path in SETTINGS.glob("*.yaml")}
+    assert found == set(ROWS) | {"soft-votes", "rc", "lw", "pico", "crpll"}
+    assert found == {row.run.settings for table in TABLES.values() for row in table.rows}
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_ablations_change_what_their_row_says_and_nothing_else(settings, row):
     folder = CONFIGS / "fer-pll-vit-base-rafdb"
-    script, args = settings(folder, "finetune", "--settings", str(EXPERIMENTS / f"{row}.yaml"))
+    script, args = settings(folder, "finetune", "--settings", str(SETTINGS / f"{row}.yaml"))
     decoder = script.add_query_decoder
     assert (args.loss, decoder, args.uniform_weight > 0, args.revision) == ROWS[row]
     changed = {"add_query_decoder", "settings", "loss", "revision", "uniform_weight"}

@@ -1,49 +1,28 @@
 """reproduce.py on a few drawn faces: every table in small, what an interruption costs, and what is refused."""
 
-import json
+import csv
 import shlex
+import subprocess
 import sys
 from importlib import import_module
-from importlib.machinery import PathFinder
-from importlib.util import module_from_spec
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import save_file
 
-import fer_pll_cli
 from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
 from fer_pll.data.sources.synthetic.dataset import load_synthetic
+from train_scripts.comparisons import audit, report
+from train_scripts.comparisons.experiments import Experiments, label_fingerprint, settings_file
+from train_scripts.comparisons.main import main, parse_args
+from train_scripts.comparisons.results import AUDIT_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS, ResultTable
+from train_scripts.comparisons.tables import TABLES
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
-
-
-def load(name: str) -> ModuleType:
-    """A module or package beside the scripts, which are no part of what is installed."""
-    if name not in sys.modules:
-        spec = PathFinder.find_spec(name, [str(SCRIPTS)])
-        sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def script() -> dict:
-    load("comparisons")
-    return vars(load("reproduce"))
-
-
-@pytest.fixture(scope="module")
-def audit(script) -> ModuleType:
-    return import_module("comparisons.audit")  # `script` has made it importable
-
-
-@pytest.fixture(scope="module")
-def report(script) -> ModuleType:
-    return import_module("comparisons.report")
+RESULTS = SCRIPTS / "results"
 
 
 @pytest.fixture(scope="module")
@@ -60,49 +39,57 @@ def common(tmp_path_factory) -> tuple[Path, list[str]]:
 OPTIONS = ["--", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--logging_steps", "1"]
 
 
-def test_a_table_its_figure_and_a_second_call(script, common, capsys):
+def test_a_table_its_figure_and_a_second_call(common, capsys):
     folder, arguments = common
     call = ["figure4", *arguments, "--seeds", "0", "1", *OPTIONS]
-    script["main"](call)
-    results, tables = folder / "runs" / "results" / "nano", folder / "runs" / "nano" / "tables"
+    main(call)
+    runs, tables = ResultTable(folder / "runs/results/runs.csv", RUN_COLUMNS), folder / "runs" / "nano" / "tables"
     text = (tables / "figure4.md").read_text()
     for title in ("random weights, softmax", "HOG pre-training, softmax", "HOG pre-training, PLL (ours)"):
         assert f"| {title} | 2 | " in text
     assert " ± " in text and "; 6 runs" in text
     assert (tables / "figure4.png").stat().st_size > 10_000
-    made = {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
-    assert len(made) == 6
-    result = json.loads((results / "hog_table7-all-seed1.json").read_text())
-    assert result["settings"]["experiment"]["revision"] == "paper" and result["settings"]["max_samples"] == 48
-    assert result["protocols"]["all"]["rows"] == 40 and len(result["curves"]["eval_accuracy"]) == 1
+    made = {path: path.stat().st_mtime_ns for path in runs.path.parent.glob("*.csv")}
+    assert [path.name for path in sorted(made)] == ["curves.csv", "runs.csv"]
+    assert [len(path.read_text().splitlines()) for path in made] == [1 + 6, 1 + 6]
+    result = runs.find("nano", "hog_full", 1)
+    assert result["settings"]["experiment"]["revision"] == "margin" and result["settings"]["max_samples"] == 48
+    curves = ResultTable(folder / "runs/results/curves.csv", CURVE_COLUMNS).find("nano", "hog_full", 1)
+    assert result["all"]["rows"] == 40 and len(curves["eval_accuracy"]) == 1
+    assert result["label_recovery"] == curves["label_recovery"][-1][1]
 
     capsys.readouterr()
-    script["main"](call)  # nothing is made again
+    main(call)  # nothing is made again
     assert "$ fer-pll" not in capsys.readouterr().out
-    assert made == {path: path.stat().st_mtime_ns for path in results.glob("*.json")}
+    assert made == {path: path.stat().st_mtime_ns for path in made}
 
-    script["main"](["figure4", *arguments, "--seeds", "1", "2", "--finished", *OPTIONS])  # of seed 2 there are none
+    main(["figure4", *arguments, "--seeds", "1", "2", "--finished", *OPTIONS])  # of seed 2 there are none
     assert "| HOG pre-training, PLL (ours) | 1 | " in (tables / "figure4.md").read_text()
-    with pytest.raises(ValueError, match="there are no results of table6"):
-        script["main"](["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
+    with pytest.raises(ValueError, match="there are no results of table6 for nano in "):
+        main(["table6", *arguments, "--seeds", "7", "--finished", *OPTIONS])
 
     chosen = [*arguments, "--seeds", "0", "--finished", "--rows", "1", "3", *OPTIONS]
-    script["main"](["figure4", *chosen])
+    main(["figure4", *chosen])
     text = (tables / "figure4.md").read_text()
     assert "| random weights, softmax | 1 | " in text and "(ours) | 1 | " in text
     assert "HOG pre-training, softmax" not in text
 
-    with pytest.raises(ValueError, match=r"seed0.json was made with other settings \(epochs 1, not 2\)"):
-        script["main"](["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
+    other = r"runs.csv: in nano, scratch_cross-entropy with seed 0 was made with other settings \(epochs 1, not 2\)"
+    with pytest.raises(ValueError, match=other):
+        main(["figure4", *arguments, "--epochs", "2", "--seeds", "0", *OPTIONS])
     with pytest.raises(ValueError, match=r"\(options \{'logging_steps': '1'\}, not \{'logging_steps': '2'\}\)"):
-        script["main"](["figure4", *arguments, "--seeds", "0", "--finished", *OPTIONS[:-1], "2"])
+        main(["figure4", *arguments, "--seeds", "0", "--finished", *OPTIONS[:-1], "2"])
     how = ["--dataloader_num_workers=3", "--logging-steps=1", "--report_to", "tensorboard", "wandb"]  # makes no result
-    script["main"](["figure4", *arguments, "--seeds", "0", "--finished", "--", *how])
+    main(["figure4", *arguments, "--seeds", "0", "--finished", "--", *how])
     assert "; 3 runs" in (tables / "figure4.md").read_text()
+    with pytest.raises(ValueError, match="there are no results of figure4 for other in "):
+        main(["figure4", *arguments, "--seeds", "0", "--finished", "--group", "other", *OPTIONS])
+    with pytest.raises(ValueError, match=r"\(scale 'nano', not 'tiny'\)"):
+        main(["figure4", *arguments, "--seeds", "0", "--finished", "--group", "nano", "--scale", "tiny", *OPTIONS])
 
 
-def test_the_rows_of_a_table(script, common, capsys):
-    script["main"](["table7", "section4.5", "--list"])
+def test_the_rows_of_a_table(common, capsys):
+    main(["table7", "section4.5", "--list"])
     printed = capsys.readouterr().out
     assert "Table 7: query decoder" in printed and "\n    3  PLL\n    4  PLL, decoder\n" in printed
     assert printed.endswith("Section 4.5: labels in a candidate set\n    1  1\n    2  2\n    3  3\n    4  4\n")
@@ -112,81 +99,157 @@ def test_the_rows_of_a_table(script, common, capsys):
         (["table6", "--out", "runs"], "--data and --out are required"),
     ):
         with pytest.raises(SystemExit):
-            script["main"](call)
+            main(call)
         assert message in capsys.readouterr().err
 
 
-def test_an_interrupted_matrix_goes_on(script, common, capsys):
-    """A pre-training that ended and a training that was cut off after its first epoch."""
+def test_the_launcher_runs_from_any_folder_and_says_what_is_wrong_in_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "reproduce.py"), "table7"]
+    listed = subprocess.run([*command, "--list"], capture_output=True, text=True, cwd=tmp_path)
+    assert listed.returncode == 0 and listed.stdout.startswith("Table 7: query decoder"), listed.stderr
+    missing = ["--data", "nowhere", "--out", "runs"]
+    refused = subprocess.run([*command, *missing], capture_output=True, text=True, cwd=tmp_path)
+    assert refused.returncode == 1 and not list(tmp_path.iterdir())
+    assert refused.stderr.splitlines()[-1].startswith("error: nowhere") and "Traceback" not in refused.stderr
+
+
+def test_an_interrupted_matrix_goes_on(common, capsys):
+    """A pre-training that ended and a run that was cut off after its first epoch."""
     folder, arguments = common
     arguments = [*arguments, "--epochs", "2", "--results", str(folder / "others")]
-    experiments = script["Experiments"](script["parse_args"](["table7", *arguments, "--seeds", "3", *OPTIONS]))
-    run = script["TABLES"]["table6"][2](None)[0].run
+    experiments = Experiments(parse_args(["table7", *arguments, "--seeds", "3", *OPTIONS]))
+    run = TABLES["table6"].rows[0].run
 
-    def cut_off(name, argv):
-        if name == "evaluate":
+    def cut_off(command, argv):
+        if command == "evaluate":
             raise KeyboardInterrupt
-        script["Experiments"].script(experiments, name, argv)
+        Experiments.run(experiments, command, argv)
 
-    experiments.script = cut_off
+    experiments.run = cut_off
     glob = Path.glob
     with pytest.MonkeyPatch.context() as patch:  # the interruption comes before the checkpoints are tidied away
         patch.setattr(Path, "glob", lambda self, pattern: [] if pattern == "checkpoint-*" else glob(self, pattern))
         with pytest.raises(KeyboardInterrupt):
             experiments.result(run, 3)
-    assert not list((folder / "others").rglob("*.json"))
-    others = script["Experiments"](script["parse_args"](["table7", *arguments, "--epochs", "3", *OPTIONS]))
+    assert not (folder / "others").exists()
+    others = Experiments(parse_args(["table7", *arguments, "--epochs", "3", *OPTIONS]))
     with pytest.raises(ValueError, match=r"was made with other settings \(epochs 2, not 3\)"):
         others.result(run, 3)  # what was cut off is not mixed with it
-    del experiments.script
+    del experiments.run
     capsys.readouterr()
     result = experiments.result(run, 3)
     assert "--resume_from_checkpoint last" in capsys.readouterr().out
-    assert [epoch for epoch, _ in result["curves"]["eval_accuracy"]] == [1.0, 2.0]
+    assert result == experiments.finished(run, 3)
+    assert [epoch for epoch, _ in experiments.curve(run, 3, "eval_accuracy")] == [1.0, 2.0]
 
 
-def test_the_last_row_is_compared_seed_by_seed(script, report):
+def test_the_last_row_is_compared_seed_by_seed():
     def made(**accuracies):
         return [
-            {"settings": {"seed": int(seed[1:])}, "protocols": {"all": {"accuracy": accuracy}}}
+            {"settings": {"seed": int(seed[1:])}, "all": {"accuracy": accuracy}}
             for seed, accuracy in accuracies.items()
         ]
 
     results = [made(s0=0.60, s1=0.70), made(s1=0.705), made(s3=0.9), made(s0=0.62, s1=0.73, s2=0.5)]
     assert report.last_row_ahead_by(results) == ["2.5 ± 0.7", "2.5", "–", "–"]
-    rows, columns = script["TABLES"]["table7"][2](2)[:4], {"all": report.COLUMNS["all"]}
+    rows, columns = TABLES["table7"].with_votes(2)[:4], {"all": report.COLUMNS["all"]}
     assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in report.markdown(rows, results, columns)
     assert "ahead" not in report.markdown(rows[3:], results[3:], columns)
     assert report.spread([-0.0012, 0.0008]) == "0.0 ± 0.1"
 
 
 @pytest.mark.parametrize(
-    ("table", "folder", "votes", "seeds"),
+    ("table", "group", "votes", "seeds"),
     [
         ("table6", "tiny", None, "012"),
         ("table4", "nano", None, "012"),
         ("table4", "nano", 2, "012"),
         ("table4", "nano", None, "34"),
         ("table4", "nano", 2, "34"),
-        ("table7", "table7/nano", None, "012"),
-        ("table7", "table7/nano", 2, "012"),
-        ("rules", "rules/nano", 2, "012"),
+        ("table7", "nano-float32", None, "012"),
+        ("table7", "nano-float32", 2, "012"),
+        ("rules", "nano-rules", 2, "012"),
     ],
 )
-def test_the_tables_of_the_results_are_those_of_their_files(script, report, table, folder, votes, seeds):
+def test_the_tables_of_the_results_are_those_of_their_files(table, group, votes, seeds):
+    runs = ResultTable(RESULTS / "runs.csv", RUN_COLUMNS)
     rows, results = [], []
-    for row in script["TABLES"][table][2](votes):
-        files = sorted((SCRIPTS / "results" / folder).glob(f"{row.run.name}-seed[{seeds}].json"))
-        if files:
+    for row in TABLES[table].with_votes(votes):
+        found = [result for seed in seeds if (result := runs.find(group, row.run.name, int(seed)))]
+        if found:
             rows.append(row)
-            results.append([json.loads(path.read_text()) for path in files])
-    assert report.markdown(rows, results, report.COLUMNS) in (SCRIPTS / "RESULTS.md").read_text()
+            results.append(found)
+    assert report.markdown(rows, results, TABLES[table].columns) in (SCRIPTS / "RESULTS.md").read_text()
+
+
+def test_every_result_is_of_a_run_that_a_table_has_now_with_its_settings_and_curves():
+    runs, curves = ResultTable(RESULTS / "runs.csv", RUN_COLUMNS), ResultTable(RESULTS / "curves.csv", CURVE_COLUMNS)
+    rows = [row for table in TABLES.values() for votes in (None, 2) for row in table.with_votes(votes)]
+    known = {row.run.name: row.run for row in rows}
+    with open(runs.path, newline="") as file:
+        keys = [(line["group"], line["run"], int(line["seed"])) for line in csv.DictReader(file)]
+    assert len(keys) == len(set(keys)) == 126 and keys == sorted(keys)
+    for group, name, seed in keys:
+        result, run = runs.find(group, name, seed), known[name]
+        settings = result["settings"]
+        assert settings["experiment"] == yaml.safe_load(settings_file(run).read_text()) | dict(run.overrides)
+        of_run = (settings["backbone"], settings["pretraining"], settings["votes"], settings["seed"])
+        assert of_run == (run.backbone, run.pretraining, run.votes, seed)
+        assert group == settings["scale"] or group.startswith(f"{settings['scale']}-")
+        for protocol, rows in (("all", 3553), ("majority", 3199)):  # the figures are those of the matrix
+            matrix = np.array(result[protocol]["confusion_matrix"])
+            assert matrix.sum() == result[protocol]["rows"] == rows
+            assert result[protocol]["accuracy"] == pytest.approx(matrix.trace() / rows)
+            assert result[protocol]["mean_class_accuracy"] == pytest.approx(np.mean(matrix.diagonal() / matrix.sum(1)))
+        found = curves.find(group, name, seed)
+        assert len(found["eval_accuracy"]) == settings["epochs"] == found["eval_accuracy"][-1][0]
+        assert found["eval_accuracy"][-1][1] == pytest.approx(result["all"]["accuracy"], abs=6e-3)
+        last = found["label_recovery"][-1][1] if found["label_recovery"] else None
+        assert result["label_recovery"] == last and (last is None) == (run.votes is None)
+
+
+def test_a_result_is_what_was_written_whatever_else_the_file_holds(tmp_path):
+    table = ResultTable(tmp_path / "new" / "runs.csv", RUN_COLUMNS)
+    assert table.find("nano", "hog_full", 0) is None
+    settings = {"seed": 0, "scale": "nano", "backbone": "vit", "votes": None, "options": ["--a", 'b,"c"\n']}
+    result = {
+        "settings": settings,
+        "all": {"accuracy": 1 / 3, "confusion_matrix": [[1, 2], [3, 4]], "per_class_recall": {"ä, b": None}},
+        "label_recovery": 0.0,
+        "seconds": 7,
+        "machine": "x86_64, 1 threads",
+    }
+    table.write("nano", "hog_full", result)
+    first = table.path.read_bytes()
+    found = table.find("nano", "hog_full", 0)
+    assert {name: found["settings"][name] for name in settings} == settings
+    assert {name: found["all"][name] for name in result["all"]} == result["all"]
+    assert found["label_recovery"] == 0.0 and (found["seconds"], found["machine"]) == (7, "x86_64, 1 threads")
+    assert found["all"]["ece"] is None and found["majority"]["accuracy"] is None and found["classes"] is None
+
+    for seed in (10, 2):  # sorted as numbers, not as text
+        table.write("nano", "hog_full", result | {"settings": settings | {"seed": seed}})
+    with open(table.path, newline="") as file:
+        assert [line["seed"] for line in csv.DictReader(file)] == ["0", "2", "10"]
+    assert table.path.read_bytes().startswith(first)  # other lines stay as they are
+    table.write("nano", "hog_full", result | {"settings": settings | {"seed": 2}, "seconds": 8})
+    assert (table.find("nano", "hog_full", 2)["seconds"], table.find("nano", "hog_full", 10)["seconds"]) == (8, 7)
+
+    before = table.path.read_bytes()
+    with pytest.raises(TypeError):  # no JSON
+        table.write("nano", "hog_full", result | {"seconds": object()})
+    assert table.path.read_bytes() == before
+    cut_off = before.decode().rsplit(",", 3)[0]
+    table.path.write_text(cut_off)
+    with pytest.raises(ValueError, match=r"runs.csv:\d+ has \d+ columns where \d+ should be"):
+        table.find("nano", "hog_full", 0)
 
 
 @pytest.mark.parametrize("labels", ["two-votes", "uniform", "confusion"])
-def test_the_tables_of_the_audit_are_those_of_their_files(audit, labels):
-    files = sorted((SCRIPTS / "results/nano").glob(f"audit-{labels}-seed[0-9].json"))
-    results = [json.loads(path.read_text()) for path in files]
+def test_the_tables_of_the_audit_are_those_of_their_files(labels):
+    audits = ResultTable(RESULTS / "audits.csv", AUDIT_COLUMNS)
+    results = [result for seed in range(10) if (result := audits.find("nano", labels, seed))]
+    assert len(results) == 3
     assert audit.audit_table(labels, results) in (SCRIPTS / "RESULTS.md").read_text()
 
 
@@ -201,8 +264,21 @@ def voted() -> Dataset:
     return Dataset.from_dict({name: list(values) for name, values in columns.items()} | {"votes": votes}, features)
 
 
+def test_the_fingerprint_of_rows_without_votes_is_that_of_no_label(voted):
+    votes = numpy_column(voted, "votes")
+    silent = votes.copy()
+    silent[7] = 0
+
+    def fingerprint(votes: np.ndarray) -> str:
+        return label_fingerprint(voted.remove_columns("votes").add_column("votes", list(votes)))
+
+    one_label = [np.where(np.arange(3000)[:, None] == 7, row, silent) for row in np.eye(3, dtype=int)]
+    assert len({fingerprint(labels) for labels in (votes, silent, *one_label)}) == 4  # row 7 has class 1
+    assert fingerprint(2 * votes) == fingerprint(votes)
+
+
 @pytest.mark.parametrize("as_votes", [False, True])
-def test_flipped_labels(audit, voted, as_votes):
+def test_flipped_labels(voted, as_votes):
     flipped = audit.flip_labels(voted, as_votes, seed=1)
     assert flipped.column_names == ["image", "index", "row_id", "label", "true_label"]
     truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
@@ -220,7 +296,7 @@ def test_flipped_labels(audit, voted, as_votes):
     assert (numpy_column(audit.flip_labels(voted, as_votes, seed=2), "label") != label).any()
 
 
-def test_the_audit_of_predictions_that_know_the_answer(audit):
+def test_the_audit_of_predictions_that_know_the_answer():
     """Of 400 rows each fifth is wrong; one model sees that, the other tells nothing."""
     truth = np.arange(400) % 4
     given = np.where(np.arange(400) % 5 == 0, (truth + 1) % 4, truth)
@@ -248,62 +324,60 @@ def test_the_audit_of_predictions_that_know_the_answer(audit):
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_every_table_runs(script, common, capsys):
+def test_every_table_runs(common, capsys):
     folder, arguments = common
-    tables = [*script["TABLES"], "cost", "audit"]
+    tables = [*TABLES, "cost", "audit"]
     arguments = [*arguments, "--seeds", "0", "--folds", "2"]
-    script["main"]([*tables, *arguments, *OPTIONS])
-    results, written = folder / "runs" / "results" / "nano", folder / "runs" / "nano" / "tables"
+    main([*tables, *arguments, *OPTIONS])
+    results, written = folder / "runs" / "results", folder / "runs" / "nano" / "tables"
     for table in tables:
         assert "\n| " in (written / f"{table}.md").read_text()
     for figure in ("figure4", "figure5-2votes", "figure6", "section4.5", "figure10-without-uniformity",
                    "figure10-with-uniformity"):  # fmt: skip
         assert (written / f"{figure}.png").is_file(), figure
-    recovered = json.loads((results / "hog_table7-all_2votes-seed0.json").read_text())
-    assert recovered["coverage"]["label_inside"] < 1 and recovered["curves"]["label_recovery"]
+    recovered = ResultTable(results / "runs.csv", RUN_COLUMNS).find("nano", "hog_full_2votes", 0)
+    assert recovered["coverage"]["label_inside"] < 1 and recovered["label_recovery"]
 
     # One step decides nothing. As if it had decided each row, for the majority in every other one.
-    run = script["TABLES"]["figure7"][2](None)[0].run
-    experiments = script["Experiments"](script["parse_args"](["figure7", *arguments, *OPTIONS]))
-    rows, table = experiments.confidences(run, 0)
+    run = TABLES["figure7"].rows[0].run
+    experiments = Experiments(parse_args(["figure7", *arguments, *OPTIONS]))
+    table, rows = experiments.confidences(run, 0)
     ranking = numpy_column(rows, "votes").argsort(axis=1)[:, ::-1]
-    table["confidence"] = np.eye(8, dtype=np.float32)[ranking[np.arange(48), np.arange(48) % 2]]
-    save_file(table, experiments.run_folder(run, 0) / "confidence.safetensors")
-    script["main"](["figure7", *arguments, *OPTIONS])
+    table.confidence = torch.eye(8)[ranking[np.arange(48), np.arange(48) % 2]]
+    table.save(experiments.run_folder(run, 0) / "confidence.safetensors")
+    main(["figure7", *arguments, *OPTIONS])
     for name in ("overruled", "decided"):
         assert (written / f"figure7-{name}.png").stat().st_size > 10_000, name
 
-    audits = {path.name: path.stat().st_mtime_ns for path in results.glob("audit-*.json")}
-    assert sorted(audits) == ["audit-confusion-seed0.json", "audit-two-votes-seed0.json", "audit-uniform-seed0.json"]
-    (results / "audit-uniform-seed0.json").unlink()
-    script["main"](["audit", *arguments, "--finished", *OPTIONS])
+    audits = ResultTable(results / "audits.csv", AUDIT_COLUMNS)
+    header, *lines = audits.path.read_text().splitlines(keepends=True)
+    assert [line.split(",")[1] for line in lines] == ["confusion", "two-votes", "uniform"]
+    audits.path.write_text("".join([header, *lines[:2]]))
+    main(["audit", *arguments, "--finished", *OPTIONS])
     assert "to every class alike" not in (written / "audit.md").read_text()
     (folder / "runs/nano/audit-uniform-2folds-seed0/ours/fold-2-of-2.safetensors").unlink()
     capsys.readouterr()
-    script["main"](["audit", *arguments, *OPTIONS])  # only what is missing is made
+    main(["audit", *arguments, *OPTIONS])  # only what is missing is made
     again = capsys.readouterr().out
     assert "fold 2 of 2" in again and "fold 1 of 2" not in again and again.count("$ fer-pll") == 2
-    assert audits["audit-confusion-seed0.json"] == (results / "audit-confusion-seed0.json").stat().st_mtime_ns
-    with pytest.raises(
-        ValueError, match=r"audit-two-votes-seed0.json was made with other settings \(folds 2, not 3\)"
-    ):
-        script["main"](["audit", *arguments, "--folds", "3", *OPTIONS])
+    assert audits.path.read_text().splitlines(keepends=True)[:3] == [header, *lines[:2]]
+    assert audits.find("nano", "uniform", 0) is not None
+    other = r"audits.csv: in nano, two-votes with seed 0 was made with other settings \(folds 2, not 3\)"
+    with pytest.raises(ValueError, match=other):
+        main(["audit", *arguments, "--folds", "3", *OPTIONS])
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_figures_of_the_results_come_out_again(script, tmp_path, monkeypatch):
+def test_figures_of_the_results_come_out_again(tmp_path, monkeypatch):
     """The commands that RESULTS.md gives for drawn faces, in an empty folder, end in the line that it has."""
     section = (SCRIPTS / "RESULTS.md").read_text().split("## A row that anyone can make\n")[1].split("\n## ")[0]
     commands = section.split("```sh\n")[1].split("```")[0].replace("\\\n", " ").splitlines()
     monkeypatch.chdir(tmp_path)
     for command in commands:
-        program, *argv = shlex.split(command)
-        if program == "fer-pll":
-            assert fer_pll_cli.main(argv) == 0
-        else:
-            assert (program, argv[0]) == ("python", "train_scripts/reproduce.py")
-            script["main"](argv[1:])
+        program, name, *argv = shlex.split(command)
+        assert (program, name) in (("fer-pll", "prepare"), ("python", "train_scripts/reproduce.py"))
+        (import_module("fer_pll.commands.prepare").main if program == "fer-pll" else main)(argv)
     figures = line_of_a_table(section)
     again = line_of_a_table(next(tmp_path.glob("runs/*/nano/tables/table7.md")).read_text())
     # Another machine rounds in another way; RESULTS.md says how much that is.

@@ -1,1 +1,1 @@
-"""The benchmarks of benchmark.py, a module each, with `add_options(parser)` and `measure(args)`."""
+"""The program behind benchmark.py: a module for each benchmark, with `add_options(parser)` and `measure(args)`."""

@@ -4,7 +4,8 @@ import sys
 
 from .common import device, fresh_process, photo_crops, row, synchronized
 
-SCALES = {"tiny": ("fer-pll-tiny-ferplus", 64), "base": ("fer-pll-vit-base-ferplus", 8)}  # configuration, batch size
+# Configuration and batch size.
+SCALES = {"tiny": ("fer-pll-tiny-ferplus-quick", 64), "base": ("fer-pll-vit-base-ferplus", 8)}
 
 
 def add_options(parser):

@@ -1,1 +1,1 @@
-"""What reproduce.py is made of: the tables, the runs behind them, and the audit of labels."""
+"""The program behind reproduce.py: the paper's comparisons and the audit of labels."""

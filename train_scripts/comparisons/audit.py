@@ -8,9 +8,6 @@ import numpy as np
 from datasets import Dataset, DatasetDict, List, Value
 from safetensors.numpy import load_file
 
-from comparisons.experiments import Experiments, machine, read_result, write_json
-from comparisons.report import spread
-from comparisons.tables import Run
 from fer_pll.audit.label_quality import (
     annotator_confusion,
     corrected_labels,
@@ -21,6 +18,10 @@ from fer_pll.audit.label_quality import (
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
+
+from .experiments import Experiments, machine
+from .report import spread
+from .runs import Run
 
 FLIPPED = 0.2  # share of the labels
 AUDITS = {
@@ -68,17 +69,16 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     Raises:
         ValueError: for a data set without votes, and for a result that was made with other settings.
     """
-    softmax = Run("hog", "table5/softmax", (("confidence_init", "uniform"),))  # which has no say
-    ours = Run("hog", "table7/decoder-uniform", (("confidence_init", "column"),))
+    softmax = Run("hog", "cross-entropy", (("confidence_init", "uniform"),))  # which has no say
+    ours = Run("hog", "decoder-uniform", (("confidence_init", "column"),))
     folds = experiments.args.folds
-    settings = experiments.settings(ours, seed) | {"labels": labels, "flipped": FLIPPED, "folds": folds}
-    settings["softmax"] = experiments.settings(softmax, seed)["experiment"]
-    path = experiments.results / f"audit-{labels}-seed{seed}.json"
-    result = read_result(path, settings)
+    settings = experiments.settings(ours, seed) | {"flipped": FLIPPED, "folds": folds}
+    settings["first_round"] = experiments.settings(softmax, seed)["experiment"]
+    result = experiments.read(experiments.audits, labels, settings)
     if result is not None or experiments.args.finished:
         return result
     start = time.perf_counter()
-    folder = experiments.out / experiments.args.scale / f"audit-{labels}-{folds}folds-seed{seed}"
+    folder = experiments.folder / f"audit-{labels}-{folds}folds-seed{seed}"
     data = wrong_labels(experiments, labels, seed)
     predictions = {"softmax": out_of_fold(experiments, softmax, seed, data, folder / "softmax")}
     rows = load_prepared(data, "train")
@@ -93,8 +93,8 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
     seconds = round(time.perf_counter() - start)
     result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
-    write_json(result, path)
-    return result
+    experiments.audits.write(experiments.group, labels, result)
+    return experiments.read(experiments.audits, labels, settings)
 
 
 def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
@@ -113,7 +113,7 @@ def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
 def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
     """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
-    experiments.script("out_of_fold", [*argv, "--output_dir", folder, *experiments.args.options])
+    experiments.run("out-of-fold", [*argv, "--output_dir", folder, *experiments.args.options])
     return load_file(folder / "out_of_fold.safetensors")["probabilities"].astype(np.float64)
 
 

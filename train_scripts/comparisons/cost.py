@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 
-from comparisons.experiments import SCRIPTS, Experiments
 from fer_pll.data.dataset import load_prepared
+
+from .experiments import Experiments
 
 BATCHES, STEPS = (72, 128, 256), 6
 
@@ -17,15 +18,15 @@ def measure_cost(experiments: Experiments) -> str:
     rows = len(load_prepared(experiments.data(None, 0), "train"))
     lines = ["| batch | seconds a step | minutes an epoch | peak memory, GiB |", "|---|---|---|---|"]
     for batch in BATCHES:
-        folder = experiments.out / args.scale / f"cost-{batch}"
-        command = [sys.executable, SCRIPTS / "finetune.py", "--config", experiments.config("ferplus")]
+        folder = experiments.folder / f"cost-{batch}"
+        command = [sys.executable, "-m", "fer_pll.commands.finetune", "--config", experiments.backbone_config("vit")]
         command += ["--data", experiments.data(None, 0), "--output_dir", folder, "--overwrite", "true"]
         command += ["--max_steps", STEPS, "--per_device_train_batch_size", batch, "--logging_steps", 1]
         command += ["--eval_strategy", "no", "--save_strategy", "no", *args.options]
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise ValueError(f"the training with batch size {batch} failed; its message stands above.")
+            raise ValueError(f"the run with batch size {batch} failed; its message stands above.")
         state = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         seconds = next(log["train_runtime"] for log in state if "train_runtime" in log) / STEPS
         memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30

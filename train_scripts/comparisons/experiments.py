@@ -1,4 +1,4 @@
-"""The trainings behind the tables: made once, continued where they were cut off, never mixed with other settings."""
+"""The runs behind the tables: made once, continued where they were cut off, never mixed with other settings."""
 
 import argparse
 import json
@@ -7,59 +7,58 @@ import platform
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import load_file
 
-from comparisons.tables import Run
+from fer_pll.commands import evaluate, finetune, out_of_fold, pretrain
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.labels.candidates import dataset_fingerprint
+from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
 from fer_pll.training.trainer import CONFIDENCE_NAME
 
+from .results import AUDIT_COLUMNS, CURVE_COLUMNS, CURVES, RUN_COLUMNS, ResultTable, check_same
+from .runs import Run
+
 SCRIPTS = Path(__file__).resolve().parents[1]
+COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "out-of-fold": out_of_fold}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of the networks. `configs` names a folder of hub_configs, `{}` being objective or data set."""
+    """Sizes of the networks.
 
-    configs: str
-    resnet: str
-    changes: dict = field(default_factory=dict)
+    pretraining: folder of hub_configs for the pre-training of the ViT, `{}` being its objective.
+    backbones: of each network that can be fine-tuned, a folder of hub_configs or of train_scripts/configs.
+    vit_changes: other values for the config.json of the ViT.
+    pretrain_epochs, epochs: None for those of the configuration.
+    """
+
+    pretraining: str
+    backbones: dict[str, str]
+    vit_changes: dict = field(default_factory=dict)
     pretrain_epochs: int | None = None
     epochs: int | None = None
 
 
+TINY = {"vit": "fer-pll-tiny-ferplus-quick", "resnet18": str(SCRIPTS / "configs" / "resnet18")}
+BASE = {"vit": "fer-pll-vit-base-ferplus", "resnet18": str(SCRIPTS / "configs" / "resnet18-224")}
 SCALES = {
-    "nano": Scale("fer-pll-tiny-{}", "resnet18", {"num_hidden_layers": 4}, 20, 12),
-    "tiny": Scale("fer-pll-tiny-{}", "resnet18", {}, 20, 12),
-    "base": Scale("fer-pll-vit-base-{}", "resnet18-224"),  # as many epochs as the paper has
-}
-
-
-# Options of the training scripts that say how one trains, not what is learned: they make no other result.
-CHANGE_NO_FIGURE = {
-    "dataloader_num_workers",
-    "dataloader_persistent_workers",
-    "dataloader_pin_memory",
-    "dataloader_prefetch_factor",
-    "disable_tqdm",
-    "log_level",
-    "report_to",
-    "save_total_limit",
+    "nano": Scale("fer-pll-tiny-{}", TINY, {"num_hidden_layers": 4}, 20, 12),
+    "tiny": Scale("fer-pll-tiny-{}", TINY, {}, 20, 12),
+    "base": Scale("fer-pll-vit-base-{}", BASE),  # as many epochs as the paper has
 }
 
 
 class Experiments:
-    """The runs of one scale over one data set.
+    """The runs of one group, all of one scale and over one data set.
 
     Args:
         args: the parsed command line.
@@ -68,40 +67,45 @@ class Experiments:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.scale = SCALES[args.scale]
+        self.group = args.group or args.scale
         self.out = Path(args.out)
-        self.results = Path(args.results or self.out / "results") / args.scale
-        self.tables = self.out / args.scale / "tables"
+        self.folder = self.out / self.group
+        self.tables = self.folder / "tables"
+        self.results = Path(args.results or self.out / "results")
+        self.runs = ResultTable(self.results / "runs.csv", RUN_COLUMNS)
+        self.curves = ResultTable(self.results / "curves.csv", CURVE_COLUMNS)
+        self.audits = ResultTable(self.results / "audits.csv", AUDIT_COLUMNS)
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
         data = load_prepared(args.data)
         for split in ("train", "validation"):
             if split not in data:
                 raise ValueError(f"--data {args.data} has no split {split!r}, which the comparisons need.")
-        given = numpy_column(data["train"], "votes") > 0 if "votes" in data["train"].column_names else None
-        names = data["train"].features["label"].names
-        if given is None:
-            given = np.eye(len(names), dtype=bool)[numpy_column(data["train"], "label")]
-        given[~given.any(axis=1), 0] = True  # of a row without votes there is nothing to tell
-        self.fingerprint = dataset_fingerprint(names, data["train"]["row_id"], given)
+        self.fingerprint = label_fingerprint(data["train"])
 
-    def script(self, name: str, argv: list) -> None:
-        """Run one of the commands of `fer-pll` in this process."""
+    def run(self, command: str, argv: Sequence) -> None:
+        """Run a command of fer-pll."""
         argv = [str(value) for value in argv]
-        print(f"$ fer-pll {name} {shlex.join(argv)}", flush=True)
-        import_module(f"fer_pll.commands.{name}").main(argv)
+        print(f"$ fer-pll {command} {shlex.join(argv)}", flush=True)
+        COMMANDS[command].main(argv)
 
-    def config(self, name: str) -> str:
-        """Folder of a configuration at this scale."""
-        folder = config_folder(self.scale.configs.format(name))
-        if not self.scale.changes:
+    def vit_config(self, name: str) -> str:
+        """Folder of a configuration of the ViT at this scale."""
+        folder = config_folder(name)
+        if not self.scale.vit_changes:
             return str(folder)
         mine = self.out / "configs" / folder.name
         mine.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():
             shutil.copyfile(path, mine / path.name)
-        config = json.loads((folder / "config.json").read_text()) | self.scale.changes
+        config = json.loads((folder / "config.json").read_text()) | self.scale.vit_changes
         (mine / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         return str(mine)
+
+    def backbone_config(self, backbone: str) -> str:
+        """Folder of the configuration that a backbone is fine-tuned with."""
+        name = self.scale.backbones[backbone]
+        return self.vit_config(name) if backbone == "vit" else name
 
     def data_folder(self, *parts: str) -> Path:
         """Folder of data that are made from --data and its part --max-samples, `parts` saying how."""
@@ -129,23 +133,23 @@ class Experiments:
     def epochs_option(self, epochs: int | None) -> list:
         return [] if epochs is None else ["--num_train_epochs", epochs]
 
-    def train(self, script: str, folder: Path, argv: list, settings: dict) -> float:
-        """Run a training script to its end, from its last checkpoint where it was cut off; seconds of this call.
+    def train(self, command: str, folder: Path, argv: list, settings: dict) -> float:
+        """Run pretrain or finetune to its end, from its last checkpoint where it was cut off; seconds of this call.
 
         Raises:
-            ValueError: where a training that was cut off in the folder had other settings.
+            ValueError: where a run that was cut off in the folder had other settings.
         """
         start = time.perf_counter()
         begun = folder.with_name(f"{folder.name}.json")
         if begun.is_file():
-            check_same(json.loads(begun.read_text()), settings, begun)
-        write_json(settings, begun)
+            check_same(json.loads(begun.read_text()), settings, str(begun))
+        write_json(begun, settings)
         argv = [*argv, "--output_dir", folder, *self.args.options]
         if last_checkpoint(folder) is not None:
             argv += ["--resume_from_checkpoint", "last"]
         elif folder.is_dir():
             shutil.rmtree(folder)  # nothing was learned yet
-        self.script(script, argv)
+        self.run(command, argv)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         return time.perf_counter() - start
@@ -153,26 +157,27 @@ class Experiments:
     def pretrain(self, objective: str, seed: int) -> Path:
         """Folder of a pre-trained encoder; made where it is missing."""
         samples = f"-{self.args.max_samples}samples" if self.args.max_samples else ""
-        folder = self.out / self.args.scale / "pretrain" / f"{objective}-seed{seed}{samples}"
+        folder = self.folder / "pretrain" / f"{objective}-seed{seed}{samples}"
         settings = {"epochs": self.pretrain_epochs, "options": self.args.options, "fingerprint": self.fingerprint}
         done = folder / "pretrained.json"
         if done.is_file():
-            check_same(json.loads(done.read_text())["settings"], settings, done)
+            check_same(json.loads(done.read_text())["settings"], settings, str(done))
             return folder
-        argv = ["--config", self.config(objective), "--data", self.data(None, seed), "--seed", seed]
+        config = self.vit_config(self.scale.pretraining.format(objective))
+        argv = ["--config", config, "--data", self.data(None, seed), "--seed", seed]
         seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs), settings)
-        write_json({"settings": settings, "seconds": seconds}, done)
+        write_json(done, {"settings": settings, "seconds": seconds})
         return folder
 
     def settings(self, run: Run, seed: int) -> dict:
         """What a result depends on."""
-        experiment = SCRIPTS / "experiments" / f"{run.settings}.yaml"
         return {
-            "experiment": yaml.safe_load(experiment.read_text()) | dict(run.overrides),
-            "pretraining": run.pretraining,
-            "resnet": run.resnet,
-            "votes": run.votes,
             "seed": seed,
+            "scale": self.args.scale,
+            "backbone": run.backbone,
+            "pretraining": run.pretraining,
+            "votes": run.votes,
+            "experiment": yaml.safe_load(settings_file(run).read_text()) | dict(run.overrides),
             "max_samples": self.args.max_samples,
             "pretrain_epochs": self.pretrain_epochs if run.pretraining else None,
             "epochs": self.epochs,
@@ -182,10 +187,9 @@ class Experiments:
 
     def training_options(self, run: Run, seed: int) -> list:
         """What a run's training is told, but for its data and its folder; pre-trains where that is missing."""
-        config = SCRIPTS / "experiments" / self.scale.resnet if run.resnet else self.config("ferplus")
-        argv = ["--config", config, "--seed", seed]
+        argv = ["--config", self.backbone_config(run.backbone), "--seed", seed]
         argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
-        argv += ["--settings", SCRIPTS / "experiments" / f"{run.settings}.yaml"]
+        argv += ["--settings", settings_file(run)]
         argv += self.epochs_option(self.epochs)
         if self.epochs is not None:
             argv += ["--revision_warmup_epochs", self.epochs / 3]
@@ -194,48 +198,69 @@ class Experiments:
         return argv
 
     def run_folder(self, run: Run, seed: int) -> Path:
-        return self.out / self.args.scale / f"{run.name}-seed{seed}"
+        return self.folder / f"{run.name}-seed{seed}"
 
-    def result_path(self, run: Run, seed: int) -> Path:
-        return self.results / f"{run.name}-seed{seed}.json"
+    def read(self, table: ResultTable, name: str, settings: dict) -> dict | None:
+        """A result of this group, None where it is missing.
+
+        Raises:
+            ValueError: where it was made with other settings.
+        """
+        seed = settings["seed"]
+        result = table.find(self.group, name, seed)
+        if result is not None:
+            check_same(result["settings"], settings, f"{table.path}: in {self.group}, {name} with seed {seed}")
+        return result
 
     def finished(self, run: Run, seed: int) -> dict | None:
-        """The result of a run, `None` where it is missing; see `read_result`."""
-        return read_result(self.result_path(run, seed), self.settings(run, seed))
+        """The result of a run, None where it is missing; see `read`."""
+        return self.read(self.runs, run.name, self.settings(run, seed))
 
     def result(self, run: Run, seed: int) -> dict:
         """The result of a run; made where it is missing."""
         result = self.finished(run, seed)
         if result is not None:
             return result
-        folder = self.run_folder(run, seed)
+        folder, settings = self.run_folder(run, seed), self.settings(run, seed)
         argv = ["--data", self.data(run.votes, seed), *self.training_options(run, seed)]
-        seconds = self.train("finetune", folder, argv, self.settings(run, seed))
-        self.script("evaluate", [folder, self.data(run.votes, seed), "--out", folder / "evaluation"])
+        seconds = self.train("finetune", folder, argv, settings)
+        self.run("evaluate", [folder, self.data(run.votes, seed), "--out", folder / "evaluation"])
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-        curves = ("eval_accuracy", "eval_mean_class_accuracy", "label_recovery", "revised_fraction")
+        curves = {
+            name: [[round(log["epoch"], 3), round(log[name], 5)] for log in logs if name in log] for name in CURVES
+        }
+        self.curves.write(self.group, run.name, {"settings": settings, **curves})
         result = {
-            "settings": self.settings(run, seed),
+            "settings": settings,
             "classes": metrics["classes"],
-            "protocols": metrics["protocols"],
-            "curves": {
-                name: [[round(log["epoch"], 3), round(log[name], 5)] for log in logs if name in log] for name in curves
-            },
+            **metrics["protocols"],
+            "label_recovery": curves["label_recovery"][-1][1] if curves["label_recovery"] else None,
             "coverage": self.coverage(run, seed),
             "seconds": round(seconds),
             "machine": machine(),
         }
-        write_json(result, self.result_path(run, seed))
-        return result
+        self.runs.write(self.group, run.name, result)
+        return self.finished(run, seed)
+
+    def curve(self, run: Run, seed: int, name: str) -> list[list[float]]:
+        """One of `CURVES` of a finished run: pairs of epoch and value.
+
+        Raises:
+            ValueError: where the file of the curves lacks it.
+        """
+        curves = self.curves.find(self.group, run.name, seed)
+        if curves is None:
+            raise ValueError(f"{self.curves.path} has no curves of {run.name} with seed {seed} in {self.group}.")
+        return curves[name]
 
     def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
         """Mean size of the candidate sets; share of them that hold the label; share of all votes that fall into them.
 
         The label is known where the data set has true labels, or nothing but labels.
         """
-        rows, table = self.confidences(run, seed)
-        candidates = table["candidates"].astype(bool)
+        table, rows = self.confidences(run, seed)
+        candidates = table.candidates.numpy()
         votes = numpy_column(rows, "votes") if "votes" in rows.column_names else None
         label_inside = votes_inside = None
         if votes is not None:
@@ -247,61 +272,36 @@ class Experiments:
         size = float(candidates.sum(axis=1).mean())
         return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
-    def confidences(self, run: Run, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-        """The training rows in the order of their index, and what the run's confidence table holds of them."""
-        table = load_file(self.run_folder(run, seed) / CONFIDENCE_NAME)
+    def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
+        """The run's confidences, and the training rows that they belong to, in the same order."""
         rows = load_prepared(self.data(run.votes, seed), "train")
-        return rows.select(numpy_column(rows, "index").argsort()), table
+        return ConfidenceTable.load(self.run_folder(run, seed) / CONFIDENCE_NAME, rows.features["label"].names), rows
+
+
+def settings_file(run: Run) -> Path:
+    return SCRIPTS / "settings" / f"{run.settings}.yaml"
+
+
+def label_fingerprint(train: Dataset) -> str:
+    """Fingerprint of rows and the labels that their annotators chose; of a row without votes, that may be any."""
+    names = train.features["label"].names
+    if "votes" in train.column_names:
+        chosen = numpy_column(train, "votes") > 0
+        chosen[~chosen.any(axis=1)] = True
+    else:
+        chosen = np.eye(len(names), dtype=bool)[numpy_column(train, "label")]
+    return dataset_fingerprint(names, train["row_id"], chosen)
 
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
-    """A part of the rows, the same in every call, numbered anew."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
-    part = dataset.select(chosen).remove_columns("index")
-    return part.add_column("index", np.arange(len(part)))
+    """A part of the rows, the same in every call."""
+    part = dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
+    if "index" in part.column_names:
+        part = part.remove_columns("index").add_column("index", np.arange(len(part)))
+    return part
 
 
-def read_result(path: Path, settings: dict) -> dict | None:
-    """What the file of a result holds, `None` where there is none.
-
-    Raises:
-        ValueError: where it was made with other settings.
-    """
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
-    check_same(result["settings"], settings, path)
-    return result
-
-
-def check_same(before: dict, now: dict, path: Path) -> None:
-    """Raise `ValueError` where a result that is there was made with other settings."""
-    before, now = (
-        settings | {"options": options_that_count(settings["options"])}
-        for settings in (before, json.loads(json.dumps(now)))
-    )
-    different = [f"{name} {before.get(name)!r}, not {now[name]!r}" for name in now if before.get(name) != now[name]]
-    if different:
-        raise ValueError(
-            f"{path} was made with other settings ({'; '.join(different)}). Results are never mixed: give the "
-            "settings that it was made with, or another --out and --results."
-        )
-
-
-def options_that_count(options: list[str]) -> dict[str, str]:
-    """Options of the training scripts by their names, without those that change no figure."""
-    values: dict[str, list[str]] = {}
-    for word in options:
-        if word.startswith("--"):
-            name, *given = word[2:].split("=", 1)
-            name = name.replace("-", "_")
-            values[name] = given
-        elif values:
-            values[name].append(word)
-    return {name: " ".join(given) or "true" for name, given in values.items() if name not in CHANGE_NO_FIGURE}
-
-
-def write_json(content: dict, path: Path) -> None:
+def write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(json.dumps(content, indent=1) + "\n")

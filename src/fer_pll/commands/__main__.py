@@ -36,7 +36,7 @@ examples:
   fer-pll prepare ferplus path/to/ferplus --out data/ferplus
   fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
       --output_dir runs/pretrain
-  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune
   fer-pll evaluate runs/finetune data/ferplus
   fer-pll audit runs/finetune --out audit

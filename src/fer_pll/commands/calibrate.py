@@ -32,7 +32,7 @@ from ..training.trainer import CONFIDENCE_NAME
 EPILOG = """\
 example:
   fer-pll prepare ferplus path/to/ferplus --out data/ferplus --hold-out 0.05
-  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --output_dir runs/finetune
   fer-pll calibrate runs/finetune data/ferplus --out runs/calibrated
 """

@@ -29,17 +29,17 @@ from ..training.trainer import FerPllTrainer
 
 EPILOG = """\
 examples:
-  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune
 
   # go on where a run was cut off
-  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune \\
       --resume_from_checkpoint last
 
   # push the model when the training ends; the token is that of hf auth login,
   # or HF_TOKEN
-  fer-pll finetune --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --output_dir runs/finetune --push_to_hub --hub_model_id YOUR-NAME/faces
 
   # two GPUs

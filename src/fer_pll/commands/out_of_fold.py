@@ -28,7 +28,7 @@ from ..training.settings_parser import SettingsParser
 
 EPILOG = """\
 example:
-  fer-pll out-of-fold --config fer-pll-tiny-ferplus --data data/ferplus \\
+  fer-pll out-of-fold --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/out-of-fold \\
       --loss soft_votes --folds 5
 """

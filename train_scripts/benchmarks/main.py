@@ -1,0 +1,113 @@
+"""Measures one part of fer-pll beside the library that a user would otherwise take, in the same run."""
+
+import argparse
+import inspect
+import json
+import os
+import platform
+
+from . import data, finetune, hog, inference, pretrain, start, stream, table
+
+EPILOG = """\
+examples:
+  # HOG targets beside scikit-image, on one thread and on all, with the largest difference between the two
+  python train_scripts/benchmark.py hog
+
+  # a pre-training step of the tiny model beside transformers' ViTMAEForPreTraining; of ViT-B/16 in bfloat16
+  python train_scripts/benchmark.py pretrain
+  python train_scripts/benchmark.py pretrain --scale base --bf16 --batch-size 64
+
+  # a fine-tuning step beside transformers' ViTForImageClassification, and what the trainer adds to transformers' own
+  python train_scripts/benchmark.py finetune
+  python train_scripts/benchmark.py finetune --scale base --repeats 3
+
+  # a forward in torch and in onnxruntime (float32 and int8) beside transformers' ViTForImageClassification
+  python train_scripts/benchmark.py inference
+  python train_scripts/benchmark.py inference --scale base --repeats 10
+
+  # from the start of Python to the first prediction of the checkpoint in the package
+  python train_scripts/benchmark.py start
+
+  # reading, augmenting and collating pictures beside the same written by hand with Pillow, and beside the training
+  python train_scripts/benchmark.py data
+  python train_scripts/benchmark.py data --scale base --repeats 3
+
+  # a stream of a hundred thousand pictures beside that of datasets: speed, memory, and going on in the middle
+  python train_scripts/benchmark.py stream
+
+  # memory of the confidence table and time of a look-up and revision, from ten thousand to ten million rows
+  python train_scripts/benchmark.py table
+
+Both sides take turns within one run and the median counts, so that other work on the machine hits both alike. The
+last line of the output is one JSON object: benchmark, ratios, targets (of those ratios that have one) and machine.
+`benchmark.py NAME --help` lists the options and the ratios of one benchmark.
+"""
+
+# A new benchmark is a module with a function that adds its options to a parser and one that measures and returns a
+# Result, whose docstring is the help; and an entry here.
+BENCHMARKS = {
+    "hog": hog,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "inference": inference,
+    "start": start,
+    "data": data,
+    "stream": stream,
+    "table": table,
+}
+
+
+def cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def machine(args, peer):
+    """What the figures depend on, without the machine's name."""
+    import torch
+
+    cpu = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu or platform.machine(),
+        "cores": cores(),
+        "threads": args.threads,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peer": peer,
+    }
+
+
+def parse_args(argv):
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--threads", type=int, default=cores(), metavar="N", help=f"where not one (default: all cores, {cores()})"
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = parser.add_subparsers(dest="name", metavar="NAME", required=True, help=" or ".join(BENCHMARKS))
+    for name, benchmark in BENCHMARKS.items():
+        benchmark.add_options(
+            names.add_parser(
+                name,
+                parents=[common],
+                description=inspect.getdoc(benchmark.measure),
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+            )
+        )
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    result = BENCHMARKS[args.name].measure(args)
+    widths = [max(map(len, column)) for column in zip(*result.table, strict=True)]
+    for first, *cells in result.table:
+        print(first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)))
+    summary = {"benchmark": args.name, "ratios": result.ratios, "targets": result.targets}
+    print(json.dumps(summary | {"machine": machine(args, result.peer)}))

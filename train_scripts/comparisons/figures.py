@@ -1,0 +1,112 @@
+"""Figures of the tables, as PNG. Each function, or the one that it makes, is the `figure` of a `tables.Table`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fer_pll.data.dataset import numpy_column
+from fer_pll.plots.confusion_matrix import plot_confusion_matrix
+from fer_pll.plots.curves import plot_curves
+from fer_pll.plots.gallery import plot_gallery
+from fer_pll.training.trainer import CONFIDENCE_NAME
+
+from .experiments import Experiments
+from .report import COLUMNS, spread
+from .runs import Row
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a figure is drawn from.
+
+    title: of the table.
+    rows, results: of the table; `results` has for each row the result of each seed.
+    experiments: where the results come from.
+    stem: path of the PNG without its ending; more may follow it.
+    """
+
+    title: str
+    rows: list[Row]
+    results: list[list[dict]]
+    experiments: Experiments
+    stem: Path
+
+    def path(self, name: str = "") -> Path:
+        return self.stem.with_name(f"{self.stem.name}-{name}.png" if name else f"{self.stem.name}.png")
+
+
+Figure = Callable[[Drawing], list[Path]]
+
+
+def over_epochs(curve: str) -> Figure:
+    """One of `results.CURVES` over the epochs, a line for each row."""
+
+    def draw(drawing: Drawing) -> list[Path]:
+        curves = {
+            row.title: [drawing.experiments.curve(row.run, result["settings"]["seed"], curve) for result in found]
+            for row, found in zip(drawing.rows, drawing.results, strict=True)
+        }
+        plot_curves(curves, drawing.path(), drawing.title, "epoch", "share of the rows")
+        return [drawing.path()]
+
+    return draw
+
+
+def over_rows(axis: str) -> Figure:
+    """Accuracy over the rows, whose titles are the numbers on the axis; a line for each seed."""
+
+    def draw(drawing: Drawing) -> list[Path]:
+        points = [
+            [
+                [float(row.title), COLUMNS["all"](found[number])]
+                for row, found in zip(drawing.rows, drawing.results, strict=True)
+                if number < len(found)
+            ]
+            for number in range(len(drawing.results[0]))
+        ]
+        plot_curves({"accuracy, protocol all": points}, drawing.path(), drawing.title, axis, "accuracy")
+        return [drawing.path()]
+
+    return draw
+
+
+def confusion_matrices(drawing: Drawing) -> list[Path]:
+    """For each row, the confusion matrix of all its seeds together."""
+    paths = []
+    for row, found in zip(drawing.rows, drawing.results, strict=True):
+        matrix = sum(np.array(result["all"]["confusion_matrix"]) for result in found)
+        paths.append(drawing.path(row.title.replace(" ", "-")))
+        heading = f"{row.title}: mean class accuracy {spread([COLUMNS['mean class'](r) for r in found])} %"
+        plot_confusion_matrix(matrix, found[0]["classes"], paths[-1], heading)
+    return paths
+
+
+def galleries(drawing: Drawing) -> list[Path]:
+    """Images whose majority label training overruled most clearly, and images of which it chose one candidate."""
+    run, experiments = drawing.rows[0].run, drawing.experiments
+    seed = experiments.args.seeds[0]
+    if not (experiments.run_folder(run, seed) / CONFIDENCE_NAME).is_file():
+        print("no galleries: they need the folder of the run, which is not here (and data sets with votes).")
+        return []
+    table, rows = experiments.confidences(run, seed)
+    if "votes" not in rows.column_names:
+        print("no galleries: the data set has no votes.")
+        return []
+    votes, confidence = numpy_column(rows, "votes"), table.confidence.numpy()
+    candidates, number = table.candidates.numpy(), np.arange(len(rows))
+    found, majority = confidence.argmax(axis=1), votes.argmax(axis=1)
+    overruled = confidence[number, found] - confidence[number, majority]
+    decided = (candidates.sum(axis=1) > 1) & (confidence.max(axis=1) > 0.99) & (found == majority)
+    paths = []
+    for name, chosen in (
+        ("overruled", [row for row in np.argsort(-overruled)[:18] if overruled[row] > 0]),
+        ("decided", np.random.default_rng(0).permutation(np.flatnonzero(decided))[:18]),
+    ):
+        if len(chosen):
+            paths.append(drawing.path(name))
+            part = rows.select(chosen)
+            names = rows.features["label"].names
+            plot_gallery(part["image"][:], votes[chosen], candidates[chosen], confidence[chosen], names, paths[-1])
+    return paths

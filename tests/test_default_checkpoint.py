@@ -70,7 +70,7 @@ def test_card_and_readme_say_what_was_measured_of_these_weights():
     card = (FOLDER / "README.md").read_text()
     assert card == str(folder_card(FOLDER, FOLDER.name, license="apache-2.0", packaged=True))
     assert report["protocols"]["all"]["rows"] == 3553 and report["split"] == "validation"
-    temperature = json.loads((FOLDER / "config.json").read_text())["calibration_temperature"]
+    temperature = json.loads((FOLDER / "training.json").read_text())["calibration"]["temperature"]
     assert f"the temperature {temperature:.3f}, fitted on" in card and "load_default()" in card
     readme = (ROOT / "README.md").read_text()
     for metrics in report["protocols"].values():

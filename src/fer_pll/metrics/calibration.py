@@ -44,13 +44,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 @torch.no_grad()
 def fold_temperature(model: FerPllForImageClassification, temperature: float) -> None:
-    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike.
-
-    `config.calibration_temperature` holds the product of all that were folded in.
-    """
+    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike."""
     model.classifier.weight /= temperature
     model.classifier.bias /= temperature
-    model.config.calibration_temperature *= temperature
 
 
 @torch.no_grad()

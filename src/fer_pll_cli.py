@@ -198,7 +198,6 @@ def add_export(commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name of a trained classifier")
-    parser.add_argument("--format", choices=("onnx",), default="onnx", help="of the file (default: %(default)s)")
     parser.add_argument(
         "--dtype", choices=("float32", "int8"), default="float32", help="of the weights (default: %(default)s)"
     )

@@ -206,6 +206,12 @@ def test_the_shipped_configurations_have_the_crop_of_ferplus():
     np.testing.assert_allclose(tiny.landmarks, first, atol=1)
 
 
+def test_a_name_that_nothing_has_is_refused_with_those_that_exist(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ValueError, match="fer-pll-tiny-ferpuls: no checkpoint.*fer-pll-tiny-ferplus"):
+        FaceCrop.from_pretrained("fer-pll-tiny-ferpuls")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..io.shipped import shipped_config
+from ..io.shipped import shipped_config, shipped_names
 from ..model.face_crop import check_face_crop
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -64,7 +64,11 @@ class FaceCrop:
 
     @classmethod
     def from_pretrained(cls, model: str) -> "FaceCrop":
-        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs."""
+        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
+
+        Raises:
+            ValueError: there is none, or it does not say how its faces are cropped.
+        """
         if not Path(model).exists() and (folder := shipped_config(model)) is not None:
             model = str(folder)
         file = Path(model) / "preprocessor_config.json"
@@ -72,7 +76,14 @@ class FaceCrop:
             return cls.from_dict(json.loads(file.read_text()).get("face_crop"), str(model))
         from transformers import AutoImageProcessor  # not above: what runs without torch imports this module
 
-        return cls.from_image_processor(AutoImageProcessor.from_pretrained(model, trust_remote_code=False), str(model))
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(
+                f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "
+                f"{', '.join(shipped_names())}"
+            ) from error
+        return cls.from_image_processor(image_processor, str(model))
 
     @property
     def landmarks(self) -> np.ndarray:

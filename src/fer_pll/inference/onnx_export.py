@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from ..data.dataset import load_prepared
 from ..data.sources.synthetic.dataset import generate_rows
 from ..faces.detection import MissingExtra
-from ..model import FerPllImageProcessor
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .loading import load_weights
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from ..model import FerPllForImageClassification
+from ..model.modeling_fer_pll import FerPllForImageClassification
 
 LIMITS = 0.05, 20.0
 """Of the temperature; labels that the logits always get right, or that they know nothing of, have no best one."""

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from ..model import FerPllConfig, FerPllForPreTraining
-from ..model.modeling_fer_pll import FerPllPreTrainedModel
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
 from .callbacks import NUM_PICTURES, PreTrainingMonitor
 from .linear_probe import LinearProbe

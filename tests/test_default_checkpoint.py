@@ -1,6 +1,7 @@
 """fer-pll-tiny-ferplus, the checkpoint that comes with the package: complete, as its card says, and of use at once."""
 
 import csv
+import io
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from transformers import pipeline
 
 import fer_pll
 import fer_pll_cli
+from fer_pll.data.sources.synthetic.dataset import generate_rows
 from fer_pll.hub.card import folder_card, read_evaluations
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -56,6 +58,25 @@ def test_load_default_is_ready_to_predict():
     assert said == pytest.approx(dict(zip(EXPRESSIONS, probabilities.tolist(), strict=True)), abs=1e-6)
 
 
+LOGITS = [
+    [2.381242, 0.765376, 1.496372, 0.055979, -3.945979, -3.531584, -0.221818, 1.005989],
+    [3.356513, -3.465632, 2.547290, -0.767144, -4.387341, -4.155022, -2.603154, -0.991103],
+    [3.493561, -5.503231, 1.230812, 1.808133, -2.960345, -2.525063, 1.284559, -0.805723],
+    [0.197330, -0.419050, 5.936619, -4.050691, -2.312010, -2.940752, 0.945487, -2.974013],
+]
+"""Of version 0.1.0, on four drawn faces."""
+
+
+def test_its_logits_stay_the_same():
+    model, image_processor = fer_pll.load_default()
+    rows = generate_rows("test", range(4), image_size=48)
+    faces = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    with torch.no_grad():
+        logits = model(**image_processor(faces, return_tensors="pt")).logits
+    # Across processors the order of the sums differs: relative to the largest logits.
+    torch.testing.assert_close(logits, torch.tensor(LOGITS), rtol=1e-5, atol=1e-5)
+
+
 def test_the_astronaut_is_happy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Image.fromarray(astronaut()).save(tmp_path / "astronaut.png")
@@ -70,7 +91,7 @@ def test_card_and_readme_say_what_was_measured_of_these_weights():
     card = (FOLDER / "README.md").read_text()
     assert card == str(folder_card(FOLDER, FOLDER.name, license="apache-2.0", packaged=True))
     assert report["protocols"]["all"]["rows"] == 3553 and report["split"] == "validation"
-    temperature = json.loads((FOLDER / "config.json").read_text())["calibration_temperature"]
+    temperature = json.loads((FOLDER / "training.json").read_text())["calibration"]["temperature"]
     assert f"the temperature {temperature:.3f}, fitted on" in card and "load_default()" in card
     readme = (ROOT / "README.md").read_text()
     for metrics in report["protocols"].values():

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -45,7 +46,7 @@ print(json.dumps({
     "settings": sorted(path.name for path in folder.iterdir()),
     "template": str(shipped("model_card.md")),
     "classes": [f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes],
-    "lazy": [getattr(getattr(fer_pll, name), "__name__", name) for name in fer_pll.__all__],
+    "public": [name for name in fer_pll.__all__ if getattr(fer_pll, name) is not None],
 }))
 """
 
@@ -114,7 +115,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
         if path.is_file()
-        and (path.suffix in (".py", ".html", ".txt") or path.name == "py.typed" or "checkpoints" in path.parts)
+        and (path.suffix in (".py", ".pyi", ".html", ".txt") or path.name == "py.typed" or "checkpoints" in path.parts)
     }
     configs = {f"fer_pll/{path.relative_to(ROOT)}" for path in (ROOT / "hub_configs").glob("*/*")}
     assert {
@@ -132,6 +133,20 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 
 def test_one_version():
     assert fer_pll.__version__ == version("fer-pll")
+
+
+def test_public_names_are_what_type_checkers_see():
+    """`__init__.pyi` is the list; what it says of a name is true, and known before its module is imported."""
+    stub = (ROOT / "src/fer_pll/__init__.pyi").read_text()
+    listed = {name: module for module, name in re.findall(r"^from (\S+) import \w+ as (\w+)", stub, re.MULTILINE)}
+    assert fer_pll.__all__ == sorted(listed) and set(fer_pll.__all__) <= set(dir(fer_pll))
+    for name, module in listed.items():
+        value = getattr(fer_pll, name)
+        assert value is getattr(fer_pll, name)
+        where = getattr(value, "__module__", None)
+        assert where is None or where.startswith("fer_pll" + module), name
+    with pytest.raises(AttributeError, match="module 'fer_pll' has no attribute 'FerPllTrainr'"):
+        fer_pll.FerPllTrainr  # noqa: B018
 
 
 def test_installed_wheel_works_outside_the_checkout(outside):
@@ -154,7 +169,7 @@ def test_installed_wheel_works_outside_the_checkout(outside):
         "fer_pll.FerPllForImageClassification",
         "fer_pll.FerPllForPreTraining",
     ]
-    assert found["lazy"] == fer_pll.__all__
+    assert found["public"] == fer_pll.__all__
     # What `import fer_pll` brings in beyond transformers' classes: datasets, evaluate, matplotlib ... come when used.
     # (transformers' pipelines import its tokenizers.)
     assert set(found["added"]) <= {"fer_pll", "transformers", "tokenizers"}

@@ -15,7 +15,7 @@ FERPLUS = {
     "name": "FER+",
     "template": [[0.319, 0.396], [0.693, 0.393], [0.51, 0.593], [0.35, 0.761], [0.656, 0.757]],
     "size": 48,
-    "colour": "grey",
+    "color": "gray",
     "margin": 0.0,
 }
 # Their faces are cropped in other ways; `fer-pll measure-crop` finds out how.

@@ -1,10 +1,13 @@
 """Facial expression recognition from candidate label sets.
 
-Importing the package registers its models with the Auto classes of transformers. What only training needs is loaded
-when it is first used.
+Importing the package registers its models with the Auto classes of transformers. Everything else that it offers is
+named in `__init__.pyi`, and imported when it is first used.
 """
 
+import ast
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -18,8 +21,14 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .inference.pipeline import TASK, FacialExpressionPipeline
 from .io.shipped import DEFAULT_CHECKPOINT
-from .model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
-from .model.modeling_fer_pll import FerPllPreTrainedModel
+from .model.configuration_fer_pll import FerPllConfig
+from .model.image_processing_fer_pll import FerPllImageProcessor
+from .model.modeling_fer_pll import (
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllModel,
+    FerPllPreTrainedModel,
+)
 
 __version__ = "0.1.0"
 
@@ -53,45 +62,25 @@ def _push_card(model: PreTrainedModel, repo_id: str, **options) -> None:
 FerPllPreTrainedModel.push_card = _push_card
 
 
-def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-    """The classifier that comes with the package, ready to predict, and its image processor.
-
-    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, logits (B, 8), on faces cropped as its card
-    describes. It is read from the package's own files: no network, no download.
-    """
-    model = FerPllForImageClassification.from_pretrained(DEFAULT_CHECKPOINT)
-    return model.eval(), FerPllImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+def _public_names() -> dict[str, tuple[str, str]]:
+    """Module and name there of each public name, as `__init__.pyi` imports them."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname: (f".{node.module}", alias.name) for node in imports for alias in node.names}
 
 
-_LAZY = {
-    "METHODS": "fer_pll.training.methods",
-    "REVISION_RULES": "fer_pll.labels.revision",
-    "ConfidenceTable": "fer_pll.labels.confidence_table",
-    "FerPllTrainer": "fer_pll.training.trainer",
-    "FerPllTrainingArguments": "fer_pll.training.arguments",
-    "Method": "fer_pll.training.methods",
-    "RevisionRule": "fer_pll.labels.revision",
-}
+_PUBLIC = _public_names()
 
-__all__ = [
-    "METHODS",
-    "REVISION_RULES",
-    "ConfidenceTable",
-    "FerPllConfig",
-    "FerPllForImageClassification",
-    "FerPllForPreTraining",
-    "FerPllImageProcessor",
-    "FerPllModel",
-    "FerPllTrainer",
-    "FerPllTrainingArguments",
-    "FacialExpressionPipeline",
-    "Method",
-    "RevisionRule",
-    "load_default",
-]
+__all__ = sorted(_PUBLIC)
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, name_there = _PUBLIC[name]
+    value = globals()[name] = getattr(import_module(module, __name__), name_there)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,7 +16,7 @@ from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
 
 LARGE = FaceCrop(
-    "large", FaceCrop.from_pretrained("fer-pll-tiny-ferplus").template, size=288, colour="rgb", margin=0.25
+    "large", FaceCrop.from_pretrained("fer-pll-tiny-ferplus").template, size=288, color="rgb", margin=0.25
 )
 
 
@@ -43,8 +43,8 @@ def test_the_crop_is_found_again(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "a face was found in 6 of 6 pictures of 48 x 48 pixels" in printed
     contract = json.loads(printed.splitlines()[-1])["face_crop"]
-    assert (contract["name"], contract["size"], contract["colour"]) == ("again", 48, "grey")
-    found = FaceCrop.of(FerPllImageProcessor(num_channels=1, face_crop=contract))
+    assert (contract["name"], contract["size"], contract["color"]) == ("again", 48, "gray")
+    found = FaceCrop.from_image_processor(FerPllImageProcessor(num_channels=1, face_crop=contract))
     # Her own face is not the median one: what must be found is where it lies in these pictures.
     lies = np.array(find_faces(align_face(photograph, face.landmarks, LARGE), RetinaFace())[0].landmarks) / 4
     assert np.abs(found.landmarks - (lies - 12)).max() < 2

@@ -44,7 +44,7 @@ CROP = {
     "name": "toy",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
     "size": 16,
-    "colour": "grey",
+    "color": "gray",
     "margin": 0.1,
 }
 FAULTS = ("401", "403", "404", "409", "429", "500", "cut", "batch-429", "batch-500", "upload-403", "upload-cut")

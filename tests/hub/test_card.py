@@ -173,13 +173,13 @@ def test_settings_without_a_value_are_left_out(classifier, tmp_path):
 def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
     crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
     card = str(model_card(classifier, "toy", face_crop=crop))
-    assert "cropped as those of FER+: 48 x 48 pixels, grey." in card
+    assert "cropped as those of FER+: 48 x 48 pixels, gray." in card
     for axis, name in enumerate("xy"):
         assert f"| {name} | " + " | ".join(str(point[axis]) for point in crop["template"]) + " |" in card
     assert "MobileFaceNet" in card and 'pipeline("facial-expression-recognition", model="toy"' in card
     assert "margin" not in card and "\n\n\n" not in card
-    wide = str(model_card(classifier, "toy", face_crop={**crop, "margin": 0.25, "colour": "rgb"}))
-    assert "in colour, with a margin of 25 % of the template's side" in wide
+    wide = str(model_card(classifier, "toy", face_crop={**crop, "margin": 0.25, "color": "rgb"}))
+    assert "in color, with a margin of 25 % of the template's side" in wide
     pretraining = str(model_card(FerPllForPreTraining(toy_config), "toy", face_crop=crop))
     assert "FER+: 48 x 48" in pretraining and 'facial-expression-recognition",' not in pretraining
     assert "### The crop" not in str(model_card(classifier, "toy"))

@@ -29,7 +29,7 @@ CROP = {
     "name": "test",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
     "size": 16,
-    "colour": "grey",
+    "color": "gray",
     "margin": 0.1,
 }
 AUTO_MAP = {

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 import fer_pll_cli
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.faces.alignment import FaceCrop
-from fer_pll.inference.onnx_export import export_onnx
+from fer_pll.inference.onnx_export import export_onnx, write_model
 from fer_pll.inference.onnx_runtime import OnnxClassifier
 
 onnx = pytest.importorskip("onnx")
@@ -27,7 +27,7 @@ FACE_CROP = {
     "name": "test",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
     "size": 24,
-    "colour": "grey",
+    "color": "gray",
     "margin": 0.1,
 }
 
@@ -212,6 +212,15 @@ def test_what_cannot_be_exported_is_refused_by_name(checkpoint, tmp_path, capsys
     assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("dtype", ["int4", "float16", ""])
+def test_an_unknown_dtype_is_refused_and_nothing_is_written(checkpoint, dtype, tmp_path):
+    with pytest.raises(ValueError, match=f"dtype '{dtype}' is not known: choose one of float32, int8"):
+        export_onnx(checkpoint, tmp_path / "out", dtype)
+    with pytest.raises(ValueError, match=f"dtype '{dtype}' is not known"):
+        write_model(FerPllForImageClassification.from_pretrained(checkpoint), tmp_path / "model.onnx", dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_run_is_refused_by_name(checkpoint, exported, crops, tmp_path, capsys):
     shutil.copytree(exported, tmp_path / "no-crop")
     settings = json.loads((exported / "preprocessor_config.json").read_text())
@@ -228,4 +237,16 @@ def test_what_cannot_be_run_is_refused_by_name(checkpoint, exported, crops, tmp_
 
 def test_a_wrong_crop_is_named(exported):
     with pytest.raises(ValueError, match=r"face_crop\['size'\]=0"):
-        FaceCrop.from_contract({**OnnxClassifier(exported).face_crop, "size": 0}, "this")
+        FaceCrop.from_dict({**OnnxClassifier(exported).face_crop, "size": 0}, "this")
+
+
+def test_an_export_of_earlier_versions_runs_the_same(exported, crops, tmp_path):
+    shutil.copytree(exported, tmp_path / "earlier")
+    file = tmp_path / "earlier" / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    assert settings["face_crop"].pop("color") == "gray"
+    settings["face_crop"]["colour"] = "grey"
+    file.write_text(json.dumps(settings))
+    options = (crops, "--cropped", "--backend", "onnx", "--model")
+    expected, actual = (predict(tmp_path / f"{f.name}.jsonl", *options, f) for f in (exported, tmp_path / "earlier"))
+    assert actual == expected

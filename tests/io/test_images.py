@@ -197,3 +197,14 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
 def test_other_things_are_refused(source, message):
     with pytest.raises(PictureError, match=message):
         open_picture(source)
+
+
+def test_what_was_opened_is_not_converted_again(tmp_path):
+    """As on the way from `fer-pll predict` to the pipeline, which opens what it is given."""
+    Image.fromarray(RGB).save(tmp_path / "a.jpg", quality=100)
+    opened = open_picture(tmp_path / "a.jpg")
+    assert open_picture(opened) is opened
+    turned = Image.fromarray(RGB)
+    turned.getexif()[274] = 6
+    assert open_picture(turned).size == turned.size[::-1]
+    assert turned.size == RGB.shape[1::-1] and turned.getexif()[274] == 6  # the caller's image stays as it was

@@ -8,6 +8,7 @@ from skimage.feature import hog
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm, multi_head_attention_forward
 from transformers import (
+    AttentionInterface,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
@@ -19,13 +20,15 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 from transformers.utils import logging as transformers_logging
 
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from fer_pll.model.masking import random_masking
 from fer_pll.model.modeling_fer_pll import (
-    FerPllCrossAttention,
+    FerPllAttention,
     drop_path,
     interpolate_positions,
     sincos_positions,
@@ -69,10 +72,8 @@ LABELS = torch.tensor([1, 4])
 
 CLASSIFIERS = {
     "query decoder": {},
-    "query decoder with self-attention": {"query_self_attention": True},
     "linear": {"add_query_decoder": False},
     "learned positions": {"position_embedding_type": "learned"},
-    "dropped patches": {"finetuning_mask_ratio": 0.5},
 }
 PRETRAININGS = {"visible": {}, "token": {"mask_style": "token"}}
 classifiers = pytest.mark.parametrize("changes", CLASSIFIERS.values(), ids=CLASSIFIERS)
@@ -157,7 +158,7 @@ class TestEncoder:
 
     @torch.no_grad()
     def test_eager_equals_sdpa(self):
-        model = randomize(FerPllModel(tiny_config(query_self_attention=True)))
+        model = randomize(FerPllModel(tiny_config()))
         model.set_attn_implementation("sdpa")
         expected = model(PIXELS)
         model.set_attn_implementation("eager")
@@ -275,16 +276,15 @@ class TestMasking:
         torch.testing.assert_close(model(changed, noise=NOISE).logits, before.logits, atol=1e-6, rtol=0)
 
     @torch.no_grad()
-    def test_classifier_drops_patches_in_training_only(self):
-        model = FerPllForImageClassification(tiny_config(finetuning_mask_ratio=0.5))
+    def test_queries_attend_to_visible_patches_only(self):
+        model = randomize(FerPllModel(tiny_config()))
         model.set_attn_implementation("eager")
-        train = model.train()(PIXELS, noise=NOISE, output_attentions=True)
-        assert train.cross_attentions[0].shape == (2, 4, NUM_CLASSES, 8)
-        other = model(PIXELS, noise=1 - NOISE)
-        assert not torch.allclose(train.logits, other.logits)
-        evaluation = model.eval()(PIXELS, noise=NOISE, output_attentions=True)
-        assert evaluation.cross_attentions[0].shape == (2, 4, NUM_CLASSES, NUM_PATCHES)
-        assert torch.equal(evaluation.logits, model(PIXELS).logits)
+        masked = model(PIXELS, mask_ratio=0.5, noise=NOISE, output_attentions=True)
+        assert masked.cross_attentions[0].shape == (2, 4, NUM_CLASSES, 8)
+        other = model(PIXELS, mask_ratio=0.5, noise=1 - NOISE)
+        assert not torch.allclose(masked.query_states, other.query_states)
+        whole = model(PIXELS, output_attentions=True)
+        assert whole.cross_attentions[0].shape == (2, 4, NUM_CLASSES, NUM_PATCHES)
 
 
 def skimage_targets(pictures: np.ndarray, patch: int, cell: int, orientations: int) -> np.ndarray:
@@ -397,11 +397,9 @@ class TestPreTraining:
 
 class TestClassification:
     @torch.no_grad()
-    @pytest.mark.parametrize("self_attention", [False, True])
-    def test_query_decoder_equals_reference(self, self_attention):
+    def test_query_decoder_equals_reference(self):
         """Pre-norm blocks written with torch's own multi-head attention."""
-        config = tiny_config(query_self_attention=self_attention)
-        model = randomize(FerPllModel(config))
+        model = randomize(FerPllModel(tiny_config()))
         outputs = model(PIXELS)
         patch_tokens = outputs.last_hidden_state[:, 1:]
 
@@ -420,9 +418,6 @@ class TestClassification:
 
         states = model.query_decoder.label_queries.expand(2, -1, -1)
         for layer in model.query_decoder.layers:
-            if self_attention:
-                normed = norm(states, layer.layernorm_self)
-                states = states + attend(layer.self_attention, normed, normed)
             states = states + attend(layer.cross_attention, norm(states, layer.layernorm_before), patch_tokens)
             inner = layer.mlp.fc1(norm(states, layer.layernorm_after))
             states = states + layer.mlp.fc2(nn.functional.gelu(inner))
@@ -431,38 +426,37 @@ class TestClassification:
         torch.testing.assert_close(outputs.query_states, expected, atol=1e-5, rtol=0)
 
     @torch.no_grad()
-    @pytest.mark.parametrize("qkv_bias", [False, True])
-    def test_without_gradients_queries_attend_as_with_them(self, qkv_bias):
-        class Adapted(nn.Linear):
-            """As an adapter's, which does more than its weight says."""
+    def test_every_attention_is_the_chosen_one_and_runs_all_hooks(self):
+        """Queries included, with gradients and without: else offload, adapters and quantisation would not act."""
+        model = randomize(FerPllForImageClassification(tiny_config()))
+        expected, attended, projected = model(PIXELS).logits, [], []
 
-            def forward(self, states):
-                return 2 * super().forward(states)
+        def attend(module, *args, **kwargs):
+            attended.append(module)
+            return sdpa_attention_forward(module, *args, **kwargs)
 
-        attention = randomize(FerPllCrossAttention(tiny_config(qkv_bias=qkv_bias), 32, 4)).double().eval()
-        queries, tokens = random_input(2, NUM_CLASSES, 32).double(), random_input(2, 16, 32).double()
-        with torch.enable_grad():
-            expected, expected_weights = attention(queries, tokens)
-        states, weights = attention(queries, tokens)
-        torch.testing.assert_close(states, expected, atol=1e-6, rtol=1e-6)  # the softmax is in float32
-        torch.testing.assert_close(weights, expected_weights, atol=1e-6, rtol=1e-6)
-        for name in ("k_proj", "v_proj"):
-            adapted = Adapted(32, 32, bias=qkv_bias).double()
-            adapted.load_state_dict(getattr(attention, name).state_dict())
-            setattr(attention, name, adapted)
-            with torch.enable_grad():
-                adapted_states, _ = attention(queries, tokens)
-            assert (adapted_states - expected).abs().max() > 1e-3
-            assert torch.equal(attention(queries, tokens)[0], adapted_states)
+        attentions = [module for module in model.modules() if isinstance(module, FerPllAttention)]
+        projections = [getattr(each, f"{name}_proj") for each in attentions for name in "qkvo"]
+        for projection in projections:
+            projection.register_forward_hook(lambda module, *_: projected.append(module))
+        AttentionInterface.register("counted", attend)
+        try:
+            model.set_attn_implementation("counted")
+            for gradients in (False, True):
+                attended.clear(), projected.clear()
+                with torch.set_grad_enabled(gradients):
+                    torch.testing.assert_close(model(PIXELS).logits, expected, atol=1e-5, rtol=0)
+                assert attended == attentions and projected == projections
+        finally:
+            ALL_ATTENTION_FUNCTIONS._global_mapping.pop("counted")
 
     @torch.no_grad()
-    @pytest.mark.parametrize("self_attention", [False, True])
-    def test_queries_see_each_other_only_on_request(self, self_attention):
-        model = randomize(FerPllModel(tiny_config(query_self_attention=self_attention)))
+    def test_queries_do_not_see_each_other(self):
+        model = randomize(FerPllModel(tiny_config()))
         before = model(PIXELS).query_states
         model.query_decoder.label_queries[2] += random_input(32)
         changed = (model(PIXELS).query_states - before).abs().amax(dim=(0, 2)) > 1e-6
-        assert changed.tolist() == [self_attention or k == 2 for k in range(NUM_CLASSES)]
+        assert changed.tolist() == [k == 2 for k in range(NUM_CLASSES)]
 
     @torch.no_grad()
     @classifiers
@@ -547,15 +541,13 @@ class TestGradients:
         ("model_class", "changes"),
         [
             (FerPllForImageClassification, {}),
-            (FerPllForImageClassification, {"query_self_attention": True}),
             (FerPllForPreTraining, {}),
             (FerPllForPreTraining, {"mask_style": "token"}),
         ],
     )
     def test_are_equal_with_checkpointing(self, model_class, changes):
-        inputs = {"pixel_values": PIXELS, "noise": NOISE}
-        if model_class is FerPllForImageClassification:
-            inputs["labels"] = LABELS
+        given = {"labels": LABELS} if model_class is FerPllForImageClassification else {"noise": NOISE}
+        inputs = {"pixel_values": PIXELS, **given}
         model = model_class(tiny_config(**changes)).train()
         calls = []
         for module in model.modules():
@@ -716,8 +708,8 @@ class TestCompiling:
         model = FerPllForPreTraining(tiny_config(**changes)).train()
         self.check(model, {"pixel_values": PIXELS, "noise": NOISE}, backend)
 
-    def test_training_with_random_masks_and_drop_path(self):
-        config = tiny_config(drop_path_rate=0.5, finetuning_mask_ratio=0.5, num_hidden_layers=1)
+    def test_training_with_drop_path(self):
+        config = tiny_config(drop_path_rate=0.5, num_hidden_layers=2)
         model = FerPllForImageClassification(config).train()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         losses = {compiled(PIXELS, labels=LABELS).loss.item() for _ in range(4)}

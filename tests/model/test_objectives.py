@@ -110,7 +110,7 @@ def test_maskfeat_encodes_like_a_vit_with_mask_tokens():
     )
 
 
-def maskfeat_hog(channel: np.ndarray, cell: int, orientations: int, window: int) -> np.ndarray:
+def maskfeat_hog(channel: np.ndarray, cell: int, orientations: int) -> np.ndarray:
     """MaskFeat's histograms of one 8-bit channel (H, W), pixel by pixel: (rows, cols, orientations)."""
     height, width = channel.shape
     padded = np.pad(channel.astype(float), 1, mode="reflect")
@@ -119,23 +119,19 @@ def maskfeat_hog(channel: np.ndarray, cell: int, orientations: int, window: int)
         for col in range(width):
             (a, b, c), (d, _, e), (f, g, h) = padded[row : row + 3, col : col + 3]
             g_col, g_row = a + 2 * d + f - c - 2 * e - h, a + 2 * b + c - f - 2 * g - h
-            weight = 1.0
-            if window:
-                y, x = row % window - (window - 1) / 2, col % window - (window - 1) / 2
-                weight = math.exp(-(y * y + x * x) / (2 * (window / 2) ** 2))
             angle = math.atan2(g_col, g_row) / math.pi * orientations
-            cells[row // cell, col // cell, math.floor(angle) % orientations] += weight * math.hypot(g_col, g_row)
+            cells[row // cell, col // cell, math.floor(angle) % orientations] += math.hypot(g_col, g_row)
     return cells / np.maximum(np.linalg.norm(cells, axis=-1, keepdims=True), 1e-12)
 
 
-@pytest.mark.parametrize(("cell", "orientations", "window"), [(8, 9, 0), (4, 6, 0), (8, 9, 16)])
-def test_sobel_hog_is_that_of_maskfeat(cell, orientations, window):
+@pytest.mark.parametrize(("cell", "orientations"), [(8, 9), (4, 6)])
+def test_sobel_hog_is_that_of_maskfeat(cell, orientations):
     # Odd steps and noise: no direction on the edge of two bins, where rounding decides.
     pixels = torch.randint(0, 256, (2, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    actual = hog_targets(pixels, cell, orientations, gradient="sobel", window_size=window)
+    actual = hog_targets(pixels, cell, orientations, gradient="sobel")
     for picture in range(2):
         for channel in range(3):
-            expected = maskfeat_hog(pixels[picture, channel].numpy(), cell, orientations, window)
+            expected = maskfeat_hog(pixels[picture, channel].numpy(), cell, orientations)
             near = np.abs(actual[picture, channel].numpy() - expected).max(axis=-1) < 1e-5
             assert near.mean() > 0.97  # the few cells with an exact 0 or 90 degrees gradient may differ by a bin
 
@@ -151,8 +147,6 @@ def test_sobel_hog_of_one_colour_is_zero():
         ({"mask_unit_size": 16}, "needs mask_style='token'"),
         ({"mask_style": "token", "mask_unit_size": 12}, "multiple of patch_size"),
         ({"mask_style": "token", "mask_unit_size": 32}, "at least one visible and one hidden square"),
-        ({"hog_window_size": 16}, "needs hog_gradient='sobel'"),
-        ({"hog_gradient": "sobel", "hog_window_size": 5}, "must divide image_size"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(changes, message):

@@ -190,6 +190,6 @@ def align_by_hand(picture, landmarks, crop):
     zero, one = np.zeros(5), np.ones(5)
     equations = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
     a, b, c, d = np.linalg.lstsq(equations, landmarks.T.reshape(-1), rcond=None)[0]
-    picture = picture.convert("L" if crop.colour == "grey" else "RGB")
+    picture = picture.convert("L" if crop.color == "gray" else "RGB")
     size, matrix = (crop.size, crop.size), (a, -b, c, b, a, d)
     return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)

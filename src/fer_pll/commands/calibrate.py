@@ -26,7 +26,8 @@ from ..inference.predictions import predict_logits
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
 from ..metrics.classification import expected_calibration_error
-from ..model import FerPllForImageClassification, FerPllImageProcessor
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification
 from ..training.trainer import CONFIDENCE_NAME
 
 EPILOG = """\

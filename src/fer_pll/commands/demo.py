@@ -26,7 +26,9 @@ from ..data.dataset import numpy_column, save_prepared
 from ..data.sources.synthetic.dataset import load_synthetic
 from ..labels.expressions import EXPRESSIONS
 from ..metrics.classification import label_recovery
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification, FerPllForPreTraining
 from ..plots.confusion_matrix import plot_confusion_matrix
 from ..plots.curves import plot_training_curves
 from ..plots.gallery import plot_gallery

@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
         x, y = at * side
         print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
-    name, colour = args.name or os.path.basename(os.path.normpath(args.data)), "grey" if modes == {"L"} else "rgb"
-    contract = {"name": name, "template": median.round(3).tolist(), "size": side, "colour": colour, "margin": 0.0}
+    name, color = args.name or os.path.basename(os.path.normpath(args.data)), "gray" if modes == {"L"} else "rgb"
+    contract = {"name": name, "template": median.round(3).tolist(), "size": side, "color": color, "margin": 0.0}
     print(json.dumps({"face_crop": contract}))
 
 

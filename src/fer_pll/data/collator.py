@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..model import FerPllImageProcessor
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 
 
 @dataclass

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..io.shipped import shipped_config
+from ..io.shipped import shipped_config, shipped_names
 from ..model.face_crop import check_face_crop
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -29,7 +29,7 @@ class FaceCrop:
         template: five (x, y), the landmarks in shares of the crop's side.
         size: side of the crop in pixels. It may be less than what the model takes: who was trained on pictures of 48
             pixels, enlarged, must see others enlarged from 48 as well.
-        colour: `"grey"` or `"rgb"`.
+        color: `"gray"` or `"rgb"`.
         margin: what the crop shows beyond the template's square on each side, in shares of that square's side.
 
     Raises:
@@ -39,40 +39,51 @@ class FaceCrop:
     name: str
     template: tuple[tuple[float, float], ...]
     size: int
-    colour: str
+    color: str
     margin: float = 0.0
 
     def __post_init__(self):
         check_face_crop(asdict(self))
 
     @classmethod
-    def of(cls, image_processor: Any, source: str = "This image processor") -> "FaceCrop":
+    def from_image_processor(cls, image_processor: Any, source: str = "This image processor") -> "FaceCrop":
         """The crop of an image processor; `source` names it in the error that is raised where it has none."""
-        return cls.from_contract(getattr(image_processor, "face_crop", None), source)
+        return cls.from_dict(getattr(image_processor, "face_crop", None), source)
 
     @classmethod
-    def from_contract(cls, contract: dict[str, Any] | None, source: str) -> "FaceCrop":
-        """As `of`, from what stands as `face_crop` in a preprocessor_config.json."""
-        if contract is None:
+    def from_dict(cls, face_crop: dict[str, Any] | None, source: str) -> "FaceCrop":
+        """The crop that stands as `face_crop` in the preprocessor_config.json of `source`."""
+        if face_crop is None:
             raise ValueError(
                 f"{source} does not say how its faces are cropped (`face_crop` in preprocessor_config.json): name a "
                 "checkpoint that does as `crop` (--crop), e.g. fer-pll-tiny-ferplus if it was trained on FER+."
             )
-        check_face_crop(contract)
-        template = tuple((float(x), float(y)) for x, y in contract["template"])
-        return cls(**{**contract, "template": template})
+        face_crop = check_face_crop(face_crop)
+        template = tuple((float(x), float(y)) for x, y in face_crop["template"])
+        return cls(**face_crop | {"template": template})
 
     @classmethod
     def from_pretrained(cls, model: str) -> "FaceCrop":
-        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs."""
+        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
+
+        Raises:
+            ValueError: there is none, or it does not say how its faces are cropped.
+        """
         if not Path(model).exists() and (folder := shipped_config(model)) is not None:
             model = str(folder)
         file = Path(model) / "preprocessor_config.json"
         if file.is_file():
-            return cls.from_contract(json.loads(file.read_text()).get("face_crop"), str(model))
+            return cls.from_dict(json.loads(file.read_text()).get("face_crop"), str(model))
         from transformers import AutoImageProcessor  # not above: what runs without torch imports this module
 
-        return cls.of(AutoImageProcessor.from_pretrained(model, trust_remote_code=False), str(model))
+        try:
+            image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+        except OSError as error:
+            raise ValueError(
+                f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "
+                f"{', '.join(shipped_names())}"
+            ) from error
+        return cls.from_image_processor(image_processor, str(model))
 
     @property
     def landmarks(self) -> np.ndarray:
@@ -140,7 +151,7 @@ def align_face(picture: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> I
     columns = np.arange(left, right).clip(0, picture.width - 1)
     rows = np.arange(top, bottom).clip(0, picture.height - 1)
     inside = picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    inside = np.asarray(inside.convert("L" if crop.colour == "grey" else "RGB"))
+    inside = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
     part = Image.fromarray(inside[(rows - rows[0])[:, None], columns - columns[0]])
 
     (a, b), (d, e) = to_picture / finer

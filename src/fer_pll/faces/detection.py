@@ -34,7 +34,7 @@ _WINDOW = FaceCrop(
     name="window",
     template=((0.32, 0.38), (0.68, 0.38), (0.5, 0.6), (0.36, 0.77), (0.64, 0.77)),
     size=160,
-    colour="rgb",
+    color="rgb",
     margin=0.25,
 )
 

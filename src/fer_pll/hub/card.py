@@ -14,7 +14,9 @@ from ..io.shipped import shipped
 from ..labels.confidence_table import ConfidenceTable
 from ..labels.renamed import current_name
 from ..labels.revision import REVISION_RULES, RevisionRule
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 
 CARD_NAME = "README.md"
 TRAINING_NAME = "training.json"

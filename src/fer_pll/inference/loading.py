@@ -1,8 +1,12 @@
-"""Weights from safetensors files only: opening a pickle can run whatever its author put into it."""
+"""Models with their weights, from safetensors files only: opening a pickle can run whatever its author put into it."""
 
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
+
+from ..io.shipped import DEFAULT_CHECKPOINT
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -29,3 +33,13 @@ def load_weights(model_class: type[Model], checkpoint: str, **options: Any) -> M
             "are not opened, because that can run code. If you trust where it comes from, convert it: load it with "
             "from_pretrained(..., use_safetensors=False) and save it with save_pretrained."
         ) from error
+
+
+def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
+    """The classifier that comes with the package, ready to predict, and its image processor.
+
+    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, logits (B, 8), on faces cropped as its card
+    describes. It is read from the package's own files: no network, no download.
+    """
+    model = FerPllForImageClassification.from_pretrained(DEFAULT_CHECKPOINT)
+    return model.eval(), FerPllImageProcessor.from_pretrained(DEFAULT_CHECKPOINT)

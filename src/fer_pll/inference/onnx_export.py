@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from ..data.dataset import load_prepared
 from ..data.sources.synthetic.dataset import generate_rows
 from ..io.errors import MissingExtra
-from ..model import FerPllImageProcessor
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .loading import load_weights
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 
@@ -70,8 +70,10 @@ def export_onnx(
 
     Raises:
         MissingExtra: a package of the extra `onnx` is not installed.
-        ValueError: `out` is taken, the checkpoint is no such classifier, or the answers differ too much.
+        ValueError: `dtype` is none of these, `out` is taken, the checkpoint is no such classifier, or the answers
+            differ too much.
     """
+    _check_dtype(dtype)
     suffix = "-onnx" if dtype == "float32" else f"-onnx-{dtype}"
     target = Path(out if out is not None else checkpoint.rstrip("/") + suffix).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -102,6 +104,11 @@ def export_onnx(
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
     return target, closeness
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
 
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
@@ -141,7 +148,9 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
 
     Raises:
         MissingExtra: a package of the extra `onnx` is not installed.
+        ValueError: `dtype` is none of `DTYPES`.
     """
+    _check_dtype(dtype)
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401

@@ -63,7 +63,9 @@ class FacialExpressionPipeline(ChunkPipeline):
         self, picture: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
     ) -> Iterator[dict[str, Any]]:
         """One item for each face; a picture without one gets one blank item, so that it has an answer as well."""
-        crop = crop or FaceCrop.of(self.image_processor, self.model.name_or_path or "The model's image processor")
+        crop = crop or FaceCrop.from_image_processor(
+            self.image_processor, self.model.name_or_path or "The model's image processor"
+        )
         detector = detector or self._default_detector
         if detector is None:
             detector = self._default_detector = load_detector("retinaface")

@@ -85,10 +85,8 @@ def predict(
         recogniser = _with_torch(model, cropped, crop, detector, batch_size, device)
     columns = {**_COLUMNS, **{f"p_{name}": float for name in recogniser.classes}, "problem": str}
     folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
-    contract = recogniser.face_crop
-    mode = "L" if cropped and contract and contract["colour"] == "grey" else "RGB"
     table = TableWriter(out, columns, overwrite) if out is not None else None
-    answers = _answers(recogniser.answer, files, every, mode)
+    answers = _answers(recogniser.answer, files, every, recogniser.gray)
 
     counts, expressions, whole = Counter(), Counter(), False
     try:
@@ -121,10 +119,13 @@ def predict(
 
 
 class _Recogniser(NamedTuple):
-    """A loaded model. `answer` takes pictures and gives, in their order, what the pipeline of the task answers."""
+    """A loaded model. `answer` takes pictures and gives, in their order, what the pipeline of the task answers.
+
+    `gray` says that it takes face crops, and was trained on gray ones.
+    """
 
     classes: list[str]
-    face_crop: dict[str, Any] | None
+    gray: bool
     answer: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]]
 
 
@@ -150,19 +151,26 @@ def _with_torch(
     else:
         recognise = pipeline(TASK, detector=detector, crop=crop, **options)
         if crop is None:
-            FaceCrop.of(recognise.image_processor, model)  # raises where there is none, before any picture is opened
+            FaceCrop.from_image_processor(
+                recognise.image_processor, model
+            )  # raises where there is none, before any picture is opened
     classes = [config.id2label[k] for k in range(config.num_labels)]
-    return _Recogniser(classes, getattr(recognise.image_processor, "face_crop", None), recognise)
+    gray = cropped and _is_gray(getattr(recognise.image_processor, "face_crop", None), model)
+    return _Recogniser(classes, gray, recognise)
 
 
 def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recogniser:
     classifier = OnnxClassifier(model)
-    contract = classifier.face_crop
     if cropped:
-        return _Recogniser(classifier.classes, contract, lambda pictures: classifier.classify(pictures, batch_size))
-    face_crop = FaceCrop.from_contract(contract, model) if crop is None else FaceCrop.from_pretrained(crop)
+        gray = _is_gray(classifier.face_crop, model)
+        return _Recogniser(classifier.classes, gray, lambda pictures: classifier.classify(pictures, batch_size))
+    face_crop = FaceCrop.from_dict(classifier.face_crop, model) if crop is None else FaceCrop.from_pretrained(crop)
     options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
-    return _Recogniser(classifier.classes, contract, lambda pictures: classifier.recognise(pictures, **options))
+    return _Recogniser(classifier.classes, False, lambda pictures: classifier.recognise(pictures, **options))
+
+
+def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
+    return face_crop is not None and FaceCrop.from_dict(face_crop, model).color == "gray"
 
 
 def _counted(answers: Iterable[Any]) -> Iterator[Any]:
@@ -180,12 +188,12 @@ def _answers(
     recognise: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
     files: list[Path],
     every: int,
-    mode: str = "RGB",
+    gray: bool = False,
 ) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
     """Everything that is shown, in its order, with the pipeline's answer, empty where there is no picture.
 
-    `mode` is what the pipeline gets; for crops "L" where the model was trained on grey ones, whatever it takes. The
-    pipeline takes pictures ahead until it has a batch of faces: `waiting` is what it has taken and not answered.
+    With `gray` the pipeline gets gray images, else RGB, as `show` opens them. It takes images ahead until it has a
+    batch of faces: `waiting` is what it has taken and not answered.
     """
     waiting: deque[Shown] = deque()
 
@@ -194,7 +202,7 @@ def _answers(
             for shown in show(file, every):
                 waiting.append(shown)
                 if shown.picture is not None:
-                    yield shown.picture.convert(mode)
+                    yield shown.picture.convert("L") if gray else shown.picture
 
     for answer in recognise(pictures()):
         while waiting[0].problem:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 _SCHEMES = ("http://", "https://", "data:")
 _MAX_DOWNLOAD = 200 * 2**20  # bytes
@@ -119,7 +119,10 @@ def _from_array(source: Any) -> Image.Image:
 
 
 def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        picture = ImageOps.exif_transpose(picture)
+    if type(picture) is Image.Image and picture.mode == "RGB" and not picture.has_transparency_data:
+        return picture  # as this function leaves it: nothing to do, not even a copy
     if picture.mode.startswith("I"):  # 16 bits; Pillow gives some of them as 32
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:

@@ -14,6 +14,11 @@ def shipped(name: str) -> Path:
     return inside if inside.exists() else _PACKAGE.parents[1] / name
 
 
+def shipped_names() -> list[str]:
+    """The names in `hub_configs`, sorted."""
+    return sorted(path.parent.name for path in shipped("hub_configs").glob("*/config.json"))
+
+
 def shipped_config(name: str) -> Path | None:
     """Folder of that name in `hub_configs`; `None` where there is none."""
     folder = shipped("hub_configs") / name

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from ..model import FerPllForImageClassification
+from ..model.modeling_fer_pll import FerPllForImageClassification
 
 LIMITS = 0.05, 20.0
 """Of the temperature; labels that the logits always get right, or that they know nothing of, have no best one."""
@@ -44,13 +44,9 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 @torch.no_grad()
 def fold_temperature(model: FerPllForImageClassification, temperature: float) -> None:
-    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike.
-
-    `config.calibration_temperature` holds the product of all that were folded in.
-    """
+    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike."""
     model.classifier.weight /= temperature
     model.classifier.bias /= temperature
-    model.config.calibration_temperature *= temperature
 
 
 @torch.no_grad()

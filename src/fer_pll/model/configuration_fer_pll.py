@@ -1,9 +1,30 @@
 """Configuration of the fer-pll models."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+RETIRED = {
+    "query_self_attention": (False, "its label queries attend to each other, which this version cannot compute"),
+    "finetuning_mask_ratio": (0, "predictions do not depend on it: set it to 0 in config.json to train without it"),
+    "hog_window_size": (0, "only pre-training depended on it: set it to 0 in config.json to use the weights"),
+}
+"""Settings of earlier versions: the value that changes nothing, and what is said of any other."""
+
+
+def drop_retired(settings: dict[str, Any]) -> None:
+    """Take the settings that earlier versions wrote, and this one does not have, out of `settings`.
+
+    `calibration_temperature` goes whatever it is: it was a record, which training.json holds as well.
+
+    Raises:
+        ValueError: one has a value with which the model would compute something else; the message names it.
+    """
+    settings.pop("calibration_temperature", None)
+    for name, (unused, consequence) in RETIRED.items():
+        if (value := settings.pop(name, unused)) != unused:
+            raise ValueError(f"{name}={value} is a setting of earlier versions of fer-pll: {consequence}.")
 
 
 @strict
@@ -46,8 +67,6 @@ class FerPllConfig(PreTrainedConfig):
         hog_cell_size, hog_orientations (`int`, default to 8 and 9): pixels per HOG cell side and orientation bins; the
             cell must divide the patch.
         hog_gradient (`"central"` or `"sobel"`): scikit-image's definition of HOG, or MaskFeat's.
-        hog_window_size (`int`, defaults to 0): side in pixels of Gaussian windows that weigh the gradients (MaskFeat
-            has 16 as an option; with `"sobel"`); 0 for none.
         image_mean, image_std (`list[float]`): per channel, of pixels scaled to 0..1; how to undo the normalisation of
             `pixel_values`, since HOG is defined on 8-bit pictures. Must equal the image processor's.
 
@@ -55,15 +74,11 @@ class FerPllConfig(PreTrainedConfig):
         add_query_decoder (`bool`, defaults to `True`): one learnable query per class and cross-attention to the patch
             tokens; otherwise a linear layer on the mean of the patch tokens.
         query_decoder_num_hidden_layers (`int`, defaults to 2).
-        query_self_attention (`bool`, defaults to `False`): let the label queries attend to each other as well.
-        finetuning_mask_ratio (`float`, defaults to 0): share of the patches dropped in each training step of the
-            classifier (never in evaluation).
-        calibration_temperature (`float`, defaults to 1): what the output rows were divided by after training, so that
-            softmax gives calibrated probabilities. A record: the model does not read it.
 
     Raises:
         StrictDataclassError: of `huggingface_hub`, for a value of a wrong type or outside its range, or where sizes do
             not fit each other.
+        ValueError: for a setting that an earlier version had, with a value that this one cannot follow.
     """
 
     model_type = "fer_pll"
@@ -98,20 +113,17 @@ class FerPllConfig(PreTrainedConfig):
     hog_cell_size: int = 8
     hog_orientations: int = 9
     hog_gradient: Literal["central", "sobel"] = "central"
-    hog_window_size: int = 0
     image_mean: list[float] | tuple[float, ...] | None = None
     image_std: list[float] | tuple[float, ...] | None = None
 
     add_query_decoder: bool = True
     query_decoder_num_hidden_layers: int = 2
-    query_self_attention: bool = False
-    finetuning_mask_ratio: float | int = 0.0
-    calibration_temperature: float | int = 1.0
 
     # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
     problem_type: Literal["single_label_classification"] = "single_label_classification"
 
     def __post_init__(self, **kwargs):
+        drop_retired(kwargs)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
         self.mask_unit_size = self.mask_unit_size or self.patch_size
@@ -189,8 +201,6 @@ class FerPllConfig(PreTrainedConfig):
                 f"mask_ratio={self.mask_ratio} of {num_units} squares of mask_unit_size={self.mask_unit_size}: "
                 "pre-training needs at least one visible and one hidden square."
             )
-        if int(num_patches * (1 - self.finetuning_mask_ratio)) < 1:
-            raise ValueError(f"finetuning_mask_ratio={self.finetuning_mask_ratio} drops all {num_patches} patches.")
 
     def validate_pretraining(self):
         """Raise `ValueError` for options of pre-training that do not go together."""
@@ -199,16 +209,10 @@ class FerPllConfig(PreTrainedConfig):
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
                 "'visible' hides single patches, as many in each picture."
             )
-        if self.hog_window_size and self.hog_gradient != "sobel":
-            raise ValueError(f"hog_window_size={self.hog_window_size} is MaskFeat's: it needs hog_gradient='sobel'.")
-        if self.hog_window_size < 0 or (self.hog_window_size and self.image_size % self.hog_window_size):
-            raise ValueError(
-                f"hog_window_size={self.hog_window_size} must divide image_size={self.image_size}, or be 0."
-            )
 
     def validate_ratios(self):
         """Raise `ValueError` for a ratio outside [0, 1)."""
-        for name in ("mask_ratio", "finetuning_mask_ratio", "drop_path_rate"):
+        for name in ("mask_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
 

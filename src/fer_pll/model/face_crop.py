@@ -1,26 +1,37 @@
-"""What `face_crop` in a preprocessor_config.json may say."""
+"""Face crops as `face_crop` in a preprocessor_config.json describes them."""
 
 import math
 from typing import Any
 
 
-def check_face_crop(face_crop: Any) -> None:
-    """Raise `ValueError` where `face_crop` is no description of a crop; the message names the key at fault.
+def check_face_crop(face_crop: Any) -> dict[str, Any]:
+    """Check the description of a crop, and bring it to the present spelling.
 
     Args:
         face_crop: `name` (text), `template` (five (x, y) in shares of the crop's side: left and right eye, nose, left
-            and right corner of the mouth, as seen in the picture), `size` (pixels), `colour` ("grey" or "rgb") and
-            `margin` (share of the side that is added on each side).
+            and right corner of the mouth, as seen in the image), `size` (pixels), `color` ("gray" or "rgb") and
+            `margin` (share of the side that is added on each side). Earlier checkpoints have `colour` ("grey" or
+            "rgb") in the place of `color`.
+
+    Returns:
+        a new dictionary with the keys named above.
+
+    Raises:
+        ValueError: `face_crop` describes no crop; the message names the key at fault.
     """
 
     def is_number(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
-    keys = ("name", "template", "size", "colour", "margin")
+    keys = ("name", "template", "size", "color", "margin")
+    if isinstance(face_crop, dict) and "colour" in face_crop and "color" not in face_crop:
+        face_crop = dict(face_crop)
+        colour = face_crop.pop("colour")
+        face_crop["color"] = "gray" if colour == "grey" else colour
     if not isinstance(face_crop, dict) or set(face_crop) != set(keys):
         given = ", ".join(map(str, face_crop)) if isinstance(face_crop, dict) else repr(face_crop)
         raise ValueError(f"face_crop must have exactly the keys {', '.join(keys)}; it has: {given or 'none'}.")
-    name, template, size, colour, margin = (face_crop[key] for key in keys)
+    name, template, size, color, margin = (face_crop[key] for key in keys)
     if not (isinstance(name, str) and name):
         raise ValueError(f"face_crop['name']={name!r}: say whose crop it is, e.g. 'FER+'.")
     if not (
@@ -35,7 +46,8 @@ def check_face_crop(face_crop: Any) -> None:
         )
     if not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
         raise ValueError(f"face_crop['size']={size!r}: give the side of the crop in whole pixels.")
-    if colour not in ("grey", "rgb"):
-        raise ValueError(f"face_crop['colour']={colour!r}: choose 'grey' or 'rgb'.")
+    if color not in ("gray", "rgb"):
+        raise ValueError(f"face_crop['color']={color!r}: choose 'gray' or 'rgb'.")
     if not (is_number(margin) and 0 <= margin <= 4):
         raise ValueError(f"face_crop['margin']={margin!r}: give a share of the side between 0 and 4.")
+    return {key: face_crop[key] for key in keys}

@@ -63,16 +63,14 @@ def cell_histograms(channel: torch.Tensor, cell_size: int, table: torch.Tensor) 
     return sums.view(batch, height // cell_size, cell_size, width // cell_size, -1).sum(dim=2)
 
 
-def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int, window_size: int) -> torch.Tensor:
+def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int) -> torch.Tensor:
     """Cell histograms by the definition of MaskFeat (Wei et al., 2022).
 
     Sobel gradients of the picture continued by reflection; the angle is measured from the vertical, atan2(g_col,
-    g_row); where there is a window, magnitudes are weighted by a Gaussian of standard deviation `window_size / 2`
-    around the middle of each square of `window_size` pixels.
+    g_row).
 
     Args:
         pixels: float (B, C, H, W).
-        window_size: in pixels, 0 for none; divides H and W.
 
     Returns:
         float32 (B, C, H / cell_size, W / cell_size, orientations), sums over the cells.
@@ -84,11 +82,6 @@ def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int, wi
     padded = nn.functional.pad(pixels.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="reflect")
     g_col, g_row = nn.functional.conv2d(padded, kernels).unbind(1)  # (B * C, H, W) each
     magnitude = torch.hypot(g_col, g_row)
-    if window_size:
-        offset = torch.arange(window_size, device=pixels.device) - (window_size - 1) / 2
-        gauss = torch.exp(-0.5 * (offset / (window_size / 2)) ** 2)
-        window = gauss.outer(gauss)
-        magnitude = magnitude * (window / window.sum()).repeat(height // window_size, width // window_size)
     bins = (torch.atan2(g_col, g_row) * (orientations / math.pi)).floor().long() % orientations
     cell = torch.arange(height * width, device=pixels.device).view(height, width)
     cell = cell // width // cell_size * (width // cell_size) + cell % width // cell_size  # (H, W), number of the cell
@@ -99,7 +92,7 @@ def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int, wi
 
 @torch.no_grad()
 def hog_targets(
-    pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9, gradient: str = "central", window_size: int = 0
+    pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9, gradient: str = "central"
 ) -> torch.Tensor:
     """HOG of each channel with every cell's histogram L2-normalised on its own.
 
@@ -114,7 +107,6 @@ def hog_targets(
         cell_size: pixels per side of a cell; divides H and W.
         orientations: number of bins over 180 degrees.
         gradient: `"central"` or `"sobel"`.
-        window_size: of `sobel_histograms`; with `"central"` there is none.
 
     Returns:
         float32 (B, C, H / cell_size, W / cell_size, orientations).
@@ -127,7 +119,7 @@ def hog_targets(
         raise ValueError(f"cell_size={cell_size} does not divide pictures of {height} x {width} pixels.")
     if gradient == "sobel":
         pixels = pixels.float().round().clamp(0, 255)
-        return nn.functional.normalize(sobel_histograms(pixels, cell_size, orientations, window_size), dim=-1)
+        return nn.functional.normalize(sobel_histograms(pixels, cell_size, orientations), dim=-1)
     # Export runs this function on tensors without values, which must not get into the cache.
     make_table = gradient_table if torch.compiler.is_exporting() else cached_gradient_table
     table = make_table(orientations, pixels.device)

@@ -47,9 +47,7 @@ class FerPllImageProcessor(PilBackend):
 
     def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any):
         super().__init__(**kwargs)
-        if face_crop is not None:
-            check_face_crop(face_crop)
-        self.face_crop = face_crop
+        self.face_crop = None if face_crop is None else check_face_crop(face_crop)
         if self.num_channels not in (1, 3):
             raise ValueError(f"num_channels={self.num_channels}: pictures have 1 (grey) or 3 (RGB) channels.")
         self.image_mean = self.image_mean or (0.5,) * self.num_channels

@@ -168,37 +168,6 @@ class FerPllAttention(nn.Module):
         return self.o_proj(context.flatten(2)), weights  # (B, n, heads, d / heads) -> (B, n, d)
 
 
-class FerPllCrossAttention(FerPllAttention):
-    """Attention of K label queries to L patch tokens, far more than there are queries.
-
-    Without gradients no token is projected. A head's score of token x is <q, W_k x + b_k> = <W_k^T q, x> + <q, b_k>,
-    where the last is the same for all tokens and goes out in the softmax; what it takes from the tokens is
-    W_v (sum_l a_l x_l) + b_v, since its weights a_l sum to one. So W_k and W_v act on K vectors in the place of L.
-    Training projects the tokens, as every attention function does, and so does an exported graph, whose projections
-    can be quantised.
-    """
-
-    def forward(
-        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # What adapters, quantisation or sharding have put in the place of a projection is not looked into.
-        projections = (self.k_proj, self.v_proj)
-        plain = all(type(each) is nn.Linear and each.weight.dim() == 2 for each in projections)
-        if not plain or self.training or torch.is_grad_enabled() or torch.compiler.is_exporting():
-            return super().forward(hidden_states, key_value_states, **kwargs)
-        size = hidden_states.shape[-1]
-        query = self.split_heads(self.q_proj(hidden_states)) * self.head_dim**-0.5  # (B, heads, K, d / heads)
-        scores = (query @ self.k_proj.weight.view(-1, self.head_dim, size)).flatten(1, 2)  # (B, heads K, d)
-        scores = scores @ key_value_states.transpose(1, 2)  # (B, heads K, L)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-        context = (weights @ key_value_states).unflatten(1, query.shape[1:3])  # (B, heads, K, d)
-        context = context @ self.v_proj.weight.view(-1, self.head_dim, size).transpose(1, 2)
-        context = context.transpose(1, 2).flatten(2)  # (B, K, d)
-        if self.v_proj.bias is not None:
-            context = context + self.v_proj.bias
-        return self.o_proj(context), weights.unflatten(1, query.shape[1:3])
-
-
 class FerPllMLP(nn.Module):
     def __init__(self, config: FerPllConfig, hidden_size: int, intermediate_size: int):
         super().__init__()
@@ -251,25 +220,18 @@ class FerPllLayer(GradientCheckpointingLayer):
 
 
 class FerPllQueryLayer(GradientCheckpointingLayer):
-    """Pre-norm block of the query decoder: label queries attend to the patch tokens (and, if asked, to each other)."""
+    """Pre-norm block of the query decoder: label queries attend to the patch tokens."""
 
     def __init__(self, config: FerPllConfig):
         super().__init__()
         size, heads = config.hidden_size, config.num_attention_heads
-        if config.query_self_attention:
-            self.layernorm_self = nn.LayerNorm(size, eps=config.layer_norm_eps)
-            self.self_attention = FerPllAttention(config, size, heads)
         self.layernorm_before = nn.LayerNorm(size, eps=config.layer_norm_eps)
-        self.cross_attention = FerPllCrossAttention(config, size, heads)
+        self.cross_attention = FerPllAttention(config, size, heads)
         self.layernorm_after = nn.LayerNorm(size, eps=config.layer_norm_eps)
         self.mlp = FerPllMLP(config, size, config.intermediate_size)
         self.residual = FerPllResidual(config)
-        self.query_self_attention = config.query_self_attention
 
     def forward(self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
-        if self.query_self_attention:
-            attended, _ = self.self_attention(self.layernorm_self(queries), **kwargs)
-            queries = self.residual(queries, attended)
         attended, _ = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
         queries = self.residual(queries, attended)
         return self.residual(queries, self.mlp(self.layernorm_after(queries)))
@@ -398,7 +360,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {
         "hidden_states": FerPllLayer,
         "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
-        "cross_attentions": OutputRecorder(FerPllCrossAttention, index=1, layer_name="cross_attention"),
+        "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
     push_card: Callable[..., None] | None = None  # where the package is installed, it writes the card
@@ -599,7 +561,6 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
                     config.hog_cell_size,
                     config.hog_orientations,
                     config.hog_gradient,
-                    config.hog_window_size,
                 )
                 return patchify_cells(cells, config.patch_size // config.hog_cell_size)
             patches = patchify_pixels(pixel_values.float(), config.patch_size)
@@ -680,7 +641,6 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> FerPllImageClassifierOutput:
@@ -689,17 +649,9 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), normalised by the image processor.
             labels: long (B,); gives a cross-entropy loss.
-            noise: (B, L), see `FerPllModel`; only used with `config.finetuning_mask_ratio` in training.
             interpolate_pos_encoding: accept another picture size than `config.image_size`.
         """
-        mask_ratio = self.config.finetuning_mask_ratio if self.training else 0.0
-        outputs = self.fer_pll(
-            pixel_values,
-            mask_ratio=mask_ratio,
-            noise=noise if mask_ratio > 0 else None,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            **kwargs,
-        )
+        outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         states = outputs.query_states
         if states is None:
             states = outputs.last_hidden_state[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)

@@ -5,6 +5,7 @@ import os
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from skimage.util import montage
 
 from .style import INK, MUTED
 
@@ -62,9 +63,11 @@ def plot_predictions(
     figure = Figure(figsize=(0.4 + 1.75 * len(mask), 0.6 + 1.75 * len(stages)), layout="constrained")
     figure.suptitle(title, color=INK, fontsize=11)
     for axes, (name, pictures) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
-        gap = np.shape(pictures)[2] // 24 + 1
-        row = np.pad(pictures, [(0, 0), (0, 0), (0, gap), (0, 0)], constant_values=1)
-        axes.imshow(np.concatenate(row, axis=1)[:, :-gap], cmap="gray", vmin=0, vmax=1)
+        _, _, width, channels = np.shape(pictures)
+        gap = width // 24 + 1
+        row = montage(pictures, [1] * channels, grid_shape=(1, len(mask)), padding_width=gap, channel_axis=3)
+        row = row[gap:-gap, gap:-gap]
+        axes.imshow(row, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_ylabel(name, color=MUTED)

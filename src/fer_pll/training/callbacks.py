@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
-from ..model import FerPllForPreTraining
+from ..model.modeling_fer_pll import FerPllForPreTraining
 from ..plots.pretraining import hog_strokes, plot_predictions
 from .linear_probe import LinearProbe
 

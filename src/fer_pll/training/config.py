@@ -7,8 +7,9 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..io.shipped import shipped, shipped_config
-from ..model import FerPllConfig, FerPllImageProcessor
+from ..io.shipped import shipped_config, shipped_names
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .checkpoints import last_checkpoint
 
 SETTINGS_NAME = "settings.json"
@@ -25,8 +26,7 @@ def config_folder(name: str) -> Path:
     folder = shipped_config(name)
     if folder is not None:
         return folder
-    known = ", ".join(sorted(path.parent.name for path in shipped("hub_configs").glob("*/config.json")))
-    raise ValueError(f"--config {name}: neither a folder with a config.json nor one of {known}.")
+    raise ValueError(f"--config {name}: neither a folder with a config.json nor one of {', '.join(shipped_names())}.")
 
 
 def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImageProcessor]:

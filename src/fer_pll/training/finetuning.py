@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
 from ..hub.card_settings import OnCard, card_settings
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification
 from .arguments import FerPllTrainingArguments
 from .config import SETTINGS_NAME, config_folder, load_config
 from .initialization import initialize

@@ -19,8 +19,13 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import logging
 
 from ..inference.loading import load_weights
-from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining
-from ..model.modeling_fer_pll import FerPllPreTrainedModel, interpolate_positions
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.modeling_fer_pll import (
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllPreTrainedModel,
+    interpolate_positions,
+)
 
 Model = TypeVar("Model", bound=FerPllPreTrainedModel)
 

@@ -5,8 +5,8 @@ from accelerate.utils import gather
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..model import FerPllConfig, FerPllModel
-from ..model.modeling_fer_pll import FerPllPreTrainedModel
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.modeling_fer_pll import FerPllModel, FerPllPreTrainedModel
 
 
 class FerPllForMomentumContrast(FerPllPreTrainedModel):

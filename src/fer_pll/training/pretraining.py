@@ -9,8 +9,8 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.dataset import is_prepared, load_pictures, load_prepared
 from ..data.streaming.stream import PictureStream
-from ..model import FerPllConfig, FerPllForPreTraining
-from ..model.modeling_fer_pll import FerPllPreTrainedModel
+from ..model.configuration_fer_pll import FerPllConfig
+from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
 from .callbacks import NUM_PICTURES, PreTrainingMonitor
 from .config import load_config

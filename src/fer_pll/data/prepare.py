@@ -27,6 +27,8 @@ from .sources import SOURCES, Opened
 from .splits import hold_out as hold_out_rows
 from .splits import keep_drawn_votes
 
+_FEW = 1000  # images that are read or drawn before other processes have started
+
 
 def prepare(
     name: str,
@@ -55,7 +57,8 @@ def prepare(
         out: folder of the prepared set; must not exist yet, or be empty.
         overwrite: replace the prepared set that is in `out`.
         strict: stop at the first image that cannot be used; else it is left out and listed in `unreadable.csv`.
-        num_proc: processes that read or draw; all cores where not given.
+        num_proc: processes that read or draw. Where not given, all cores, or this process alone for fewer images than
+            it takes time to start others.
         crop: crop the faces of photographs as this model (a checkpoint or a name in hub_configs) wants them.
         detector: where `crop` is given and the data have no landmarks: `retinaface`, `yunet` or `yunet:MODEL.onnx`.
         draw_votes: leave the training rows so many votes each, see `splits.keep_drawn_votes`.
@@ -88,7 +91,7 @@ def prepare(
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
-    dataset, unreadable = _write(opened, out, num_proc or cpu_count() or 1, strict)
+    dataset, unreadable = _write(opened, out, num_proc, strict)
     if draw_votes is not None:
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
     said = []
@@ -109,18 +112,26 @@ def prepare(
     return load_dataset(out)
 
 
-def _write(opened: Opened, out: str | Path, num_proc: int, strict: bool) -> tuple[DatasetDict, list[Unreadable]]:
+def _write(
+    opened: Opened, out: str | Path, num_proc: int | None, strict: bool
+) -> tuple[DatasetDict, list[Unreadable]]:
     """The records of all splits as data sets that know where they come from, and the images left out."""
     features = prepared_features(opened.class_names, opened.columns)
+    counts = {
+        split: opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
+        for split, records in opened.splits.items()
+    }
+    if num_proc is None:
+        few = opened.crop is None and None not in counts.values() and sum(counts.values()) < _FEW
+        num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
     with workers(num_proc) as run:
         for split, records in opened.splits.items():
-            count = opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
             dataset[split], unreadable = write_split(
                 records,
                 features,
                 shards_folder(out) / split,
-                num_records=count,
+                num_records=counts[split],
                 crop=opened.crop,
                 run=run,
                 strict=strict,

@@ -22,7 +22,7 @@ import torch
 from transformers.utils import CONFIG_NAME
 
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.data.dataset import load_dataset, numpy_column
 from fer_pll.data.splits import HELD_OUT
 from fer_pll.hub.card import TRAINING_NAME, training_record
 from fer_pll.inference.loading import load_weights
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"--out {args.out} holds files already: choose another folder.")
 
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     model = load_weights(FerPllForImageClassification, args.checkpoint, dtype=torch.float32).eval()
     image_processor = FerPllImageProcessor.from_pretrained(args.checkpoint)
     names, of_model = dataset.features["label"].names, list(model.config.id2label.values())

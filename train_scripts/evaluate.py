@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
@@ -27,7 +28,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll  # noqa: F401  (registers the models with the Auto classes)
-from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.data.dataset import load_dataset, numpy_column
+from fer_pll.data.provenance import Provenance
 from fer_pll.hub.card import METRICS_NAME, weights_digest
 from fer_pll.inference.loading import load_weights
 from fer_pll.inference.predictions import predict_logits
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
 
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     model = load_weights(AutoModelForImageClassification, args.checkpoint).to(args.device).eval()
     image_processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
@@ -97,10 +99,13 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{args.data}: split {args.split!r} has no row of a class that the checkpoint knows.")
     results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()}
 
+    provenance = Provenance.from_dataset(dataset) or Provenance(split=args.split)
+    if not (provenance.name or provenance.hub_id or provenance.parts):
+        provenance = replace(provenance, name=Path(args.data).resolve().name)
     # For the model card, which is published: no paths, and the digest says whose figures these are.
     report = {
         "weights": weights_digest(args.checkpoint),
-        "data": dataset.info.description or Path(args.data).name,
+        "data": provenance.to_dict(),
         "split": args.split,
         "classes": names,
         "classes_of_the_data_only": [name for name in of_data if name not in names],

@@ -21,7 +21,7 @@ sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.a
 from transformers import set_seed
 
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.hub.push import PushError
 from fer_pll.labels.candidate_summary import CandidateSummary
 from fer_pll.plots.candidate_sets import plot_candidate_sets
@@ -40,7 +40,7 @@ def build(argv: list[str] | None = None) -> tuple[FerPllTrainer, ClassificationS
     set_seed(args.seed)
 
     # data
-    data = load_prepared(script.data)
+    data = load_dataset(script.data)
     train_dataset = script.add_candidates(data["train"], args.seed)
 
     # trainer

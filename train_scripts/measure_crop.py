@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.faces.alignment import LANDMARKS
 from fer_pll.faces.detection import find_faces, load_detector
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
     args = parser.parse_args()
 
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     rows = np.random.default_rng(args.seed).permutation(len(dataset))[: args.count]
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
     detector = load_detector(args.detector)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from fer_pll import FerPllTrainingArguments
 from fer_pll.audit.out_of_fold import out_of_fold
-from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.data.dataset import load_dataset, numpy_column
 from fer_pll.metrics.classification import label_recovery
 from fer_pll.training.config import parse_settings
 from fer_pll.training.finetuning import ClassificationScript
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         script, args = parse_settings((OutOfFoldScript, FerPllTrainingArguments), "finetune.yaml", __doc__, argv)
         args.save_strategy = args.eval_strategy = "no"
-        dataset = script.add_candidates(load_prepared(script.data, "train"), args.seed)
+        dataset = script.add_candidates(load_dataset(script.data, "train"), args.seed)
         out = Path(args.output_dir)
         settings = {"script": vars(script), "arguments": args.to_dict()}
         probabilities = out_of_fold(

@@ -19,7 +19,7 @@ from functools import partial
 from transformers import set_seed
 from transformers.trainer_utils import SaveStrategy
 
-from fer_pll.data.dataset import is_prepared, load_pictures, load_prepared
+from fer_pll.data.dataset import is_prepared, load_dataset, load_pictures
 from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.hub.push import PushError
 from fer_pll.io.errors import DataError
@@ -97,7 +97,7 @@ def build(argv: list[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingS
 
     probe = None
     if script.probe is not None:
-        probe = LinearProbe(load_prepared(script.probe, "train"), image_processor)
+        probe = LinearProbe(load_dataset(script.probe, "train"), image_processor)
 
     # trainer
     trainer = FerPllPreTrainer(model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe)

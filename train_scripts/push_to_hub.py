@@ -19,7 +19,7 @@ from pathlib import Path
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.hub.card import CARD_NAME, folder_card
 from fer_pll.hub.confidences import confidence_dataset, push_confidences
 from fer_pll.hub.push import PushError, published_files, push_files
@@ -51,7 +51,7 @@ def main() -> None:
     published_files(args.checkpoint)  # raises where something is missing, before anything is written
     confidences = None
     if args.with_confidences is not None:
-        train = load_prepared(args.with_confidences, "train")
+        train = load_dataset(args.with_confidences, "train")
         confidences = confidence_dataset(args.checkpoint / CONFIDENCE_NAME, train, args.with_images)
     if not args.keep_card:
         folder_card(args.checkpoint, args.repo, args.license).save(args.checkpoint / CARD_NAME)

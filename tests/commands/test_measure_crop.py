@@ -11,7 +11,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 from fer_pll import FerPllImageProcessor
-from fer_pll.data.dataset import save_prepared
+from fer_pll.data.dataset import save_dataset
 from fer_pll.data.sources.ferplus import FEATURES
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
@@ -29,7 +29,7 @@ def prepared(pictures: list[Image.Image], folder: Path) -> Path:
         {"image": p, "index": i, "row_id": f"row:{i}", "votes": [1] + [0] * 7, "label": 0, "majority": True}
         for i, p in enumerate(pictures)
     ]
-    save_prepared(DatasetDict(train=Dataset.from_list(rows, features=FEATURES)), folder)
+    save_dataset(DatasetDict(train=Dataset.from_list(rows, features=FEATURES)), folder)
     return folder
 
 

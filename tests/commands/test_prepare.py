@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 
 SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
@@ -46,7 +46,7 @@ def test_as_a_plain_script(source, tmp_path):
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "examples/s" not in run.stderr  # no progress bars in a log file
-    assert len(load_prepared(tmp_path / "data" / "set", "train")) == 2
+    assert len(load_dataset(tmp_path / "data" / "set", "train")) == 2
     lines = [line.split() for line in run.stdout.splitlines()]
     assert ["train", "validation"] in lines
     assert ["rows", "2", "1"] in lines
@@ -61,11 +61,11 @@ def test_as_a_plain_script(source, tmp_path):
 
 def test_options_reach_the_loader(main, source, tmp_path):
     assert main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"]) == 0
-    assert len(load_prepared(tmp_path / "a", "train")) == 3
+    assert len(load_dataset(tmp_path / "a", "train")) == 3
     assert main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"]) == 0
-    assert load_prepared(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
+    assert load_dataset(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
     assert main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"]) == 0
-    drawn = load_prepared(tmp_path / "c")
+    drawn = load_dataset(tmp_path / "c")
     assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
     assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
     assert main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"]) == 2
@@ -77,7 +77,7 @@ def test_synthetic_needs_no_source(main, tmp_path, capsys):
     assert main(["synthetic", "--out", str(tmp_path / "a"), *sizes]) == 0
     assert main(["synthetic", "--out", str(tmp_path / "b"), *sizes]) == 0
     assert ["rows", "5", "3", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
-    dataset, again = load_prepared(tmp_path / "a"), load_prepared(tmp_path / "b")
+    dataset, again = load_dataset(tmp_path / "a"), load_dataset(tmp_path / "b")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 5, "validation": 3, "test": 2}
     assert dataset["train"][0]["image"].size == (32, 32)
     assert dataset["train"][:] == again["train"][:]
@@ -88,9 +88,9 @@ def test_another_run_is_kept_unless_overwrite(main, source, tmp_path, capsys):
     assert main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"]) == 0
     assert main(["ferplus", str(source), "--out", str(out)]) == 2
     assert "already holds" in capsys.readouterr().err
-    assert len(load_prepared(out, "train")) == 3
+    assert len(load_dataset(out, "train")) == 3
     assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 0
-    assert len(load_prepared(out, "train")) == 2
+    assert len(load_dataset(out, "train")) == 2
 
 
 def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_path, capsys):
@@ -102,7 +102,7 @@ def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_pat
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "fer2013.csv:6 has 2 columns where 3 should be" in error
     assert len(error.splitlines()) == 1
-    assert len(load_prepared(out, "train")) == 2
+    assert len(load_dataset(out, "train")) == 2
     assert [entry.name for entry in out.parent.iterdir()] == ["set"]
     assert main(["ferplus", str(source), "--out", str(tmp_path / "other")]) == 2
     assert not (tmp_path / "other").exists()
@@ -151,14 +151,14 @@ finally:
 def test_corrections_are_applied_and_reported_or_nothing_is_written(main, tmp_path, capsys):
     command = ["synthetic", "--num-train", "6", "--num-validation", "2", "--num-test", "0", "--num-proc", "1"]
     assert main([*command, "--out", str(tmp_path / "before")]) == 0
-    before = load_prepared(tmp_path / "before", "train")
+    before = load_dataset(tmp_path / "before", "train")
     first, second = before["row_id"][:2]
     marks = tmp_path / "marks.csv"
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
     assert main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)]) == 0
     assert "1 relabelled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
-    after = load_prepared(tmp_path / "after", "train")
+    after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]
     assert after.features["label"].int2str(after[0]["label"]) == "contempt"
     assert sum(after[0]["votes"]) == after[0]["votes"][7] == sum(before[0]["votes"])

@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from conftest import make_dataset
-from fer_pll.data.dataset import save_prepared
+from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.io.errors import DataError
 from toy_streaming import encoded, write_tar
@@ -21,7 +21,7 @@ def build(tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for name in ("one", "two"):
-        save_prepared(DatasetDict(train=make_dataset(20)), tmp_path / name)
+        save_dataset(DatasetDict(train=make_dataset(20)), tmp_path / name)
     write_tar(tmp_path / "faces.tar", encoded(5, 0))
     monkeypatch.chdir(tmp_path)
 

@@ -10,7 +10,7 @@ from PIL import Image as PILImage
 from skimage import data
 
 from fer_pll.data.cropping import CropToBox, CropToTemplate
-from fer_pll.data.dataset import REPORT, load_prepared
+from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.image_writer import ListedPicture
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
@@ -76,7 +76,7 @@ def test_prepare_data_crops_photographs(astronaut, tmp_path):
     astronaut.rotate(15).save(tmp_path / "pictures" / "sad" / "turned.png")
     arguments = [str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--crop", "fer-pll-tiny-ferplus"]
     assert main(["folder", *arguments, "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    train = load_dataset(tmp_path / "set", "train")
     assert [picture.size for picture in train["image"]] == [(48, 48)] * 2
     assert {picture.mode for picture in train["image"]} == {"L"}
     upright, turned = (np.asarray(picture, dtype=float) for picture in train["image"])

@@ -12,7 +12,7 @@ from datasets import ClassLabel, Features, Image, Value
 from PIL import Image as PILImage
 
 from fer_pll.data import image_writer as listed_module
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.data.image_writer import ListedPicture, write_split
 from fer_pll.io.errors import DataError
 from fer_pll.io.images import open_picture
@@ -159,7 +159,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeyp
     assert status == 2 and f"{file} cannot be written" in error and "make room" in error
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.shards", "in"]
     assert main(command) == 0
-    pictures = load_prepared(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]
+    pictures = load_dataset(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]
     stored = [picture["bytes"] for picture in pictures]
     assert stored == [path.read_bytes() for path in sorted((tmp_path / "in" / "happy").iterdir())]
 

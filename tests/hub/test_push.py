@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset
 from fer_pll.hub.push import published_files
@@ -281,7 +281,7 @@ def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages
         (tmp_path / name).write_bytes(content)
     rows = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == ["image", "index", "row_id", "label", "confidence"]
-    prepared = load_prepared(folder / "data" / "ferplus", "train")
+    prepared = load_dataset(folder / "data" / "ferplus", "train")
     assert rows["row_id"][:] == prepared["row_id"][:] and len(rows) == 48
     for pushed, own in zip(rows["image"], prepared["image"], strict=True):
         assert np.array_equal(np.asarray(pushed), np.asarray(own))

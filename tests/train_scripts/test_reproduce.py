@@ -12,7 +12,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 from safetensors.numpy import save_file
 
-from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
+from fer_pll.data.dataset import numpy_column, prepared_features, save_dataset
 from fer_pll.data.sources.synthetic.dataset import load_synthetic
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
@@ -38,7 +38,7 @@ def common(tmp_path_factory) -> tuple[Path, list[str]]:
     """Folder of the runs, and the options that all calls share."""
     folder = tmp_path_factory.mktemp("reproduce")
     data = load_synthetic(80, 40, 0, seed=0)
-    save_prepared(DatasetDict(train=data["train"], validation=data["validation"]), folder / "data")
+    save_dataset(DatasetDict(train=data["train"], validation=data["validation"]), folder / "data")
     sizes = ["--max-samples", "48", "--epochs", "1", "--pretrain-epochs", "1"]
     return folder, ["--data", str(folder / "data"), "--out", str(folder / "runs"), *sizes]
 

@@ -17,7 +17,7 @@ from datasets import Dataset, DatasetDict
 from safetensors.numpy import load_file
 
 from comparisons.tables import Run
-from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
+from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.checkpoints import last_checkpoint
@@ -74,7 +74,7 @@ class Experiments:
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
         self.scripts = {}
-        data = load_prepared(args.data)
+        data = load_dataset(args.data)
         for split in ("train", "validation"):
             if split not in data:
                 raise ValueError(f"--data {args.data} has no split {split!r}, which the comparisons need.")
@@ -119,14 +119,14 @@ class Experiments:
         folder = self.data_folder(*([f"{votes}votes", f"seed{seed}"] if votes else []))
         if folder.is_dir():
             return str(folder)
-        data = load_prepared(self.args.data)
+        data = load_dataset(self.args.data)
         train, validation = data["train"], data["validation"]
         if samples is not None:
             train = some_rows(train, samples)
             validation = some_rows(validation, samples)
         if votes is not None:
             train = keep_drawn_votes(train, votes, seed)
-        save_prepared(DatasetDict(train=train, validation=validation), folder)
+        save_dataset(DatasetDict(train=train, validation=validation), folder)
         return str(folder)
 
     def epochs_option(self, epochs: int | None) -> list:
@@ -251,17 +251,14 @@ class Experiments:
         return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
     def confidences(self, run: Run, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-        """The training rows in the order of their index, and what the run's confidence table holds of them."""
+        """The training rows, and what the run's confidence table holds of them."""
         table = load_file(self.run_folder(run, seed) / CONFIDENCE_NAME)
-        rows = load_prepared(self.data(run.votes, seed), "train")
-        return rows.select(numpy_column(rows, "index").argsort()), table
+        return load_dataset(self.data(run.votes, seed), "train"), table
 
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
-    """A part of the rows, the same in every call, numbered anew."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
-    part = dataset.select(chosen).remove_columns("index")
-    return part.add_column("index", np.arange(len(part)))
+    """A part of the rows, the same in every call."""
+    return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
 
 
 def read_result(path: Path, settings: dict) -> dict | None:

@@ -47,7 +47,7 @@ def prepare(
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """Prepare a data set: read its files, check and crop its images, and save what training needs, whole or not at all.
+    """Prepare a data set: read its files, check and crop its images, save what training needs, whole or not at all.
 
     A call that was interrupted leaves what it has done beside `out`; the same call goes on from there.
 

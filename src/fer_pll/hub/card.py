@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..data.provenance import Provenance
 from ..io.shipped import shipped
 from ..labels.confidence_table import ConfidenceTable
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
@@ -70,8 +71,7 @@ SETTINGS_OF = {
 
 def training_record(
     settings: Mapping[str, Any],
-    data: str | None = None,
-    data_license: str | None = None,
+    data: Provenance | None = None,
     table: ConfidenceTable | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     compute: Mapping[str, Any] | None = None,
@@ -81,8 +81,7 @@ def training_record(
 
     Args:
         settings: of the training, e.g. `args.to_dict()`; `SETTINGS` are picked out of it.
-        data: what it was trained on, in a sentence; the loaders give one as `dataset.info.description`.
-        data_license: the terms of these data, in a sentence (`dataset.info.license`).
+        data: what it was trained on.
         table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
         metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
         compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
@@ -90,8 +89,7 @@ def training_record(
     """
     names = [*SETTINGS, *SETTINGS_OF.get(settings.get("objective", settings.get("loss")), ())]
     return {
-        "data": data,
-        "data_license": data_license,
+        "data": None if data is None else data.to_dict(),
         "settings": {name: settings[name] for name in names if settings.get(name) is not None},
         "candidate_sets": None if table is None else _candidate_sets(table),
         "metrics": dict(metrics or {}),
@@ -127,6 +125,10 @@ def model_card(
     pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
     training = training or {}
+    data = Provenance.from_json(training.get("data"))
+    started_from = training.get("pretraining")
+    if started_from is not None:
+        started_from = started_from | {"data": _sentence(started_from["data"])}
     results = _results(evaluations or {})
     card_data = ModelCardData(
         library_name="transformers",
@@ -146,12 +148,12 @@ def model_card(
         config=config,
         class_names=[config.id2label[i] for i in range(config.num_labels)],
         num_parameters=model.num_parameters(),
-        data=training.get("data"),
-        data_license=training.get("data_license"),
+        data=data and data.sentence(),
+        data_license=training.get("data_license") or (data and data.terms()),  # by itself in records of before
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
         calibration=training.get("calibration"),
-        started_from=training.get("pretraining"),
+        started_from=started_from,
         compute=training.get("compute") or {},
         metrics=[] if results else [{"name": name, **values} for name, values in training.get("metrics", {}).items()],
         results=results,
@@ -211,30 +213,34 @@ def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row of the card for each protocol of each evaluation."""
-    return [
-        {
-            "name": f"{_data_name(report)}, {report['split']}, protocol {protocol}",
-            "data": _data_name(report),
-            "split": report["split"],
-            "protocol": protocol,
-            "picture": f"{folder}/confusion_matrix_{protocol}.png",
-            **metrics,
-        }
-        for folder, report in evaluations.items()
-        for protocol, metrics in report["protocols"].items()
-    ]
+    results = []
+    for folder, report in evaluations.items():
+        data = Provenance.from_json(report["data"])
+        results += [
+            {
+                "name": f"{data.title()}, {report['split']}, protocol {protocol}",
+                "data": data,
+                "split": report["split"],
+                "protocol": protocol,
+                "picture": f"{folder}/confusion_matrix_{protocol}.png",
+                **metrics,
+            }
+            for protocol, metrics in report["protocols"].items()
+        ]
+    return results
 
 
-def _data_name(report: Mapping[str, Any]) -> str:
-    """Of a description such as "FER+ validation, protocol all: 3553 of 3589 rows", its beginning."""
-    return report["data"].partition(",")[0].partition(":")[0].removesuffix(f" {report['split']}")
+def _sentence(data: Mapping[str, Any] | str | None) -> str | None:
+    """Of what a record says about its data."""
+    provenance = Provenance.from_json(data)
+    return provenance and provenance.sentence()
 
 
 def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
     shared = {
         "task_type": "image-classification",
-        "dataset_type": result["data"].lower().replace(" ", "-"),
-        "dataset_name": result["data"],
+        "dataset_type": result["data"].dataset_type(),
+        "dataset_name": result["data"].title(),
         "dataset_config": result["protocol"],
         "dataset_split": result["split"],
     }

@@ -18,6 +18,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..data.collator import PixelCollator
+from ..data.provenance import Provenance
 from ..hub.card import CARD_NAME, TRAINING_NAME, model_card, read_evaluations, training_record
 from ..hub.push import published_files, push_errors, push_files
 from ..labels.confidence_table import ConfidenceTable
@@ -252,8 +253,7 @@ class ImageTrainer(Trainer):
         settings.pop("num_train_epochs" if self.args.max_steps > 0 else "max_steps")
         training = training_record(
             settings,
-            data=self.train_dataset.info.description or None,
-            data_license=self.train_dataset.info.license or None,
+            data=Provenance.from_dataset(self.train_dataset),
             table=self.table,
             metrics=self.evaluation_results(),
             compute=self.compute_record(),

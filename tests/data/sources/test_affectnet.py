@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.data.sources.affectnet import affectnet_classes, five_landmarks, list_affectnet
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -171,9 +171,9 @@ def test_prepare_data_affectnet(tmp_path):
     write_tables(tmp_path / "a", [("v/1.jpg", 3)], "validation.csv")
     arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--classes", "7", "--out"]
     assert main([*arguments, str(tmp_path / "boxes")]) == 0
-    dataset = load_prepared(tmp_path / "boxes")
+    dataset = load_dataset(tmp_path / "boxes")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 1, "validation": 1}
     assert dataset["train"].features["label"].names == list(EXPRESSIONS[:7])
     assert dataset["train"]["image"][0].size == (30, 40)  # the face's box
     assert main([*arguments, str(tmp_path / "aligned"), "--crop", "fer-pll-tiny-ferplus"]) == 0
-    assert load_prepared(tmp_path / "aligned")["validation"]["image"][0].size == (48, 48)
+    assert load_dataset(tmp_path / "aligned")["validation"]["image"][0].size == (48, 48)

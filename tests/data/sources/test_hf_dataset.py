@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 
 from fer_pll.data import image_writer as listed_module
-from fer_pll.data.dataset import REPORT, load_prepared
+from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.sources.hf_dataset import Columns, list_dataset
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -77,7 +77,7 @@ def test_every_kind_on_disk_is_prepared(save, main, tmp_path, kind, monkeypatch)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     source = save(DatasetDict(train=make(), validation=make((2, 2))), kind)
     assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    prepared = load_prepared(tmp_path / "set")
+    prepared = load_dataset(tmp_path / "set")
     assert prepared["train"].features["label"].names == ["neutral", "happiness", "sadness"]
     assert prepared["train"]["label"][:] == [2, 1, 0, 1] and prepared["validation"]["label"][:] == [0, 0]
     assert [picture.getpixel((0, 0)) for picture in prepared["train"]["image"]] == [0, 1, 2, 3]
@@ -111,7 +111,7 @@ def test_a_prepared_set_comes_back_as_it_was(save, main, tmp_path):
     dataset = make((1, -1), ClassLabel(names=names), **columns)
     source = save(DatasetDict(train=dataset))
     assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    prepared = load_prepared(tmp_path / "set", "train")
+    prepared = load_dataset(tmp_path / "set", "train")
     assert prepared.features["label"].names == names
     for name in ("label", "row_id", "votes", "candidates"):
         assert prepared[name][:] == dataset[name][:]
@@ -217,7 +217,7 @@ def test_bad_pictures_and_rows_are_reported_and_the_rest_is_prepared(save, main,
     features = Features(image=Image(), label=ClassLabel(names=NAMES))
     source = save(Dataset.from_dict({"image": rows, "label": [0, 0, 0, 0, -1]}, features))
     assert main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    assert len(load_prepared(tmp_path / "set", "train")) == 1
+    assert len(load_dataset(tmp_path / "set", "train")) == 1
     report = (tmp_path / "set" / REPORT).read_text().splitlines()
     assert [line.split(",")[0] for line in report] == ["row_id", *(f"train[{n}]" for n in range(1, 5))]
     assert "column 'image' is empty" in report[1] and "not a picture" in report[2] and "truncated" in report[3]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.data.sources.image_folder import list_image_folder
 from fer_pll.io.errors import DataError
 
@@ -79,6 +79,6 @@ def test_prepare_data_folder(tmp_path):
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
         picture(tmp_path / path)
     assert main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    dataset = load_prepared(tmp_path / "set")
+    dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}
     assert dataset["train"].features["label"].names == ["happiness", "sadness"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.data.dataset import REPORT, load_prepared, shards_folder
+from fer_pll.data.dataset import REPORT, load_dataset, shards_folder
 from fer_pll.data.sources.rafdb import CLASSES, list_rafdb
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -51,7 +51,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     (basic / "Image" / "aligned" / "train_00002_aligned.jpg").write_bytes(b"")
     out = tmp_path / "set"
     assert main(["rafdb", str(basic), "--out", str(out), "--num-proc", "2"]) == 0
-    dataset = load_prepared(out)
+    dataset = load_dataset(out)
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "test": 1}
     assert "votes" not in dataset["train"].column_names
     assert dataset["train"].features["label"].names == list(CLASSES)
@@ -64,10 +64,10 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     # the set can be replaced, and stopping at the first unreadable picture leaves it as it is
     assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"]) == 2
     assert "list_patition_label.txt:2: " in capsys.readouterr().err
-    assert len(load_prepared(out, "train")) == 2
+    assert len(load_dataset(out, "train")) == 2
     PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
     assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--num-proc", "1"]) == 0
-    assert len(load_prepared(out, "train")) == 3 and not (out / REPORT).exists()
+    assert len(load_dataset(out, "train")) == 3 and not (out / REPORT).exists()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image as PILImage
 
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.dataset import REPORT, load_prepared
+from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -228,7 +228,7 @@ def test_prepare_data_votes(tmp_path, capsys):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
     assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    train = load_dataset(tmp_path / "set", "train")
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
     assert "votes.csv:4," in report and "no votes at all" in report
@@ -238,7 +238,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     assert "votes.csv:4: " in capsys.readouterr().err
     arguments = ["--classes", "surprise,happiness,neutral", "--validation-share", "0.5", "--root", str(tmp_path)]
     assert main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments]) == 0
-    dataset = load_prepared(tmp_path / "c")
+    dataset = load_dataset(tmp_path / "c")
     assert next(iter(dataset.values())).features["label"].names == ["surprise", "happiness", "neutral"]
 
 
@@ -248,6 +248,6 @@ def test_ready_candidate_sets_train_as_they_are(tmp_path):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
     assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    train = load_dataset(tmp_path / "set", "train")
     assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
     assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

@@ -24,8 +24,8 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]],
     """What lies in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, which is all `train` then.
 
     Names of folders may be capitalised; train, val, valid, validation and test are splits, whatever else holds
-    pictures is a class (also by a synonym, see `labels.expressions.SYNONYMS`). Pictures are found by their ending, also in folders
-    further down, in the order of their paths.
+    pictures is a class (also by a synonym, see `expressions.SYNONYMS`). Pictures are found by their ending, also in
+    folders further down, in the order of their paths.
 
     Returns:
         by split, pictures with `label`; and the names of the classes: expressions of FER+ in its order where all

@@ -41,8 +41,8 @@ def list_votes(
     - one row for each answer: `path`, `annotator`, `label` (a class name);
     - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
 
-    Names of classes may be capitalised, or synonyms (see `labels.expressions.SYNONYMS`). Where there is a column `split`, it says
-    train, validation or test; else all is train, less `validation_share`.
+    Names of classes may be capitalised, or synonyms (see `expressions.SYNONYMS`). Where there is a column `split`, it
+    says train, validation or test; else all is train, less `validation_share`.
 
     Args:
         file: the table.

@@ -1,22 +1,15 @@
 """train_scripts/prepare_data.py, as a plain script and through runpy."""
 
-import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from fer_pll.commands.prepare import main
 from fer_pll.data.dataset import load_dataset
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
-
-
-@pytest.fixture(scope="module")
-def main():
-    return runpy.run_path(str(SCRIPT))["main"]
 
 
 @pytest.fixture
@@ -59,12 +52,12 @@ def test_as_a_plain_script(source, tmp_path):
     assert run.stdout.endswith("saved in data/set\n")
 
 
-def test_options_reach_the_loader(main, source, tmp_path):
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"]) == 0
+def test_options_reach_the_loader(source, tmp_path):
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"])
     assert len(load_dataset(tmp_path / "a", "train")) == 3
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"]) == 0
+    main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"])
     assert load_dataset(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"]) == 0
+    main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"])
     drawn = load_dataset(tmp_path / "c")
     assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
     assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
@@ -72,10 +65,10 @@ def test_options_reach_the_loader(main, source, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
-def test_synthetic_needs_no_source(main, tmp_path, capsys):
+def test_synthetic_needs_no_source(tmp_path, capsys):
     sizes = ["--num-train", "5", "--num-validation", "3", "--num-test", "2", "--image-size", "32", "--seed", "7"]
-    assert main(["synthetic", "--out", str(tmp_path / "a"), *sizes]) == 0
-    assert main(["synthetic", "--out", str(tmp_path / "b"), *sizes]) == 0
+    main(["synthetic", "--out", str(tmp_path / "a"), *sizes])
+    main(["synthetic", "--out", str(tmp_path / "b"), *sizes])
     assert ["rows", "5", "3", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
     dataset, again = load_dataset(tmp_path / "a"), load_dataset(tmp_path / "b")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 5, "validation": 3, "test": 2}
@@ -83,19 +76,19 @@ def test_synthetic_needs_no_source(main, tmp_path, capsys):
     assert dataset["train"][:] == again["train"][:]
 
 
-def test_another_run_is_kept_unless_overwrite(main, source, tmp_path, capsys):
+def test_another_run_is_kept_unless_overwrite(source, tmp_path, capsys):
     out = tmp_path / "set"
-    assert main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"]) == 0
+    main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"])
     assert main(["ferplus", str(source), "--out", str(out)]) == 2
     assert "already holds" in capsys.readouterr().err
     assert len(load_dataset(out, "train")) == 3
-    assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 0
+    main(["ferplus", str(source), "--out", str(out), "--overwrite"])
     assert len(load_dataset(out, "train")) == 2
 
 
-def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_path, capsys):
+def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path, capsys):
     out = tmp_path / "out" / "set"
-    assert main(["ferplus", str(source), "--out", str(out)]) == 0
+    main(["ferplus", str(source), "--out", str(out)])
     whole = (source / "fer2013.csv").read_text()
     (source / "fer2013.csv").write_text(whole[:-30])
     assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 2
@@ -116,7 +109,7 @@ def test_bad_input_keeps_the_former_set_and_leaves_nothing(main, source, tmp_pat
         ["synthetic", "--image-size", "0", "--out", "set"],
     ],
 )
-def test_errors_have_no_traceback(main, arguments, tmp_path, monkeypatch, capsys):
+def test_errors_have_no_traceback(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
@@ -127,7 +120,7 @@ def test_errors_have_no_traceback(main, arguments, tmp_path, monkeypatch, capsys
     "arguments",
     [[], ["celeba", "x", "--out", "y"], ["ferplus", "x"], ["synthetic", "--out", "y", "--protocol", "all"]],
 )
-def test_wrong_usage(main, arguments, capsys):
+def test_wrong_usage(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
@@ -148,15 +141,15 @@ finally:
     assert "prepare_data.py ferplus path/to/ferplus --out data/ferplus" in run.stdout
 
 
-def test_corrections_are_applied_and_reported_or_nothing_is_written(main, tmp_path, capsys):
+def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, capsys):
     command = ["synthetic", "--num-train", "6", "--num-validation", "2", "--num-test", "0", "--num-proc", "1"]
-    assert main([*command, "--out", str(tmp_path / "before")]) == 0
+    main([*command, "--out", str(tmp_path / "before")])
     before = load_dataset(tmp_path / "before", "train")
     first, second = before["row_id"][:2]
     marks = tmp_path / "marks.csv"
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
-    assert main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)]) == 0
+    main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)])
     assert "1 relabelled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
     after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]

@@ -1,7 +1,6 @@
 """Faces of listed pictures, cropped by what the data set tells or by a detector."""
 
 import pickle
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -9,19 +8,19 @@ import pytest
 from PIL import Image as PILImage
 from skimage import data
 
+from fer_pll.commands.prepare import main
 from fer_pll.data.cropping import CropToBox, CropToTemplate
 from fer_pll.data.dataset import REPORT, load_dataset
-from fer_pll.data.image_writer import ListedPicture
+from fer_pll.data.image_writer import ImageRecord
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
 from fer_pll.io.errors import DataError
 
-SCRIPT = Path(__file__).parents[2] / "train_scripts" / "prepare_data.py"
 CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
 
 
 def listed(**known):
-    return ListedPicture(Path("photo.jpg"), "list:1", {"label": 1}, **known)
+    return ImageRecord(Path("photo.jpg"), "list:1", {"label": 1}, **known)
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +67,13 @@ def test_without_landmarks_the_largest_face_is_found(astronaut):
 
 
 def test_prepare_data_crops_photographs(astronaut, tmp_path):
-    main = runpy.run_path(str(SCRIPT))["main"]
     (tmp_path / "pictures" / "happy").mkdir(parents=True)
     astronaut.save(tmp_path / "pictures" / "happy" / "astronaut.png")
     PILImage.new("RGB", (64, 64)).save(tmp_path / "pictures" / "happy" / "nobody.png")
     (tmp_path / "pictures" / "sad").mkdir()
     astronaut.rotate(15).save(tmp_path / "pictures" / "sad" / "turned.png")
     arguments = [str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--crop", "fer-pll-tiny-ferplus"]
-    assert main(["folder", *arguments, "--num-proc", "1"]) == 0
+    main(["folder", *arguments, "--num-proc", "1"])
     train = load_dataset(tmp_path / "set", "train")
     assert [picture.size for picture in train["image"]] == [(48, 48)] * 2
     assert {picture.mode for picture in train["image"]} == {"L"}

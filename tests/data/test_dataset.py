@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.dataset import check_output_folder, load_dataset, save_dataset
+from fer_pll.data.provenance import Provenance
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -19,7 +20,6 @@ from fer_pll.labels.expressions import EXPRESSIONS
 FEATURES = Features(
     {
         "image": Image(),
-        "index": Value("int64"),
         "row_id": Value("string"),
         "votes": List(Value("int32"), length=8),
         "label": ClassLabel(names=list(EXPRESSIONS)),
@@ -30,7 +30,7 @@ FEATURES = Features(
 def make_dataset(num_rows=3, image=None):
     image = image or PILImage.new("L", (4, 4), 7)
     rows = [
-        {"image": image, "index": i, "row_id": f"a.csv:{i}", "votes": [0, 9, 1, 0, 0, 0, 0, 0], "label": 1}
+        {"image": image, "row_id": f"a.csv:{i}", "votes": [0, 9, 1, 0, 0, 0, 0, 0], "label": 1}
         for i in range(num_rows)
     ]
     return DatasetDict({split: Dataset.from_list(rows, features=FEATURES) for split in ("train", "validation")})
@@ -72,9 +72,18 @@ def test_another_run_is_refused_then_replaced(tmp_path):
 
 def test_a_set_may_replace_the_one_it_was_made_from(tmp_path):
     save_dataset(make_dataset(5), tmp_path / "set")
-    smaller = load_dataset(tmp_path / "set").filter(lambda index: index < 2, input_columns="index")
+    smaller = load_dataset(tmp_path / "set").filter(lambda row_id: row_id < "a.csv:2", input_columns="row_id")
     save_dataset(smaller, tmp_path / "set", overwrite=True)
-    assert load_dataset(tmp_path / "set", "train")["index"][:] == [0, 1]
+    assert load_dataset(tmp_path / "set", "train")["row_id"][:] == ["a.csv:0", "a.csv:1"]
+
+
+def test_the_row_numbers_of_an_earlier_version_are_left_out(tmp_path):
+    before = make_dataset()
+    numbered = DatasetDict({split: rows.add_column("index", [0, 1, 2]) for split, rows in before.items()})
+    numbered.save_to_disk(tmp_path / "set")
+    loaded = load_dataset(tmp_path / "set")
+    assert loaded["train"].column_names == before["train"].column_names and loaded["train"][:] == before["train"][:]
+    assert load_dataset(tmp_path / "set", "validation").column_names == before["train"].column_names
 
 
 def test_a_linked_folder_is_replaced_behind_the_link(tmp_path):
@@ -151,7 +160,7 @@ save_dataset(Killed(load_dataset({str(out)!r})), {str(out)!r}, overwrite=True)
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(DataError, match="absent is not a folder: .*train_scripts/prepare_data.py"):
+    with pytest.raises(DataError, match="absent is not a folder: .*`fer-pll prepare`"):
         load_dataset(tmp_path / "absent")
     with pytest.raises(DataError, match=r"is not a prepared data set \(it has no dataset_dict.json\)"):
         load_dataset(tmp_path)
@@ -194,9 +203,11 @@ def test_drawn_votes_leave_the_winner_of_all_votes_as_the_true_label():
     assert {sum(row) for row in drawn["votes"]} == {2}
     assert drawn["label"][:] == [row.index(max(row)) for row in drawn["votes"]]
     assert {name: drawn.features[name] for name in FEATURES} == FEATURES
-    assert "2 votes drawn for each row (seed 3)" in drawn.info.description
+    assert "2 votes drawn for each row (seed 3)" in Provenance.from_dataset(drawn).sentence()
     again = keep_drawn_votes(drawn, 1)
     assert again["true_label"][:] == drawn["true_label"][:]  # what was known stays
+    with pytest.raises(DataError, match="the data set has no votes; it has image, row_id, label"):
+        keep_drawn_votes(make_dataset()["train"].remove_columns("votes"), 2)
 
 
 def test_candidates_come_from_votes_or_else_from_labels():

@@ -95,11 +95,9 @@ def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTa
         ValueError: there is no such data set, or it is none of confidences.
     """
     try:
-        file = (
-            Path(name) / DATA_NAME
-            if Path(name).exists()
-            else hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
-        )
+        file = Path(name) / DATA_NAME
+        if not Path(name).exists():
+            file = hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
         rows = Dataset(InMemoryTable(pq.read_table(file)))
     except (OSError, ValueError) as error:  # of a name, the network, the Hub, Parquet
         raise ValueError(
@@ -110,8 +108,8 @@ def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTa
     if missing or not isinstance(rows.features["label"], ClassLabel):
         lacks = ", ".join(missing) or "the names of its classes"
         raise ValueError(
-            f"{name} is no data set of confidences that can be audited: it lacks {lacks}. If an earlier version published "
-            "it, publish it again with `fer-pll push --with-confidences`."
+            f"{name} is no data set of confidences that can be audited: it lacks {lacks}. If an earlier version "
+            "published it, publish it again with `fer-pll push --with-confidences`."
         )
     names = rows.features["label"].names
     candidates = numpy_column(rows, "candidates")

@@ -1,16 +1,13 @@
 """Folders of pictures, one for each class."""
 
-import runpy
-from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
+from fer_pll.commands.prepare import main
 from fer_pll.data.dataset import load_dataset
 from fer_pll.data.sources.image_folder import list_image_folder
 from fer_pll.io.errors import DataError
-
-SCRIPT = Path(__file__).parents[3] / "train_scripts" / "prepare_data.py"
 
 
 def picture(path):
@@ -75,10 +72,9 @@ def test_other_layouts_are_refused(tmp_path, paths, message):
 
 
 def test_prepare_data_folder(tmp_path):
-    main = runpy.run_path(str(SCRIPT))["main"]
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
         picture(tmp_path / path)
-    assert main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
+    main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
     dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}
     assert dataset["train"].features["label"].names == ["happiness", "sadness"]

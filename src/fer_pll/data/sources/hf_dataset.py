@@ -95,9 +95,9 @@ def list_dataset(
     """What a data set lists.
 
     Its classes are `class_names`, else the names of its ClassLabel, else FER+'s expressions; names may be capitalised
-    or synonyms (`expressions.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names, where
-    there is one, else of the classes. A row of which anything is missing, malformed or of another class has a `problem`
-    that names the column, and votes for another class do not count.
+    or synonyms (`expressions.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names,
+    where there is one, else of the classes. A row of which anything is missing, malformed or of another class has a
+    `problem` that names the column, and votes for another class do not count.
 
     Args:
         source, config, revision: as `open_dataset` takes them.

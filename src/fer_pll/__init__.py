@@ -67,6 +67,8 @@ _LAZY = {
     "ConfidenceTable": "fer_pll.labels.confidence_table",
     "FerPllTrainer": "fer_pll.training.trainer",
     "FerPllTrainingArguments": "fer_pll.training.arguments",
+    "load_dataset": "fer_pll.data.dataset",
+    "prepare": "fer_pll.data.prepare",
 }
 
 __all__ = [
@@ -79,7 +81,9 @@ __all__ = [
     "FerPllTrainer",
     "FerPllTrainingArguments",
     "FacialExpressionPipeline",
+    "load_dataset",
     "load_default",
+    "prepare",
 ]
 
 

@@ -19,9 +19,7 @@ from fer_pll.data.image_writer import ImageRecord, workers, write_split
 from fer_pll.io.errors import DataError
 from fer_pll.io.images import open_picture
 
-FEATURES = Features(
-    {"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["a", "b"])}
-)
+FEATURES = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["a", "b"])})
 
 
 def listed(folder, count=5, broken=()):
@@ -57,8 +55,8 @@ def test_strict_stops_at_the_first(tmp_path):
 
 def test_nothing_to_use_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no train images listed"):
-        write_split([], FEATURES, tmp_path / "shards", description="train images")
-    with pytest.raises(DataError, match="none of 2 images can be used; the first: .*0.png"):
+        write_split([], FEATURES, tmp_path / "shards")
+    with pytest.raises(DataError, match="none of 2 train images can be used; the first: .*0.png"):
         write_split(listed(tmp_path, 2, broken=(0, 1)), FEATURES, tmp_path / "shards")
 
 

@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features, NamedSplit, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
@@ -83,7 +83,7 @@ def write_split(
     crop: Crop | None = None,
     run: Run | None = None,
     strict: bool = False,
-    description: str = "images",
+    split: str = "train",
 ) -> tuple[Dataset, list[Unreadable]]:
     """Read or make, check and crop the images of records, and write them into shards of `ROWS_PER_SHARD` rows.
 
@@ -98,7 +98,7 @@ def write_split(
         crop: what is made of each image. Its errors are reported as those of reading.
         run: see `workers`; this process where not given.
         strict: raise at the first image that cannot be used.
-        description: of the progress bar.
+        split: its name.
 
     Returns:
         the rows, and the images left out.
@@ -113,7 +113,7 @@ def write_split(
         rows_per_shard = min(rows_per_shard, max(_FEWEST_ROWS, -(-num_records // _SHARDS)))
     jobs = _jobs(records, features, folder, crop, rows_per_shard)
     shards, unreadable = [], []
-    progress = tqdm(desc=description, total=num_records, unit="image", disable=None)
+    progress = tqdm(desc=f"{split} images", total=num_records, unit="image", disable=None)
     with progress:
         for shard, left_out, num_rows in (run or partial(map, _write_shard))(jobs):
             shards.append(shard)
@@ -122,10 +122,10 @@ def write_split(
             if strict and left_out:
                 raise DataError(f"{left_out[0].row_id}: {left_out[0].reason}")
     if not shards:
-        raise DataError(f"no {description} listed")
-    dataset = concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
+        raise DataError(f"no {split} images listed")
+    dataset = concatenate_datasets([Dataset.from_file(str(shard), split=NamedSplit(split)) for shard in shards])
     if not len(dataset):
-        raise DataError(f"none of {len(unreadable)} {description} can be used; the first: {unreadable[0].reason}")
+        raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
     return dataset, unreadable
 
 

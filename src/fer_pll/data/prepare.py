@@ -135,7 +135,7 @@ def _write(
                 crop=opened.crop,
                 run=run,
                 strict=strict,
-                description=f"{split} images",
+                split=split,
             )
             left_out += unreadable
             dropped = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}

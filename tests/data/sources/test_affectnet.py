@@ -1,6 +1,5 @@
 """AffectNet in small, in both layouts."""
 
-
 import numpy as np
 import pytest
 from PIL import Image as PILImage

@@ -1,6 +1,5 @@
 """Folders of pictures, one for each class."""
 
-
 import pytest
 from PIL import Image as PILImage
 

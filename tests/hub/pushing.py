@@ -26,6 +26,7 @@ from fer_pll import (
     FerPllTrainingArguments,
 )
 from fer_pll.data.dataset import save_dataset
+from fer_pll.data.provenance import Provenance
 from fer_pll.hub.push import PushError, published_files, push_files
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
@@ -88,7 +89,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     runs = folder / "runs"
     train = make_dataset(48)
-    train.info.description, train.info.license = "toy train: 48 pictures", "free for all."
+    Provenance("toy", split="train", kept=48, license="free for all.").attach(train)
     prepared = DatasetDict(train=train.remove_columns("candidates"), validation=make_dataset(24, seed=1))
     save_dataset(prepared, folder / "data" / "ferplus")
 

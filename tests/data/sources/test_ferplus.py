@@ -411,7 +411,7 @@ def test_a_protocol_that_leaves_nothing(tmp_path):
     source = write_csv(tmp_path / "raw", [row(seed=1), row("PublicTest", votes=NO_FACE, seed=2)])
     with pytest.raises(DataError, match="no validation row is left; dropped: 1 not in protocol all"):
         load_ferplus(source)
-    with pytest.raises(DataError, match="protocol 'most' is not known: choose all or majority"):
+    with pytest.raises(DataError, match="protocol='most' is not known: choose all or majority"):
         load_ferplus(source, "most")
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 from skimage.data import astronaut
 
 from fer_pll import FerPllImageProcessor
-from fer_pll.data.dataset import save_dataset
-from fer_pll.data.sources.ferplus import FEATURES
+from fer_pll.data.dataset import prepared_features, save_dataset
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
+from fer_pll.labels.expressions import EXPRESSIONS
 
 SCRIPT = Path(__file__).parents[2] / "train_scripts" / "measure_crop.py"
 
@@ -26,10 +26,11 @@ LARGE = FaceCrop(
 
 def prepared(pictures: list[Image.Image], folder: Path) -> Path:
     rows = [
-        {"image": p, "index": i, "row_id": f"row:{i}", "votes": [1] + [0] * 7, "label": 0, "majority": True}
+        {"image": p, "row_id": f"row:{i}", "label": 0, "votes": [1] + [0] * 7, "majority": True}
         for i, p in enumerate(pictures)
     ]
-    save_dataset(DatasetDict(train=Dataset.from_list(rows, features=FEATURES)), folder)
+    features = prepared_features(EXPRESSIONS, ["votes", "majority"])
+    save_dataset(DatasetDict(train=Dataset.from_list(rows, features=features)), folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""prepare a data set of faces for training
+"""Prepare a data set of faces for training.
 
 Turns the files of a data set, as its users have them, into the prepared set
 that the other commands read: checked, cropped images with labels, votes or

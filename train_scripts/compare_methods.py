@@ -10,7 +10,6 @@ command goes on where it was cut off. The last lines printed are the table.
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,7 +20,7 @@ from transformers.utils import logging
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.commands.demo import SIZES, TRAINING, judge_by_truth, pretrain
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.sources.synthetic.dataset import load_synthetic
+from fer_pll.data.prepare import prepare
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.trainer import FerPllTrainer
 
@@ -74,7 +73,8 @@ def run_seed(seed: int, args: argparse.Namespace, out: Path) -> None:
     results = json.loads(results_file.read_text()) if results_file.is_file() else {}
     if set(METHODS) <= set(results):
         return
-    data = load_synthetic(args.num_train, 1000, 0, seed=seed, variation=0.2, num_proc=os.cpu_count() or 1)
+    sizes = {"num_train": args.num_train, "num_validation": 1000, "num_test": 0}
+    data = prepare("synthetic", out=out / f"data-{seed}", overwrite=True, seed=seed, variation=0.2, **sizes)
     data["train"] = add_candidates(data["train"])
     config = FerPllConfig(**SIZES)
     config._attn_implementation = "eager"  # quicker than SDPA on a CPU for so few tokens
@@ -84,7 +84,7 @@ def run_seed(seed: int, args: argparse.Namespace, out: Path) -> None:
     pretrained = out / f"pretrained-{seed}"
     if not (pretrained / "model.safetensors").is_file():
         print(f"seed {seed}: pre-training", flush=True)
-        pretrain(config, image_processor, data["train"].select_columns(["image", "index"]), pretrained, seed)
+        pretrain(config, image_processor, data["train"].select_columns("image"), pretrained, seed)
     for name, settings in METHODS.items():
         if name not in results:
             print(f"seed {seed}: {name}", flush=True)

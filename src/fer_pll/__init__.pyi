@@ -3,7 +3,8 @@
 from .audit.report import LabelAudit as LabelAudit
 from .audit.report import run_audit as run_audit
 from .data.candidate_sets import add_candidates as add_candidates
-from .data.dataset import load_prepared as load_dataset  # noqa: F401
+from .data.dataset import load_dataset as load_dataset
+from .data.prepare import prepare as prepare
 from .faces.alignment import FaceCrop as FaceCrop
 from .inference.loading import load_default as load_default
 from .inference.onnx_export import export_onnx as export_onnx

@@ -16,7 +16,7 @@ from conftest import CLASSES, make_dataset
 from fer_pll import ConfidenceTable, FerPllConfig, FerPllImageProcessor, FerPllTrainingArguments
 from fer_pll.audit.out_of_fold import out_of_fold
 from fer_pll.audit.report import LabelAudit, read_run
-from fer_pll.data.dataset import load_prepared, save_prepared
+from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.config import start_run
 from fer_pll.training.finetuning import FineTuningOptions
@@ -50,7 +50,7 @@ def workspace(tmp_path_factory):
         feature = rows.features[name]
         rows = rows.remove_columns(name).add_column(name, values, feature=feature)
     rows = rows.remove_columns("candidates")
-    save_prepared(DatasetDict(train=rows), folder / "data")
+    save_dataset(DatasetDict(train=rows), folder / "data")
 
     FerPllConfig(**CONFIG).save_pretrained(folder / "config")
     size = {"height": 16, "width": 16}
@@ -59,7 +59,7 @@ def workspace(tmp_path_factory):
     settings = DEFAULTS | {"num_train_epochs": 4, "per_device_train_batch_size": 32}
     args = FerPllTrainingArguments(output_dir=str(folder / "run"), logging_strategy="no", **settings)
     torch.manual_seed(0)
-    trainer = script.make_trainer(args, script.add_candidates(load_prepared(folder / "data", "train"), args.seed))
+    trainer = script.make_trainer(args, script.add_candidates(load_dataset(folder / "data", "train"), args.seed))
     start_run(args, script)
     trainer.train()
     trainer.save_confidence()
@@ -86,7 +86,7 @@ def test_table_and_summary_say_what_the_run_made_of_each_row(workspace, tmp_path
         assert row.true_label == CLASSES[workspace.truth[row.index]]
     assert table["struck_out"].str.len().gt(0).sum() >= 10
     votes = table.sort_values("index")[[f"votes_{name}" for name in CLASSES]].to_numpy()
-    assert votes.tolist() == load_prepared(workspace.data, "train")["votes"][:]
+    assert votes.tolist() == load_dataset(workspace.data, "train")["votes"][:]
     place, given = np.arange(ROWS), table.sort_values("index")["given"].map(CLASSES.index)
     shares = votes / votes.sum(axis=1, keepdims=True)
     belief = 0.9 * run["confidence"].numpy()[place, given] + 0.1 * shares[place, given]
@@ -191,9 +191,10 @@ def test_a_run_says_where_its_data_are_or_is_told(workspace, tmp_path):
         read_run(tmp_path)
     dataset, table = read_run(tmp_path, workspace.data)
     assert len(dataset) == len(table) == ROWS
-    reversed_rows = load_prepared(workspace.data, "train").select(range(ROWS)[::-1])
-    save_prepared(DatasetDict(train=reversed_rows), tmp_path / "reversed")
-    assert read_run(tmp_path, tmp_path / "reversed")[0]["row_id"][:] == dataset["row_id"][:]
+    reversed_rows = load_dataset(workspace.data, "train").select(range(ROWS)[::-1])
+    save_dataset(DatasetDict(train=reversed_rows), tmp_path / "reversed")
+    with pytest.raises(ValueError, match="is not the data set that .* was trained on: 96 rows .* or another order"):
+        read_run(tmp_path, tmp_path / "reversed")
 
 
 def broken(workspace, folder, how):
@@ -202,7 +203,7 @@ def broken(workspace, folder, how):
         (folder / "run").mkdir()
         return ["run"], "run holds no confidence.safetensors"
     shutil.copytree(workspace.run, folder / "run", ignore=shutil.ignore_patterns("out_of_fold"))
-    rows = load_prepared(workspace.data, "train")
+    rows = load_dataset(workspace.data, "train")
     if how == "no data":
         settings = json.loads((workspace.run / "settings.json").read_text())
         settings["script"]["data"] = "nowhere"
@@ -228,7 +229,7 @@ def broken(workspace, folder, how):
         image = rows.features["image"]
         rows = rows.remove_columns("image").add_column("image", [None] * ROWS, feature=image)
         said = "row row:0: its picture is missing"
-    save_prepared(DatasetDict(train=rows), folder / "data")
+    save_dataset(DatasetDict(train=rows), folder / "data")
     return ["run", "--data", "data"], said
 
 

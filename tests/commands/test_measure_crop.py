@@ -10,10 +10,10 @@ from skimage.data import astronaut
 
 import fer_pll_cli
 from fer_pll import FerPllImageProcessor
-from fer_pll.data.dataset import save_prepared
-from fer_pll.data.sources.ferplus import FEATURES
+from fer_pll.data.dataset import prepared_features, save_dataset
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
+from fer_pll.labels.expressions import EXPRESSIONS
 
 LARGE = FaceCrop(
     "large", FaceCrop.from_pretrained("fer-pll-tiny-ferplus").template, size=288, color="rgb", margin=0.25
@@ -22,10 +22,11 @@ LARGE = FaceCrop(
 
 def prepared(pictures: list[Image.Image], folder: Path) -> Path:
     rows = [
-        {"image": p, "index": i, "row_id": f"row:{i}", "votes": [1] + [0] * 7, "label": 0, "majority": True}
+        {"image": p, "row_id": f"row:{i}", "label": 0, "votes": [1] + [0] * 7, "majority": True}
         for i, p in enumerate(pictures)
     ]
-    save_prepared(DatasetDict(train=Dataset.from_list(rows, features=FEATURES)), folder)
+    features = prepared_features(EXPRESSIONS, ["votes", "majority"])
+    save_dataset(DatasetDict(train=Dataset.from_list(rows, features=features)), folder)
     return folder
 
 

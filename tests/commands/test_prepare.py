@@ -1,19 +1,26 @@
-"""The command `prepare`, in this process and in one of its own."""
+"""`fer-pll prepare` and `fer_pll.prepare`."""
 
+import inspect
+import io
+import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
-from fer_pll.commands import prepare
-from fer_pll.data.dataset import load_prepared
-from fer_pll_cli import status
+import fer_pll
+from fer_pll.commands.prepare import main
+from fer_pll.data import image_writer
+from fer_pll.data.dataset import REPORT, load_dataset
+from fer_pll.data.image_writer import ImageRecord
+from fer_pll.data.prepare import prepare
+from fer_pll.data.provenance import Provenance
+from fer_pll.data.sources import SOURCES, Opened, Source
+from fer_pll.io.errors import DataError
 
-main = partial(status, prepare.main)
-LAUNCHER = Path(__file__).parents[2] / "train_scripts" / "prepare.py"
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
 
 
@@ -39,13 +46,13 @@ def source(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("program", [["-m", "fer_pll_cli", "prepare"], [str(LAUNCHER)]], ids=["command", "launcher"])
-def test_as_a_process(source, tmp_path, program):
-    command = [sys.executable, *program, "ferplus", str(source), "--out", "data/set"]
+def test_as_a_process_of_its_own(source, tmp_path):
+    command = [sys.executable, "-c", "from fer_pll.commands.prepare import main; main()"]
+    command += ["ferplus", str(source), "--out", "data/set"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "examples/s" not in run.stderr  # no progress bars in a log file
-    assert len(load_prepared(tmp_path / "data" / "set", "train")) == 2
+    assert len(load_dataset(tmp_path / "data" / "set", "train")) == 2
     lines = [line.split() for line in run.stdout.splitlines()]
     assert ["train", "validation"] in lines
     assert ["rows", "2", "1"] in lines
@@ -59,51 +66,52 @@ def test_as_a_process(source, tmp_path, program):
 
 
 def test_options_reach_the_loader(source, tmp_path):
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"]) == 0
-    assert len(load_prepared(tmp_path / "a", "train")) == 3
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"]) == 0
-    assert load_prepared(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"]) == 0
-    drawn = load_prepared(tmp_path / "c")
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"])
+    assert len(load_dataset(tmp_path / "a", "train")) == 3
+    main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"])
+    assert load_dataset(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
+    main(["ferplus", str(source), "--out", str(tmp_path / "c"), "--draw-votes", "2", "--draw-seed", "5"])
+    drawn = load_dataset(tmp_path / "c")
     assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
     assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"]) == 1
+    with pytest.raises(DataError, match="--draw-votes 0: give a number from 1 up"):
+        main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"])
     assert not (tmp_path / "d").exists()
 
 
 def test_synthetic_needs_no_source(tmp_path, capsys):
     sizes = ["--num-train", "5", "--num-validation", "3", "--num-test", "2", "--image-size", "32", "--seed", "7"]
-    assert main(["synthetic", "--out", str(tmp_path / "a"), *sizes]) == 0
-    assert main(["synthetic", "--out", str(tmp_path / "b"), *sizes]) == 0
+    main(["synthetic", "--out", str(tmp_path / "a"), *sizes])
+    main(["synthetic", "--out", str(tmp_path / "b"), *sizes])
     assert ["rows", "5", "3", "2"] in [line.split() for line in capsys.readouterr().out.splitlines()]
-    dataset, again = load_prepared(tmp_path / "a"), load_prepared(tmp_path / "b")
+    dataset, again = load_dataset(tmp_path / "a"), load_dataset(tmp_path / "b")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 5, "validation": 3, "test": 2}
     assert dataset["train"][0]["image"].size == (32, 32)
     assert dataset["train"][:] == again["train"][:]
 
 
-def test_another_run_is_kept_unless_overwrite(source, tmp_path, capsys):
+def test_another_run_is_kept_unless_overwrite(source, tmp_path):
     out = tmp_path / "set"
-    assert main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"]) == 0
-    assert main(["ferplus", str(source), "--out", str(out)]) == 1
-    assert "already holds" in capsys.readouterr().err
-    assert len(load_prepared(out, "train")) == 3
-    assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 0
-    assert len(load_prepared(out, "train")) == 2
+    main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"])
+    with pytest.raises(DataError, match="already holds"):
+        main(["ferplus", str(source), "--out", str(out)])
+    assert len(load_dataset(out, "train")) == 3
+    main(["ferplus", str(source), "--out", str(out), "--overwrite"])
+    assert len(load_dataset(out, "train")) == 2
 
 
-def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path, capsys):
+def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path):
     out = tmp_path / "out" / "set"
-    assert main(["ferplus", str(source), "--out", str(out)]) == 0
+    main(["ferplus", str(source), "--out", str(out)])
     whole = (source / "fer2013.csv").read_text()
     (source / "fer2013.csv").write_text(whole[:-30])
-    assert main(["ferplus", str(source), "--out", str(out), "--overwrite"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "fer2013.csv:6 has 2 columns where 3 should be" in error
-    assert len(error.splitlines()) == 1
-    assert len(load_prepared(out, "train")) == 2
+    with pytest.raises(DataError, match="fer2013.csv:6 has 2 columns where 3 should be") as error:
+        main(["ferplus", str(source), "--out", str(out), "--overwrite"])
+    assert len(str(error.value).splitlines()) == 1
+    assert len(load_dataset(out, "train")) == 2
     assert [entry.name for entry in out.parent.iterdir()] == ["set"]
-    assert main(["ferplus", str(source), "--out", str(tmp_path / "other")]) == 1
+    with pytest.raises(DataError):
+        main(["ferplus", str(source), "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
 
 
@@ -115,10 +123,10 @@ def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path, cap
         ["synthetic", "--image-size", "0", "--out", "set"],
     ],
 )
-def test_errors_have_no_traceback(arguments, tmp_path, monkeypatch, capsys):
+def test_errors_are_data_errors_and_leave_nothing(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    with pytest.raises(DataError):
+        main(arguments)
     assert not list(tmp_path.iterdir())
 
 
@@ -133,22 +141,128 @@ def test_wrong_usage(arguments, capsys):
     assert "usage: " in capsys.readouterr().err
 
 
+def test_help_teaches_and_lists_every_source(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    said = capsys.readouterr().out
+    assert "fer-pll prepare ferplus path/to/ferplus --out data/ferplus" in said
+    for name, source in SOURCES.items():
+        assert name in said and source.summary in " ".join(said.split())
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert "--hold-out" in capsys.readouterr().out
+
+
+def test_the_function_takes_the_options_of_the_command(source, tmp_path):
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--protocol", "majority", "--keep-duplicates"])
+    said = []
+    options = {"protocol": "majority", "keep_duplicates": True}
+    dataset = fer_pll.prepare("ferplus", source, out=tmp_path / "b", report=said.append, **options)
+    by_command = fer_pll.load_dataset(tmp_path / "a")
+    assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in by_command.items()}
+    assert len(dataset["train"]) == 2 and said == []
+    drawn = fer_pll.prepare("synthetic", out=tmp_path / "c", num_train=3, num_validation=0, num_test=0)
+    assert list(drawn) == ["train"] and drawn["train"][0]["image"].size == (48, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("celeba", {}, "there is no data source 'celeba': choose ferplus, rafdb, affectnet"),
+        ("ferplus", {}, "ferplus needs 'source': folder with fer2013.csv"),
+        ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol, keep_dup"),
+        ("ferplus", {"source": "x", "protocol": "most"}, "protocol='most' is not known: choose all or majority"),
+        ("synthetic", {"source": "x"}, "synthetic has no option 'source'"),
+        ("synthetic", {"num_proc": 0}, "num_proc is 0"),
+    ],
+)
+def test_options_that_a_source_does_not_have_are_named(tmp_path, name, options, said):
+    with pytest.raises(DataError, match=re.escape(said)):
+        fer_pll.prepare(name, out=tmp_path / "set", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_source_keeps_the_contract():
+    for name, source in SOURCES.items():
+        assert source.name == name and source.summary and "\n" not in source.summary
+        required = {} if name == "synthetic" else {"source": "somewhere"}
+        options = vars(source.options(**required))
+        assert not set(options) & (set(inspect.signature(prepare).parameters) - {"source"})
+
+
+def test_a_source_of_ones_own(tmp_path, monkeypatch):
+    """A file and a name are all that a data set takes."""
+
+    class Dots(Source):
+        name, summary = "dots", "grey dots"
+
+        def add_arguments(self, parser):
+            parser.add_argument("--number", type=int, default=3)
+
+        def open(self, options):
+            records = []
+            for n in range(options.number):
+                file = io.BytesIO()
+                PILImage.new("L", (8, 8), n).save(file, "PNG")
+                records.append(ImageRecord(Path(f"{n}"), f"dot:{n}", {"label": n % 2}, data=file.getvalue()))
+            records[1] = records[1]._replace(data=b"broken")
+            return Opened(["even", "odd"], {"train": records}, provenance=Provenance("Dots", self.name))
+
+    monkeypatch.setitem(SOURCES, "dots", Dots())
+    main(["dots", "--number", "5", "--out", str(tmp_path / "set"), "--hold-out", "0.25"])
+    dataset = load_dataset(tmp_path / "set")
+    assert sorted(dataset["train"]["row_id"][:] + dataset["held_out"]["row_id"][:]) == [
+        f"dot:{n}" for n in (0, 2, 3, 4)
+    ]
+    assert "dot:1," in (tmp_path / "set" / REPORT).read_text()
+    provenance = Provenance.from_dataset(dataset["held_out"])
+    assert (provenance.name, provenance.split, provenance.kept) == ("Dots", "held_out", 4)
+    assert provenance.sentence() == (
+        "Dots train: 4 of 5 rows; dropped: 1 that could not be used; held_out: 1 of them (seed 0)"
+    )
+
+
+@pytest.mark.parametrize("command", ["ferplus", "synthetic"])
+def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, source, tmp_path, monkeypatch, capsys):
+    where = [str(source)] if command == "ferplus" else ["--num-train", "5", "--num-validation", "3"]
+    argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1"]
+    monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 1)
+    write, written = image_writer._write_images, []
+
+    def interrupted(job):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(job.records[0].row_id)
+        return write(job)
+
+    monkeypatch.setattr(image_writer, "_write_images", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        main(argv)
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+    monkeypatch.setattr(image_writer, "_write_images", lambda job: written.append(job.records[0].row_id) or write(job))
+    main(argv)
+    dataset = load_dataset(tmp_path / "set")
+    rows = [row_id for split in dataset for row_id in dataset[split]["row_id"][:]]
+    assert sorted(written) == sorted(rows)  # none of them twice
+
+
 def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, capsys):
     command = ["synthetic", "--num-train", "6", "--num-validation", "2", "--num-test", "0", "--num-proc", "1"]
-    assert main([*command, "--out", str(tmp_path / "before")]) == 0
-    before = load_prepared(tmp_path / "before", "train")
+    main([*command, "--out", str(tmp_path / "before")])
+    before = load_dataset(tmp_path / "before", "train")
     first, second = before["row_id"][:2]
     marks = tmp_path / "marks.csv"
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
-    assert main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)]) == 0
+    main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)])
     assert "1 relabelled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
-    after = load_prepared(tmp_path / "after", "train")
+    after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]
     assert after.features["label"].int2str(after[0]["label"]) == "contempt"
     assert sum(after[0]["votes"]) == after[0]["votes"][7] == sum(before[0]["votes"])
 
     marks.write_text("row_id,mark,label\nelsewhere,drop,\n")
-    assert main([*command, "--out", str(tmp_path / "never"), "--corrections", str(marks)]) == 1
-    assert "row 'elsewhere' is not in the data set" in capsys.readouterr().err
+    with pytest.raises(DataError, match="row 'elsewhere' is not in the data set"):
+        main([*command, "--out", str(tmp_path / "never"), "--corrections", str(marks)])
     assert not (tmp_path / "never").exists()

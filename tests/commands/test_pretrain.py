@@ -5,7 +5,7 @@ from datasets import Dataset, DatasetDict
 
 from conftest import make_dataset
 from fer_pll.commands import pretrain
-from fer_pll.data.dataset import save_prepared
+from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.io.errors import DataError
 from toy_streaming import encoded, write_tar
@@ -14,7 +14,7 @@ from toy_streaming import encoded, write_tar
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     for name in ("one", "two"):
-        save_prepared(DatasetDict(train=make_dataset(20)), tmp_path / name)
+        save_dataset(DatasetDict(train=make_dataset(20)), tmp_path / name)
     write_tar(tmp_path / "faces.tar", encoded(5, 0))
     monkeypatch.chdir(tmp_path)
 

@@ -17,7 +17,7 @@ from transformers import pipeline
 
 import fer_pll_cli
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_prepared, save_prepared
+from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.expressions import EXPRESSIONS
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
@@ -108,7 +108,7 @@ def test_from_drawn_faces_to_metrics(workspace):
         assert (workspace / "run" / "evaluation-validation" / picture).read_bytes().startswith(b"\x89PNG")
 
     # What was counted is what a user's pipeline says.
-    rows = load_prepared(workspace / "data", "validation")
+    rows = load_dataset(workspace / "data", "validation")
     classify = pipeline("image-classification", model=str(workspace / "run"), device="cpu", trust_remote_code=False)
     said = [answer[0]["label"] for answer in classify(rows["image"][:], batch_size=8)]
     right = sum(name == rows.features["label"].int2str(label) for name, label in zip(said, rows["label"], strict=True))
@@ -120,12 +120,12 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     model = FerPllForImageClassification(FerPllConfig.from_pretrained(workspace / "config"))
     model.save_pretrained(workspace / "model")
     FerPllImageProcessor.from_pretrained(workspace / "config").save_pretrained(workspace / "model")
-    faces = load_prepared(workspace / "data", "validation")
+    faces = load_dataset(workspace / "data", "validation")
     names = ["boredom", "Surprised", "happiness"]
     labels = [number % 4 - 1 for number in range(len(faces))]  # -1: undefined
     features = Features(faces.features | {"label": ClassLabel(names=names)})
     other = faces.remove_columns("label").add_column("label", labels).cast(features)
-    save_prepared(DatasetDict(test=other), workspace / "other")
+    save_dataset(DatasetDict(test=other), workspace / "other")
 
     out = workspace / "elsewhere"
     output = fer_pll("evaluate", workspace / "model", workspace / "other", "--split", "test", "--out", out)
@@ -150,7 +150,7 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     assert right.mean() == pytest.approx(report["protocols"]["all"]["accuracy"])
 
     alone = other.cast(Features(features | {"label": ClassLabel(names=["boredom", "pride", "fear"])}))
-    save_prepared(DatasetDict(test=alone), workspace / "alone")
+    save_dataset(DatasetDict(test=alone), workspace / "alone")
     output = fer_pll("evaluate", workspace / "model", workspace / "alone", "--split", "test", expect=1)
     assert "needs two in common" in output
 

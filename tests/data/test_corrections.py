@@ -6,6 +6,7 @@ from datasets import DatasetDict
 
 from conftest import CLASSES, make_dataset
 from fer_pll.data.corrections import apply_corrections
+from fer_pll.data.provenance import Provenance
 from fer_pll.io.errors import DataError
 
 
@@ -38,7 +39,6 @@ def test_marks_change_what_they_name_and_nothing_else(dataset, corrections):
     assert train.features == dataset["train"].features
     after = train[:]
     assert after["row_id"] == [f"row:{i}" for i in range(8) if i != 5]
-    assert after["index"] == list(range(7))
     label = CLASSES.index(new)
     assert after["label"][2] == label
     assert after["votes"][2] == [sum(before["votes"][2]) if k == label else 0 for k in range(4)]
@@ -51,10 +51,9 @@ def test_marks_change_what_they_name_and_nothing_else(dataset, corrections):
             for name in ("label", "votes", "candidates"):
                 assert after[name][old] == before[name][row]
     assert corrected["validation"]["row_id"][:] == ["validation:0", "validation:2"]
-    assert corrected["validation"]["index"][:] == [0, 1]
     assert "1 relabelled, 2 dropped, 1 kept as they are" in report
     assert f"{CLASSES[before['label'][2]]} -> {new}  1" in report
-    assert "1 rows relabelled and 1 dropped by marks.csv" in train.info.description
+    assert "1 rows relabelled and 1 dropped by marks.csv" in Provenance.from_dataset(train).sentence()
 
 
 def test_row_ids_that_need_quotes_are_found(dataset, corrections):

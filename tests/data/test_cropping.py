@@ -1,7 +1,6 @@
 """Faces of listed pictures, cropped by what the data set tells or by a detector."""
 
 import pickle
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +8,19 @@ import pytest
 from PIL import Image as PILImage
 from skimage import data
 
-from fer_pll.commands import prepare
+from fer_pll.commands.prepare import main
 from fer_pll.data.cropping import CropToBox, CropToTemplate
-from fer_pll.data.dataset import REPORT, load_prepared
-from fer_pll.data.image_writer import ListedPicture
+from fer_pll.data.dataset import REPORT, load_dataset
+from fer_pll.data.image_writer import ImageRecord
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
 from fer_pll.io.errors import DataError
-from fer_pll_cli import status
 
-main = partial(status, prepare.main)
 CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
 
 
 def listed(**known):
-    return ListedPicture(Path("photo.jpg"), "list:1", {"label": 1}, **known)
+    return ImageRecord(Path("photo.jpg"), "list:1", {"label": 1}, **known)
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +66,15 @@ def test_without_landmarks_the_largest_face_is_found(astronaut):
         crop(PILImage.new("RGB", (100, 100)), listed())
 
 
-def test_prepare_crops_photographs(astronaut, tmp_path):
+def test_prepare_data_crops_photographs(astronaut, tmp_path):
     (tmp_path / "pictures" / "happy").mkdir(parents=True)
     astronaut.save(tmp_path / "pictures" / "happy" / "astronaut.png")
     PILImage.new("RGB", (64, 64)).save(tmp_path / "pictures" / "happy" / "nobody.png")
     (tmp_path / "pictures" / "sad").mkdir()
     astronaut.rotate(15).save(tmp_path / "pictures" / "sad" / "turned.png")
     arguments = [str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--crop", "fer-pll-tiny-ferplus"]
-    assert main(["folder", *arguments, "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    main(["folder", *arguments, "--num-proc", "1"])
+    train = load_dataset(tmp_path / "set", "train")
     assert [picture.size for picture in train["image"]] == [(48, 48)] * 2
     assert {picture.mode for picture in train["image"]} == {"L"}
     upright, turned = (np.asarray(picture, dtype=float) for picture in train["image"])

@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.dataset import check_output_folder, load_prepared, save_prepared
+from fer_pll.data.dataset import check_output_folder, load_dataset, save_dataset
+from fer_pll.data.provenance import Provenance
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -19,7 +20,6 @@ from fer_pll.labels.expressions import EXPRESSIONS
 FEATURES = Features(
     {
         "image": Image(),
-        "index": Value("int64"),
         "row_id": Value("string"),
         "votes": List(Value("int32"), length=8),
         "label": ClassLabel(names=list(EXPRESSIONS)),
@@ -30,7 +30,7 @@ FEATURES = Features(
 def make_dataset(num_rows=3, image=None):
     image = image or PILImage.new("L", (4, 4), 7)
     rows = [
-        {"image": image, "index": i, "row_id": f"a.csv:{i}", "votes": [0, 9, 1, 0, 0, 0, 0, 0], "label": 1}
+        {"image": image, "row_id": f"a.csv:{i}", "votes": [0, 9, 1, 0, 0, 0, 0, 0], "label": 1}
         for i in range(num_rows)
     ]
     return DatasetDict({split: Dataset.from_list(rows, features=FEATURES) for split in ("train", "validation")})
@@ -43,46 +43,55 @@ def content(folder):
 def test_round_trip(tmp_path):
     dataset = make_dataset()
     dataset["train"].info.description = "where it comes from"
-    save_prepared(dataset, tmp_path / "new" / "set")
-    loaded = load_prepared(tmp_path / "new" / "set")
+    save_dataset(dataset, tmp_path / "new" / "set")
+    loaded = load_dataset(tmp_path / "new" / "set")
     assert list(loaded) == ["train", "validation"]
     assert loaded["train"][:] == dataset["train"][:]
     assert loaded["train"].features == FEATURES
     assert loaded["train"].info.description == "where it comes from"
-    assert load_prepared(tmp_path / "new" / "set", "validation")[:] == dataset["validation"][:]
+    assert load_dataset(tmp_path / "new" / "set", "validation")[:] == dataset["validation"][:]
     assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["set"]
 
 
 def test_an_empty_folder_may_be_used(tmp_path):
-    save_prepared(make_dataset(), tmp_path)
-    assert len(load_prepared(tmp_path, "train")) == 3
+    save_dataset(make_dataset(), tmp_path)
+    assert len(load_dataset(tmp_path, "train")) == 3
 
 
 def test_another_run_is_refused_then_replaced(tmp_path):
     out = tmp_path / "set"
-    save_prepared(make_dataset(3), out)
+    save_dataset(make_dataset(3), out)
     before = content(out)
     with pytest.raises(DataError, match="set already holds dataset_dict.json, train, validation: .*--overwrite"):
-        save_prepared(make_dataset(5), out)
+        save_dataset(make_dataset(5), out)
     assert content(out) == before
-    save_prepared(make_dataset(5), out, overwrite=True)
-    assert len(load_prepared(out, "train")) == 5
+    save_dataset(make_dataset(5), out, overwrite=True)
+    assert len(load_dataset(out, "train")) == 5
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_set_may_replace_the_one_it_was_made_from(tmp_path):
-    save_prepared(make_dataset(5), tmp_path / "set")
-    smaller = load_prepared(tmp_path / "set").filter(lambda index: index < 2, input_columns="index")
-    save_prepared(smaller, tmp_path / "set", overwrite=True)
-    assert load_prepared(tmp_path / "set", "train")["index"][:] == [0, 1]
+    save_dataset(make_dataset(5), tmp_path / "set")
+    smaller = load_dataset(tmp_path / "set").filter(lambda row_id: row_id < "a.csv:2", input_columns="row_id")
+    save_dataset(smaller, tmp_path / "set", overwrite=True)
+    assert load_dataset(tmp_path / "set", "train")["row_id"][:] == ["a.csv:0", "a.csv:1"]
+
+
+def test_the_row_numbers_of_an_earlier_version_are_left_out(tmp_path):
+    before = make_dataset()
+    numbered = DatasetDict({split: rows.add_column("index", [0, 1, 2]) for split, rows in before.items()})
+    numbered.save_to_disk(tmp_path / "set")
+    loaded = load_dataset(tmp_path / "set")
+    assert loaded["train"].column_names == before["train"].column_names and loaded["train"][:] == before["train"][:]
+    assert load_dataset(tmp_path / "set", "validation").column_names == before["train"].column_names
 
 
 def test_a_linked_folder_is_replaced_behind_the_link(tmp_path):
-    save_prepared(make_dataset(3), tmp_path / "disk" / "set")
+    save_dataset(make_dataset(3), tmp_path / "disk" / "set")
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "set")
-    save_prepared(make_dataset(5), tmp_path / "link", overwrite=True)
+    save_dataset(make_dataset(5), tmp_path / "link", overwrite=True)
     assert (tmp_path / "link").is_symlink()
-    assert len(load_prepared(tmp_path / "disk" / "set", "train")) == 5
+    assert len(load_dataset(tmp_path / "disk" / "set", "train")) == 5
 
 
 def test_what_is_no_prepared_set_is_never_replaced(tmp_path):
@@ -91,12 +100,12 @@ def test_what_is_no_prepared_set_is_never_replaced(tmp_path):
     (out / "thesis.tex").write_text("years of work")
     with pytest.raises(DataError, match="home holds thesis.tex, which is no part of a prepared data set"):
         check_output_folder(out, overwrite=True)
-    save_prepared(make_dataset(), tmp_path / "set")
+    save_dataset(make_dataset(), tmp_path / "set")
     (tmp_path / "set" / "notes.txt").write_text("of mine")
     with pytest.raises(DataError, match="set holds notes.txt, which is no part"):
-        save_prepared(make_dataset(), tmp_path / "set", overwrite=True)
+        save_dataset(make_dataset(), tmp_path / "set", overwrite=True)
     with pytest.raises(DataError, match="thesis.tex is a file"):
-        save_prepared(make_dataset(), out / "thesis.tex", overwrite=True)
+        save_dataset(make_dataset(), out / "thesis.tex", overwrite=True)
     assert (out / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "set" / "notes.txt").read_text() == "of mine"
 
@@ -105,13 +114,13 @@ def test_a_failed_save_loses_nothing_and_leaves_nothing(tmp_path):
     out = tmp_path / "set"
     broken = make_dataset(image={"bytes": None, "path": str(tmp_path / "absent.png")})
     with pytest.raises(FileNotFoundError):
-        save_prepared(broken, out)
+        save_dataset(broken, out)
     assert not list(tmp_path.iterdir())
 
-    save_prepared(make_dataset(), out)
+    save_dataset(make_dataset(), out)
     before = content(out)
     with pytest.raises(FileNotFoundError):
-        save_prepared(broken, out, overwrite=True)
+        save_dataset(broken, out, overwrite=True)
     assert content(out) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
@@ -122,68 +131,68 @@ def test_the_former_set_comes_back_when_the_new_one_cannot_be_moved(tmp_path):
             """Writes nothing, so that the move into place fails after the former set was moved aside."""
 
     out = tmp_path / "set"
-    save_prepared(make_dataset(), out)
+    save_dataset(make_dataset(), out)
     before = content(out)
     with pytest.raises(FileNotFoundError):
-        save_prepared(Elsewhere(make_dataset()), out, overwrite=True)
+        save_dataset(Elsewhere(make_dataset()), out, overwrite=True)
     assert content(out) == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_killed_process_leaves_the_former_set(tmp_path):
     out = tmp_path / "set"
-    save_prepared(make_dataset(), out)
+    save_dataset(make_dataset(), out)
     before = content(out)
     script = f"""
 import os, signal
 from datasets import DatasetDict
-from fer_pll.data.dataset import load_prepared, save_prepared
+from fer_pll.data.dataset import load_dataset, save_dataset
 
 class Killed(DatasetDict):
     def save_to_disk(self, path):
         super().save_to_disk(path)
         os.kill(os.getpid(), signal.SIGKILL)
 
-save_prepared(Killed(load_prepared({str(out)!r})), {str(out)!r}, overwrite=True)
+save_dataset(Killed(load_dataset({str(out)!r})), {str(out)!r}, overwrite=True)
 """
     assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == -signal.SIGKILL
     assert content(out) == before
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(DataError, match="absent is not a folder: .*fer-pll prepare"):
-        load_prepared(tmp_path / "absent")
+    with pytest.raises(DataError, match="absent is not a folder: .*`fer-pll prepare`"):
+        load_dataset(tmp_path / "absent")
     with pytest.raises(DataError, match=r"is not a prepared data set \(it has no dataset_dict.json\)"):
-        load_prepared(tmp_path)
-    save_prepared(make_dataset(), tmp_path / "set")
+        load_dataset(tmp_path)
+    save_dataset(make_dataset(), tmp_path / "set")
     with pytest.raises(DataError, match="set has no split 'test', it has train, validation"):
-        load_prepared(tmp_path / "set", "test")
+        load_dataset(tmp_path / "set", "test")
 
 
 def test_a_column_is_missing(tmp_path):
     make_dataset().remove_columns(["row_id", "label"]).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match="set: split 'train' has no column row_id, label"):
-        load_prepared(tmp_path / "set")
+        load_dataset(tmp_path / "set")
 
 
 @pytest.mark.parametrize("name", ["train/data-00000-of-00001.arrow", "train/state.json", "dataset_dict.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut off"])
 def test_a_damaged_set(tmp_path, name, damage):
-    save_prepared(make_dataset(), tmp_path / "set")
+    save_dataset(make_dataset(), tmp_path / "set")
     file = tmp_path / "set" / name
     whole = file.read_bytes()
     file.unlink()
     if damage == "cut off":
         file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="set (cannot be read|is not a prepared data set)"):
-        load_prepared(tmp_path / "set")
+        load_dataset(tmp_path / "set")
 
 
 def test_a_split_that_is_listed_but_absent(tmp_path):
-    save_prepared(make_dataset(), tmp_path / "set")
+    save_dataset(make_dataset(), tmp_path / "set")
     (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
     with pytest.raises(DataError, match="set cannot be read .*prepare it again"):
-        load_prepared(tmp_path / "set")
+        load_dataset(tmp_path / "set")
 
 
 def test_drawn_votes_leave_the_winner_of_all_votes_as_the_true_label():
@@ -194,9 +203,11 @@ def test_drawn_votes_leave_the_winner_of_all_votes_as_the_true_label():
     assert {sum(row) for row in drawn["votes"]} == {2}
     assert drawn["label"][:] == [row.index(max(row)) for row in drawn["votes"]]
     assert {name: drawn.features[name] for name in FEATURES} == FEATURES
-    assert "2 votes drawn for each row (seed 3)" in drawn.info.description
+    assert "2 votes drawn for each row (seed 3)" in Provenance.from_dataset(drawn).sentence()
     again = keep_drawn_votes(drawn, 1)
     assert again["true_label"][:] == drawn["true_label"][:]  # what was known stays
+    with pytest.raises(DataError, match="the data set has no votes; it has image, row_id, label"):
+        keep_drawn_votes(make_dataset()["train"].remove_columns("votes"), 2)
 
 
 def test_candidates_come_from_votes_or_else_from_labels():

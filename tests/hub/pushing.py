@@ -25,7 +25,8 @@ from fer_pll import (
     FerPllTrainer,
     FerPllTrainingArguments,
 )
-from fer_pll.data.dataset import save_prepared
+from fer_pll.data.dataset import save_dataset
+from fer_pll.data.provenance import Provenance
 from fer_pll.hub.push import PushError, published_files, push_files
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
@@ -90,9 +91,9 @@ def main() -> None:
     folder = Path(sys.argv[1])
     runs = folder / "runs"
     train = make_dataset(48)
-    train.info.description, train.info.license = "toy train: 48 pictures", "free for all."
+    Provenance("toy", split="train", kept=48, license="free for all.").attach(train)
     prepared = DatasetDict(train=train.remove_columns("candidates"), validation=make_dataset(24, seed=1))
-    save_prepared(prepared, folder / "data" / "ferplus")
+    save_dataset(prepared, folder / "data" / "ferplus")
 
     # A checkpoint that was not pushed; two that were while they were trained, and not at the end; one at the end.
     local = trainer(runs / "finetune", train)

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from fer_pll import (
     FerPllTrainer,
     FerPllTrainingArguments,
 )
+from fer_pll.data.provenance import Provenance
 from fer_pll.hub.card import folder_card, model_card, training_record
 from fer_pll.hub.card_settings import OnCard
 from fer_pll.hub.push import published_files
@@ -34,8 +35,17 @@ from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 
+TRAIN = Provenance(
+    "FER+",
+    "ferplus",
+    "train",
+    protocol="all",
+    kept=26903,
+    dropped={"not in protocol all": 320, "copies": 1486},
+    license="the votes are free, the pictures are not.",
+)
 EVALUATION = {
-    "data": "FER+ validation, protocol all: 3553 of 3589 rows",
+    "data": Provenance("FER+", "ferplus", "validation", "all", 3553, {"not in protocol all": 36}).to_dict(),
     "split": "validation",
     "protocols": {
         "all": {
@@ -74,8 +84,7 @@ def full_card(classifier, table, tmp_path) -> str:
     args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, learning_rate=3e-4, revision_threshold=0.3)
     training = training_record(
         {**args.card_settings(), "max_candidates": 2, "min_votes": 1, "ties": "keep"},
-        data="FER+ train, protocol all: 26903 of 28709 rows",
-        data_license="the votes are free, the pictures are not.",
+        data=TRAIN,
         table=table,
         metrics={"the evaluation set, at the last epoch": EVALUATION["protocols"]["all"]},
         compute={"device": "a GPU", "processes": 2, "torch": "2.13.0", "transformers": "5.23.0", "hours": 1.5},
@@ -120,6 +129,37 @@ def test_the_model_index_has_both_accuracies_of_each_protocol(classifier, table,
     for result in model["results"]:
         assert result["task"] == {"type": "image-classification"}
         assert (result["dataset"]["name"], result["dataset"]["split"]) == ("FER+", "validation")
+        assert result["dataset"]["type"] == "ferplus"
+
+
+def test_held_out_rows_are_no_data_set_of_their_own(classifier):
+    """Neither in reports of today nor in those that had prose."""
+    now = replace(TRAIN, split="held_out", held_out={"of": "train", "rows": 1345, "seed": 0})
+    before = "FER+ train, protocol all: 26903 of 28709 rows; dropped: 320 x; held_out: 1345 of them (seed 0)"
+    for data in (now.to_dict(), before):
+        evaluations = {"evaluation": EVALUATION | {"data": data, "split": "held_out"}}
+        card = model_card(classifier, "someone/toy", evaluations=evaluations)
+        (model,) = card.data.to_dict()["model-index"]
+        found = {tuple(result["dataset"][key] for key in ("name", "type", "split")) for result in model["results"]}
+        assert found == {("FER+", "ferplus", "held_out")}
+        assert "| FER+, held_out, protocol all |" in str(card) and "FER+ train" not in str(card)
+
+
+def test_a_data_set_of_the_hub_is_named_by_its_name_there(classifier):
+    data = Provenance(source="dataset", split="validation", kept=10, hub_id="someone/faces").to_dict()
+    card = model_card(classifier, "toy", evaluations={"evaluation": EVALUATION | {"data": data}})
+    assert {result.dataset_type for result in card.data.eval_results} == {"someone/faces"}
+
+
+def test_records_of_before_are_read(classifier):
+    """training.json and metrics.json had prose, and the license in a field of its own."""
+    pretraining = {"data": "Toys: 48 pictures", "objective": "hog", "epochs": 3}
+    training = {"data": "FER+ train: 9 rows", "data_license": "free for all.", "pretraining": pretraining}
+    evaluation = EVALUATION | {"data": "FER+ validation, protocol all: 3553 of 3589 rows"}
+    card = model_card(classifier, "someone/toy", training=training, evaluations={"evaluation": evaluation})
+    assert "Data: FER+ train: 9 rows\n\nTerms of the data: free for all." in str(card)
+    assert "Its data: Toys: 48 pictures." in str(card) and "| FER+, validation, protocol all |" in str(card)
+    assert {result.dataset_type for result in card.data.eval_results} == {"ferplus"}
 
 
 def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
@@ -438,10 +478,10 @@ def test_the_card_tells_of_the_pretraining_that_the_encoder_comes_from(
     toy_config.pretraining_target = target
     toy_config.save_pretrained(tmp_path / "pretrained")
     args = FerPllPreTrainingArguments(str(tmp_path), objective=objective, num_train_epochs=3, use_cpu=True)
-    record = training_record(args.card_settings(), data="Toys: 48 pictures")
+    record = training_record(args.card_settings(), data=Provenance("Toys", kept=48))
     (tmp_path / "pretrained" / "training.json").write_text(json.dumps(record))
     training = json.loads(json.dumps(training_record({"loss": "pll"}, init_from=tmp_path / "pretrained")))
-    assert f"{says}. Its data: Toys: 48 pictures." in str(model_card(classifier, "toy", training=training))
+    assert f"{says}. Its data: Toys: 48 rows." in str(model_card(classifier, "toy", training=training))
     for folder in (tmp_path, tmp_path / "nowhere", "owner/name"):  # someone else's
         assert training_record({}, init_from=folder)["pretraining"] is None
 

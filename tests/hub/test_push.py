@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -17,9 +18,9 @@ from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 from fer_pll.hub.card import weights_digest
-from fer_pll.hub.confidences import confidence_dataset
+from fer_pll.hub.confidences import confidence_dataset, confidences_from_hub
 from fer_pll.hub.push import published_files
 from fer_pll.inference.loading import load_weights
 from hub.fake_hub import FakeHub, Fault
@@ -247,7 +248,7 @@ def test_the_card_holds_the_figures_of_the_evaluation(pushed, folder):
     metrics = json.loads((folder / "runs" / "finetune" / "evaluation" / "metrics.json").read_text())
     accuracy = metrics["protocols"]["all"]["accuracy"]
     assert f"| {100 * accuracy:.1f} % |" in card.text
-    assert "toy train: 48 pictures" in card.text and "free for all." in card.text
+    assert "toy train: 48 rows" in card.text and "free for all." in card.text
     assert "cropped as those of toy" in card.text
     picture = re.search(r"!\[.*\]\((.*)\)", card.text)[1]
     assert picture in pushed["someone/fer-pll-tiny-ferplus"]
@@ -265,13 +266,65 @@ def test_the_confidences_as_a_data_set(pushed, folder):
     files = pushed["datasets/someone/fer-pll-tiny-ferplus-confidences"]
     (folder / "train.parquet").write_bytes(files["train.parquet"])
     rows = datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=str(folder / "parquet"))
-    assert rows.column_names == ["index", "row_id", "label", "confidence"]
+    assert rows.column_names == ["row_id", "label", "votes", "candidates", "confidence", "revised_epoch"]
     table = load_file(folder / "runs" / "finetune" / "confidence.safetensors")
-    assert torch.equal(torch.tensor(rows["confidence"][:]), table["confidence"])
-    assert rows["label"][:] == table["confidence"].argmax(dim=1).tolist()
-    assert rows["row_id"][3] == "row:3" and rows.features["label"].names == CLASSES
+    for name in ("candidates", "confidence", "revised_epoch"):
+        assert torch.equal(torch.tensor(rows[name][:], dtype=table[name].dtype), table[name])
+    prepared = load_dataset(folder / "data" / "ferplus", "train")
+    for name in ("row_id", "label", "votes"):
+        assert rows[name][:] == prepared[name][:]
+    assert rows.features["label"].names == CLASSES
     card = files["README.md"].decode()
-    assert "The pictures are not in it." in card and "Its terms: free for all." in card
+    assert "The images are not in it." in card and "Its terms: free for all." in card
+    assert "Training data: toy train: 48 rows" in card and "| `votes` |" in card
+    assert "fer-pll audit someone/fer-pll-tiny-ferplus-confidences" in card
+
+
+AUDIT = """
+import sys
+from fer_pll.audit.report import read_run, run_audit
+name, run, data, out = sys.argv[1:]
+rows, table = read_run(name)
+assert rows.column_names == ["row_id", "label", "votes", "candidates", "confidence", "revised_epoch"]
+own_rows, own = read_run(run, data)
+assert table.fingerprint == own.fingerprint and table.class_names == own.class_names
+for tensor in ("confidence", "candidates", "revised_epoch"):
+    assert getattr(table, tensor).equal(getattr(own, tensor)), tensor
+run_audit(name, f"{out}/from-hub")
+run_audit(run, f"{out}/from-run", data)
+with_data, _ = read_run(name, data)  # whoever has the data set sees its images
+assert "image" in with_data.column_names and with_data["row_id"][:] == own_rows["row_id"][:]
+"""
+
+
+def test_an_audit_starts_from_the_hub(hub, pushed, folder, tmp_path):
+    """Without run and images it finds what it finds with them."""
+    name = "someone/fer-pll-tiny-ferplus-confidences"
+    arguments = [name, folder / "runs" / "finetune", folder / "data" / "ferplus", tmp_path]
+    command = [sys.executable, "-c", AUDIT, *map(str, arguments)]
+    environment = hub.environment(folder / "auditor")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{name} has no images, so the page shows none" in done.stdout
+    from_hub, from_run = (pd.read_csv(tmp_path / each / "audit.csv") for each in ("from-hub", "from-run"))
+    pd.testing.assert_frame_equal(from_hub, from_run[from_hub.columns])
+    assert set(from_run.columns) - set(from_hub.columns) == {"true_label"}
+    page = (tmp_path / "from-hub" / "audit.html").read_text()
+    assert "fer-pll-tiny-ferplus-confidences, without its images" in page and 'id="sheet-0"' not in page
+    assert 'id="sheet-0"' in (tmp_path / "from-run" / "audit.html").read_text()
+
+
+def test_what_is_no_data_set_of_confidences_is_refused(pushed, tmp_path):
+    with pytest.raises(ValueError, match="nobody/nothing is no folder here, and no data set of confidences that can"):
+        confidences_from_hub("nobody/nothing")
+    datasets.Dataset.from_dict({"row_id": ["a"], "index": [0], "label": [0], "confidence": [[1.0]]}).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(ValueError, match="lacks candidates, revised_epoch. If an earlier version published it"):
+        confidences_from_hub(tmp_path)
+    (tmp_path / "train.parquet").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="no data set of confidences that can be read"):
+        confidences_from_hub(tmp_path)
 
 
 def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages, folder, tmp_path):
@@ -279,12 +332,12 @@ def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     rows = datasets.load_dataset(str(tmp_path), split="train", cache_dir=str(tmp_path / "cache"))
-    assert rows.column_names == ["image", "index", "row_id", "label", "confidence"]
-    prepared = load_prepared(folder / "data" / "ferplus", "train")
+    assert rows.column_names[:3] == ["image", "row_id", "label"] and "confidence" in rows.column_names
+    prepared = load_dataset(folder / "data" / "ferplus", "train")
     assert rows["row_id"][:] == prepared["row_id"][:] and len(rows) == 48
     for pushed, own in zip(rows["image"], prepared["image"], strict=True):
         assert np.array_equal(np.asarray(pushed), np.asarray(own))
-    assert "The pictures are in it." in files["README.md"].decode()
+    assert "The images are in it." in files["README.md"].decode()
     assert "warning: pictures of people go along. Their terms: free for all." in messages["log"]
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fer_pll.data.sources.ferplus import load_ferplus
+from fer_pll.data.prepare import prepare
 from fer_pll.inference.predict import predict
 
 COUNT, ENLARGE = 500, 4
@@ -22,7 +22,7 @@ COUNT, ENLARGE = 500, 4
     not {"FER_PLL_FERPLUS", "FER_PLL_CHECKPOINT"} <= set(os.environ), reason="FER_PLL_FERPLUS, FER_PLL_CHECKPOINT"
 )
 def test_faces_on_canvases_are_found_and_recognised_like_their_crops(tmp_path, capsys):
-    validation = load_ferplus(os.environ["FER_PLL_FERPLUS"])["validation"]
+    validation = prepare("ferplus", os.environ["FER_PLL_FERPLUS"], out=tmp_path / "data")["validation"]
     rng = np.random.default_rng(0)
     labels = {}
     for folder in ("crops", "photographs"):

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
-from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
-from fer_pll.data.sources.synthetic.dataset import load_synthetic
+from fer_pll.data.dataset import numpy_column, prepared_features
+from fer_pll.data.prepare import prepare
 from train_scripts.comparisons import audit, report
 from train_scripts.comparisons.experiments import Experiments, label_fingerprint, settings_file
 from train_scripts.comparisons.main import main, parse_args
@@ -29,8 +29,7 @@ RESULTS = SCRIPTS / "results"
 def common(tmp_path_factory) -> tuple[Path, list[str]]:
     """Folder of the runs, and the options that all calls share."""
     folder = tmp_path_factory.mktemp("reproduce")
-    data = load_synthetic(80, 40, 0, seed=0)
-    save_prepared(DatasetDict(train=data["train"], validation=data["validation"]), folder / "data")
+    prepare("synthetic", out=folder / "data", num_train=80, num_validation=40, num_test=0)
     sizes = ["--max-samples", "48", "--epochs", "1", "--pretrain-epochs", "1"]
     return folder, ["--data", str(folder / "data"), "--out", str(folder / "runs"), *sizes]
 
@@ -259,8 +258,8 @@ def voted() -> Dataset:
     votes = np.eye(3, dtype=int)[np.arange(3000) % 3] * 10
     votes[::3] = [7, 3, 0]
     votes[::30] = [5, 5, 0]
-    features = prepared_features(["a", "b", "c"], votes=True)
-    columns = {"image": [None] * 3000, "index": range(3000), "row_id": map(str, range(3000)), "label": votes.argmax(1)}
+    features = prepared_features(["a", "b", "c"], ["votes"])
+    columns = {"image": [None] * 3000, "row_id": map(str, range(3000)), "label": votes.argmax(1)}
     return Dataset.from_dict({name: list(values) for name, values in columns.items()} | {"votes": votes}, features)
 
 
@@ -280,7 +279,7 @@ def test_the_fingerprint_of_rows_without_votes_is_that_of_no_label(voted):
 @pytest.mark.parametrize("as_votes", [False, True])
 def test_flipped_labels(voted, as_votes):
     flipped = audit.flip_labels(voted, as_votes, seed=1)
-    assert flipped.column_names == ["image", "index", "row_id", "label", "true_label"]
+    assert flipped.column_names == ["image", "row_id", "label", "true_label"]
     truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
     assert (truth[::30] == -1).all() and (np.delete(truth, np.s_[::30]) == np.delete(winner, np.s_[::30])).all()
     wrong = label != winner

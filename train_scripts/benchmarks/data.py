@@ -97,13 +97,12 @@ def loader(pictures, folder, batch_size, workers):
     rows = range(len(pictures))
     columns = {
         "image": [{"bytes": data, "path": None} for data in pictures],
-        "index": rows,
         "row_id": [str(row) for row in rows],
         "label": [row % len(EXPRESSIONS) for row in rows],
         "votes": [[1] * len(EXPRESSIONS)] * len(pictures),
     }
     return DataLoader(
-        Dataset.from_dict(columns, prepared_features(EXPRESSIONS, votes=True)),
+        Dataset.from_dict(columns, prepared_features(EXPRESSIONS, ("votes",))).add_column("index", rows),
         batch_size,
         shuffle=True,
         collate_fn=PixelCollator(FerPllImageProcessor.from_pretrained(folder)),

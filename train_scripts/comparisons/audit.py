@@ -15,7 +15,7 @@ from fer_pll.audit.label_quality import (
     posterior_given_predictions,
     suspicion,
 )
-from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
+from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
 
@@ -81,14 +81,14 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     folder = experiments.folder / f"audit-{labels}-{folds}folds-seed{seed}"
     data = wrong_labels(experiments, labels, seed)
     predictions = {"softmax": out_of_fold(experiments, softmax, seed, data, folder / "softmax")}
-    rows = load_prepared(data, "train")
+    rows = load_dataset(data, "train")
     given = numpy_column(rows, "label")
     one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
     votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
     believed = folder / "data"
     if not believed.is_dir():
         belief = posterior_given_predictions(predictions["softmax"], votes).posterior
-        save_prepared(DatasetDict(train=believe(rows, belief)), believed)
+        save_dataset(DatasetDict(train=believe(rows, belief)), believed)
     predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
     figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
     seconds = round(time.perf_counter() - start)
@@ -99,14 +99,14 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
 
 def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
     """Folder of the training rows with labels of one of `AUDITS`, and their `true_label`."""
-    if "votes" not in load_prepared(experiments.args.data, "train").column_names:
+    if "votes" not in load_dataset(experiments.args.data, "train").column_names:
         raise ValueError(f"--data {experiments.args.data} has no votes, which the audit takes the true labels from.")
     if labels == "two-votes":
         return experiments.data(2, seed)
     folder = experiments.data_folder("flipped", labels, f"seed{seed}")
     if not folder.is_dir():
-        train = flip_labels(load_prepared(experiments.data(None, seed), "train"), labels == "confusion", seed)
-        save_prepared(DatasetDict(train=train), folder)
+        train = flip_labels(load_dataset(experiments.data(None, seed), "train"), labels == "confusion", seed)
+        save_dataset(DatasetDict(train=train), folder)
     return str(folder)
 
 
@@ -142,7 +142,7 @@ def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
     for row in generator.choice(len(label), round(FLIPPED * len(label)), replace=False, p=rate / rate.sum()):
         others = flips[label[row]]
         label[row] = generator.choice(len(classes), p=others / others.sum())
-    dataset = dataset.select_columns(["image", "index", "row_id"])
+    dataset = dataset.select_columns(["image", "row_id"])
     return dataset.add_column("label", label, feature=feature).add_column("true_label", truth, feature=feature)
 
 

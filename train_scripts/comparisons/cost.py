@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from fer_pll.data.dataset import load_prepared
+from fer_pll.data.dataset import load_dataset
 
 from .experiments import Experiments
 
@@ -15,7 +15,7 @@ BATCHES, STEPS = (72, 128, 256), 6
 def measure_cost(experiments: Experiments) -> str:
     """Section 4.2.2: time of an epoch and peak memory of fine-tuning at three batch sizes, each in a fresh process."""
     args = experiments.args
-    rows = len(load_prepared(experiments.data(None, 0), "train"))
+    rows = len(load_dataset(experiments.data(None, 0), "train"))
     lines = ["| batch | seconds a step | minutes an epoch | peak memory, GiB |", "|---|---|---|---|"]
     for batch in BATCHES:
         folder = experiments.folder / f"cost-{batch}"

@@ -16,7 +16,7 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 from fer_pll.commands import evaluate, finetune, out_of_fold, pretrain
-from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
+from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.labels.confidence_table import ConfidenceTable
@@ -77,7 +77,7 @@ class Experiments:
         self.audits = ResultTable(self.results / "audits.csv", AUDIT_COLUMNS)
         self.pretrain_epochs = args.pretrain_epochs or self.scale.pretrain_epochs
         self.epochs = args.epochs or self.scale.epochs
-        data = load_prepared(args.data)
+        data = load_dataset(args.data)
         for split in ("train", "validation"):
             if split not in data:
                 raise ValueError(f"--data {args.data} has no split {split!r}, which the comparisons need.")
@@ -120,14 +120,14 @@ class Experiments:
         folder = self.data_folder(*([f"{votes}votes", f"seed{seed}"] if votes else []))
         if folder.is_dir():
             return str(folder)
-        data = load_prepared(self.args.data)
+        data = load_dataset(self.args.data)
         train, validation = data["train"], data["validation"]
         if samples is not None:
             train = some_rows(train, samples)
             validation = some_rows(validation, samples)
         if votes is not None:
             train = keep_drawn_votes(train, votes, seed)
-        save_prepared(DatasetDict(train=train, validation=validation), folder)
+        save_dataset(DatasetDict(train=train, validation=validation), folder)
         return str(folder)
 
     def epochs_option(self, epochs: int | None) -> list:
@@ -274,7 +274,7 @@ class Experiments:
 
     def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
         """The run's confidences, and the training rows that they belong to, in the same order."""
-        rows = load_prepared(self.data(run.votes, seed), "train")
+        rows = load_dataset(self.data(run.votes, seed), "train")
         return ConfidenceTable.load(self.run_folder(run, seed) / CONFIDENCE_NAME, rows.features["label"].names), rows
 
 
@@ -295,10 +295,7 @@ def label_fingerprint(train: Dataset) -> str:
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
     """A part of the rows, the same in every call."""
-    part = dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
-    if "index" in part.column_names:
-        part = part.remove_columns("index").add_column("index", np.arange(len(part)))
-    return part
+    return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -24,12 +24,12 @@ THUMBNAIL = 96  # pixels, the longest side
 SHEET_COLUMNS = 8  # a sheet of thumbnails has as many rows: one file for 64 saves the head of each
 
 
-def write_page(audit: "LabelAudit", images: Dataset, title: str, max_rows: int) -> str:
+def write_page(audit: "LabelAudit", images: Dataset | None, title: str, max_rows: int) -> str:
     """The page as HTML. Whatever comes from the data is in JSON without `<`, and the page puts it in as text only.
 
     Args:
         audit: N rows.
-        images: N rows with `image`.
+        images: N rows with `image`; without them the page shows none.
         title: what was audited.
         max_rows: rows to show, the most suspicious; the pictures make up most of the file.
 
@@ -37,7 +37,7 @@ def write_page(audit: "LabelAudit", images: Dataset, title: str, max_rows: int) 
         ValueError: a picture that cannot be opened, with its row_id.
     """
     shown = audit.order[:max_rows]
-    side, sheets = _thumbnails(images, [audit.row_ids[i] for i in shown], shown)
+    side, sheets = (0, []) if images is None else _thumbnails(images, [audit.row_ids[i] for i in shown], shown)
     page = TEMPLATE.read_text(encoding="utf-8")
     script = page.partition("<script>")[2].partition("</script>")[0]
     parts = {

@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 from datasets import Dataset, Image
 
-from ..data.dataset import load_prepared, numpy_column
+from ..data.dataset import load_dataset, numpy_column
+from ..hub.confidences import confidences_from_hub, is_published
 from ..io.tables import FORMATS, TableWriter
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
@@ -200,29 +201,35 @@ class LabelAudit:
 
 
 def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, ConfidenceTable]:
-    """The training set of a run, in the order of its index, and the confidences that the run left.
+    """The training set of a run and the confidences that the run left.
 
     Args:
-        run: output folder of fer-pll finetune, or any folder that `FerPllTrainer.save_confidence` wrote to.
+        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to; or
+            confidences that were published, by their name on the Hub, which have no images.
         data: folder of the prepared data set; where not given, what the run's settings name.
 
     Raises:
         ValueError: no confidences, no data set, or not the data set of the run.
     """
-    run = Path(run)
-    path, settings = run / CONFIDENCE_NAME, run / SETTINGS_NAME
-    if not path.is_file():
-        raise ValueError(
-            f"{run} holds no {CONFIDENCE_NAME}: name the output folder of fer-pll finetune, once it is through."
-        )
-    if data is None:
-        data = json.loads(settings.read_text())["script"].get("data") if settings.is_file() else None
-        if data is None or not Path(data).is_dir():
-            where = f"the data set of {run}, {data}, is not there" if data else f"{run} does not say what data it had"
-            raise ValueError(f"{where}: name its folder with --data.")
-    dataset = load_prepared(data, "train")
-    dataset = dataset.select(np.argsort(numpy_column(dataset, "index")))
-    table = ConfidenceTable.load(path)
+    if is_published(run):
+        dataset, table = confidences_from_hub(run)
+        if data is None:
+            return dataset, table
+    else:
+        path, settings = Path(run) / CONFIDENCE_NAME, Path(run) / SETTINGS_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"{run} holds no {CONFIDENCE_NAME}: name the output folder of `fer-pll finetune`, once it is through."
+            )
+        if data is None:
+            data = json.loads(settings.read_text())["script"].get("data") if settings.is_file() else None
+            if data is None or not Path(data).is_dir():
+                where = f"{run} does not say what data it had"
+                if data:
+                    where = f"the data set of {run}, {data}, is not there"
+                raise ValueError(f"{where}: name its folder with --data.")
+        table = ConfidenceTable.load(path)
+    dataset = load_dataset(data, "train")
     names, row_ids = dataset.features["label"].names, dataset.select_columns("row_id")["row_id"]
     same = tuple(names) == table.class_names and len(row_ids) == len(table)
     if not same or dataset_fingerprint(names, row_ids, table.candidates.numpy()) != table.fingerprint:
@@ -235,7 +242,9 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
 
 
 def check_pictures(dataset: Dataset) -> None:
-    """Raise `ValueError` naming the first row whose picture is not in the data set; decodes none."""
+    """Raise `ValueError` naming the first row whose image is not in the data set; decodes none."""
+    if "image" not in dataset.column_names:
+        return
     for row in dataset.select_columns(["row_id", "image"]).cast_column("image", Image(decode=False)):
         image = row["image"]
         if image is None or (image["bytes"] is None and not Path(image["path"] or "").is_file()):
@@ -245,6 +254,8 @@ def check_pictures(dataset: Dataset) -> None:
 
 def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
     """Out-of-fold predictions (N, K) by models with the settings of a run, in whose folder the folds are kept."""
+    if is_published(run):
+        raise ValueError("--cross-validate trains models: name the folder of the run, not its published confidences.")
     folder = run / OUT_OF_FOLD_FOLDER
     script, args = FineTuningOptions.of_run(
         run,
@@ -303,7 +314,8 @@ def run_audit(
     if num_folds is not None:
         probabilities = cross_validate(Path(run), dataset, confidences, num_folds)
     audit = LabelAudit.of(dataset, confidences, probabilities, num_folds or 0)
-    page = write_page(audit, dataset.select_columns("image"), Path(run).name, page_rows)
+    images = dataset.select_columns("image") if "image" in dataset.column_names else None
+    page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
 
     folder.mkdir(parents=True, exist_ok=True)
     writer = TableWriter(files[0], audit.columns(), overwrite)
@@ -315,5 +327,7 @@ def run_audit(
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, files[2])
     print(audit)
+    if images is None:
+        print(f"\n{run} has no images, so the page shows none: name the prepared data set with --data")
     print(f"\ntable    {files[0]}\nfigure   {files[1]}\npage     {files[2]}  (open it in a browser)")
     return audit

@@ -18,7 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 import fer_pll_cli
 
-from ..data.dataset import load_prepared, numpy_column
+from ..data.dataset import load_dataset, numpy_column
 from ..data.splits import HELD_OUT
 from ..hub.card import TRAINING_NAME, training_record
 from ..inference.loading import load_weights
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out.exists() and any(args.out.iterdir()):
         raise ValueError(f"--out {args.out} holds files already: choose another folder.")
 
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     model = load_weights(FerPllForImageClassification, args.checkpoint, dtype=torch.float32).eval()
     image_processor = FerPllImageProcessor.from_pretrained(args.checkpoint)
     names, of_model = dataset.features["label"].names, list(model.config.id2label.values())

@@ -9,7 +9,6 @@ Needs no data, no network and no GPU; takes minutes on two cores.
 """
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +21,10 @@ from transformers.utils import logging
 import fer_pll_cli
 
 from ..data.candidate_sets import add_candidates
-from ..data.dataset import numpy_column, save_prepared
-from ..data.sources.synthetic.dataset import load_synthetic
+from ..data.dataset import numpy_column
+from ..data.prepare import prepare
 from ..labels.expressions import EXPRESSIONS
-from ..metrics.classification import label_recovery
+from ..metrics.classification import confusion_matrix, label_recovery
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification, FerPllForPreTraining
@@ -182,17 +181,16 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     logging.disable_progress_bar()  # of loading and saving, which take no time here
 
     print(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...", flush=True)
-    data = load_synthetic(
-        NUM_TRAIN,
-        NUM_VALIDATION,
+    data = prepare(
+        "synthetic",
+        out=out / "data",
+        num_train=NUM_TRAIN,
+        num_validation=NUM_VALIDATION,
         num_test=0,
-        image_size=48,
         seed=seed,
         variation=VARIATION,
         contested=CONTESTED,
-        num_proc=os.cpu_count() or 1,
     )
-    save_prepared(data, out / "data")
     train, validation = data["train"], data["validation"]
     config = FerPllConfig(**SIZES)
     config._attn_implementation = "eager"  # quicker than SDPA on a CPU for so few tokens
@@ -201,7 +199,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     )
 
     print("2/5  Pre-training: predicting the HOG descriptors of hidden patches (no labels) ...", flush=True)
-    pretrained = pretrain(config, image_processor, train.select_columns(["image", "index"]), out / "pretrained", seed)
+    pretrained = pretrain(config, image_processor, train.select_columns("image"), out / "pretrained", seed)
 
     print("3/5  Fine-tuning on the majority label ...", flush=True)
     majority = finetune(
@@ -225,8 +223,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         prediction = trainer.predict(judge_by_truth(validation))
         results[name] = prediction.metrics
         predicted = prediction.predictions.argmax(axis=1)
-        matrix = np.zeros((len(EXPRESSIONS), len(EXPRESSIONS)), dtype=int)
-        np.add.at(matrix, (prediction.label_ids, predicted), 1)
+        matrix = confusion_matrix(predicted, prediction.label_ids, len(EXPRESSIONS))
         title = f"{name}: {prediction.metrics['test_accuracy']:.1%}"
         plot_confusion_matrix(matrix, EXPRESSIONS, out / f"confusion_matrix_{name}.png", title)
         plot_training_curves(trainer.state.log_history, out / f"training_curves_{name}.png")

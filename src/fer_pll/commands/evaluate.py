@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll_cli
 
-from ..data.dataset import load_prepared, numpy_column
+from ..data.dataset import load_dataset, numpy_column
 from ..hub.card import METRICS_NAME, weights_digest
 from ..inference.loading import load_weights
 from ..inference.predictions import predict_logits
@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_weights(AutoModelForImageClassification, args.checkpoint).to(device).eval()
     image_processor = AutoImageProcessor.from_pretrained(args.checkpoint)

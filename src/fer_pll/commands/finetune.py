@@ -17,7 +17,7 @@ from transformers import set_seed
 
 import fer_pll_cli
 
-from ..data.dataset import load_prepared
+from ..data.dataset import load_dataset
 from ..labels.candidate_summary import CandidateSummary
 from ..plots.candidate_sets import plot_candidate_sets
 from ..plots.curves import plot_training_curves
@@ -59,7 +59,7 @@ def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningO
     options, args = make_parser().parse_settings(argv)
     check_output_folder(args)
     set_seed(args.seed)
-    data = load_prepared(options.data)
+    data = load_dataset(options.data)
     train_dataset = options.add_candidates(data["train"], args.seed)
     return options.make_trainer(args, train_dataset, data.get("validation")), options
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 import fer_pll_cli
 
-from ..data.dataset import load_prepared
+from ..data.dataset import load_dataset
 from ..faces.alignment import LANDMARKS
 from ..faces.detection import find_faces, load_detector
 
@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    dataset = load_prepared(args.data, args.split)
+    dataset = load_dataset(args.data, args.split)
     rows = np.random.default_rng(args.seed).permutation(len(dataset))[: args.count]
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
     detector = load_detector(args.detector)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 import fer_pll_cli
 
 from ..audit.out_of_fold import out_of_fold
-from ..data.dataset import load_prepared, numpy_column
+from ..data.dataset import load_dataset, numpy_column
 from ..metrics.classification import label_recovery
 from ..training.arguments import FerPllTrainingArguments
 from ..training.finetuning import FineTuningOptions
@@ -47,7 +47,7 @@ def make_parser() -> SettingsParser:
 def main(argv: Sequence[str] | None = None) -> None:
     options, args = make_parser().parse_settings(argv)
     args.save_strategy = args.eval_strategy = "no"
-    dataset = options.add_candidates(load_prepared(options.data, "train"), args.seed)
+    dataset = options.add_candidates(load_dataset(options.data, "train"), args.seed)
     out = Path(args.output_dir)
     settings = {"script": vars(options), "arguments": args.to_dict()}
     probabilities = out_of_fold(

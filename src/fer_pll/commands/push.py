@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fer_pll_cli
 
-from ..data.dataset import load_prepared
+from ..data.dataset import load_dataset
 from ..hub.card import CARD_NAME, folder_card
 from ..hub.confidences import confidence_dataset, push_confidences
 from ..hub.push import published_files, push_files
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     published_files(args.checkpoint)  # raises where something is missing, before anything is written
     confidences = None
     if args.with_confidences is not None:
-        train = load_prepared(args.with_confidences, "train")
+        train = load_dataset(args.with_confidences, "train")
         confidences = confidence_dataset(args.checkpoint / CONFIDENCE_NAME, train, args.with_images)
     if not args.keep_card:
         folder_card(args.checkpoint, args.repo, args.license).save(args.checkpoint / CARD_NAME)

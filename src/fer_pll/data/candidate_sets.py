@@ -1,12 +1,11 @@
 """Candidate sets for the rows of a prepared set."""
 
 import numpy as np
-from datasets import (
-    Dataset,
-)
+from datasets import Dataset
 
 from ..io.errors import DataError
 from ..labels.candidates import from_labels, from_votes
+from .dataset import numpy_column
 
 
 def add_candidates(
@@ -33,10 +32,10 @@ def add_candidates(
     if "candidates" in dataset.column_names:
         return dataset
     if "votes" in dataset.column_names:
-        votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
+        votes = numpy_column(dataset, "votes")
         candidates = from_votes(votes, max_candidates=max_candidates, min_votes=min_votes, ties=ties)
     else:
-        labels = np.array(dataset["label"][:])
+        labels = numpy_column(dataset, "label")
         num_classes = dataset.features["label"].num_classes
         candidates = from_labels(labels, num_classes, flip_probability, transition, set_size, seed)
     return dataset.add_column("candidates", list(candidates))

@@ -2,6 +2,7 @@
 
 import csv
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..io.errors import DataError
+from .dataset import numpy_column
+from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
@@ -67,8 +70,7 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
     """The data set with the corrections of a file, and a report of what changed.
 
     A relabelled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
-    it is the only one; the row counts as `majority`. A dropped row is left out, and the `index` numbered again.
-    `true_label` stays.
+    it is the only one; the row counts as `majority`. A dropped row is left out. `true_label` stays.
 
     Args:
         dataset: all splits of a prepared set; row ids are looked for in each.
@@ -97,14 +99,14 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
         dropped = [row for row, c in here if c.mark == "drop"]
         if len(dropped) == len(rows) > 0:
             raise DataError(f"{path}: every row of the split {split!r} is dropped: keep some")
-        before = np.array(rows["label"][:])
+        before = numpy_column(rows, "label")
         for row, label in relabelled.items():
             changes[names[before[row]] if before[row] >= 0 else "no label", names[label]] += 1
         corrected[split] = _correct(rows, relabelled, dropped)
         if relabelled or dropped:
-            note = f"{len(relabelled)} rows relabelled and {len(dropped)} dropped by {Path(path).name}"
-            description = rows.info.description
-            corrected[split].info.description = f"{description}; {note}" if description else note
+            provenance = Provenance.from_dataset(rows) or Provenance(split=split)
+            note = {"file": Path(path).name, "relabelled": len(relabelled), "dropped": len(dropped)}
+            replace(provenance, corrections=[*provenance.corrections, note]).attach(corrected[split])
 
     marks = Counter(correction.mark for correction in corrections)
     lines = [f"{path}: {marks['relabel']} relabelled, {marks['drop']} dropped, {marks['keep']} kept as they are"]
@@ -127,7 +129,7 @@ def _correct(rows: Dataset, relabelled: dict[int, int], dropped: list[int]) -> D
     if not relabelled and not dropped:
         return rows
     present = [name for name in _LABEL_COLUMNS if name in rows.column_names]
-    columns = {name: np.array(rows.select_columns(name)[name][:]) for name in present}
+    columns = {name: numpy_column(rows, name).copy() for name in present}
     for row, label in relabelled.items():
         columns["label"][row] = label
         if "votes" in columns:
@@ -142,7 +144,4 @@ def _correct(rows: Dataset, relabelled: dict[int, int], dropped: list[int]) -> D
     for name, values in columns.items():
         values = list(values) if values.ndim > 1 else values
         rows = rows.remove_columns(name).add_column(name, values, feature=features[name])
-    rows = rows.select_columns(order).select(np.setdiff1d(np.arange(len(rows)), dropped))
-    index = rows.features["index"]
-    rows = rows.remove_columns("index").add_column("index", np.arange(len(rows)), feature=index)
-    return rows.select_columns(order)
+    return rows.select_columns(order).select(np.setdiff1d(np.arange(len(rows)), dropped))

@@ -1,4 +1,4 @@
-"""What `data.listed.write_split` makes of a picture: the face in it, by what the data set tells or by a detector."""
+"""Crops for `write_split`: the face in an image, by what the data set tells or by a detector."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from PIL import Image
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
 from ..io.errors import DataError
-from .image_writer import ListedPicture
+from .image_writer import ImageRecord
 
 
 @dataclass(frozen=True)
@@ -22,15 +22,15 @@ class CropToBox:
 
     max_side: int = 224
 
-    def __call__(self, picture: Image.Image, listed: ListedPicture) -> Image.Image:
-        if listed.box is None:
+    def __call__(self, picture: Image.Image, record: ImageRecord) -> Image.Image:
+        if record.box is None:
             return picture
-        left, top, width, height = listed.box
+        left, top, width, height = record.box
         corners = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
         left, top, right, bottom = map(round, corners)
         if right - left < 2 or bottom - top < 2:
             raise DataError(
-                f"{listed.path}: the face box {tuple(listed.box)} lies outside of the picture "
+                f"{record.path}: the face box {tuple(record.box)} lies outside of the picture "
                 f"({picture.width} x {picture.height}): correct the row"
             )
         face = picture.crop((left, top, right, bottom))
@@ -52,15 +52,15 @@ class CropToTemplate:
     def _detector(self) -> Detector:  # made in the worker that needs it
         return load_detector(self.detector)
 
-    def __call__(self, picture: Image.Image, listed: ListedPicture) -> Image.Image:
-        if listed.landmarks is not None:
-            landmarks = np.reshape(listed.landmarks, (5, 2))
+    def __call__(self, picture: Image.Image, record: ImageRecord) -> Image.Image:
+        if record.landmarks is not None:
+            landmarks = np.reshape(record.landmarks, (5, 2))
         else:
             faces = find_faces(picture, self._detector)
             if not faces:
-                raise DataError(f"{listed.path}: no face found; if it is a face crop already, prepare without --crop")
+                raise DataError(f"{record.path}: no face found; if it is a face crop already, prepare without --crop")
             landmarks = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2])).landmarks
         try:
             return align_face(picture, landmarks, self.crop)
         except ValueError as error:
-            raise DataError(f"{listed.path}: {error}") from error
+            raise DataError(f"{record.path}: {error}") from error

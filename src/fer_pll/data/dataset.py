@@ -21,40 +21,37 @@ from datasets import (
 )
 
 from ..io.errors import DataError, name_some, naming_a_full_disk
-from .splits import HELD_OUT
 
-COLUMNS = ("image", "index", "row_id", "label")
-"""The columns that every prepared set has; a loader may add more (`votes`, `candidates`, `majority`, `true_label`)."""
+COLUMNS = ("image", "row_id", "label")
+"""The columns that every prepared set has."""
+
+OPTIONAL_COLUMNS = ("votes", "candidates", "confidence", "majority", "true_label")
+"""The columns that a source may add."""
 
 
 REPORT = "unreadable.csv"
-"""File in a prepared set: the pictures that were left out, and why."""
+"""File in a prepared set: the images that were left out, and why."""
+
+
+HELD_OUT = "held_out"
+"""Split of training rows that are not trained on: what is fitted after the run is fitted on them."""
 
 
 _DICT_FILE = "dataset_dict.json"
 
 
-def prepared_features(
-    class_names: Sequence[str], votes: bool = False, candidates: bool = False, confidence: bool = False
-) -> Features:
-    """Features of `COLUMNS` and, if asked for, of `votes`, `candidates` and `confidence`."""
-    features = {
-        "image": Image(),
-        "index": Value("int64"),
-        "row_id": Value("string"),
-        "label": ClassLabel(names=list(class_names)),
-    }
-    if votes:
-        features["votes"] = List(Value("int32"), length=len(class_names))
-    if candidates:
-        features["candidates"] = List(Value("bool"), length=len(class_names))
-    if confidence:
-        features["confidence"] = List(Value("float32"), length=len(class_names))
-    return Features(features)
+def prepared_features(class_names: Sequence[str], columns: Sequence[str] = ()) -> Features:
+    """Features of `COLUMNS` and of some of `OPTIONAL_COLUMNS`, for K classes."""
+    label = ClassLabel(names=list(class_names))
+    of_each_class = {"votes": "int32", "candidates": "bool", "confidence": "float32"}
+    optional = {name: List(Value(kind), length=len(class_names)) for name, kind in of_each_class.items()}
+    optional |= {"majority": Value("bool"), "true_label": label}
+    features = {"image": Image(), "row_id": Value("string"), "label": label}
+    return Features(features | {name: optional[name] for name in OPTIONAL_COLUMNS if name in columns})
 
 
 class Unreadable(NamedTuple):
-    """A picture that was left out, and why."""
+    """An image that was left out, and why."""
 
     row_id: str
     path: str
@@ -89,7 +86,7 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         )
 
 
-def save_prepared(
+def save_dataset(
     dataset: DatasetDict, path: str | Path, overwrite: bool = False, unreadable: Sequence[Unreadable] = ()
 ) -> None:
     """Saves `dataset` at `path` so that the folder is there whole or not at all.
@@ -141,15 +138,17 @@ def is_prepared(path: str | Path) -> bool:
     return (Path(path) / _DICT_FILE).is_file()
 
 
-def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
+def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
     """Reads a prepared set back: all its splits, or the one named `split`.
+
+    The column `index` of sets that an earlier version prepared is left out: the trainer numbers the rows.
 
     Raises:
         DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, or has no
             split of that name.
     """
     path = Path(path)
-    how = "prepare one with fer-pll prepare (--help shows how)"
+    how = "prepare one with `fer-pll prepare` (--help shows how)"
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
     if not is_prepared(path):
@@ -164,6 +163,8 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
         missing = [column for column in COLUMNS if column not in rows.column_names]
         if missing:
             raise DataError(f"{path}: split {name!r} has no column {name_some(missing)}: {how}")
+        if "index" in rows.column_names:
+            dataset[name] = rows.remove_columns("index")
     if split is None:
         return dataset
     if split not in dataset:
@@ -172,15 +173,12 @@ def load_prepared(path: str | Path, split: str | None = None) -> DatasetDict | D
 
 
 def load_pictures(paths: Sequence[str | Path]) -> Dataset:
-    """The training pictures of several prepared sets as one: `image`, `row_id`, and an `index` of the union.
+    """The training images of several prepared sets as one: `image` and `row_id`.
 
     Raises:
-        DataError: as `load_prepared`.
+        DataError: as `load_dataset`.
     """
-    parts = [load_prepared(path, "train") for path in paths]
-    union = concatenate_datasets([part.select_columns(["image", "row_id"]) for part in parts])
-    union.info.description = "; ".join(part.info.description for part in parts)
-    return union.add_column("index", np.arange(len(union)), feature=Value("int64"))
+    return concatenate_datasets([load_dataset(path, "train").select_columns(["image", "row_id"]) for path in paths])
 
 
 def numpy_column(dataset: Dataset, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Picture files to the rows of a prepared split: several workers, bounded memory, and a run that can be cut off."""
+"""Images to the rows of a prepared split: several workers, bounded memory, and a run that can be cut off."""
 
 import hashlib
 import io
@@ -7,13 +7,14 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import count, islice
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain, count, islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from datasets import Dataset, Features, Value, concatenate_datasets
+from datasets import Dataset, Features, NamedSplit, concatenate_datasets
 from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
@@ -23,171 +24,204 @@ from ..io.images import PictureError, open_picture
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
-"""Rows that one worker holds at a time, and that an interruption can cost."""
+"""Rows that one worker holds at a time, and that an interruption can cost; fewer where the split is small."""
 
 BYTES_PER_SHARD = 64 * 2**20
-"""A shard ends also where the pictures that come as bytes become more than this."""
+"""A shard ends also where the images that come as bytes become more than this."""
+
+_FEWEST_ROWS = 32  # of a shard: less is not worth a file and a message to another process
+_SHARDS = 16  # of a small split, so that several workers have a share in it
 
 JPEG_QUALITY = 95  # of pictures that are not stored as they came
 
 
-class ListedPicture(NamedTuple):
-    """A picture as a data set lists it."""
+class ImageRecord(NamedTuple):
+    """An image as a data source lists it."""
 
     path: Path
     row_id: str
-    columns: dict[str, Any]  # of the row beside `image`, `index` and `row_id`
+    columns: dict[str, Any]  # of the row beside `image` and `row_id`
     box: tuple[float, float, float, float] | None = None  # of the face: left, top, width, height in pixels
     landmarks: tuple[float, ...] | None = None  # x and y by turns, in pixels
     problem: str | None = None  # why the row cannot be used, where that is known already
-    data: bytes | None = None  # of the picture's file, where it does not lie at `path`
+    # The bytes of the image's file, where it does not lie at `path`, or what makes them: that runs in the workers, so
+    # it must be picklable, and its repr must say which image it makes.
+    data: bytes | Callable[[], bytes] | None = None
 
 
-Crop = Callable[[PILImage.Image, ListedPicture], PILImage.Image]
-"""From a whole picture to the face in it, or DataError where that cannot be. It runs in the workers, so it must be
+Crop = Callable[[PILImage.Image, ImageRecord], PILImage.Image]
+"""From a whole image to the face in it, or DataError where that cannot be. It runs in the workers, so it must be
 picklable; its repr says what it does, so that shards made otherwise are not used again."""
+
+Written = tuple[Path, list[Unreadable], int]  # a shard, the rows left out of it, and the rows that went to it
+Run = Callable[[Iterator["_Job"]], Iterator[Written]]
+
+
+@contextmanager
+def workers(num_proc: int) -> Iterator[Run]:
+    """What `write_split` writes its shards with: this process or, for `num_proc` > 1, as many others, until the end.
+
+    Raises:
+        DataError: `num_proc` is no number from 1 up.
+    """
+    if num_proc < 1:
+        raise DataError(f"num_proc is {num_proc}; give the number of processes, 1 or more")
+    if num_proc == 1:
+        yield partial(map, _write_shard)
+        return
+    from fer_pll_cli import leave_out_transformers  # which workers do not need, and which takes seconds to import
+
+    with ProcessPoolExecutor(num_proc, get_context("spawn"), initializer=leave_out_transformers) as pool:
+        yield partial(_run, pool, 2 * num_proc)
 
 
 def write_split(
-    pictures: Iterable[ListedPicture],
+    records: Iterable[ImageRecord],
     features: Features,
     folder: str | Path,
-    num_pictures: int | None = None,
+    num_records: int | None = None,
     crop: Crop | None = None,
-    num_proc: int = 1,
+    run: Run | None = None,
     strict: bool = False,
-    description: str = "pictures",
+    split: str = "train",
 ) -> tuple[Dataset, list[Unreadable]]:
-    """Read, check and crop listed pictures, and write them into shards of `ROWS_PER_SHARD` rows.
+    """Read or make, check and crop the images of records, and write them into shards of `ROWS_PER_SHARD` rows.
 
-    What memory holds does not grow with the number of pictures. Shards that an interrupted call left are used again
-    where they hold the same rows, whole. A picture that needs no change keeps the bytes of its file.
+    What memory holds does not grow with the number of images. Shards that an interrupted call left are used again
+    where they hold the same rows, whole. An image that needs no change keeps the bytes of its file.
 
     Args:
-        pictures: in their order; they must come in the same order again for shards to be used again.
-        features: of the result; those of `ListedPicture.columns` and `image`, `index`, `row_id`.
+        records: in their order; they must come in the same order again for shards to be used again.
+        features: of the result; those of `ImageRecord.columns` and `image`, `row_id`.
         folder: for the shards. The data set reads from there until it is saved elsewhere.
-        num_pictures: for the progress bar.
-        crop: what is made of each picture. Its errors are reported as those of reading.
-        num_proc: processes that read.
-        strict: raise at the first picture that cannot be used.
-        description: of the progress bar.
+        num_records: for the progress bar, and for the size of the shards.
+        crop: what is made of each image. Its errors are reported as those of reading.
+        run: see `workers`; this process where not given.
+        strict: raise at the first image that cannot be used.
+        split: its name.
 
     Returns:
-        the rows, with `index` from 0, and the pictures left out.
+        the rows, and the images left out.
 
     Raises:
-        DataError: with `strict`, at the first such picture; also where none is left.
+        DataError: with `strict`, at the first such image; also where none is left.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    features = Features({name: feature for name, feature in features.items() if name != "index"})
+    rows_per_shard = ROWS_PER_SHARD
+    if num_records is not None:
+        rows_per_shard = min(rows_per_shard, max(_FEWEST_ROWS, -(-num_records // _SHARDS)))
+    jobs = _jobs(records, features, folder, crop, rows_per_shard)
     shards, unreadable = [], []
-    progress = tqdm(desc=description, total=num_pictures, unit="picture", disable=None)
+    progress = tqdm(desc=f"{split} images", total=num_records, unit="image", disable=None)
     with progress:
-        for shard, left_out, num_rows in _run(_jobs(pictures, features, folder, crop), num_proc):
+        for shard, left_out, num_rows in (run or partial(map, _write_shard))(jobs):
             shards.append(shard)
             unreadable += left_out
             progress.update(num_rows)
             if strict and left_out:
                 raise DataError(f"{left_out[0].row_id}: {left_out[0].reason}")
     if not shards:
-        raise DataError(f"no {description} listed")
-    dataset = concatenate_datasets([Dataset.from_file(str(shard)) for shard in shards])
+        raise DataError(f"no {split} images listed")
+    dataset = concatenate_datasets([Dataset.from_file(str(shard), split=NamedSplit(split)) for shard in shards])
     if not len(dataset):
-        raise DataError(f"none of {len(unreadable)} {description} can be used; the first: {unreadable[0].reason}")
-    return dataset.add_column("index", np.arange(len(dataset)), feature=Value("int64")), unreadable
+        raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
+    return dataset, unreadable
 
 
 class _Job(NamedTuple):
-    pictures: list[ListedPicture]
+    records: list[ImageRecord]
     features: Features
     shard: Path
     crop: Crop | None
 
 
-def _jobs(pictures: Iterable[ListedPicture], features: Features, folder: Path, crop: Crop | None) -> Iterator[_Job]:
+def _jobs(
+    records: Iterable[ImageRecord], features: Features, folder: Path, crop: Crop | None, rows_per_shard: int
+) -> Iterator[_Job]:
     numbers = count()
     part, size = [], 0
-    for picture in pictures:
-        part.append(picture)
-        size += len(picture.data or b"")
-        if len(part) == ROWS_PER_SHARD or size > BYTES_PER_SHARD:
+    for record in records:
+        part.append(record)
+        size += len(record.data) if isinstance(record.data, bytes) else 0
+        if len(part) == rows_per_shard or size > BYTES_PER_SHARD:
             yield _Job(part, features, folder / f"{next(numbers):06}.arrow", crop)
             part, size = [], 0
     if part:
         yield _Job(part, features, folder / f"{next(numbers):06}.arrow", crop)
 
 
-def _run(jobs: Iterator[_Job], num_proc: int) -> Iterator[tuple[Path, list[Unreadable], int]]:
-    """Results in the order of the jobs; a few jobs more than there are processes exist at a time."""
-    if num_proc == 1:
-        yield from map(_write_shard, jobs)
+def _run(pool: ProcessPoolExecutor, most: int, jobs: Iterator[_Job]) -> Iterator[Written]:
+    """Results in the order of the jobs, of which at most so many exist at a time. A single one is done here."""
+    first = list(islice(jobs, 2))
+    if len(first) < 2:
+        yield from map(_write_shard, first)
         return
-    with ProcessPoolExecutor(num_proc, get_context("spawn")) as pool:
-        pending = deque(pool.submit(_write_shard, job) for job in islice(jobs, 2 * num_proc))
-        try:
-            while pending:
-                yield pending.popleft().result()
-                pending.extend(pool.submit(_write_shard, job) for job in islice(jobs, 1))
-        finally:
-            for future in pending:
-                future.cancel()
+    jobs = chain(first, jobs)
+    pending = deque(pool.submit(_write_shard, job) for job in islice(jobs, most))
+    try:
+        while pending:
+            yield pending.popleft().result()
+            pending.extend(pool.submit(_write_shard, job) for job in islice(jobs, 1))
+    finally:
+        for future in pending:
+            future.cancel()
 
 
-def _write_shard(job: _Job) -> tuple[Path, list[Unreadable], int]:
+def _write_shard(job: _Job) -> Written:
     report = job.shard.with_suffix(".json")
     key = _key(job)
     try:
         done = json.loads(report.read_text())
         if done["key"] == key:
-            return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.pictures)
+            return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.records)
     except (OSError, ValueError):
         pass
     report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
     with naming_a_full_disk(job.shard):
-        unreadable = _write_pictures(job)
+        unreadable = _write_images(job)
         _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
-    return job.shard, unreadable, len(job.pictures)
+    return job.shard, unreadable, len(job.records)
 
 
-def _write_pictures(job: _Job) -> list[Unreadable]:
+def _write_images(job: _Job) -> list[Unreadable]:
     unreadable = []
     with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
-        for picture in job.pictures:
+        for record in job.records:
             try:
-                if picture.problem:
-                    raise DataError(picture.problem)
-                image = _read(picture, job.crop)
+                if record.problem:
+                    raise DataError(record.problem)
+                image = _read(record, job.crop)
             except (DataError, PictureError) as error:
-                unreadable.append(Unreadable(picture.row_id, str(picture.path), str(error)))
+                unreadable.append(Unreadable(record.row_id, str(record.path), str(error)))
             else:
-                writer.write({"image": {"bytes": image, "path": None}, "row_id": picture.row_id, **picture.columns})
+                writer.write({"image": {"bytes": image, "path": None}, "row_id": record.row_id, **record.columns})
         writer.finalize()
     return unreadable
 
 
 def _key(job: _Job) -> str:
     """Changes with whatever the shard is made of: rows, files by size and time, features, crop."""
-    rows = [(*picture._replace(data=None), _state_of_file(picture)) for picture in job.pictures]
+    rows = [(*record._replace(data=None), _state_of_image(record)) for record in job.records]
     return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
 
 
-def _state_of_file(picture: ListedPicture) -> str | tuple[int, int] | None:
-    if picture.data is not None:
-        return hashlib.sha256(picture.data).hexdigest()
+def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
+    if record.data is not None:
+        return repr(record.data) if callable(record.data) else hashlib.sha256(record.data).hexdigest()
     try:
-        status = os.stat(picture.path)
+        status = os.stat(record.path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
 
 
-def _read(picture: ListedPicture, crop: Crop | None) -> bytes:
-    opened = open_picture(picture.path if picture.data is None else picture.data)
-    cropped = opened if crop is None else crop(opened, picture)
+def _read(record: ImageRecord, crop: Crop | None) -> bytes:
+    data = record.data() if callable(record.data) else record.data
+    opened = open_picture(record.path if data is None else data)
+    cropped = opened if crop is None else crop(opened, record)
     if cropped is opened:
-        data = picture.path.read_bytes() if picture.data is None else picture.data
+        data = record.path.read_bytes() if data is None else data
         with PILImage.open(io.BytesIO(data)) as stored:
             upright = stored.getexif().get(0x0112, 1) == 1
             plain = stored.mode in ("L", "RGB") and not stored.has_transparency_data

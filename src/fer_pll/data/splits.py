@@ -1,16 +1,14 @@
 """Splits of prepared sets: rows held out, and votes drawn as if fewer annotators had been asked."""
 
+from dataclasses import replace
+
 import numpy as np
-from datasets import (
-    Dataset,
-    DatasetDict,
-)
+from datasets import Dataset, DatasetDict
 
 from ..io.errors import DataError
 from ..labels.candidates import draw_votes
-
-HELD_OUT = "held_out"
-"""Split of training rows that are not trained on: what is fitted after the training is fitted on them."""
+from .dataset import HELD_OUT, numpy_column
+from .provenance import Provenance
 
 
 def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
@@ -30,12 +28,12 @@ def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
         raise DataError(f"--hold-out {share} of {len(train)} training rows: both parts need rows, choose such as 0.05")
     held_out = np.zeros(len(train), dtype=bool)
     held_out[np.random.default_rng(seed).permutation(len(train))[:number]] = True
-    parts = {}
-    for split, rows in (("train", ~held_out), (HELD_OUT, held_out)):
-        part = train.select(np.flatnonzero(rows)).remove_columns("index")
-        parts[split] = part.add_column("index", np.arange(len(part)), feature=train.features["index"])
-        if train.info.description:
-            parts[split].info.description = f"{train.info.description}; {split}: {len(part)} of them (seed {seed})"
+    parts = {"train": train.select(np.flatnonzero(~held_out)), HELD_OUT: train.select(np.flatnonzero(held_out))}
+    provenance = Provenance.from_dataset(train)
+    if provenance is not None:
+        for split, part in parts.items():
+            draw = {"of": "train", "rows": len(part), "seed": seed}
+            replace(provenance, split=split, held_out=draw).attach(part)
     return DatasetDict(dataset | parts)
 
 
@@ -44,8 +42,13 @@ def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
 
     `votes` becomes what `labels.candidates.draw_votes` draws from it, `label` the first top of that. `true_label`,
     where there is none yet, is the winner of all votes, or -1 where several labels share the top.
+
+    Raises:
+        DataError: there are no votes, or `number` is no number from 1 up.
     """
-    votes = dataset.select_columns("votes").with_format("numpy")["votes"][:]
+    if "votes" not in dataset.column_names:
+        raise DataError(f"--draw-votes {number}: the data set has no votes; it has {', '.join(dataset.column_names)}")
+    votes = numpy_column(dataset, "votes")
     label = dataset.features["label"]
     drawn = draw_votes(votes, number, seed)
     unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
@@ -56,5 +59,6 @@ def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
         if name in dataset.column_names:
             dataset = dataset.remove_columns(name)
         dataset = dataset.add_column(name, values, feature=feature)
-    dataset.info.description = f"{dataset.info.description}; {number} votes drawn for each row (seed {seed})"
+    provenance = Provenance.from_dataset(dataset) or Provenance()
+    replace(provenance, drawn_votes={"number": number, "seed": seed}).attach(dataset)
     return dataset

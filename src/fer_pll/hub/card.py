@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..data.provenance import Provenance
 from ..io.shipped import shipped
 from ..labels.confidence_table import ConfidenceTable
 from ..labels.renamed import current_name
@@ -45,8 +46,7 @@ class DescribesItself(Protocol):
 
 def training_record(
     settings: Mapping[str, Any],
-    data: str | None = None,
-    data_license: str | None = None,
+    data: Provenance | None = None,
     table: ConfidenceTable | None = None,
     method: DescribesItself | None = None,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
@@ -57,8 +57,7 @@ def training_record(
 
     Args:
         settings: that the card is to show, e.g. `args.card_settings()`; those that are `None` are left out.
-        data: what it was trained on, in a sentence; the loaders give one as `dataset.info.description`.
-        data_license: the terms of these data, in a sentence (`dataset.info.license`).
+        data: what it was trained on.
         table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
         method: by which it learned, with a `table`; its sentences are written down with the names, so that they do not
             get lost where method or rule are unknown.
@@ -75,8 +74,7 @@ def training_record(
             "revision": {"name": method.rule.name, "sentence": method.revision_sentence(settings, numbers)},
         }
     return {
-        "data": data,
-        "data_license": data_license,
+        "data": None if data is None else data.to_dict(),
         "settings": settings,
         "candidate_sets": numbers,
         **learned,
@@ -113,6 +111,10 @@ def model_card(
     pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
     training = training or {}
+    data = Provenance.from_json(training.get("data"))
+    started_from = training.get("pretraining")
+    if started_from is not None:
+        started_from = started_from | {"data": _sentence(started_from["data"])}
     results = _results(evaluations or {})
     card_data = ModelCardData(
         library_name="transformers",
@@ -132,13 +134,13 @@ def model_card(
         config=config,
         class_names=[config.id2label[i] for i in range(config.num_labels)],
         num_parameters=model.num_parameters(),
-        data=training.get("data"),
-        data_license=training.get("data_license"),
+        data=data and data.sentence(),
+        data_license=training.get("data_license") or (data and data.terms()),  # by itself in records of before
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
         learned=_learned(training),
         calibration=training.get("calibration"),
-        started_from=training.get("pretraining"),
+        started_from=started_from,
         compute=training.get("compute") or {},
         metrics=[] if results else [{"name": name, **values} for name, values in training.get("metrics", {}).items()],
         results=results,
@@ -198,30 +200,34 @@ def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
 
 def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row of the card for each protocol of each evaluation."""
-    return [
-        {
-            "name": f"{_data_name(report)}, {report['split']}, protocol {protocol}",
-            "data": _data_name(report),
-            "split": report["split"],
-            "protocol": protocol,
-            "picture": f"{folder}/confusion_matrix_{protocol}.png",
-            **metrics,
-        }
-        for folder, report in evaluations.items()
-        for protocol, metrics in report["protocols"].items()
-    ]
+    results = []
+    for folder, report in evaluations.items():
+        data = Provenance.from_json(report["data"])
+        results += [
+            {
+                "name": f"{data.title()}, {report['split']}, protocol {protocol}",
+                "data": data,
+                "split": report["split"],
+                "protocol": protocol,
+                "picture": f"{folder}/confusion_matrix_{protocol}.png",
+                **metrics,
+            }
+            for protocol, metrics in report["protocols"].items()
+        ]
+    return results
 
 
-def _data_name(report: Mapping[str, Any]) -> str:
-    """Of a description such as "FER+ validation, protocol all: 3553 of 3589 rows", its beginning."""
-    return report["data"].partition(",")[0].partition(":")[0].removesuffix(f" {report['split']}")
+def _sentence(data: Mapping[str, Any] | str | None) -> str | None:
+    """Of what a record says about its data."""
+    provenance = Provenance.from_json(data)
+    return provenance and provenance.sentence()
 
 
 def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
     shared = {
         "task_type": "image-classification",
-        "dataset_type": result["data"].lower().replace(" ", "-"),
-        "dataset_name": result["data"],
+        "dataset_type": result["data"].dataset_type(),
+        "dataset_name": result["data"].title(),
         "dataset_config": result["protocol"],
         "dataset_split": result["split"],
     }

@@ -1,59 +1,127 @@
-"""The confidences of a training as a data set of their own: what it made of the annotators, without their pictures."""
+"""The confidences of a run as a data set of their own: what it made of the labels, without the images."""
 
 import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from datasets import ClassLabel, Dataset, List, Value
-from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
-from safetensors.torch import load_file
+from datasets.table import InMemoryTable
+from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, hf_hub_download
 
+from ..data.dataset import numpy_column
+from ..data.provenance import Provenance
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 from .card import CARD_NAME, TAGS
 from .push import push_files
 
 DATA_NAME = "train.parquet"
+_COLUMNS = ("row_id", "label", "candidates", "confidence", "revised_epoch")
 
 _TEXT = """\
 # Confidences of {model_id}
 
 What [{model_id}](https://huggingface.co/{model_id}), trained with `fer-pll` on candidate sets, makes of the labels of
-its {rows:,} training pictures.{images}
+its {rows:,} training images.{images}
 
 | column | |
 |---|---|
-| `row_id`, `index` | which picture it is: row and place in the prepared data set |
-| `label` | the class of the largest confidence |
-| `confidence` | a share for each class, in the order of `label`; 0 outside the picture's candidate set |
+| `row_id` | which image it is: its place in the files of the data set |
+| `label` | the class that the data set gives; -1 where it gives none |{votes}
+| `candidates` | whether each class was a candidate when training began |
+| `confidence` | a share for each class, in the order of `label`; 0 outside the image's candidate set |
+| `revised_epoch` | the epoch that revised the confidences last; -1 = never |
+
+To see which labels look wrong: `fer-pll audit {repo_id} --out audit`.
 
 Training data: {data}
 {terms}
-A label says what strangers saw in a picture, not what a person felt; a confidence is a guess of a network about it.
+A label says what strangers saw in an image, not what a person felt; a confidence is a guess of a network about it.
 """
+_VOTES = "\n| `votes` | the number of annotators that chose each class |"
 
 
 def confidence_dataset(path: str | os.PathLike, train: Dataset, with_images: bool = False) -> Dataset:
-    """Rows `row_id`, `index`, `label`, `confidence` and, `with_images`, `image`, in the order of `index`.
+    """What annotators and a run say of each training row, in the order of the data set.
 
     Args:
-        path: the `confidence.safetensors` that a training left.
+        path: the `confidence.safetensors` that the run left.
         train: the training set that it belongs to.
+        with_images: with the column `image`.
+
+    Returns:
+        N rows: `row_id`, the given `label`, where the set has them `votes` (K), `candidates` (K bools),
+        `confidence` (K float32), and `revised_epoch`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it is damaged, or belongs to other data (see `ConfidenceTable.load`).
     """
-    names = train.features["label"].names
-    train = train.select(np.argsort(train["index"][:]))
-    candidates = load_file(path)["candidates"].numpy()
-    table = ConfidenceTable.load(path, names, dataset_fingerprint(names, train["row_id"][:], candidates))
-    confidence = pa.FixedSizeListArray.from_arrays(table.confidence.numpy().reshape(-1), len(names))
-    rows = train.select_columns(["image", "index", "row_id"] if with_images else ["index", "row_id"])
-    rows = rows.add_column("label", table.labels().numpy(), feature=ClassLabel(names=names))
-    return rows.add_column("confidence", confidence, feature=List(Value("float32"), length=len(names)))
+    names, row_ids = train.features["label"].names, train.select_columns("row_id")["row_id"]
+    table = ConfidenceTable.load(path, names)
+    candidates, confidence = table.candidates.numpy(), table.confidence.numpy()
+    if len(row_ids) != len(table) or dataset_fingerprint(names, row_ids, candidates) != table.fingerprint:
+        raise ValueError(
+            f"{path} belongs to other data (their fingerprints differ): {len(row_ids):,} rows, the run has "
+            f"{len(table):,}. Name the prepared data set that the run was trained on."
+        )
+    kept = ("image", "row_id", "label", "votes") if with_images else ("row_id", "label", "votes")
+    rows = train.select_columns([name for name in kept if name in train.column_names])
+    for name, values, kind in (("candidates", candidates, "bool"), ("confidence", confidence, "float32")):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), len(names))
+        rows = rows.add_column(name, column, feature=List(Value(kind), length=len(names)))
+    return rows.add_column("revised_epoch", table.revised_epoch.numpy())
+
+
+def is_published(name: str | os.PathLike) -> bool:
+    """Whether a name is that of a data set of confidences: a folder that holds one, or a name on the Hub."""
+    if Path(name).exists():
+        return (Path(name) / DATA_NAME).is_file()
+    owner, _, rest = str(name).partition("/")
+    return bool(owner and rest) and "/" not in rest
+
+
+def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTable]:
+    """What `push_confidences` published, from the Hub or a folder of its files.
+
+    Returns:
+        N rows with the columns of `confidence_dataset`; and the table that the run left, whose fingerprint is that of
+        the run.
+
+    Raises:
+        ValueError: there is no such data set, or it is none of confidences.
+    """
+    try:
+        file = Path(name) / DATA_NAME
+        if not Path(name).exists():
+            file = hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
+        rows = Dataset(InMemoryTable(pq.read_table(file)))
+    except (OSError, ValueError) as error:  # of a name, the network, the Hub, Parquet
+        raise ValueError(
+            f"{name} is no folder here, and no data set of confidences that can be read from the Hub "
+            f"({type(error).__name__}: {error})"
+        ) from error
+    missing = [column for column in _COLUMNS if column not in rows.column_names]
+    if missing or not isinstance(rows.features["label"], ClassLabel):
+        lacks = ", ".join(missing) or "the names of its classes"
+        raise ValueError(
+            f"{name} is no data set of confidences that can be audited: it lacks {lacks}. If an earlier version "
+            "published it, publish it again with `fer-pll push --with-confidences`."
+        )
+    names = rows.features["label"].names
+    candidates = numpy_column(rows, "candidates")
+    table = ConfidenceTable.from_candidates(
+        candidates,
+        names,
+        dataset_fingerprint(names, rows.select_columns("row_id")["row_id"], candidates),
+        "column",
+        confidence=numpy_column(rows, "confidence"),
+    )
+    table.revised_epoch = torch.tensor(numpy_column(rows, "revised_epoch"), dtype=torch.int32)
+    return rows, table
 
 
 def push_confidences(
@@ -64,12 +132,16 @@ def push_confidences(
     Raises:
         PushError: it did not come through.
     """
+    provenance = Provenance.from_dataset(dataset)
+    terms = provenance and provenance.terms()
     text = _TEXT.format(
         model_id=model_id,
+        repo_id=repo_id,
         rows=len(dataset),
-        images=" The pictures are in it." if "image" in dataset.column_names else " The pictures are not in it.",
-        data=dataset.info.description or "not described.",
-        terms=f"\nIts terms: {dataset.info.license}\n" if dataset.info.license else "",
+        images=" The images are in it." if "image" in dataset.column_names else " The images are not in it.",
+        votes=_VOTES if "votes" in dataset.column_names else "",
+        data=provenance.sentence() if provenance else "not described.",
+        terms=f"\nIts terms: {terms}\n" if terms else "",
     )
     card_data = DatasetCardData(license=license, tags=TAGS, pretty_name=f"Confidences of {model_id}")
     with tempfile.TemporaryDirectory() as folder:

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
-from ..data.dataset import load_prepared
-from ..data.sources.synthetic.dataset import generate_rows
+from ..data.dataset import load_dataset
+from ..data.sources.synthetic.dataset import Drawing
 from ..io.errors import MissingExtra
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .loading import load_weights
@@ -81,7 +81,7 @@ def export_onnx(
     model, image_processor = _load(checkpoint)
     pictures = _drawn_pictures(16 if dtype == "float32" else 200)
     if data is not None:
-        validation = load_prepared(data, "validation")
+        validation = load_dataset(data, "validation")
         step = max(1, len(validation) // 500)
         pictures += validation[: 500 * step : step]["image"]
 
@@ -135,8 +135,7 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
 
 def _drawn_pictures(count: int) -> list[Image.Image]:
     """Drawn faces: grey ones, and coloured ones of other sizes, so that resizing and conversion count."""
-    rows = generate_rows("test", range(count), image_size=64)
-    faces = [Image.open(io.BytesIO(row["image"]["bytes"])) for row in rows]
+    faces = [Image.open(io.BytesIO(Drawing("test", number, image_size=64)())) for number in range(count)]
     for number in range(1, count, 2):
         coloured = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
         faces[number] = coloured.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))

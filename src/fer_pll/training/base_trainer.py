@@ -19,6 +19,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
 
 from ..data.collator import PixelCollator
+from ..data.provenance import Provenance
 from ..hub.card import CARD_NAME, TRAINING_NAME, model_card, read_evaluations, training_record
 from ..hub.push import published_files, push_errors, push_files
 from ..labels.confidence_table import ConfidenceTable
@@ -259,8 +260,7 @@ class ImageTrainer(Trainer):
             script = json.loads((folder / SETTINGS_NAME).read_text())["script"]
         training = training_record(
             self.card_settings(),
-            data=self.train_dataset.info.description or None,
-            data_license=self.train_dataset.info.license or None,
+            data=Provenance.from_dataset(self.train_dataset),
             table=self.table,
             method=self.method,
             metrics=self.evaluation_results(),

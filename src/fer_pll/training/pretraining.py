@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.trainer_utils import SaveStrategy
 
-from ..data.dataset import is_prepared, load_pictures, load_prepared
+from ..data.dataset import is_prepared, load_dataset, load_pictures
 from ..data.streaming.stream import PictureStream
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
@@ -94,7 +94,7 @@ class PreTrainingOptions:
         model.set_attn_implementation(self.attn_implementation)
         probe = None
         if self.probe is not None:
-            probe = LinearProbe(load_prepared(self.probe, "train"), image_processor)
+            probe = LinearProbe(load_dataset(self.probe, "train"), image_processor)
         return FerPllPreTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe
         )

@@ -80,7 +80,8 @@ class SettingsParser(HfArgumentParser):
 
         Raises:
             ValueError: for a key of a YAML file that is no setting, a setting of the wrong type or of another loss, an
-                unknown config or one for another command, or a file of `--settings` that is missing or holds something else.
+                unknown config or one for another command, or a file of `--settings` that is missing or holds something
+                else.
         """
         options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name

@@ -1,19 +1,14 @@
 """AffectNet in small, in both layouts."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.commands import prepare
-from fer_pll.data.dataset import load_prepared
+from fer_pll.commands.prepare import main
+from fer_pll.data.dataset import load_dataset
 from fer_pll.data.sources.affectnet import affectnet_classes, five_landmarks, list_affectnet
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
-from fer_pll_cli import status
-
-main = partial(status, prepare.main)
 
 HEADER = (
     "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal".split(",")
@@ -166,14 +161,14 @@ def test_objects_in_npy_files_are_not_unpickled(tmp_path):
         list(list_affectnet(tmp_path)["train"])
 
 
-def test_prepare_affectnet(tmp_path):
+def test_prepare_data_affectnet(tmp_path):
     write_tables(tmp_path / "a", [("x/1.jpg", 0), ("x/2.jpg", 7), ("x/3.jpg", 8)])
     write_tables(tmp_path / "a", [("v/1.jpg", 3)], "validation.csv")
     arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--classes", "7", "--out"]
-    assert main([*arguments, str(tmp_path / "boxes")]) == 0
-    dataset = load_prepared(tmp_path / "boxes")
+    main([*arguments, str(tmp_path / "boxes")])
+    dataset = load_dataset(tmp_path / "boxes")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 1, "validation": 1}
     assert dataset["train"].features["label"].names == list(EXPRESSIONS[:7])
     assert dataset["train"]["image"][0].size == (30, 40)  # the face's box
-    assert main([*arguments, str(tmp_path / "aligned"), "--crop", "fer-pll-tiny-ferplus"]) == 0
-    assert load_prepared(tmp_path / "aligned")["validation"]["image"][0].size == (48, 48)
+    main([*arguments, str(tmp_path / "aligned"), "--crop", "fer-pll-tiny-ferplus"])
+    assert load_dataset(tmp_path / "aligned")["validation"]["image"][0].size == (48, 48)

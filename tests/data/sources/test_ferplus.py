@@ -1,8 +1,9 @@
-"""`load_ferplus` on small files in the real formats, on malformed ones, and (FER_PLL_FERPLUS) on the real data."""
+"""FER+ on small files in the real formats, on malformed ones, and (FER_PLL_FERPLUS) on the real data."""
 
 import csv
 import io
 import os
+import tempfile
 import tracemalloc
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fer_pll.data.sources.ferplus import load_ferplus, protocol_masks
+from fer_pll.data.prepare import prepare
+from fer_pll.data.provenance import Provenance
+from fer_pll.data.sources.ferplus import LICENSE, protocol_masks
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
 
@@ -58,6 +61,16 @@ def write_folders(folder, rows, boxes):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prepared(tmp_path_factory):
+    load_ferplus.folder = tmp_path_factory.mktemp("prepared")
+
+
+def load_ferplus(source, protocol="all", drop_duplicates=True):
+    out = Path(tempfile.mkdtemp(dir=load_ferplus.folder)) / "set"
+    return prepare("ferplus", source, out=out, protocol=protocol, keep_duplicates=not drop_duplicates, num_proc=1)
+
+
 def decode(example):
     return example["image"].tobytes()
 
@@ -97,11 +110,10 @@ def test_columns_and_contents(tmp_path):
 
     assert list(dataset) == ["train", "validation"]
     train = dataset["train"]
-    assert train.column_names == ["image", "index", "row_id", "votes", "label", "majority"]
+    assert train.column_names == ["image", "row_id", "label", "votes", "majority"]
     assert train.features["label"].names == list(EXPRESSIONS)
     assert train.features["votes"].length == 8
-    # rows 1 (no face) and 2 (unknown on top) go; the index has no gap and the row id is the line in the votes file
-    assert train["index"][:] == [0, 1]
+    # rows 1 (no face) and 2 (unknown on top) go; the row id is the line in the votes file
     assert train["row_id"][:] == ["fer2013new.csv:2", "fer2013new.csv:5"]
     assert train["votes"][:] == [list(votes[0][:8]), list(votes[3][:8])]
     assert train["label"][:] == [0, 2]
@@ -109,7 +121,10 @@ def test_columns_and_contents(tmp_path):
     assert [decode(example) for example in train] == [rows[0][3], rows[3][3]]
     assert train[0]["image"].mode == "L" and train[0]["image"].size == (48, 48)
     assert dataset["validation"]["label"][:] == [0]  # the first of ties
-    assert train.info.description.startswith("FER+ train, protocol all: 2 of 4 rows; dropped: 2 not in protocol all")
+    told = Provenance.from_dataset(train)
+    assert told.sentence() == "FER+ train, protocol all: 2 of 4 rows; dropped: 2 not in protocol all"
+    assert (told.source, told.split, told.protocol, told.kept) == ("ferplus", "train", "all", 2)
+    assert told.terms() == train.info.license == LICENSE
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,6 @@ def test_protocol_majority_keeps_the_rows_that_all_marks(tmp_path):
     marked = full.filter(lambda majority: majority, input_columns="majority")
     assert len(full) == 3
     assert strict["row_id"][:] == marked["row_id"][:] == ["fer2013new.csv:2", "fer2013new.csv:5"]
-    assert strict["index"][:] == [0, 1]
 
 
 def test_duplicates_go_from_train_only(tmp_path):
@@ -175,12 +189,11 @@ def test_duplicates_go_from_train_only(tmp_path):
     kept, dropped = load_ferplus(source, drop_duplicates=False), load_ferplus(source)
     assert kept["train"]["row_id"][:] == [f"fer2013new.csv:{line}" for line in range(3, 9)]
     assert dropped["train"]["row_id"][:] == ["fer2013new.csv:3", "fer2013new.csv:6"]
-    assert dropped["train"]["index"][:] == [0, 1]
     assert [decode(example) for example in dropped["train"]] == [a, nearly_a]
     for split, count in (("validation", 2), ("test", 2)):
         assert dropped[split][:] == kept[split][:]
         assert len(dropped[split]) == count
-    assert dropped["train"].info.description == (
+    assert Provenance.from_dataset(dropped["train"]).sentence() == (
         "FER+ train, protocol all: 2 of 7 rows; dropped: 1 not in protocol all, "
         "3 copy of a validation or test picture, 1 copy of an earlier training picture"
     )
@@ -214,7 +227,7 @@ def test_both_layouts_give_the_same(tmp_path, boxes):
     assert list(from_csv) == list(from_folders) == ["train", "validation", "test"]
     for split in from_csv:
         assert len(from_csv[split]) >= 3
-        columns = ["image", "index", "votes", "label", "majority"]
+        columns = ["image", "votes", "label", "majority"]
         one, other = (dataset[split].select_columns(columns) for dataset in (from_csv, from_folders))
         assert one[:] == other[:]
 
@@ -311,14 +324,12 @@ def test_a_pixel_that_is_none(small, bad):
         load_ferplus(small)
 
 
-def test_no_row_is_written_when_the_last_is_bad(small, monkeypatch, tmp_path):
+def test_no_row_is_written_when_the_last_is_bad(small, tmp_path):
     """Also a row outside the protocol is checked, and before anything lies on disk."""
     set_cell(small, "fer2013.csv", 10, 1, "7")
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    (tmp_path / "temporary").mkdir()
     with pytest.raises(DataError):
-        load_ferplus(small)
-    assert not list((tmp_path / "temporary").iterdir())
+        prepare("ferplus", small, out=tmp_path / "new" / "set")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("name", ["fer2013.csv", "fer2013new.csv"])
@@ -400,7 +411,7 @@ def test_a_protocol_that_leaves_nothing(tmp_path):
     source = write_csv(tmp_path / "raw", [row(seed=1), row("PublicTest", votes=NO_FACE, seed=2)])
     with pytest.raises(DataError, match="no validation row is left; dropped: 1 not in protocol all"):
         load_ferplus(source)
-    with pytest.raises(DataError, match="protocol 'most' is not known: choose all or majority"):
+    with pytest.raises(DataError, match="protocol='most' is not known: choose all or majority"):
         load_ferplus(source, "most")
 
 

@@ -1,17 +1,12 @@
 """Folders of pictures, one for each class."""
 
-from functools import partial
-
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.commands import prepare
-from fer_pll.data.dataset import load_prepared
+from fer_pll.commands.prepare import main
+from fer_pll.data.dataset import load_dataset
 from fer_pll.data.sources.image_folder import list_image_folder
 from fer_pll.io.errors import DataError
-from fer_pll_cli import status
-
-main = partial(status, prepare.main)
 
 
 def picture(path):
@@ -75,10 +70,10 @@ def test_other_layouts_are_refused(tmp_path, paths, message):
         list_image_folder(tmp_path / "nowhere")
 
 
-def test_prepare_folder(tmp_path):
+def test_prepare_data_folder(tmp_path):
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
         picture(tmp_path / path)
-    assert main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    dataset = load_prepared(tmp_path / "set")
+    main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}
     assert dataset["train"].features["label"].names == ["happiness", "sadness"]

@@ -2,20 +2,19 @@
 
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image as PILImage
 
-from fer_pll.commands import prepare
-from fer_pll.data.dataset import REPORT, load_prepared, shards_folder
+from fer_pll.commands.prepare import main
+from fer_pll.data.dataset import REPORT, load_dataset, shards_folder
+from fer_pll.data.provenance import Provenance
+from fer_pll.data.sources.base import ON_REQUEST
 from fer_pll.data.sources.rafdb import CLASSES, list_rafdb
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
-from fer_pll_cli import status
 
-main = partial(status, prepare.main)
 LINES = ["train_00001.jpg 5", "train_00002.jpg 1", "test_0001.jpg 7", "train_00003.jpg 4"]
 
 
@@ -48,27 +47,31 @@ def test_both_forms_are_listed_with_the_names_of_ferplus(basic, pictures, size):
     assert CLASSES == EXPRESSIONS[:7]
 
 
-def test_prepare_writes_the_set_and_a_report(basic, tmp_path, capsys):
+def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     (basic / "Image" / "aligned" / "train_00002_aligned.jpg").write_bytes(b"")
     out = tmp_path / "set"
-    assert main(["rafdb", str(basic), "--out", str(out), "--num-proc", "2"]) == 0
-    dataset = load_prepared(out)
+    main(["rafdb", str(basic), "--out", str(out), "--num-proc", "2"])
+    dataset = load_dataset(out)
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "test": 1}
     assert "votes" not in dataset["train"].column_names
     assert dataset["train"].features["label"].names == list(CLASSES)
     report = (out / REPORT).read_text().splitlines()
     assert len(report) == 2 and report[1].startswith("list_patition_label.txt:2,") and "the file is empty" in report[1]
     printed = capsys.readouterr().out
-    assert "1 pictures could not be used" in printed and "train_00002_aligned.jpg: the file is empty" in printed
+    assert "1 images could not be used" in printed and "train_00002_aligned.jpg: the file is empty" in printed
+    assert "RAF-DB train: 2 of 3 rows; dropped: 1 that could not be used" in printed
+    assert Provenance.from_dataset(dataset["test"]) == Provenance(
+        "RAF-DB", "rafdb", "test", kept=1, dropped={"that could not be used": 0}, license=ON_REQUEST
+    )
     assert not shards_folder(out).exists()
 
     # the set can be replaced, and stopping at the first unreadable picture leaves it as it is
-    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"]) == 1
-    assert "list_patition_label.txt:2: " in capsys.readouterr().err
-    assert len(load_prepared(out, "train")) == 2
+    with pytest.raises(DataError, match="^list_patition_label.txt:2: "):
+        main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"])
+    assert len(load_dataset(out, "train")) == 2
     PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
-    assert main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--num-proc", "1"]) == 0
-    assert len(load_prepared(out, "train")) == 3 and not (out / REPORT).exists()
+    main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--num-proc", "1"])
+    assert len(load_dataset(out, "train")) == 3 and not (out / REPORT).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 import io
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +10,9 @@ from PIL import Image as PILImage
 from skimage.feature import hog
 from sklearn.linear_model import RidgeClassifier
 
+from fer_pll.data.prepare import prepare
 from fer_pll.data.sources.synthetic.annotators import Scene, annotate
-from fer_pll.data.sources.synthetic.dataset import generate_rows, load_synthetic
+from fer_pll.data.sources.synthetic.dataset import drawn_faces
 from fer_pll.data.sources.synthetic.faces import (
     ACTION_UNITS,
     EXPRESSION_ACTION_UNITS,
@@ -30,16 +28,32 @@ FLAT = View(light=(0.0, 0.0))
 
 
 @pytest.fixture(scope="module")
-def dataset():
-    return load_synthetic(num_train=40, num_validation=12, num_test=0, seed=3)
+def draw(tmp_path_factory):
+    """A function that prepares drawn faces."""
+
+    def draw(num_train, num_validation=0, num_test=0, num_proc=1, **options):
+        counts = {"num_train": num_train, "num_validation": num_validation, "num_test": num_test}
+        out = tmp_path_factory.mktemp("drawn") / "set"
+        return prepare("synthetic", out=out, num_proc=num_proc, **counts, **options)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def dataset(draw):
+    return draw(num_train=40, num_validation=12, num_test=0, seed=3)
+
+
+def open_face(record):
+    return PILImage.open(io.BytesIO(record.data()))
 
 
 @pytest.fixture(scope="module")
 def drawn():
     """800 training rows as pictures (N, 48, 48) and true labels (N,)."""
-    rows = list(generate_rows("train", range(800), seed=1))
-    pictures = np.stack([np.asarray(PILImage.open(io.BytesIO(row["image"]["bytes"]))) for row in rows])
-    return pictures, np.array([row["true_label"] for row in rows])
+    rows = list(drawn_faces("train", range(800), seed=1))
+    pictures = np.stack([np.asarray(open_face(row)) for row in rows])
+    return pictures, np.array([row.columns["true_label"] for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +70,12 @@ def test_columns_follow_the_contract(dataset):
     for split in dataset.values():
         assert split.features == {
             "image": Image(),
-            "index": Value("int64"),
             "row_id": Value("string"),
             "votes": List(Value("int32"), length=8),
             "label": labels,
             "majority": Value("bool"),
             "true_label": labels,
         }
-    assert dataset["train"]["index"] == list(range(40))
     assert dataset["validation"]["row_id"][5] == "synthetic-3/validation:5"
     picture = dataset["train"][0]["image"]
     assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (48, 48))
@@ -75,21 +87,21 @@ def test_split_without_rows_is_left_out(dataset):
 
 
 def test_label_and_majority_follow_from_the_votes():
-    for row in generate_rows("train", range(100), image_size=24):
-        votes = row["votes"].tolist()
+    for row in drawn_faces("train", range(100)):
+        votes = row.columns["votes"]
         assert sum(votes) == 10
-        assert row["label"] == votes.index(max(votes))
+        assert row.columns["label"] == votes.index(max(votes))
         left = [count for count in votes if count > 1]
-        assert row["majority"] == (max(votes) > sum(left) / 2)
+        assert row.columns["majority"] == (max(votes) > sum(left) / 2)
 
 
 def test_rows_are_in_and_out_of_the_majority_protocol():
-    assert {row["majority"] for row in generate_rows("train", range(60), image_size=24)} == {True, False}
+    assert {row.columns["majority"] for row in drawn_faces("train", range(60))} == {True, False}
 
 
-def test_same_seed_same_rows_other_seed_other_rows(dataset):
-    again = load_synthetic(num_train=40, num_validation=12, num_test=0, seed=3)
-    other = load_synthetic(num_train=40, num_validation=12, num_test=0, seed=4)
+def test_same_seed_same_rows_other_seed_other_rows(dataset, draw):
+    again = draw(num_train=40, num_validation=12, num_test=0, seed=3)
+    other = draw(num_train=40, num_validation=12, num_test=0, seed=4)
     for split in dataset:
         assert again[split].data.table.equals(dataset[split].data.table)
         assert again[split]["image"][0] != other[split]["image"][0]
@@ -99,33 +111,30 @@ def test_same_seed_same_rows_other_seed_other_rows(dataset):
 def test_row_does_not_depend_on_which_rows_are_asked_for(dataset):
     stored = dataset["train"].with_format("arrow")[:]["image"].to_pylist()
     for index in (31, 4, 30):
-        (row,) = generate_rows("train", [index], seed=3)
-        assert row["image"]["bytes"] == stored[index]["bytes"]
-        assert row["votes"].tolist() == dataset["train"][index]["votes"]
-        assert row["true_label"] == dataset["train"][index]["true_label"]
+        (row,) = drawn_faces("train", [index], seed=3)
+        assert row.data() == stored[index]["bytes"]
+        assert row.columns == {name: dataset["train"][index][name] for name in row.columns}
 
 
-def test_number_of_processes_does_not_change_the_rows():
-    alone, together = (load_synthetic(600, 0, 0, image_size=24, num_proc=n)["train"] for n in (1, 3))
+def test_number_of_processes_does_not_change_the_rows(draw):
+    alone, together = (draw(600, image_size=24, num_proc=n)["train"] for n in (1, 3))
     assert len(alone) == 600
     assert alone.cast_column("image", Image(decode=False))[:] == together.cast_column("image", Image(decode=False))[:]
 
 
 def test_splits_show_other_people():
-    pictures = {
-        row["image"]["bytes"] for split in ("train", "validation", "test") for row in generate_rows(split, range(30))
-    }
+    pictures = {row.data() for split in ("train", "validation", "test") for row in drawn_faces(split, range(30))}
     assert len(pictures) == 90
 
 
 def test_crowd_changes_votes_alone_and_size_changes_picture_alone():
-    (ten,) = generate_rows("train", [7])
-    (three,) = generate_rows("train", [7], num_annotators=3)
-    (large,) = generate_rows("train", [7], image_size=96)
-    assert three["image"] == ten["image"]
-    assert three["votes"].sum() == 3
-    assert large["votes"].tolist() == ten["votes"].tolist()
-    assert PILImage.open(io.BytesIO(large["image"]["bytes"])).size == (96, 96)
+    (ten,) = drawn_faces("train", [7])
+    (three,) = drawn_faces("train", [7], num_annotators=3)
+    (large,) = drawn_faces("train", [7], image_size=96)
+    assert three.data() == ten.data()
+    assert sum(three.columns["votes"]) == 3
+    assert large.columns["votes"] == ten.columns["votes"]
+    assert open_face(large).size == (96, 96)
 
 
 def test_variation_scales_people_and_views_and_leaves_the_votes():
@@ -139,9 +148,9 @@ def test_variation_scales_people_and_views_and_leaves_the_votes():
         return np.stack(faces).astype(float).var(axis=0).mean()
 
     assert spread(0.0) < spread(0.2) < spread(0.6) < spread(1.0)
-    (full,), (less,) = generate_rows("train", [7]), generate_rows("train", [7], variation=0.2)
-    assert full["votes"].tolist() == less["votes"].tolist()
-    assert full["image"] != less["image"]
+    (full,), (less,) = drawn_faces("train", [7]), drawn_faces("train", [7], variation=0.2)
+    assert full.columns["votes"] == less.columns["votes"]
+    assert full.data() != less.data()
 
 
 def test_contested_pictures_often_lose_their_majority_and_the_others_stay():
@@ -162,20 +171,8 @@ def test_contested_pictures_often_lose_their_majority_and_the_others_stay():
     assert np.mean(half.argmax(axis=1) != truth) == pytest.approx(1 / 3, abs=0.03)
     clear = votes(0.0)[1][np.arange(len(truth)), truth] / 10
     assert np.mean(clear) > np.mean(usual[np.arange(len(truth)), truth] / 10) + 0.1
-    (some,), (every,) = generate_rows("train", [7]), generate_rows("train", [7], contested=1.0)
-    assert some["image"] == every["image"]
-
-
-def test_temporary_files_go_with_the_process():
-    program = (
-        "from fer_pll.data.sources.synthetic.dataset import load_synthetic\n"
-        "files = load_synthetic(3, 0, 0, image_size=24)['train'].cache_files\n"
-        "print('FILE', files[0]['filename'])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    (file,) = [line.removeprefix("FILE ") for line in done.stdout.splitlines() if line.startswith("FILE ")]
-    assert Path(file).suffix == ".arrow"
-    assert not Path(file).exists()
+    (some,), (every,) = drawn_faces("train", [7]), drawn_faces("train", [7], contested=1.0)
+    assert some.data() == every.data()
 
 
 def test_majority_of_the_crowd_is_often_wrong_and_the_truth_nearly_always_among_two(crowd):
@@ -359,9 +356,10 @@ def test_every_expression_is_drawn_neutral_most_often(drawn):
         ({"variation": float("nan")}, "variation is nan"),
     ],
 )
-def test_bad_options_are_refused(options, message):
+def test_bad_options_are_refused(options, message, tmp_path):
     with pytest.raises(DataError, match=message):
-        load_synthetic(**options)
+        prepare("synthetic", out=tmp_path / "set", **options)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

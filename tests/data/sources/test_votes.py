@@ -1,7 +1,6 @@
 """Tables of votes: both forms, every file kind, and what can be wrong with them."""
 
 import json
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -11,15 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from fer_pll.commands import prepare
+from fer_pll.commands.prepare import main
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.dataset import REPORT, load_prepared
+from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
-from fer_pll_cli import status
 
-main = partial(status, prepare.main)
 COUNTS = [
     {"path": "a.png", "Happy": 6, "surprise": 3, "neutral": 1},
     {"path": "sub/ü.png", "Happy": 0, "surprise": 5, "neutral": 5},
@@ -222,23 +219,23 @@ def test_a_missing_table_or_folder_is_named(tmp_path):
         list_votes(write(tmp_path, COUNTS, ".csv"), validation_share=1)
 
 
-def test_prepare_votes(tmp_path, capsys):
+def test_prepare_data_votes(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
     for name in ("a.png", "sub/ü.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
-    assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    train = load_dataset(tmp_path / "set", "train")
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
     assert "votes.csv:4," in report and "no votes at all" in report
     assert "votes.csv:5," in report and "gone.png: there is no such file" in report
-    assert "2 pictures could not be used" in capsys.readouterr().out
-    assert main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"]) == 1
-    assert "votes.csv:4: " in capsys.readouterr().err
+    assert "2 images could not be used" in capsys.readouterr().out
+    with pytest.raises(DataError, match="^votes.csv:4: "):
+        main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"])
     arguments = ["--classes", "surprise,happiness,neutral", "--validation-share", "0.5", "--root", str(tmp_path)]
-    assert main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments]) == 0
-    dataset = load_prepared(tmp_path / "c")
+    main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments])
+    dataset = load_dataset(tmp_path / "c")
     assert next(iter(dataset.values())).features["label"].names == ["surprise", "happiness", "neutral"]
 
 
@@ -246,7 +243,7 @@ def test_ready_candidate_sets_train_as_they_are(tmp_path):
     for name in ("a.png", "b.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
-    assert main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"]) == 0
-    train = load_prepared(tmp_path / "set", "train")
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    train = load_dataset(tmp_path / "set", "train")
     assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
     assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from conftest import make_dataset
-from fer_pll.data.dataset import save_prepared
+from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.shards import FolderShard, ParquetShard, TarShard, find_shards, read_shard
 from fer_pll.io.errors import DataError
 from fer_pll.io.images import PictureError, decode_picture
@@ -63,7 +63,7 @@ def test_a_folder_gives_its_pictures_at_any_depth(shards):
 def test_a_prepared_set_is_cut_into_shards_of_its_training_pictures(tmp_path, monkeypatch):
     monkeypatch.setattr("fer_pll.data.streaming.shards.PICTURES_PER_SHARD", 20)
     rows = make_dataset(48)
-    save_prepared(DatasetDict(train=rows, test=make_dataset(5)), tmp_path / "set")
+    save_dataset(DatasetDict(train=rows, test=make_dataset(5)), tmp_path / "set")
     found = find_shards(str(tmp_path / "set"))
     assert [len(list(shard.rows())) for shard in found] == [20, 20, 8]
     number, row_id, picture = next(found[1].rows(3))

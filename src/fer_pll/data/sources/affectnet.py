@@ -1,5 +1,6 @@
 """AffectNet: one label for each picture, with a face box and landmarks (Mollahosseini, Hasani and Mahoor, 2017)."""
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +10,22 @@ import numpy as np
 from ...io.errors import DataError
 from ...io.tables import read_columns
 from ...labels.expressions import EXPRESSIONS
-from ..image_writer import ListedPicture
+from ..cropping import CropToBox
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import ON_REQUEST, Opened, Source
 
-EXPRESSIONS_OF_LABEL = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
-"""Labels 0 to 7; 8 to 10 are none, uncertain and no face."""
-LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
+EXPRESSIONS_OF_LABEL = {
+    0: "neutral",
+    1: "happiness",
+    2: "sadness",
+    3: "surprise",
+    4: "fear",
+    5: "disgust",
+    6: "anger",
+    7: "contempt",
+}
+"""8 to 10 are none, uncertain and no face."""
 NUM_LABELS = 11
 NUM_LANDMARKS = 68
 
@@ -38,7 +50,7 @@ def affectnet_classes(num_classes: int) -> tuple[str, ...]:
     return EXPRESSIONS[:num_classes]
 
 
-def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterator[ListedPicture]]:
+def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterator[ImageRecord]]:
     """What the annotations list, in either layout that people have.
 
     - `training.csv` and `validation.csv`, with the pictures in `Manually_Annotated_Images`;
@@ -58,7 +70,8 @@ def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterat
         DataError: the folder has neither layout; while it is read, for a table that is malformed, and an expression
             that is no number from 0 to 10.
     """
-    labels = [EXPRESSIONS_OF_LABEL.index(name) for name in affectnet_classes(num_classes)]
+    label_of_expression = {name: label for label, name in EXPRESSIONS_OF_LABEL.items()}
+    labels = [label_of_expression[name] for name in affectnet_classes(num_classes)]
     source = Path(source)
     tables = {split: source / name for name, split in _TABLES.items() if (source / name).is_file()}
     if tables:
@@ -92,7 +105,7 @@ def five_landmarks(landmarks: np.ndarray) -> np.ndarray:
     return np.stack([*eyes, landmarks[30], landmarks[48], landmarks[54]])
 
 
-def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[ListedPicture]:
+def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[ImageRecord]:
     for line, (name, *box, landmarks, expression) in read_columns(table, _COLUMNS):
         label = _parse_label(f"{table}:{line}", expression)
         if label not in labels:
@@ -107,10 +120,10 @@ def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[List
                 face = tuple(_finite(number) for number in box)
             except ValueError as error:
                 problem = f"{error}: correct the row or get {table.name} again"
-        yield ListedPicture(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
+        yield ImageRecord(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
 
 
-def _list_folder(folder: Path, labels: list[int]) -> Iterator[ListedPicture]:
+def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
     annotations = folder / "annotations"
     numbers = sorted(
         int(found[1]) for path in annotations.iterdir() if (found := re.fullmatch(r"(\d+)_exp.npy", path.name))
@@ -128,7 +141,7 @@ def _list_folder(folder: Path, labels: list[int]) -> Iterator[ListedPicture]:
         except ValueError as error:
             problem = f"{annotations / f'{number}_lnd.npy'}: {error}; get it again"
         columns = {"label": labels.index(label)}
-        yield ListedPicture(
+        yield ImageRecord(
             folder / "images" / f"{number}.jpg", f"{folder.name}/{number}", columns, None, points, problem
         )
 
@@ -162,3 +175,24 @@ def _finite(number: str | float) -> float:
     if not np.isfinite(value):
         raise ValueError(f"{number!r} is no position")
     return value
+
+
+class AffectNet(Source):
+    name = "affectnet"
+    summary = "AffectNet: the annotated images, in either layout"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "source", help="folder with training.csv and validation.csv, or with the folders train_set and val_set"
+        )
+        parser.add_argument(
+            "--classes", type=int, choices=(7, 8), default=8, help="8 expressions (default), or 7 without contempt"
+        )
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        return Opened(
+            affectnet_classes(options.classes),
+            list_affectnet(options.source, options.classes),
+            provenance=Provenance(f"AffectNet-{options.classes}", self.name, license=ON_REQUEST),
+            crop=CropToBox(),
+        )

@@ -1,22 +1,22 @@
 """FER+: the faces of FER2013 with the votes of ten annotators for each (Barsoum et al. 2016, arXiv:1608.01041)."""
 
-import atexit
+import argparse
 import hashlib
 import io
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, NamedSplit, Value
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ...io.errors import DataError
 from ...io.tables import read_columns, read_csv
 from ...labels.expressions import EXPRESSIONS
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import Opened, Source
 
 PROTOCOLS = ("all", "majority")
 LICENSE = "the votes are under the MIT licence; the pictures (FER2013) carry no licence that lets anyone pass them on."
@@ -29,17 +29,6 @@ _SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test
 _FOLDERS = {"FER2013Train": "train", "FER2013Valid": "validation", "FER2013Test": "test"}
 _BYTES = {str(value): value for value in range(256)}
 
-FEATURES = Features(
-    {
-        "image": Image(),
-        "index": Value("int64"),
-        "row_id": Value("string"),
-        "votes": List(Value("int32"), length=len(EXPRESSIONS)),
-        "label": ClassLabel(names=list(EXPRESSIONS)),
-        "majority": Value("bool"),
-    }
-)
-
 
 class Row(NamedTuple):
     """One annotated picture: its split, where its votes stand, and its ten counts (eight expressions, unknown, NF)."""
@@ -49,8 +38,8 @@ class Row(NamedTuple):
     votes: tuple[int, ...]
 
 
-def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> DatasetDict:
-    """Reads FER+ from either layout that people have.
+def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> Opened:
+    """What FER+ lists, in either layout that people have.
 
     - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
       other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
@@ -59,8 +48,8 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
       Training rows each; that script writes one picture over the other, so both rows have the second one.)
 
     Training becomes `train`, PublicTest (FER2013Valid) `validation`, PrivateTest (FER2013Test) `test`, as far as they
-    are there. The files are read row by row, and the result lies in a temporary folder that is deleted when the
-    process ends: the pixels are never in memory together. Everything is checked before the first row is written.
+    are there. Everything is checked before the first record is listed. The files are read row by row: the pixels are
+    never in memory together.
 
     Args:
         source: The folder.
@@ -72,10 +61,9 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
             repeats go, 26,903 stay.
 
     Returns:
-        Splits with the columns `image` (grey, 48 x 48), `index` (0..N-1), `row_id` (`"fer2013new.csv:17"`: file and
-        line, counted from 1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the
-        eight) and `majority` (whether the row is in the `majority` protocol). `info.description` of each split tells
-        how many rows were dropped and why.
+        records with the image's PNG (grey, 48 x 48), a `row_id` (`"fer2013new.csv:17"`: file and line, counted from
+        1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the eight) and `majority`
+        (whether the row is in the `majority` protocol); how many rows were dropped, and why.
 
     Raises:
         DataError: a file or column is missing, the files do not belong together, or a row is malformed; the message
@@ -95,37 +83,25 @@ def load_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     ]
     in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if row.split != "train"}
 
-    cache_dir = tempfile.mkdtemp(prefix="fer_pll-ferplus-")
-    atexit.register(shutil.rmtree, cache_dir, ignore_errors=True)
-    dataset = DatasetDict()
+    splits, counts, dropped = {}, {}, {}
     for split in _SPLITS.values():
         members = [i for i, row in enumerate(rows) if row.split == split]
         if not members:
             continue
         positions = [i for i in members if kept[i]]
-        dropped = {f"not in protocol {protocol}": len(members) - len(positions)}
+        reasons = {f"not in protocol {protocol}": len(members) - len(positions)}
         if split == "train" and drop_duplicates:
             fresh = [i for i in positions if digests[i] not in in_evaluation]
             first = {digests[i]: i for i in reversed(fresh)}
-            dropped["copy of a validation or test picture"] = len(positions) - len(fresh)
-            dropped["copy of an earlier training picture"] = len(fresh) - len(first)
+            reasons["copy of a validation or test picture"] = len(positions) - len(fresh)
+            reasons["copy of an earlier training picture"] = len(fresh) - len(first)
             positions = sorted(first.values())
         if not positions:
-            raise DataError(f"{source}: no {split} row is left; dropped: {_name_counts(dropped)}")
-        dataset[split] = Dataset.from_generator(
-            _examples,
-            features=FEATURES,
-            cache_dir=cache_dir,
-            # An array: `datasets` takes every list for shards and would call the generator once per element.
-            gen_kwargs={"layout": layout, "positions": np.array(positions), "in_majority": in_majority},
-            split=NamedSplit(split),
-        )
-        dataset[split].info.description = (
-            f"FER+ {split}, protocol {protocol}: {len(positions)} of {len(members)} rows; "
-            f"dropped: {_name_counts(dropped)}"
-        )
-        dataset[split].info.license = LICENSE
-    return dataset
+            raise DataError(f"{source}: no {split} row is left; dropped: {_name_counts(reasons)}")
+        splits[split] = _records(layout, positions, in_majority)
+        counts[split], dropped[split] = len(positions), reasons
+    provenance = Provenance("FER+", FerPlus.name, protocol=protocol, license=LICENSE)
+    return Opened(EXPRESSIONS, splits, ("votes", "majority"), provenance, dropped, counts)
 
 
 def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -148,20 +124,16 @@ def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return in_all, in_majority
 
 
-def _examples(layout: "_CsvLayout | _FolderLayout", positions: np.ndarray, in_majority: np.ndarray) -> Iterator[dict]:
-    for index, (position, pixels) in enumerate(layout.pictures(positions)):
+def _records(
+    layout: "_CsvLayout | _FolderLayout", positions: list[int], in_majority: np.ndarray
+) -> Iterator[ImageRecord]:
+    for position, pixels in layout.pictures(positions):
         row = layout.rows[position]
-        votes = row.votes[: len(EXPRESSIONS)]
+        votes = list(row.votes[: len(EXPRESSIONS)])
+        columns = {"label": votes.index(max(votes)), "votes": votes, "majority": bool(in_majority[position])}
         png = io.BytesIO()
         PILImage.frombytes("L", (SIDE, SIDE), pixels).save(png, "PNG")
-        yield {
-            "image": {"bytes": png.getvalue(), "path": None},
-            "index": index,
-            "row_id": row.row_id,
-            "votes": votes,
-            "label": votes.index(max(votes)),
-            "majority": bool(in_majority[position]),
-        }
+        yield ImageRecord(layout.source, row.row_id, columns, data=png.getvalue())
 
 
 def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
@@ -185,6 +157,7 @@ class _CsvLayout:
     """`fer2013.csv` (pictures) beside `fer2013new.csv` (votes)."""
 
     def __init__(self, source: Path):
+        self.source = source
         self.picture_file = source / _PICTURES_CSV
         self.rows: list[Row] = []
         votes_file = source / _VOTES_CSV
@@ -225,6 +198,7 @@ class _FolderLayout:
     """`FER2013Train`, `FER2013Valid`, `FER2013Test`: pictures and a `label.csv` each."""
 
     def __init__(self, source: Path):
+        self.source = source
         self.rows: list[Row] = []
         self.picture_files: list[Path] = []
         for folder, split in _FOLDERS.items():
@@ -314,3 +288,28 @@ def _read_picture(file: Path, row_id: str) -> bytes:
 
 def _name_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+class FerPlus(Source):
+    name = "ferplus"
+    summary = "FER+: the images of FER2013 with ten votes each"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "source", help="folder with fer2013.csv and fer2013new.csv, or with FER2013Train and so on"
+        )
+        parser.add_argument(
+            "--protocol",
+            choices=PROTOCOLS,
+            default="all",
+            help="rows kept: all = the most voted of the ten entries is one of the eight expressions (default); "
+            "majority = without single votes, an expression holds more than half of the votes",
+        )
+        parser.add_argument(
+            "--keep-duplicates",
+            action="store_true",
+            help="keep training rows whose image is also a validation or test image, or an earlier training image",
+        )
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        return list_ferplus(options.source, options.protocol, not options.keep_duplicates)

@@ -1,5 +1,6 @@
 """Any `datasets` data set of faces, from the Hub or from disk: pictures with labels, votes or candidate sets."""
 
+import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from datasets.exceptions import DatasetsError
 
 from ...io.errors import DataError
 from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions
-from ..image_writer import ListedPicture
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import Opened, Source, add_classes_argument, parse_classes
 from .image_folder import SPLIT_OF_FOLDER
 from .votes import whole_number
 
@@ -37,16 +40,6 @@ class Columns:
     votes: str | Sequence[str] | None = None
     candidates: str | None = None
     row_id: str | None = None
-
-
-@dataclass(frozen=True)
-class ListedDataset:
-    """What a data set lists: `splits` to be read once, the names of its K classes, and the columns it has."""
-
-    splits: dict[str, Iterator[ListedPicture]]
-    class_names: list[str]
-    votes: bool
-    candidates: bool
 
 
 def open_dataset(
@@ -98,13 +91,13 @@ def list_dataset(
     class_names: Sequence[str] | None = None,
     config: str | None = None,
     revision: str | None = None,
-) -> ListedDataset:
+) -> Opened:
     """What a data set lists.
 
     Its classes are `class_names`, else the names of its ClassLabel, else FER+'s expressions; names may be capitalised
-    or synonyms (`data.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names, where there
-    is one, else of the classes. A row of which anything is missing, malformed or of another class has a `problem` that
-    names the column, and votes for another class do not count.
+    or synonyms (`expressions.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names,
+    where there is one, else of the classes. A row of which anything is missing, malformed or of another class has a
+    `problem` that names the column, and votes for another class do not count.
 
     Args:
         source, config, revision: as `open_dataset` takes them.
@@ -112,7 +105,7 @@ def list_dataset(
         class_names: of the classes, in the order of the model's outputs.
 
     Returns:
-        see `ListedDataset`; `label` is the first top of the votes where there is no column for it.
+        see `Opened`; `label` is the first top of the votes where there is no column for it.
 
     Raises:
         DataError: as `open_dataset`; a column is missing or of no use for what it should hold, classes of numbers have
@@ -135,7 +128,12 @@ def list_dataset(
             raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; put them together")
     reader = _Reader(columns, class_names, of_source)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
-    return ListedDataset(splits, class_names, columns.votes is not None, columns.candidates is not None)
+    counts = {split: len(rows) for split, rows in opened.items() if isinstance(rows, Dataset)}
+    found = [name for name in ("votes", "candidates") if getattr(columns, name) is not None]
+    hub_id = None if Path(source).exists() else str(source)
+    license = next(iter(opened.values())).info.license
+    provenance = Provenance(source=HfDataset.name, hub_id=hub_id, license=license or None)
+    return Opened(class_names, splits, found, provenance, counts=counts)
 
 
 def find_columns(source: str, features: Features, columns: Columns, class_names: Sequence[str] | None) -> Columns:
@@ -223,7 +221,7 @@ def _is_picture(feature: Any) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
 
 
-def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader: "_Reader") -> Iterator[ListedPicture]:
+def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader: "_Reader") -> Iterator[ImageRecord]:
     if isinstance((rows.features or {}).get(reader.columns.image), Image):
         rows = rows.cast_column(reader.columns.image, Image(decode=False))
     wanted = reader.columns
@@ -266,7 +264,7 @@ class _Reader:
         self.class_names = class_names
         self.of_source = of_source
 
-    def read(self, row: dict[str, Any], row_id: str) -> ListedPicture:
+    def read(self, row: dict[str, Any], row_id: str) -> ImageRecord:
         wanted, values, problem = self.columns, {"label": -1}, None
         picture = row[wanted.image]
         picture = picture if isinstance(picture, Mapping) else {"bytes": picture, "path": None}
@@ -286,7 +284,7 @@ class _Reader:
                 raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is no label")
         except _Problem as error:
             problem = str(error)
-        return ListedPicture(Path(path or row_id), row_id, values, problem=problem, data=data or None)
+        return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)
 
     def _label(self, column: str, value: Any) -> int:
         """Number of the class; -1 where it is not known."""
@@ -341,3 +339,37 @@ class _Reader:
             length = "nothing" if value is None else f"{len(value)} entries"
             raise _Problem(f"column {column!r} has {length} where {len(self.of_source)} classes are: {value!r}")
         return value
+
+
+class HfDataset(Source):
+    name = "dataset"
+    summary = "any data set of `datasets`, from disk or from the Hub"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "source",
+            help="folder written by save_to_disk, or with Parquet or Arrow files or images as `datasets` reads them; "
+            "else a name on the Hub",
+        )
+        parser.add_argument("--config", metavar="NAME", help="configuration, where the data set has several")
+        parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub (default: main)")
+        for option, what in {
+            "image": "the images (default: the only column of images)",
+            "label": "one label an image (default: label, labels, expression or emotion, else the first ClassLabel)",
+            "candidates": "candidate sets: booleans, names, or names with | between them (default: candidates, if "
+            "any)",
+            "row-id": "where each row comes from (default: row_id, if any, else the row's number)",
+        }.items():
+            parser.add_argument(f"--{option}", metavar="COLUMN", help=f"column with {what}")
+        parser.add_argument(
+            "--votes",
+            metavar="COLUMN[,COLUMN...]",
+            help="column with a list of votes, one for each class, or columns named after the classes with the votes "
+            "for each (default: votes, if any, or the columns so named)",
+        )
+        add_classes_argument(parser, "those that the label names, else the eight expressions of FER+")
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        columns = Columns(options.image, options.label, options.votes, options.candidates, options.row_id)
+        classes = parse_classes(options.classes)
+        return list_dataset(options.source, columns, classes, options.config, options.revision)

@@ -1,10 +1,13 @@
 """A folder of pictures for each class, as many data sets come: one label for each picture."""
 
+import argparse
 from pathlib import Path
 
 from ...io.errors import DataError
 from ...labels.expressions import canonical_name, in_order_of_expressions
-from ..image_writer import ListedPicture
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import Opened, Source
 
 SPLIT_OF_FOLDER = {
     "train": "train",
@@ -17,12 +20,12 @@ SPLIT_OF_FOLDER = {
 PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
-def list_image_folder(source: str | Path) -> tuple[dict[str, list[ListedPicture]], list[str]]:
+def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]], list[str]]:
     """What lies in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, which is all `train` then.
 
     Names of folders may be capitalised; train, val, valid, validation and test are splits, whatever else holds
-    pictures is a class (also by a synonym, see `data.SYNONYMS`). Pictures are found by their ending, also in folders
-    further down, in the order of their paths.
+    pictures is a class (also by a synonym, see `expressions.SYNONYMS`). Pictures are found by their ending, also in
+    folders further down, in the order of their paths.
 
     Returns:
         by split, pictures with `label`; and the names of the classes: expressions of FER+ in its order where all
@@ -63,7 +66,7 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ListedPicture]
     listed = {}
     for split, folders in found.items():
         rows = [
-            ListedPicture(path, path.relative_to(source).as_posix(), {"label": names.index(name)})
+            ImageRecord(path, path.relative_to(source).as_posix(), {"label": names.index(name)})
             for name, folder in folders.items()
             for path in folder.rglob("*")
             if _is_picture(path)
@@ -86,3 +89,15 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and path.is_file()
+
+
+class ImageFolder(Source):
+    name = "folder"
+    summary = "a folder of images for each class"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("source", help="folder with train, validation and test, or with a folder for each class")
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        splits, class_names = list_image_folder(options.source)
+        return Opened(class_names, splits, provenance=Provenance(source=self.name))

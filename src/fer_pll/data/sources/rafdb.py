@@ -1,10 +1,13 @@
 """RAF-DB, basic expressions: one label for each picture (Li, Deng and Du, 2017)."""
 
+import argparse
 from pathlib import Path
 
 from ...io.errors import DataError
 from ...labels.expressions import EXPRESSIONS
-from ..image_writer import ListedPicture
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import ON_REQUEST, Opened, Source
 
 LIST = "EmoLabel/list_patition_label.txt"  # so spelled by its authors
 EXPRESSIONS_OF_LABEL = {
@@ -16,13 +19,12 @@ EXPRESSIONS_OF_LABEL = {
     6: "anger",
     7: "neutral",
 }
-LICENSE = "given by its authors on request, for non-commercial research; its pictures may not be passed on."
 CLASSES = EXPRESSIONS[:7]
 """The seven expressions in the order of FER+, which has contempt as the eighth."""
 PICTURES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}
 
 
-def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[ListedPicture]]:
+def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[ImageRecord]]:
     """What the partition file lists: 12,271 pictures of `train` and 3,068 of `test`.
 
     Args:
@@ -42,7 +44,7 @@ def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[
     if root is None:
         raise DataError(f"{source} has no {LIST}: name RAF-DB's folder `basic`, or the one that holds it")
     file = root / LIST
-    splits: dict[str, list[ListedPicture]] = {"train": [], "test": []}
+    splits: dict[str, list[ImageRecord]] = {"train": [], "test": []}
     seen: dict[str, int] = {}
     for line, text in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         if not text.strip():
@@ -59,8 +61,26 @@ def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[
         seen[name] = line
         label = CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])
         path = root / PICTURES[pictures].format(stem)
-        splits[split].append(ListedPicture(path, f"{file.name}:{line}", {"label": label}))
+        splits[split].append(ImageRecord(path, f"{file.name}:{line}", {"label": label}))
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
         raise DataError(f"{file} lists no pictures: get it again")
     return splits
+
+
+class RafDb(Source):
+    name = "rafdb"
+    summary = "RAF-DB, basic expressions: the folder `basic`"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("source", help="RAF-DB's folder `basic`, with EmoLabel and Image")
+        parser.add_argument(
+            "--pictures",
+            choices=tuple(PICTURES),
+            default="aligned",
+            help="aligned = the cropped faces of 100 x 100 pixels (default); original = the photographs",
+        )
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        provenance = Provenance("RAF-DB", self.name, license=ON_REQUEST)
+        return Opened(CLASSES, list_rafdb(options.source, options.pictures), provenance=provenance)

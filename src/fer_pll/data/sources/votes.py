@@ -1,5 +1,6 @@
 """Votes of one's own: a table that says for each picture, or for each answer, what annotators chose."""
 
+import argparse
 import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,9 @@ from ...io.tables import read_rows
 from ...labels.candidates import from_posterior
 from ...labels.crowd import dawid_skene_posterior
 from ...labels.expressions import EXPRESSIONS, canonical_name
-from ..image_writer import ListedPicture
+from ..image_writer import ImageRecord
+from ..provenance import Provenance
+from .base import Opened, Source, add_classes_argument, parse_classes
 
 SPLITS = ("train", "validation", "test")
 ANSWER_COLUMNS = ("path", "annotator", "label")
@@ -28,7 +31,7 @@ def list_votes(
     validation_share: float = 0.0,
     seed: int = 0,
     coverage: float | None = None,
-) -> dict[str, list[ListedPicture]]:
+) -> dict[str, list[ImageRecord]]:
     """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
 
     Three forms:
@@ -38,8 +41,8 @@ def list_votes(
     - one row for each answer: `path`, `annotator`, `label` (a class name);
     - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
 
-    Names of classes may be capitalised, or synonyms (see `data.SYNONYMS`). Where there is a column `split`, it says
-    train, validation or test; else all is train, less `validation_share`.
+    Names of classes may be capitalised, or synonyms (see `expressions.SYNONYMS`). Where there is a column `split`, it
+    says train, validation or test; else all is train, less `validation_share`.
 
     Args:
         file: the table.
@@ -93,7 +96,7 @@ def list_votes(
             f"{', '.join(ANSWER_COLUMNS)}"
         )
     listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
-    splits: dict[str, list[ListedPicture]] = {name: [] for name in SPLITS}
+    splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
     for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
         picture = _resolve(file, place, root, path)
         if split is None:
@@ -102,7 +105,7 @@ def list_votes(
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
         problem = None if any(entries) else f"has no {name} at all: take the row out or add some"
-        splits[split].append(ListedPicture(picture, place, columns, problem=problem))
+        splits[split].append(ImageRecord(picture, place, columns, problem=problem))
     return {name: pictures for name, pictures in splits.items() if pictures}
 
 
@@ -255,3 +258,49 @@ def _share_of(path: str, seed: int) -> float:
     """A number in [0, 1) that depends on nothing but path and seed."""
     digest = hashlib.blake2b(f"{seed}\n{path}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+class Votes(Source):
+    name = "votes"
+    summary = "a table of votes or candidate sets, beside the images"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "source",
+            metavar="table",
+            help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class; or path, annotator, "
+            "label; or path and candidates (class names with | between them)",
+        )
+        parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
+        add_classes_argument(parser, "the eight expressions of FER+")
+        parser.add_argument(
+            "--validation-share",
+            type=float,
+            default=0.0,
+            metavar="S",
+            help="share of the images without a `split` that becomes the validation set (default: 0)",
+        )
+        parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of that draw (default: 0)")
+        parser.add_argument(
+            "--weigh-annotators",
+            nargs="?",
+            type=float,
+            const=0.95,
+            metavar="SHARE",
+            help="where there is a row for each answer: candidates are the most probable labels that hold SHARE "
+            "(default: 0.95) of the probability when good annotators count for more (Dawid-Skene); train with "
+            "--confidence_init column to start from the probabilities. Needs the extra `crowd`",
+        )
+
+    def open(self, options: argparse.Namespace) -> Opened:
+        names = parse_classes(options.classes) or EXPRESSIONS
+        splits = list_votes(
+            options.source,
+            options.root,
+            names,
+            options.validation_share,
+            options.split_seed,
+            options.weigh_annotators,
+        )
+        columns = next(iter(splits.values()))[0].columns
+        return Opened(names, splits, tuple(columns), provenance=Provenance(source=self.name))

@@ -21,7 +21,7 @@ from datasets.utils.file_utils import xopen
 
 from ...io.errors import DataError
 from ...io.images import PictureError
-from ..dataset import is_prepared, load_prepared
+from ..dataset import is_prepared, load_dataset
 from ..sources.image_folder import PICTURE_ENDINGS
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -163,7 +163,7 @@ class PreparedShard:
 
 @lru_cache(maxsize=8)
 def _encoded_pictures(folder: str) -> Dataset:
-    return load_prepared(folder, "train").select_columns(["image", "row_id"]).cast_column("image", Image(decode=False))
+    return load_dataset(folder, "train").select_columns(["image", "row_id"]).cast_column("image", Image(decode=False))
 
 
 def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
@@ -196,7 +196,7 @@ def find_shards(source: str) -> list[Shard]:
         DataError: nothing is there, or nothing that could be a picture or a shard.
     """
     if is_prepared(source):
-        rows = len(load_prepared(source, "train"))
+        rows = len(load_dataset(source, "train"))
         starts = range(0, rows, PICTURES_PER_SHARD)
         return [PreparedShard(source, start, min(start + PICTURES_PER_SHARD, rows)) for start in starts]
     if os.path.isdir(source):

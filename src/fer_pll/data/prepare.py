@@ -1,0 +1,143 @@
+"""`fer_pll.prepare`: the files of a data set, as its users have them, to a prepared set on disk."""
+
+import shutil
+from collections.abc import Callable, Sized
+from dataclasses import replace
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+
+from ..faces.alignment import FaceCrop
+from ..io.errors import DataError
+from .corrections import apply_corrections, read_corrections
+from .cropping import CropToTemplate
+from .dataset import (
+    REPORT,
+    Unreadable,
+    check_output_folder,
+    load_dataset,
+    prepared_features,
+    save_dataset,
+    shards_folder,
+)
+from .image_writer import workers, write_split
+from .sources import SOURCES, Opened
+from .splits import hold_out as hold_out_rows
+from .splits import keep_drawn_votes
+
+_FEW = 1000  # images that are read or drawn before other processes have started
+
+
+def prepare(
+    name: str,
+    source: str | Path | None = None,
+    *,
+    out: str | Path,
+    overwrite: bool = False,
+    strict: bool = False,
+    num_proc: int | None = None,
+    crop: str | None = None,
+    detector: str = "retinaface",
+    draw_votes: int | None = None,
+    draw_seed: int = 0,
+    corrections: str | Path | None = None,
+    hold_out: float | None = None,
+    report: Callable[[str], None] | None = None,
+    **options: Any,
+) -> DatasetDict:
+    """Prepare a data set: read its files, check and crop its images, save what training needs, whole or not at all.
+
+    A call that was interrupted leaves what it has done beside `out`; the same call goes on from there.
+
+    Args:
+        name: one of `data.sources.SOURCES`: ferplus, rafdb, affectnet, votes, folder, dataset, synthetic.
+        source: where the files of the data set are; synthetic needs none.
+        out: folder of the prepared set; must not exist yet, or be empty.
+        overwrite: replace the prepared set that is in `out`.
+        strict: stop at the first image that cannot be used; else it is left out and listed in `unreadable.csv`.
+        num_proc: processes that read or draw. Where not given, all cores, or this process alone for fewer images than
+            it takes time to start others.
+        crop: crop the faces of photographs as this model (a checkpoint or a name in hub_configs) wants them.
+        detector: where `crop` is given and the data have no landmarks: `retinaface`, `yunet` or `yunet:MODEL.onnx`.
+        draw_votes: leave the training rows so many votes each, see `splits.keep_drawn_votes`.
+        draw_seed: of that draw.
+        corrections: marks.csv of `fer-pll audit`: relabel and drop the rows marked so.
+        hold_out: share of the training rows for a split `held_out`.
+        report: gets a line for whatever was changed or left out.
+        options: those of the source, as `fer-pll prepare NAME --help` lists them, with underscores.
+
+    Returns:
+        the prepared set, as `load_dataset(out)` gives it.
+
+    Raises:
+        DataError: an unknown name or option, files that are missing or malformed, or a folder that is taken. A
+            prepared set that is in `out` stays as it was.
+    """
+    if name not in SOURCES:
+        raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
+    values = options if source is None else {"source": source, **options}
+    parsed = SOURCES[name].options(**values)
+    check_output_folder(out, overwrite)
+    if corrections is not None:
+        read_corrections(corrections)  # what is wrong with the file shows before the images are read
+    if draw_votes is not None and draw_votes < 1:
+        raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
+    face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
+    opened = SOURCES[name].open(parsed)
+    if draw_votes is not None and "votes" not in opened.columns:
+        raise DataError(f"--draw-votes {draw_votes}: {name} has no votes here")
+    if face_crop is not None:
+        opened = replace(opened, crop=face_crop)
+
+    dataset, unreadable = _write(opened, out, num_proc, strict)
+    if draw_votes is not None:
+        dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
+    said = []
+    if corrections is not None:
+        dataset, corrected = apply_corrections(dataset, corrections)
+        said.append(corrected)
+    if hold_out is not None:
+        dataset = hold_out_rows(dataset, hold_out)
+    save_dataset(dataset, out, overwrite, unreadable)
+    shutil.rmtree(shards_folder(out), ignore_errors=True)
+    if unreadable:
+        first = unreadable[0]
+        said.append(f"{len(unreadable)} images could not be used, see {Path(out) / REPORT}; the first:")
+        said.append(f"  {first.row_id}: {first.reason}")
+    for line in said:
+        if report is not None:
+            report(line)
+    return load_dataset(out)
+
+
+def _write(
+    opened: Opened, out: str | Path, num_proc: int | None, strict: bool
+) -> tuple[DatasetDict, list[Unreadable]]:
+    """The records of all splits as data sets that know where they come from, and the images left out."""
+    features = prepared_features(opened.class_names, opened.columns)
+    counts = {
+        split: opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
+        for split, records in opened.splits.items()
+    }
+    if num_proc is None:
+        few = opened.crop is None and None not in counts.values() and sum(counts.values()) < _FEW
+        num_proc = 1 if few else cpu_count() or 1
+    dataset, left_out = DatasetDict(), []
+    with workers(num_proc) as run:
+        for split, records in opened.splits.items():
+            dataset[split], unreadable = write_split(
+                records,
+                features,
+                shards_folder(out) / split,
+                num_records=counts[split],
+                crop=opened.crop,
+                run=run,
+                strict=strict,
+                split=split,
+            )
+            left_out += unreadable
+            dropped = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
+            replace(opened.provenance, split=split, kept=len(dataset[split]), dropped=dropped).attach(dataset[split])
+    return dataset, left_out

@@ -1,0 +1,151 @@
+"""Provenance: which rows of which data set a prepared split holds, what was left out, and on what terms.
+
+It is kept as JSON in `dataset.info.description`, so that it travels with a `Dataset` through select, filter, save and
+load. Sentences for people are made from it here and nowhere else.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+from datasets import Dataset
+
+_SPLITS = ("train", "validation", "test", "held_out")
+_BETWEEN = "\n\n"  # what `datasets` puts between the descriptions of sets that it concatenates
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the rows of one split come from.
+
+    Args:
+        name: what people call the data set, e.g. "FER+"; `None` for data that have no name.
+        source: the name in `data.sources.SOURCES`.
+        split: the split of the prepared set.
+        protocol: which rows of the data set were asked for.
+        kept: rows that were prepared.
+        dropped: rows that were left out, by reason.
+        drawn_votes: `number` and `seed`, where votes were drawn as if fewer annotators had been asked.
+        corrections: for each file of corrections `file`, `relabelled` and `dropped`.
+        held_out: where the split is a part of another, `of` which one, its `rows`, and the `seed` of the draw.
+        license: terms of the data, in a sentence.
+        hub_id: name on the Hub, where the data came from there.
+        text: the sentence, where nothing else is known: prepared sets of before had prose only.
+        parts: the provenance of each set, where several were put together. Nothing else is known then.
+    """
+
+    name: str | None = None
+    source: str | None = None
+    split: str | None = None
+    protocol: str | None = None
+    kept: int | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+    drawn_votes: dict[str, int] | None = None
+    corrections: list[dict[str, Any]] = field(default_factory=list)
+    held_out: dict[str, Any] | None = None
+    license: str | None = None
+    hub_id: str | None = None
+    text: str | None = None
+    parts: list["Provenance"] = field(default_factory=list)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> Self | None:
+        """The provenance of a data set, `None` where it does not tell. Concatenated sets have that of each."""
+        found = cls.from_json(dataset.info.description)
+        if found is None or found.license or found.parts:
+            return found
+        return replace(found, license=dataset.info.license or None)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any] | str | None) -> Self | None:
+        """From `to_dict()`, its JSON, or prose, as it stood in data sets and reports before; `None` from nothing."""
+        if not content:
+            return None
+        if isinstance(content, str):
+            parts = [_from_text(text) for text in _split(content)]
+            return parts[0] if len(parts) == 1 else cls(parts=parts)
+        known = {each.name for each in fields(cls)}
+        values = {name: value for name, value in content.items() if name in known}
+        return cls(**values | {"parts": [cls.from_json(part) for part in content.get("parts", ())]})
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, ready for JSON, with the `sentence` for those who read it."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values["parts"] = [part.to_dict() for part in self.parts]
+        return {name: value for name, value in values.items() if value} | {"sentence": self.sentence()}
+
+    def attach(self, dataset: Dataset) -> None:
+        """Keep it in the data set's `info`, in place."""
+        content = {name: value for name, value in self.to_dict().items() if name != "sentence"}
+        dataset.info.description = json.dumps(content)
+        dataset.info.license = self.terms() or ""
+
+    def sentence(self) -> str:
+        """All of it but the license, for model cards and the console."""
+        if self.parts:
+            return "; ".join(part.sentence() for part in self.parts)
+        notes = [self.text or self._rows()]
+        if self.drawn_votes is not None:
+            notes.append(f"{self.drawn_votes['number']} votes drawn for each row (seed {self.drawn_votes['seed']})")
+        for each in self.corrections:
+            notes.append(f"{each['relabelled']} rows relabelled and {each['dropped']} dropped by {each['file']}")
+        if self.held_out is not None:
+            notes.append(f"{self.split}: {self.held_out['rows']} of them (seed {self.held_out['seed']})")
+        return "; ".join(notes)
+
+    def terms(self) -> str | None:
+        """The license; of several sets each one once."""
+        if not self.parts:
+            return self.license
+        return " ".join(dict.fromkeys(terms for part in self.parts if (terms := part.terms()))) or None
+
+    def title(self) -> str:
+        """What the data set is called on a card."""
+        if self.parts:
+            return " + ".join(dict.fromkeys(part.title() for part in self.parts))
+        return self.name or self.hub_id or "unnamed data"
+
+    def dataset_type(self) -> str:
+        """What the metadata of a model card call it: its name on the Hub or, without one, a name of that form."""
+        if self.hub_id is not None:
+            return self.hub_id
+        return re.sub(r"[^a-z0-9]+", "-", self.title().lower().replace("+", "plus")).strip("-")
+
+    def _rows(self) -> str:
+        split = self.held_out["of"] if self.held_out else self.split
+        about = " ".join(filter(None, (self.title(), split)))
+        about += f", protocol {self.protocol}" if self.protocol else ""
+        dropped = {reason: rows for reason, rows in self.dropped.items() if rows}
+        if self.kept is None:
+            return about
+        if not dropped:
+            return f"{about}: {self.kept} rows"
+        reasons = ", ".join(f"{rows} {reason}" for reason, rows in dropped.items())
+        return f"{about}: {self.kept} of {self.kept + sum(dropped.values())} rows; dropped: {reasons}"
+
+
+def _split(description: str) -> list[str]:
+    """The descriptions that `datasets` has put together into one: JSON has no empty lines, prose may have some."""
+    texts = description.strip().split(_BETWEEN)
+    return texts if all(_is_ours(text) for text in texts) else [description.strip()]
+
+
+def _is_ours(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _from_text(text: str) -> Provenance:
+    if _is_ours(text):
+        return Provenance.from_json(json.loads(text))
+    # Prose of before: "FER+ train, protocol all: 26903 of 28709 rows; ...; held_out: 1345 of them (seed 0)"
+    head = text.partition(",")[0].partition(":")[0]
+    name, _, split = head.rpartition(" ")
+    if split not in _SPLITS:
+        name, split = head, None
+    drawn = re.search(r"; (train|held_out): \d+ of them", text)
+    named = name and len(name) < 60 and "\n" not in name
+    return Provenance(name=name if named else None, split=drawn[1] if drawn else split, text=text)

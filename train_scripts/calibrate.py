@@ -24,13 +24,14 @@ from transformers.utils import CONFIG_NAME
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.dataset import load_prepared, numpy_column
 from fer_pll.data.splits import HELD_OUT
-from fer_pll.hub.card import TRAINING_NAME, training_record
+from fer_pll.hub.card import training_record
 from fer_pll.inference.loading import load_weights
 from fer_pll.inference.predictions import predict_logits
+from fer_pll.io.atomic import write_json
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.metrics.calibration import fit_temperature, fold_balance, fold_temperature
 from fer_pll.metrics.classification import expected_calibration_error
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.training.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset, labels = dataset.select((labels >= 0).nonzero()[0]), labels[labels >= 0]
 
     if args.balance:
-        confidence = ConfidenceTable.load(args.checkpoint / CONFIDENCE_NAME, names).confidence
+        confidence = ConfidenceTable.load(RunFolder(args.checkpoint).confidence, names).confidence
         fold_balance(model, confidence.double().mean(dim=0), args.balance)
     logits = predict_logits(model, image_processor, dataset)
     temperature = fit_temperature(logits, labels)
@@ -81,8 +82,8 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(args.out)
     image_processor.save_pretrained(args.out)
     config = json.loads((args.out / CONFIG_NAME).read_text())
-    write_json(config | {"dtype": "float32"}, args.out / CONFIG_NAME)  # what from_pretrained loads the weights as
-    training = args.checkpoint / TRAINING_NAME
+    write_json(args.out / CONFIG_NAME, config | {"dtype": "float32"})  # what from_pretrained loads the weights as
+    training = RunFolder(args.checkpoint).training
     calibration = {
         "balance": args.balance,
         "rows": len(labels),
@@ -91,13 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         "ece_after": after,
     }
     record = json.loads(training.read_text()) if training.is_file() else training_record({})
-    write_json(record | {"calibration": calibration}, args.out / TRAINING_NAME)
+    write_json(RunFolder(args.out).training, record | {"calibration": calibration})
     print(f"temperature {temperature:.3f}, fitted on {len(labels):,} rows: ECE {before:.3f} before, {after:.3f} after")
     print(f"written to {args.out}")
-
-
-def write_json(value: dict, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 if __name__ == "__main__":

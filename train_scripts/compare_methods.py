@@ -87,7 +87,7 @@ def run_seed(seed: int, args: argparse.Namespace, out: Path) -> None:
     pretrained = out / f"pretrained-{seed}"
     if not (pretrained / "model.safetensors").is_file():
         print(f"seed {seed}: pre-training", flush=True)
-        pretrain(config, image_processor, data["train"].select_columns(["image", "index"]), pretrained, seed)
+        pretrain(config, image_processor, data["train"].select_columns("image"), pretrained, seed)
     for name, settings in METHODS.items():
         if name not in results:
             print(f"seed {seed}: {name}", flush=True)

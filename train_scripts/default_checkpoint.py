@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
-from fer_pll.hub.card import CARD_NAME, folder_card
+from fer_pll.hub.card import folder_card
+from fer_pll.hub.files import CARD_NAME
 from fer_pll.hub.push import published_files
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.training.checkpoints import last_checkpoint

@@ -28,13 +28,16 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import fer_pll  # noqa: F401  (registers the models with the Auto classes)
 from fer_pll.data.dataset import load_prepared, numpy_column
-from fer_pll.hub.card import METRICS_NAME, weights_digest
+from fer_pll.hub.card import weights_digest
+from fer_pll.hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
 from fer_pll.inference.loading import load_weights
 from fer_pll.inference.predictions import predict_logits
+from fer_pll.io.atomic import write_json
 from fer_pll.labels.expressions import canonical_name
 from fer_pll.metrics.fer_metrics import FerMetrics
 from fer_pll.plots.confusion_matrix import plot_confusion_matrix
 from fer_pll.plots.curves import plot_training_curves
+from fer_pll.training.run_folder import RunFolder
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
@@ -79,13 +82,13 @@ def main(argv: list[str] | None = None) -> None:
     given = numpy_column(dataset, "label")
     labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
 
-    out = Path(args.out or Path(args.checkpoint) / f"evaluation-{args.split}")
+    out = Path(args.out or RunFolder(args.checkpoint).evaluation(args.split))
     out.mkdir(parents=True, exist_ok=True)
     predictions = pd.DataFrame(probabilities, columns=of_model)
     predictions.insert(0, "row_id", dataset["row_id"][:])
     predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
     predictions.insert(2, "predicted", [of_model[label] for label in probabilities.argmax(axis=1)])
-    predictions.to_csv(out / "predictions.csv", index=False, float_format="%.6f")
+    predictions.to_csv(out / PREDICTIONS_NAME, index=False, float_format="%.6f")
 
     probabilities = probabilities[:, [of_model.index(name) for name in names]]
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -108,13 +111,13 @@ def main(argv: list[str] | None = None) -> None:
         "rows_left_out": int((labels < 0).sum()),
         "protocols": results,
     }
-    (out / METRICS_NAME).write_text(json.dumps(report, indent=2) + "\n")
+    write_json(out / METRICS_NAME, report)
     for name, metrics in results.items():
         title = f"{args.split}, protocol {name}: {metrics['accuracy']:.1%} of {metrics['rows']:,} pictures"
-        plot_confusion_matrix(metrics["confusion_matrix"], names, out / f"confusion_matrix_{name}.png", title)
-    state = Path(args.checkpoint) / "trainer_state.json"
+        plot_confusion_matrix(metrics["confusion_matrix"], names, out / CONFUSION_MATRIX_NAME.format(name), title)
+    state = RunFolder(args.checkpoint).trainer_state
     if state.is_file():
-        plot_training_curves(json.loads(state.read_text())["log_history"], out / "training_curves.png")
+        plot_training_curves(json.loads(state.read_text())["log_history"], RunFolder(out).training_curves)
 
     for whose in ("data", "model"):
         only = report[f"classes_of_the_{whose}_only"]

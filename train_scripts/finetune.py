@@ -13,7 +13,6 @@ confidences, candidate_sets.png (what the candidate sets look like, printed as w
 
 import os
 import sys
-from pathlib import Path
 
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
@@ -26,8 +25,7 @@ from fer_pll.hub.push import PushError
 from fer_pll.labels.candidate_summary import CandidateSummary
 from fer_pll.plots.candidate_sets import plot_candidate_sets
 from fer_pll.plots.curves import plot_training_curves
-from fer_pll.training.base_trainer import NonFiniteLossError
-from fer_pll.training.checkpoints import SaveError
+from fer_pll.training.checkpoints import NonFiniteLossError, SaveError
 from fer_pll.training.config import check_output_folder, parse_settings, start_run
 from fer_pll.training.finetuning import ClassificationScript
 
@@ -59,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.should_save:
         summary = CandidateSummary.of(trainer.table, script.max_candidates)
         print(summary, flush=True)
-        plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
+        plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except (NonFiniteLossError, SaveError) as error:
@@ -69,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_state()
     trainer.save_confidence()
     if args.should_save and any("loss" in log for log in trainer.state.log_history):
-        plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
+        plot_training_curves(trainer.state.log_history, trainer.run_folder.training_curves)
     try:
         trainer.save_model()  # with --push_to_hub it pushes as well
     except PushError as error:

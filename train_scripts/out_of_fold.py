@@ -4,9 +4,9 @@
         --init_from runs/pretrain --output_dir runs/out-of-fold --loss soft_votes --folds 5
 
 Takes the settings of finetune.py and trains once per fold on the rows of all others. Writes out_of_fold.safetensors:
-`probabilities` (rows, classes) and `index`. Where the rows have a `true_label`, prints the label recovery of the most
-probable candidate, to compare with that of the confidences of a training. Folds that are done are kept: the same
-command goes on where it was cut off.
+`probabilities` (rows, classes), in the order of `train`. Where the rows have a `true_label`, prints the label recovery
+of the most probable candidate, to compare with that of the confidences of a training. Folds that are done are kept:
+the same command goes on where it was cut off.
 """
 
 import os
@@ -24,9 +24,11 @@ from safetensors.torch import save_file
 from fer_pll import FerPllTrainingArguments
 from fer_pll.audit.out_of_fold import out_of_fold
 from fer_pll.data.dataset import load_prepared, numpy_column
+from fer_pll.io.atomic import whole_file
 from fer_pll.metrics.classification import label_recovery
 from fer_pll.training.config import parse_settings
 from fer_pll.training.finetuning import ClassificationScript
+from fer_pll.training.run_folder import RunFolder
 
 
 @dataclass
@@ -46,13 +48,14 @@ def main(argv: list[str] | None = None) -> None:
         )
     except ValueError as error:
         sys.exit(f"error: {error}")
-    index = torch.from_numpy(numpy_column(dataset, "index"))
-    save_file({"probabilities": torch.from_numpy(probabilities), "index": index}, out / "out_of_fold.safetensors")
+    predictions = RunFolder(out).out_of_fold_predictions
+    with whole_file(predictions) as unfinished:
+        save_file({"probabilities": torch.from_numpy(probabilities)}, unfinished)
     if "true_label" in dataset.column_names:
         inside = np.where(numpy_column(dataset, "candidates"), probabilities, 0)
         recovery = label_recovery(inside, numpy_column(dataset, "true_label"))
         print(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
-    print(f"written to {out / 'out_of_fold.safetensors'}")
+    print(f"written to {predictions}")
 
 
 if __name__ == "__main__":

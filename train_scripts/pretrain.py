@@ -24,8 +24,7 @@ from fer_pll.data.streaming.stream import PictureStream
 from fer_pll.hub.push import PushError
 from fer_pll.io.errors import DataError
 from fer_pll.training.arguments import FerPllPreTrainingArguments
-from fer_pll.training.base_trainer import NonFiniteLossError
-from fer_pll.training.checkpoints import SaveError
+from fer_pll.training.checkpoints import NonFiniteLossError, SaveError
 from fer_pll.training.config import check_output_folder, load_config, parse_settings, start_run
 from fer_pll.training.initialization import initialize
 from fer_pll.training.linear_probe import LinearProbe

@@ -19,11 +19,11 @@ from pathlib import Path
 # Python puts the folder of a script first; there, evaluate.py would hide the library `evaluate`.
 sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))]
 
-from fer_pll.data.dataset import load_prepared
-from fer_pll.hub.card import CARD_NAME, folder_card
+from fer_pll.hub.card import folder_card
 from fer_pll.hub.confidences import confidence_dataset, push_confidences
 from fer_pll.hub.push import PushError, published_files, push_files
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.io.atomic import write_text
+from fer_pll.training.run_folder import RunFolder
 
 
 def main() -> None:
@@ -51,10 +51,11 @@ def main() -> None:
     published_files(args.checkpoint)  # raises where something is missing, before anything is written
     confidences = None
     if args.with_confidences is not None:
-        train = load_prepared(args.with_confidences, "train")
-        confidences = confidence_dataset(args.checkpoint / CONFIDENCE_NAME, train, args.with_images)
+        confidences = confidence_dataset(
+            *RunFolder(args.checkpoint).table_and_rows(args.with_confidences), args.with_images
+        )
     if not args.keep_card:
-        folder_card(args.checkpoint, args.repo, args.license).save(args.checkpoint / CARD_NAME)
+        write_text(RunFolder(args.checkpoint).card, str(folder_card(args.checkpoint, args.repo, args.license)))
     files = published_files(args.checkpoint)
     commit = push_files(args.checkpoint, files, args.repo, private=args.private)
     print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import save_file
 
 from fer_pll.data.dataset import numpy_column, prepared_features, save_prepared
 from fer_pll.data.sources.synthetic.dataset import load_synthetic
@@ -191,7 +191,7 @@ def voted() -> Dataset:
 @pytest.mark.parametrize("as_votes", [False, True])
 def test_flipped_labels(audit, voted, as_votes):
     flipped = audit.flip_labels(voted, as_votes, seed=1)
-    assert flipped.column_names == ["image", "index", "row_id", "label", "true_label"]
+    assert flipped.column_names == ["image", "row_id", "label", "true_label"]
     truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
     assert (truth[::30] == -1).all() and (np.delete(truth, np.s_[::30]) == np.delete(winner, np.s_[::30])).all()
     wrong = label != winner
@@ -252,10 +252,10 @@ def test_every_table_runs(script, common, capsys):
     # One step decides nothing. As if it had decided each row, for the majority in every other one.
     run = script["TABLES"]["figure7"][2](None)[0].run
     experiments = script["Experiments"](script["parse_args"](["figure7", *arguments, *OPTIONS]))
-    rows, table = experiments.confidences(run, 0)
+    table, rows = experiments.confidences(run, 0)
     ranking = numpy_column(rows, "votes").argsort(axis=1)[:, ::-1]
-    table["confidence"] = np.eye(8, dtype=np.float32)[ranking[np.arange(48), np.arange(48) % 2]]
-    save_file(table, experiments.run_folder(run, 0) / "confidence.safetensors")
+    table.confidence = torch.eye(8)[ranking[np.arange(48), np.arange(48) % 2]]
+    table.save(experiments.run_folder(run, 0) / "confidence.safetensors")
     script["main"](["figure7", *arguments, *OPTIONS])
     for name in ("overruled", "decided"):
         assert (written / f"figure7-{name}.png").stat().st_size > 10_000, name

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, List, Value
 from safetensors.numpy import load_file
 
-from comparisons.experiments import Experiments, machine, read_result, write_json
+from comparisons.experiments import Experiments, machine, read_result
 from comparisons.report import spread
 from comparisons.tables import Run
 from fer_pll.audit.label_quality import (
@@ -19,8 +19,10 @@ from fer_pll.audit.label_quality import (
     suspicion,
 )
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
+from fer_pll.io.atomic import write_json
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
+from fer_pll.training.run_folder import RunFolder
 
 FLIPPED = 0.2  # share of the labels
 AUDITS = {
@@ -93,7 +95,7 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
     seconds = round(time.perf_counter() - start)
     result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
-    write_json(result, path)
+    write_json(path, result, indent=1)
     return result
 
 
@@ -114,7 +116,7 @@ def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path,
     """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
     experiments.script("out_of_fold", [*argv, "--output_dir", folder, *experiments.args.options])
-    return load_file(folder / "out_of_fold.safetensors")["probabilities"].astype(np.float64)
+    return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
 
 
 def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
@@ -142,7 +144,7 @@ def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
     for row in generator.choice(len(label), round(FLIPPED * len(label)), replace=False, p=rate / rate.sum()):
         others = flips[label[row]]
         label[row] = generator.choice(len(classes), p=others / others.sum())
-    dataset = dataset.select_columns(["image", "index", "row_id"])
+    dataset = dataset.select_columns(["image", "row_id"])
     return dataset.add_column("label", label, feature=feature).add_column("true_label", truth, feature=feature)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import runpy
 import shlex
@@ -14,15 +13,16 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
-from safetensors.numpy import load_file
 
 from comparisons.tables import Run
 from fer_pll.data.dataset import load_prepared, numpy_column, save_prepared
 from fer_pll.data.splits import keep_drawn_votes
+from fer_pll.io.atomic import write_json
 from fer_pll.labels.candidates import dataset_fingerprint
+from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.training.run_folder import RunFolder
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 
@@ -142,7 +142,7 @@ class Experiments:
         begun = folder.with_name(f"{folder.name}.json")
         if begun.is_file():
             check_same(json.loads(begun.read_text()), settings, begun)
-        write_json(settings, begun)
+        write_json(begun, settings)
         argv = [*argv, "--output_dir", folder, *self.args.options]
         if last_checkpoint(folder) is not None:
             argv += ["--resume_from_checkpoint", "last"]
@@ -164,7 +164,7 @@ class Experiments:
             return folder
         argv = ["--config", self.config(objective), "--data", self.data(None, seed), "--seed", seed]
         seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs), settings)
-        write_json({"settings": settings, "seconds": seconds}, done)
+        write_json(done, {"settings": settings, "seconds": seconds})
         return folder
 
     def settings(self, run: Run, seed: int) -> dict:
@@ -229,7 +229,7 @@ class Experiments:
             "seconds": round(seconds),
             "machine": machine(),
         }
-        write_json(result, self.result_path(run, seed))
+        write_json(self.result_path(run, seed), result, indent=1)
         return result
 
     def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
@@ -237,8 +237,8 @@ class Experiments:
 
         The label is known where the data set has true labels, or nothing but labels.
         """
-        rows, table = self.confidences(run, seed)
-        candidates = table["candidates"].astype(bool)
+        table, rows = self.confidences(run, seed)
+        candidates = table.candidates.numpy()
         votes = numpy_column(rows, "votes") if "votes" in rows.column_names else None
         label_inside = votes_inside = None
         if votes is not None:
@@ -250,18 +250,14 @@ class Experiments:
         size = float(candidates.sum(axis=1).mean())
         return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
-    def confidences(self, run: Run, seed: int) -> tuple[Dataset, dict[str, np.ndarray]]:
-        """The training rows in the order of their index, and what the run's confidence table holds of them."""
-        table = load_file(self.run_folder(run, seed) / CONFIDENCE_NAME)
-        rows = load_prepared(self.data(run.votes, seed), "train")
-        return rows.select(numpy_column(rows, "index").argsort()), table
+    def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
+        """The run's confidences, and the training rows that they belong to, in the same order."""
+        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed))
 
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
-    """A part of the rows, the same in every call, numbered anew."""
-    chosen = np.sort(np.random.default_rng(0).permutation(len(dataset))[:count])
-    part = dataset.select(chosen).remove_columns("index")
-    return part.add_column("index", np.arange(len(part)))
+    """A part of the rows, the same in every call."""
+    return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
 
 
 def read_result(path: Path, settings: dict) -> dict | None:
@@ -302,13 +298,6 @@ def options_that_count(options: list[str]) -> dict[str, str]:
         elif values:
             values[name].append(word)
     return {name: " ".join(given) or "true" for name, given in values.items() if name not in CHANGE_NO_FIGURE}
-
-
-def write_json(content: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)
 
 
 def machine() -> str:

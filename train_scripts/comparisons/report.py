@@ -12,7 +12,7 @@ from fer_pll.data.dataset import numpy_column
 from fer_pll.plots.confusion_matrix import plot_confusion_matrix
 from fer_pll.plots.curves import plot_curves
 from fer_pll.plots.gallery import plot_gallery
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.training.run_folder import RunFolder
 
 # Columns of the tables: title, and how to take the value out of a result.
 COLUMNS: dict[str, Callable[[dict], float | None]] = {
@@ -96,15 +96,15 @@ def rows_axis(table: str) -> str:
 def galleries(run: Run, experiments: Experiments, stem: Path) -> list[Path]:
     """Rows whose majority label training overruled most clearly, and rows of which it chose one of the candidates."""
     seed = experiments.args.seeds[0]
-    if not (experiments.run_folder(run, seed) / CONFIDENCE_NAME).is_file():
+    if not RunFolder(experiments.run_folder(run, seed)).confidence.is_file():
         print("no galleries: they need the folder of the run, which is not here (and data sets with votes).")
         return []
-    rows, table = experiments.confidences(run, seed)
+    table, rows = experiments.confidences(run, seed)
     if "votes" not in rows.column_names:
         print("no galleries: the data set has no votes.")
         return []
-    votes, confidence = numpy_column(rows, "votes"), table["confidence"]
-    candidates, number = table["candidates"].astype(bool), np.arange(len(rows))
+    votes, confidence = numpy_column(rows, "votes"), table.confidence.numpy()
+    candidates, number = table.candidates.numpy(), np.arange(len(rows))
     found, majority = confidence.argmax(axis=1), votes.argmax(axis=1)
     overruled = confidence[number, found] - confidence[number, majority]
     decided = (candidates.sum(axis=1) > 1) & (confidence.max(axis=1) > 0.99) & (found == majority)

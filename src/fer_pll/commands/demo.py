@@ -179,7 +179,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     )
 
     print("2/5  Pre-training: predicting the HOG descriptors of hidden patches (no labels) ...", flush=True)
-    pretrained = pretrain(config, image_processor, train.select_columns(["image", "index"]), out / "pretrained", seed)
+    pretrained = pretrain(config, image_processor, train.select_columns("image"), out / "pretrained", seed)
 
     print("3/5  Fine-tuning on the majority label ...", flush=True)
     majority = finetune(

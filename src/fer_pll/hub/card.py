@@ -13,10 +13,7 @@ from transformers import PreTrainedModel
 from ..io.shipped import shipped
 from ..labels.confidence_table import ConfidenceTable
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
-
-CARD_NAME = "README.md"
-TRAINING_NAME = "training.json"
-METRICS_NAME = "metrics.json"
+from .files import CONFUSION_MATRIX_NAME, METRICS_NAME, TRAINING_NAME
 
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
 
@@ -217,7 +214,7 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
             "data": _data_name(report),
             "split": report["split"],
             "protocol": protocol,
-            "picture": f"{folder}/confusion_matrix_{protocol}.png",
+            "picture": f"{folder}/{CONFUSION_MATRIX_NAME.format(protocol)}",
             **metrics,
         }
         for folder, report in evaluations.items()

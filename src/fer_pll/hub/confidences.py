@@ -1,18 +1,16 @@
 """The confidences of a training as a data set of their own: what it made of the annotators, without their pictures."""
 
-import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, List, Value
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData
-from safetensors.torch import load_file
 
-from ..labels.candidates import dataset_fingerprint
+from ..data.row_ids import row_ids
 from ..labels.confidence_table import ConfidenceTable
-from .card import CARD_NAME, TAGS
+from .card import TAGS
+from .files import CARD_NAME
 from .push import push_files
 
 DATA_NAME = "train.parquet"
@@ -25,7 +23,7 @@ its {rows:,} training pictures.{images}
 
 | column | |
 |---|---|
-| `row_id`, `index` | which picture it is: row and place in the prepared data set |
+| `row_id` | which picture it is; the rows are in the order of the prepared data set |
 | `label` | the class of the largest confidence |
 | `confidence` | a share for each class, in the order of `label`; 0 outside the picture's candidate set |
 
@@ -35,23 +33,18 @@ A label says what strangers saw in a picture, not what a person felt; a confiden
 """
 
 
-def confidence_dataset(path: str | os.PathLike, train: Dataset, with_images: bool = False) -> Dataset:
-    """Rows `row_id`, `index`, `label`, `confidence` and, `with_images`, `image`, in the order of `index`.
+def confidence_dataset(table: ConfidenceTable, train: Dataset, with_images: bool = False) -> Dataset:
+    """N rows `row_id`, `label`, `confidence` and, `with_images`, `image`, in the order of the training set.
 
     Args:
-        path: the `confidence.safetensors` that a training left.
-        train: the training set that it belongs to.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, or belongs to other data (see `ConfidenceTable.load`).
+        table: the confidences that a training left, see `RunFolder.table_and_rows`.
+        train: the N rows of its training set, in the same order.
+        with_images: see above.
     """
-    names = train.features["label"].names
-    train = train.select(np.argsort(train["index"][:]))
-    candidates = load_file(path)["candidates"].numpy()
-    table = ConfidenceTable.load(path, names, dataset_fingerprint(names, train["row_id"][:], candidates))
+    names = list(table.class_names)
     confidence = pa.FixedSizeListArray.from_arrays(table.confidence.numpy().reshape(-1), len(names))
-    rows = train.select_columns(["image", "index", "row_id"] if with_images else ["index", "row_id"])
+    rows = train if "row_id" in train.column_names else train.add_column("row_id", row_ids(train))
+    rows = rows.select_columns(["image", "row_id"] if with_images else ["row_id"])
     rows = rows.add_column("label", table.labels().numpy(), feature=ClassLabel(names=names))
     return rows.add_column("confidence", confidence, feature=List(Value("float32"), length=len(names)))
 

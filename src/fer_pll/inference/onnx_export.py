@@ -6,8 +6,6 @@
 import io
 import json
 import logging
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from ..data.dataset import load_prepared
 from ..data.sources.synthetic.dataset import generate_rows
 from ..faces.detection import MissingExtra
+from ..io.atomic import whole_folder
 from ..model import FerPllImageProcessor
 from .loading import load_weights
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
@@ -83,10 +82,7 @@ def export_onnx(
         step = max(1, len(validation) // 500)
         pictures += validation[: 500 * step : step]["image"]
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    try:
-        folder = workspace / "new"
+    with whole_folder(target) as folder:
         folder.mkdir()
         write_model(model, folder / MODEL_FILE, dtype)
         for name, settings in (
@@ -96,11 +92,6 @@ def export_onnx(
             settings.pop("auto_map", None)  # the code that it names is not in this folder
             (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
         closeness = _compare(model, image_processor, OnnxClassifier(folder), pictures, dtype)
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return target, closeness
 
 

@@ -1,6 +1,5 @@
 """Settings from `hub_configs/<name>/*.yaml`, overridden on the command line; and the folder that a run writes to."""
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,11 +9,11 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from ..io.atomic import write_json
 from ..io.shipped import shipped, shipped_config
 from ..model import FerPllConfig, FerPllImageProcessor
 from .checkpoints import last_checkpoint
-
-SETTINGS_NAME = "settings.json"
+from .run_folder import RunFolder
 
 
 def config_folder(name: str) -> Path:
@@ -129,7 +128,7 @@ def check_output_folder(args: Any) -> None:
             f"--output_dir {folder} already holds files. Choose another folder, continue the run with "
             "--resume_from_checkpoint last, or replace it with --overwrite."
         )
-    if not (folder / SETTINGS_NAME).is_file():
+    if not RunFolder(folder).settings_file.is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
 
 
@@ -143,6 +142,4 @@ def start_run(args: Any, script: Any) -> None:
     folder = Path(args.output_dir)
     if args.overwrite and args.resume_from_checkpoint is None and folder.is_dir():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"script": vars(script), "arguments": args.to_dict()}
-    (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    write_json(RunFolder(folder).settings_file, {"script": vars(script), "arguments": args.to_dict()})

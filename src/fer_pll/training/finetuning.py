@@ -1,6 +1,5 @@
 """What the scripts that train a classifier are told of data and model, and what they make of it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +11,9 @@ from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
 from ..model import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from .arguments import FerPllTrainingArguments
-from .config import SETTINGS_NAME, config_folder, load_config
+from .config import config_folder, load_config
 from .initialization import initialize
+from .run_folder import RunFolder
 from .trainer import FerPllTrainer
 
 
@@ -128,12 +128,12 @@ class ClassificationScript:
         Raises:
             ValueError: where the folder has no settings, or others than finetune.py writes.
         """
-        path = Path(run) / SETTINGS_NAME
-        if not path.is_file():
-            raise ValueError(f"{run} has no {SETTINGS_NAME}, which finetune.py writes: train it with that.")
+        folder = RunFolder(run)
+        settings = folder.settings
+        arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
         try:
-            settings = json.loads(path.read_text())
-            arguments = {name: value for name, value in settings["arguments"].items() if not name.endswith("_token")}
             return cls(**settings["script"]), FerPllTrainingArguments(**arguments | changes)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not what finetune.py writes ({error}): train the run again.") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{folder.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
+            ) from error

@@ -12,14 +12,12 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    PreTrainedModel,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .inference.pipeline import TASK, FacialExpressionPipeline
 from .io.shipped import DEFAULT_CHECKPOINT
 from .model import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
-from .model.modeling_fer_pll import FerPllPreTrainedModel
 
 __version__ = "0.1.0"
 
@@ -42,15 +40,6 @@ FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 FerPllImageProcessor.register_for_auto_class()
-
-
-def _push_card(model: PreTrainedModel, repo_id: str, **options) -> None:
-    from .hub.push import push_card
-
-    push_card(model, repo_id, **options)
-
-
-FerPllPreTrainedModel.push_card = _push_card
 
 
 def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import tempfile
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..hub.card import model_card, training_record
 from ..hub.push import published_files, push_errors, push_files
-from ..io.atomic import write_json, write_text
+from ..io.atomic import whole_file, write_json, write_text
 from ..labels.confidence_table import ConfidenceTable
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import ImageTrainingArguments
@@ -136,12 +137,18 @@ class PublishingMixin(Trainer):
         if in_progress and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        # From a copy: the checkpoint may be deleted while it is still on its way.
         for name in published_files(checkpoint_folder):
-            shutil.copy(Path(checkpoint_folder) / name, Path(self.args.output_dir) / name)
+            with whole_file(Path(self.args.output_dir) / name) as unfinished:
+                shutil.copy(Path(checkpoint_folder) / name, unfinished)
         self.create_model_card()
+        # From a copy of its own: while it is on its way, the files of the next checkpoint take their place.
+        copy = tempfile.TemporaryDirectory(dir=self.args.output_dir, prefix=".push-")
+        for name in published_files(self.args.output_dir):
+            (Path(copy.name) / name).parent.mkdir(exist_ok=True)
+            shutil.copy(Path(self.args.output_dir) / name, Path(copy.name) / name)
         message = f"Training in progress, step {self.state.global_step}"
-        jobs = [self._push(self.args.output_dir, message)]
+        jobs = [self._push(copy.name, message)]
+        jobs[0].add_done_callback(lambda job: copy.cleanup())
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             path_in_repo = "last-checkpoint" if last else Path(checkpoint_folder).name

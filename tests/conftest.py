@@ -40,7 +40,6 @@ def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
     label = ClassLabel(names=CLASSES)
     features = Features(
         image=Image(),
-        index=Value("int64"),
         row_id=Value("string"),
         votes=List(Value("int32"), length=4),
         label=label,
@@ -49,7 +48,6 @@ def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
     )
     columns = {
         "image": make_pictures(truth, seed),
-        "index": list(range(num_rows)),
         "row_id": [f"row:{i}" for i in range(num_rows)],
         "votes": votes.tolist(),
         "label": truth.tolist(),

@@ -19,7 +19,8 @@ from types import ModuleType
 
 import fer_pll_cli
 from fer_pll.commands import calibrate, evaluate, finetune, prepare, pretrain
-from fer_pll.hub.card import CARD_NAME, folder_card
+from fer_pll.hub.card import folder_card
+from fer_pll.hub.files import CARD_NAME
 from fer_pll.hub.push import published_files
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.training.checkpoints import last_checkpoint

@@ -15,7 +15,6 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    PreTrainedModel,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -27,7 +26,6 @@ from .model.modeling_fer_pll import (
     FerPllForImageClassification,
     FerPllForPreTraining,
     FerPllModel,
-    FerPllPreTrainedModel,
 )
 
 __version__ = "0.1.0"
@@ -51,15 +49,6 @@ FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 FerPllImageProcessor.register_for_auto_class()
-
-
-def _push_card(model: PreTrainedModel, repo_id: str, **options) -> None:
-    from .hub.push import push_card
-
-    push_card(model, repo_id, **options)
-
-
-FerPllPreTrainedModel.push_card = _push_card
 
 
 def _public_names() -> dict[str, tuple[str, str]]:

@@ -20,6 +20,8 @@ from .model.modeling_fer_pll import FerPllForPreTraining as FerPllForPreTraining
 from .model.modeling_fer_pll import FerPllModel as FerPllModel
 from .training.arguments import FerPllPreTrainingArguments as FerPllPreTrainingArguments
 from .training.arguments import FerPllTrainingArguments as FerPllTrainingArguments
+from .training.calibrated import calibrate as calibrate
+from .training.evaluation import evaluate as evaluate
 from .training.methods import METHODS as METHODS
 from .training.methods import Method as Method
 from .training.pretraining import FerPllPreTrainer as FerPllPreTrainer

@@ -20,6 +20,7 @@ from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.config import start_run
 from fer_pll.training.finetuning import FineTuningOptions
+from fer_pll.training.run_folder import RunFolder
 from toy_training import CONFIG, DEFAULTS
 
 ROWS, WRONG = 96, range(0, 96, 8)
@@ -137,26 +138,29 @@ def test_cross_validation_goes_on_where_it_was_cut_off(workspace, tmp_path, caps
 
 def test_no_row_is_judged_by_a_model_that_saw_it(workspace, tmp_path):
     """The real division and order of rows, with trainers that only note what they are given."""
-    dataset, table = read_run(workspace.run)
+    table, dataset = RunFolder(workspace.run).table_and_rows()
     dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
+    names = {image.tobytes(): i for i, image in enumerate(dataset["image"][:])}  # no two are alike
+    assert len(names) == ROWS
     seen = []
 
     class Trainer:
         def __init__(self, rows):
-            assert rows["index"][:] == list(range(len(rows)))
-            self.rows = set(rows["row_id"][:])
+            self.rows = {names[image.tobytes()] for image in rows["image"][:]}
+            assert rows["row_id"][:] == [f"row:{i}" for i in sorted(self.rows)]
 
         def train(self):
             pass
 
         def predict(self, rows):
-            numbers = np.array(rows["index"][:])
-            seen.append(({f"row:{i}" for i in numbers}, self.rows))
+            assert set(rows.column_names) == {"image", "label"} and not any(rows["label"][:])
+            numbers = [names[image.tobytes()] for image in rows["image"][:]]
+            seen.append((set(numbers), self.rows))
             return SimpleNamespace(predictions=np.eye(4)[workspace.truth[numbers]] * 20)
 
     probabilities = out_of_fold(dataset, Trainer, 5, tmp_path, {})
     assert probabilities.argmax(axis=1).tolist() == workspace.truth.tolist()
-    everything = set(dataset["row_id"][:])
+    everything = set(range(ROWS))
     assert len(seen) == 5 and set.union(*(held_out for held_out, _ in seen)) == everything
     assert all(held_out | trained_on == everything and not held_out & trained_on for held_out, trained_on in seen)
 
@@ -188,9 +192,11 @@ def test_one_label_for_each_row_and_ready_candidate_sets(columns):
 def test_a_run_says_where_its_data_are_or_is_told(workspace, tmp_path):
     shutil.copy(workspace.run / "confidence.safetensors", tmp_path)  # as a training in Python leaves it
     with pytest.raises(ValueError, match="does not say what data it had: name its folder with --data"):
-        read_run(tmp_path)
-    dataset, table = read_run(tmp_path, workspace.data)
-    assert len(dataset) == len(table) == ROWS
+        RunFolder(tmp_path).table_and_rows()
+    table, rows = RunFolder(tmp_path).table_and_rows(workspace.data)
+    assert len(rows) == len(table) == ROWS
+    assert rows["row_id"][:] == load_dataset(workspace.data, "train")["row_id"][:]
+    assert read_run(tmp_path, workspace.data)[0]["row_id"][:] == rows["row_id"][:]
     reversed_rows = load_dataset(workspace.data, "train").select(range(ROWS)[::-1])
     save_dataset(DatasetDict(train=reversed_rows), tmp_path / "reversed")
     with pytest.raises(ValueError, match="is not the data set that .* was trained on: 96 rows .* or another order"):
@@ -225,6 +231,9 @@ def broken(workspace, folder, how):
     elif how == "other row_ids":
         rows = rows.remove_columns("row_id").add_column("row_id", [f"other:{i}" for i in range(ROWS)])
         said = "is not the data set that"
+    elif how == "another order":
+        rows = rows.select(range(ROWS)[::-1])
+        said = "is not the data set that"
     elif how == "missing picture":
         image = rows.features["image"]
         rows = rows.remove_columns("image").add_column("image", [None] * ROWS, feature=image)
@@ -237,7 +246,7 @@ def broken(workspace, folder, how):
     "how",
     [
         *("no confidences", "no data", "damaged", "no settings", "too many folds", "ending"),
-        *("other rows", "other row_ids", "missing picture"),
+        *("other rows", "other row_ids", "another order", "missing picture"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(workspace, tmp_path, monkeypatch, capsys, how):
@@ -253,4 +262,4 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(workspace, tmp
 def test_a_file_that_is_no_confidence_table_is_refused(workspace, tmp_path):
     save_file({"confidence": torch.ones(1, 2)}, tmp_path / "confidence.safetensors")
     with pytest.raises(ValueError, match="is not a confidence table"):
-        read_run(tmp_path, workspace.data)
+        RunFolder(tmp_path).table_and_rows(workspace.data)

@@ -130,7 +130,7 @@ def test_a_shard_is_whole_only_when_its_report_is_there(tmp_path, monkeypatch):
     rows, shards = listed(tmp_path, 2), tmp_path / "shards"
     write_split(rows, FEATURES, shards)
     report = json.loads((shards / "000000.json").read_text())
-    assert set(report) == {"key", "unreadable"} and not list(shards.glob("*.tmp"))
+    assert set(report) == {"key", "unreadable"} and not list(shards.glob(".partial*"))
     (shards / "000000.json").unlink()
     (shards / "000000.arrow").write_bytes((shards / "000000.arrow").read_bytes()[:50])  # as a kill leaves it
     assert len(write_split(rows, FEATURES, shards)[0]) == 2

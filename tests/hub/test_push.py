@@ -12,17 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.data.dataset import load_dataset
+from fer_pll.data.dataset import load_dataset, save_dataset
+from fer_pll.data.row_ids import row_ids
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset, confidences_from_hub
 from fer_pll.hub.push import published_files
 from fer_pll.inference.loading import load_weights
+from fer_pll.training.run_folder import RunFolder
+from fer_pll.training.trainer import start_table
 from hub.fake_hub import FakeHub, Fault
 from hub.stranger import run_stranger
 
@@ -341,10 +345,19 @@ def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages
     assert "warning: pictures of people go along. Their terms: free for all." in messages["log"]
 
 
-def test_confidences_only_of_their_data(folder, messages, toy_train):
-    path = folder / "runs" / "finetune" / "confidence.safetensors"
-    with pytest.raises(ValueError, match="fingerprints differ"):
-        confidence_dataset(path, toy_train.map(lambda row: {"row_id": row["row_id"] + "x"}))
+def test_confidences_only_of_their_data(folder, messages, toy_train, tmp_path):
+    other = toy_train.map(lambda row: {"row_id": row["row_id"] + "x"})
+    save_dataset(DatasetDict(train=other), tmp_path / "other")
+    with pytest.raises(ValueError, match="other is not the data set that .*finetune was trained on"):
+        RunFolder(folder / "runs" / "finetune").table_and_rows(tmp_path / "other")
+
+
+def test_confidences_of_rows_without_names(toy_train):
+    """They get those that the fingerprint is taken over."""
+    train = toy_train.remove_columns("row_id")
+    rows = confidence_dataset(start_table(train, CLASSES, "uniform"), train)
+    assert rows.column_names == ["row_id", "label", "confidence"]
+    assert rows["row_id"][:] == row_ids(train) and len(set(rows["row_id"][:])) == len(train)
 
 
 def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path):

@@ -30,6 +30,7 @@ from fer_pll.labels.losses import complement_loss, lw_loss, pll_loss, supervised
 from fer_pll.labels.revision import REVISION_RULES, RevisionRule, RuleSetting, soft_response
 from fer_pll.training.methods import METHODS, Batch, Method, MethodOptions, revision_names
 from fer_pll.training.methods.pico import PiCO
+from fer_pll.training.numbered_rows import NumberedRows
 from fer_pll.training.sampling import ClassBalancedSampler, class_prior
 
 EVERY_METHOD = pytest.mark.parametrize("loss", METHODS)
@@ -57,7 +58,8 @@ def make_trainer(tmp_path, config, processor, train, validation=None, **settings
 def first_rows(trainer, rows) -> dict[str, torch.Tensor]:
     """A training batch of the first rows, augmented and normalised as in the first epoch."""
     trainer.model.train()
-    return trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(rows)]))
+    batch = NumberedRows(trainer.train_dataset).__getitems__(range(rows))
+    return trainer._prepare_inputs(trainer.data_collator(batch))
 
 
 def batch_of(trainer, logits, epoch=0.0, **columns) -> Batch:
@@ -685,20 +687,16 @@ def test_a_resumed_run_ends_bit_for_bit_like_the_whole_one(
 
 @pytest.fixture
 def unequal():
-    """320 rows, of which the four classes have 5, 10, 25 and 60 percent; the index is not the position."""
+    """320 rows, of which the four classes have 5, 10, 25 and 60 percent."""
     rows = make_dataset(1000)
     labels = np.array(rows["label"])
     chosen = np.concatenate([np.flatnonzero(labels == k)[:n] for k, n in enumerate([16, 32, 80, 192])])
-    rows = rows.select(np.random.default_rng(0).permutation(chosen))
-    order = np.random.default_rng(1).permutation(len(rows)).tolist()
-    return rows.remove_columns("index").add_column("index", order)
+    return rows.select(np.random.default_rng(0).permutation(chosen))
 
 
 def sampler_of(dataset, seed=0, candidates=None):
-    index = np.array(dataset["index"])
-    positions = index.argsort()
-    sets = np.array(dataset["candidates"] if candidates is None else candidates)[positions]
-    return ClassBalancedSampler(ConfidenceTable.from_candidates(sets, list("abcd"), "f"), positions, seed)
+    sets = np.array(dataset["candidates"] if candidates is None else candidates)
+    return ClassBalancedSampler(ConfidenceTable.from_candidates(sets, list("abcd"), "f"), seed)
 
 
 def test_the_sampler_draws_each_class_as_often(unequal):
@@ -739,7 +737,7 @@ def test_a_class_that_no_row_may_have_is_no_obstacle():
     candidates = np.array([[1, 0, 0], [1, 0, 0], [0, 0, 1]], dtype=bool)
     table = ConfidenceTable.from_candidates(candidates, list("abc"), "f")
     assert class_prior(table).tolist() == pytest.approx([2 / 3, 0, 1 / 3])
-    sampler = ClassBalancedSampler(table, np.arange(3), seed=0)
+    sampler = ClassBalancedSampler(table, seed=0)
     assert sampler.cumulative.tolist() == pytest.approx([1.5, 3, 6])
 
 
@@ -781,11 +779,10 @@ def test_the_trainer_draws_as_the_sampler_says_in_every_epoch(tmp_path, toy_conf
     trainer.method.step = observed
     trainer.train()
     expected = []
-    index = np.array(unequal["index"])
     sampler = sampler_of(unequal, seed=7)
     for epoch in range(2):
         sampler.set_epoch(epoch)
-        expected += index[list(sampler)].tolist()
+        expected += list(sampler)
     assert torch.cat(seen).tolist() == expected
 
 

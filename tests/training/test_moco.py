@@ -83,7 +83,7 @@ def make_trainer(folder, **settings) -> FerPllPreTrainer:
         pretraining_model(FerPllConfig(**CONFIG), args),
         args,
         processing_class=FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25]),
-        train_dataset=make_dataset(24).select_columns(["image", "index"]),
+        train_dataset=make_dataset(24).select_columns("image"),
     )
 
 

@@ -18,6 +18,7 @@ from fer_pll.audit.label_quality import (
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
+from fer_pll.training.run_folder import RunFolder
 
 from .experiments import Experiments, machine
 from .report import spread
@@ -114,7 +115,7 @@ def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path,
     """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
     experiments.run("out-of-fold", [*argv, "--output_dir", folder, *experiments.args.options])
-    return load_file(folder / "out_of_fold.safetensors")["probabilities"].astype(np.float64)
+    return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
 
 
 def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -18,11 +17,12 @@ from datasets import Dataset, DatasetDict
 from fer_pll.commands import evaluate, finetune, out_of_fold, pretrain
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.data.splits import keep_drawn_votes
+from fer_pll.io.atomic import write_json
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.training.run_folder import RunFolder
 
 from .results import AUDIT_COLUMNS, CURVE_COLUMNS, CURVES, RUN_COLUMNS, ResultTable, check_same
 from .runs import Run
@@ -274,8 +274,7 @@ class Experiments:
 
     def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
         """The run's confidences, and the training rows that they belong to, in the same order."""
-        rows = load_dataset(self.data(run.votes, seed), "train")
-        return ConfidenceTable.load(self.run_folder(run, seed) / CONFIDENCE_NAME, rows.features["label"].names), rows
+        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed))
 
 
 def settings_file(run: Run) -> Path:
@@ -296,13 +295,6 @@ def label_fingerprint(train: Dataset) -> str:
 def some_rows(dataset: Dataset, count: int) -> Dataset:
     """A part of the rows, the same in every call."""
     return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(unfinished, path)
 
 
 def machine() -> str:

@@ -10,7 +10,7 @@ from fer_pll.data.dataset import numpy_column
 from fer_pll.plots.confusion_matrix import plot_confusion_matrix
 from fer_pll.plots.curves import plot_curves
 from fer_pll.plots.gallery import plot_gallery
-from fer_pll.training.trainer import CONFIDENCE_NAME
+from fer_pll.training.run_folder import RunFolder
 
 from .experiments import Experiments
 from .report import COLUMNS, spread
@@ -87,7 +87,7 @@ def galleries(drawing: Drawing) -> list[Path]:
     """Images whose majority label training overruled most clearly, and images of which it chose one candidate."""
     run, experiments = drawing.rows[0].run, drawing.experiments
     seed = experiments.args.seeds[0]
-    if not (experiments.run_folder(run, seed) / CONFIDENCE_NAME).is_file():
+    if not RunFolder(experiments.run_folder(run, seed)).confidence.is_file():
         print("no galleries: they need the folder of the run, which is not here (and data sets with votes).")
         return []
     table, rows = experiments.confidences(run, seed)

@@ -2,12 +2,12 @@
 
 import csv
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
+from fer_pll.io.atomic import whole_file
 from fer_pll.io.tables import read_columns
 
 KEY = ("group", "run", "seed")
@@ -92,12 +92,10 @@ class ResultTable:
         with FileLock(f"{self.path}.lock"):  # reproduce.py may run twice at a time
             lines = self._lines()
             lines[group, run, int(line["seed"])] = line
-            unfinished = self.path.with_name(self.path.name + ".tmp")
-            with open(unfinished, "w", encoding="utf-8", newline="") as file:
+            with whole_file(self.path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(lines[key] for key in sorted(lines))
-            os.replace(unfinished, self.path)
 
     def _lines(self) -> dict[tuple[str, str, int], dict[str, str]]:
         if not self.path.is_file():

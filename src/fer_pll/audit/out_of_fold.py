@@ -1,7 +1,6 @@
 """Predictions for every training row by a model that has not seen it (cross-validation)."""
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,10 @@ from safetensors.torch import save_file
 from transformers import set_seed
 
 from ..data.dataset import numpy_column
+from ..data.row_ids import row_ids
+from ..io.atomic import whole_file
 from ..labels.candidates import dataset_fingerprint
+from ..training.run_folder import RunFolder
 from ..training.trainer import FerPllTrainer
 
 
@@ -30,8 +32,8 @@ def out_of_fold(
     """Train once for each fold on the rows of all others and predict the fold's own.
 
     Args:
-        dataset: N training rows with `image`, `index`, `row_id`, `label` and `candidates`.
-        make_trainer: gives a new trainer for the rows it is handed, whose `index` is 0 .. n-1.
+        dataset: N training rows with `image`, `label` and `candidates`.
+        make_trainer: gives a new trainer for the rows it is handed.
         num_folds: parts that the rows are divided into at random, 2 .. N.
         folder: gets a file for each fold as it is done; what is there already is not trained again.
         settings: what the trainings depend on, ready for JSON; a fold's file remembers it.
@@ -45,16 +47,14 @@ def out_of_fold(
     """
     if not 2 <= num_folds <= len(dataset):
         raise ValueError(f"{num_folds} folds of {len(dataset)} rows: choose a number from 2 to that of the rows.")
-    names, row_ids = dataset.features["label"].names, dataset.select_columns("row_id")["row_id"]
+    names = dataset.features["label"].names
     made_from = {
-        "data": dataset_fingerprint(names, row_ids, numpy_column(dataset, "candidates")),
+        "data": dataset_fingerprint(names, row_ids(dataset), numpy_column(dataset, "candidates")),
         "settings": sha256(json.dumps([dict(settings), seed], sort_keys=True, default=str).encode()).hexdigest(),
     }
-    folder = Path(folder)
-    paths = [folder / f"fold-{fold + 1}-of-{num_folds}.safetensors" for fold in range(num_folds)]
+    paths = [RunFolder(folder).fold(fold + 1, num_folds) for fold in range(num_folds)]
     for path in filter(Path.is_file, paths):
         _read_fold(path, made_from)  # what cannot be used shows before hours of training
-    folder.mkdir(parents=True, exist_ok=True)
     fold_of_row = np.random.default_rng(seed).permutation(len(dataset)) % num_folds
     probabilities = np.empty((len(dataset), len(names)), dtype=np.float32)
     for fold, path in enumerate(paths):
@@ -63,9 +63,8 @@ def out_of_fold(
             print(f"fold {fold + 1} of {num_folds}", flush=True)
             set_seed(seed)
             predicted = _predict_fold(dataset, make_trainer, held_out)
-            unfinished = path.with_suffix(".tmp")
-            save_file({"probabilities": torch.from_numpy(predicted)}, unfinished, metadata=made_from)
-            os.replace(unfinished, path)
+            with whole_file(path) as unfinished:
+                save_file({"probabilities": torch.from_numpy(predicted)}, unfinished, metadata=made_from)
         probabilities[held_out] = _read_fold(path, made_from)
     return probabilities
 
@@ -74,12 +73,11 @@ def _predict_fold(
     dataset: Dataset, make_trainer: Callable[[Dataset], FerPllTrainer], held_out: np.ndarray
 ) -> np.ndarray:
     """Train on the rows outside `held_out` (N,) bool, predict those inside: probabilities (n, K) float32."""
-    train = dataset.select(np.flatnonzero(~held_out))
-    trainer = make_trainer(train.remove_columns("index").add_column("index", np.arange(len(train))))
+    trainer = make_trainer(dataset.select(np.flatnonzero(~held_out)))
     trainer.train()
     trainer.compute_metrics = None
     # Trainer computes a loss as well, which wants defined labels.
-    inside = dataset.select(np.flatnonzero(held_out)).select_columns(["image", "index"])
+    inside = dataset.select(np.flatnonzero(held_out)).select_columns("image")
     logits = trainer.predict(inside.add_column("label", np.zeros(len(inside), dtype=int))).predictions
     return torch.from_numpy(logits).float().softmax(dim=1).numpy()
 

@@ -1,7 +1,5 @@
 """`fer-pll audit`: which labels of a training set look wrong, as a table, a figure and a page to look through."""
 
-import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,16 +10,16 @@ from typing import Any, Self
 import numpy as np
 from datasets import Dataset, Image
 
-from ..data.dataset import load_dataset, numpy_column
+from ..data.dataset import numpy_column
+from ..data.row_ids import row_ids
 from ..hub.confidences import confidences_from_hub, is_published
+from ..io.atomic import whole_file, write_text
 from ..io.tables import FORMATS, TableWriter
-from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.classification import accuracy, confusion_matrix
 from ..plots.audit import plot_audit
-from ..training.config import SETTINGS_NAME
 from ..training.finetuning import FineTuningOptions
-from ..training.trainer import CONFIDENCE_NAME
+from ..training.run_folder import RunFolder, training_rows
 from .label_quality import (
     STRUCK_OUT,
     annotator_confusion,
@@ -34,13 +32,12 @@ from .out_of_fold import out_of_fold
 from .page import write_page
 
 PAGE_NAME, TABLE_NAME, FIGURE_NAME = "audit.html", "audit.csv", "audit.png"
-OUT_OF_FOLD_FOLDER = "out_of_fold"
 _PAIRS = 10  # that the summary lists
 
 
 @dataclass(frozen=True, eq=False)
 class LabelAudit:
-    """What is known of the labels of N rows, K classes; row i has the index i.
+    """What is known of the labels of N rows, K classes.
 
     Args:
         table: the confidences that a training left, with its candidate sets.
@@ -67,7 +64,7 @@ class LabelAudit:
     def of(
         cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds=0
     ) -> Self:
-        """Of the rows that `read_run` gives, and out-of-fold predictions (N, K) for them, if there are any."""
+        """Of the rows of a table, in its order, and out-of-fold predictions (N, K) for them, if there are any."""
         candidates = table.candidates.numpy()
         given = numpy_column(dataset, "label").astype(np.int64)
         from_votes = "votes" in dataset.column_names
@@ -81,8 +78,7 @@ class LabelAudit:
         else:
             posterior = posterior_given_predictions(probabilities, votes).posterior
         truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else None
-        row_ids = dataset.select_columns("row_id")["row_id"][:]
-        return cls(table, row_ids, votes.astype(np.int64), from_votes, given, posterior, num_folds, truth)
+        return cls(table, row_ids(dataset)[:], votes.astype(np.int64), from_votes, given, posterior, num_folds, truth)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -211,34 +207,11 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
     Raises:
         ValueError: no confidences, no data set, or not the data set of the run.
     """
-    if is_published(run):
-        dataset, table = confidences_from_hub(run)
-        if data is None:
-            return dataset, table
-    else:
-        path, settings = Path(run) / CONFIDENCE_NAME, Path(run) / SETTINGS_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"{run} holds no {CONFIDENCE_NAME}: name the output folder of `fer-pll finetune`, once it is through."
-            )
-        if data is None:
-            data = json.loads(settings.read_text())["script"].get("data") if settings.is_file() else None
-            if data is None or not Path(data).is_dir():
-                where = f"{run} does not say what data it had"
-                if data:
-                    where = f"the data set of {run}, {data}, is not there"
-                raise ValueError(f"{where}: name its folder with --data.")
-        table = ConfidenceTable.load(path)
-    dataset = load_dataset(data, "train")
-    names, row_ids = dataset.features["label"].names, dataset.select_columns("row_id")["row_id"]
-    same = tuple(names) == table.class_names and len(row_ids) == len(table)
-    if not same or dataset_fingerprint(names, row_ids, table.candidates.numpy()) != table.fingerprint:
-        raise ValueError(
-            f"{data} is not the data set that {run} was trained on: {len(row_ids):,} rows of {', '.join(names)}; the "
-            f"run has {len(table):,} of {', '.join(table.class_names)}, with other classes, row_ids or another order. "
-            "Name the right one with --data, or train again."
-        )
-    return dataset, table
+    if not is_published(run):
+        table, rows = RunFolder(run).table_and_rows(data)
+        return rows, table
+    rows, table = confidences_from_hub(run)
+    return (rows if data is None else training_rows(table, data, str(run))), table
 
 
 def check_pictures(dataset: Dataset) -> None:
@@ -252,13 +225,13 @@ def check_pictures(dataset: Dataset) -> None:
             raise ValueError(f"row {row['row_id']}: its picture is missing ({place}): prepare the data set again.")
 
 
-def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
+def cross_validate(run: RunFolder, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
     """Out-of-fold predictions (N, K) by models with the settings of a run, in whose folder the folds are kept."""
-    if is_published(run):
+    if is_published(run.path):
         raise ValueError("--cross-validate trains models: name the folder of the run, not its published confidences.")
-    folder = run / OUT_OF_FOLD_FOLDER
+    folder = run.out_of_fold
     script, args = FineTuningOptions.of_run(
-        run,
+        run.path,
         output_dir=str(folder),
         overwrite=False,
         resume_from_checkpoint=None,
@@ -272,8 +245,9 @@ def cross_validate(run: Path, dataset: Dataset, table: ConfidenceTable, num_fold
     )
     dataset = dataset.remove_columns([name for name in ("candidates",) if name in dataset.column_names])
     dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
-    settings = json.loads((run / SETTINGS_NAME).read_text())
-    return out_of_fold(dataset, lambda rows: script.make_trainer(args, rows), num_folds, folder, settings, args.seed)
+    return out_of_fold(
+        dataset, lambda rows: script.make_trainer(args, rows), num_folds, folder, run.settings, args.seed
+    )
 
 
 def run_audit(
@@ -288,9 +262,9 @@ def run_audit(
     """Audit the labels of a run's training set; print the summary, write table, figure and page to `out`.
 
     Args:
-        run: see `read_run`.
+        run: output folder of `fer-pll finetune`, or any that `FerPllTrainer.save_confidence` wrote to.
         out: folder, made where there is none.
-        data: see `read_run`.
+        data: folder of the prepared data set; where not given, what the run's settings name.
         table: file of the table, .csv, .jsonl or .parquet; `audit.csv` in `out` where not given.
         num_folds: train as many models, each on the rows outside its fold, and judge by these.
         page_rows: rows that the page shows, the most suspicious.
@@ -308,11 +282,11 @@ def run_audit(
         raise ValueError(f"--table {table}: the ending says the format of the table: use {', '.join(FORMATS)}")
     if page_rows < 1:
         raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
-    dataset, confidences = read_run(run, data)
+    confidences, dataset = RunFolder(run).table_and_rows(data)
     check_pictures(dataset)
     probabilities = None
     if num_folds is not None:
-        probabilities = cross_validate(Path(run), dataset, confidences, num_folds)
+        probabilities = cross_validate(RunFolder(run), dataset, confidences, num_folds)
     audit = LabelAudit.of(dataset, confidences, probabilities, num_folds or 0)
     images = dataset.select_columns("image") if "image" in dataset.column_names else None
     page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
@@ -322,10 +296,9 @@ def run_audit(
     for row in audit.rows():
         writer.write(row)
     writer.close(whole=True)
-    plot_audit(audit.counts(), audit.annotators(), audit.class_names, files[1], audit.source)
-    unfinished = files[2].with_suffix(".tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, files[2])
+    with whole_file(files[1]) as unfinished:
+        plot_audit(audit.counts(), audit.annotators(), audit.class_names, unfinished, audit.source)
+    write_text(files[2], page)
     print(audit)
     if images is None:
         print(f"\n{run} has no images, so the page shows none: name the prepared data set with --data")

@@ -9,26 +9,13 @@ for the card.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from transformers.utils import CONFIG_NAME
-
 import fer_pll_cli
 
-from ..data.dataset import load_dataset, numpy_column
 from ..data.splits import HELD_OUT
-from ..hub.card import TRAINING_NAME, training_record
-from ..inference.loading import load_weights
-from ..inference.predictions import predict_logits
-from ..labels.confidence_table import ConfidenceTable
-from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
-from ..metrics.classification import expected_calibration_error
-from ..model.image_processing_fer_pll import FerPllImageProcessor
-from ..model.modeling_fer_pll import FerPllForImageClassification
-from ..training.trainer import CONFIDENCE_NAME
+from ..training.calibrated import calibrate
 
 EPILOG = """\
 example:
@@ -67,51 +54,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    if args.balance < 0:
-        raise ValueError(f"--balance {args.balance} must not be negative.")
-    if args.out.exists() and any(args.out.iterdir()):
-        raise ValueError(f"--out {args.out} holds files already: choose another folder.")
-
-    dataset = load_dataset(args.data, args.split)
-    model = load_weights(FerPllForImageClassification, args.checkpoint, dtype=torch.float32).eval()
-    image_processor = FerPllImageProcessor.from_pretrained(args.checkpoint)
-    names, of_model = dataset.features["label"].names, list(model.config.id2label.values())
-    if names != of_model:
-        raise ValueError(f"{args.data} has the classes {', '.join(names)}, the model {', '.join(of_model)}.")
-    labels = numpy_column(dataset, "label")
-    dataset, labels = dataset.select((labels >= 0).nonzero()[0]), labels[labels >= 0]
-
-    if args.balance:
-        confidence = ConfidenceTable.load(args.checkpoint / CONFIDENCE_NAME, names).confidence
-        fold_balance(model, confidence.double().mean(dim=0), args.balance)
-    logits = predict_logits(model, image_processor, dataset)
-    temperature = fit_temperature(logits, labels)
-    before, after = (
-        expected_calibration_error((logits / divisor).softmax(dim=1), labels) for divisor in (1.0, temperature)
-    )
-    fold_temperature(model, temperature)
-    if args.half:
-        model.half()
-    model.save_pretrained(args.out)
-    image_processor.save_pretrained(args.out)
-    config = json.loads((args.out / CONFIG_NAME).read_text())
-    write_json(config | {"dtype": "float32"}, args.out / CONFIG_NAME)  # what from_pretrained loads the weights as
-    training = args.checkpoint / TRAINING_NAME
-    calibration = {
-        "balance": args.balance,
-        "rows": len(labels),
-        "temperature": temperature,
-        "ece_before": before,
-        "ece_after": after,
-    }
-    record = json.loads(training.read_text()) if training.is_file() else training_record({})
-    write_json(record | {"calibration": calibration}, args.out / TRAINING_NAME)
-    print(f"temperature {temperature:.3f}, fitted on {len(labels):,} rows: ECE {before:.3f} before, {after:.3f} after")
+    done = calibrate(args.checkpoint, args.data, args.out, args.split, args.balance, args.half)
+    errors = f"ECE {done['ece_before']:.3f} before, {done['ece_after']:.3f} after"
+    print(f"temperature {done['temperature']:.3f}, fitted on {done['rows']:,} rows: {errors}")
     print(f"written to {args.out}")
-
-
-def write_json(value: dict, path: Path) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 if __name__ == "__main__":

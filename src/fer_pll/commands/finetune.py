@@ -11,7 +11,6 @@ the candidate sets and of the training.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import set_seed
 
@@ -73,14 +72,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.should_save:
         summary = CandidateSummary.of(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
-        plot_candidate_sets(summary, Path(args.output_dir) / "candidate_sets.png")
+        plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # Everything is on disk before anything is pushed.
     trainer.save_state()
     trainer.save_confidence()
     if args.should_save and any("loss" in log for log in trainer.state.log_history):
-        plot_training_curves(trainer.state.log_history, Path(args.output_dir) / "training_curves.png")
+        plot_training_curves(trainer.state.log_history, trainer.run_folder.training_curves)
     trainer.save_model()  # with --push_to_hub it pushes as well
     trainer.create_model_card()
 

@@ -21,9 +21,11 @@ import fer_pll_cli
 
 from ..audit.out_of_fold import out_of_fold
 from ..data.dataset import load_dataset, numpy_column
+from ..io.atomic import whole_file
 from ..metrics.classification import label_recovery
 from ..training.arguments import FerPllTrainingArguments
 from ..training.finetuning import FineTuningOptions
+from ..training.run_folder import RunFolder
 from ..training.settings_parser import SettingsParser
 
 EPILOG = """\
@@ -53,13 +55,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     probabilities = out_of_fold(
         dataset, lambda rows: options.make_trainer(args, rows), options.folds, out, settings, args.seed
     )
-    index = torch.from_numpy(numpy_column(dataset, "index"))
-    save_file({"probabilities": torch.from_numpy(probabilities), "index": index}, out / "out_of_fold.safetensors")
+    predictions = RunFolder(out).out_of_fold_predictions
+    with whole_file(predictions) as unfinished:
+        save_file({"probabilities": torch.from_numpy(probabilities)}, unfinished)
     if "true_label" in dataset.column_names:
         inside = np.where(numpy_column(dataset, "candidates"), probabilities, 0)
         recovery = label_recovery(inside, numpy_column(dataset, "true_label"))
         print(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
-    print(f"written to {out / 'out_of_fold.safetensors'}")
+    print(f"written to {predictions}")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import fer_pll_cli
 
-from ..data.dataset import load_dataset
-from ..hub.card import CARD_NAME, folder_card
+from ..hub.card import folder_card
 from ..hub.confidences import confidence_dataset, push_confidences
 from ..hub.push import published_files, push_files
-from ..training.trainer import CONFIDENCE_NAME
+from ..io.atomic import write_text
+from ..training.run_folder import RunFolder
 
 EPILOG = """\
 examples:
@@ -66,10 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     published_files(args.checkpoint)  # raises where something is missing, before anything is written
     confidences = None
     if args.with_confidences is not None:
-        train = load_dataset(args.with_confidences, "train")
-        confidences = confidence_dataset(args.checkpoint / CONFIDENCE_NAME, train, args.with_images)
+        confidences = confidence_dataset(
+            *RunFolder(args.checkpoint).table_and_rows(args.with_confidences), args.with_images
+        )
     if not args.keep_card:
-        folder_card(args.checkpoint, args.repo, args.license).save(args.checkpoint / CARD_NAME)
+        write_text(RunFolder(args.checkpoint).card, str(folder_card(args.checkpoint, args.repo, args.license)))
     files = published_files(args.checkpoint)
     commit = push_files(args.checkpoint, files, args.repo, private=args.private)
     print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")

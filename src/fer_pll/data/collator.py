@@ -13,8 +13,9 @@ from ..model.image_processing_fer_pll import FerPllImageProcessor
 class PixelCollator:
     """Rows of a prepared data set to a batch of 8-bit pixels.
 
-    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor, int64 `index` (B,) and, where the rows
-    have them, `row_id` (B strings), int64 `labels` (B,) and `votes` (B, K) if asked for.
+    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor and, where the rows have them,
+    int64 `index` (B,), which the trainer adds, `row_id` (B strings), int64 `labels` (B,) and, if asked for, `votes`
+    (B, K).
     """
 
     image_processor: FerPllImageProcessor
@@ -23,7 +24,9 @@ class PixelCollator:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [row["image"] for row in rows]
         pixels = self.image_processor(images, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
-        batch = {"pixel_values": pixels, "index": torch.tensor([row["index"] for row in rows])}
+        batch = {"pixel_values": pixels}
+        if "index" in rows[0]:
+            batch["index"] = torch.tensor([row["index"] for row in rows])
         if "row_id" in rows[0]:
             batch["row_id"] = [row["row_id"] for row in rows]
         if "label" in rows[0]:

@@ -1,8 +1,6 @@
 """Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
 
 import csv
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +18,7 @@ from datasets import (
     load_from_disk,
 )
 
+from ..io.atomic import whole_folder
 from ..io.errors import DataError, name_some, naming_a_full_disk
 
 COLUMNS = ("image", "row_id", "label")
@@ -89,35 +88,18 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
 def save_dataset(
     dataset: DatasetDict, path: str | Path, overwrite: bool = False, unreadable: Sequence[Unreadable] = ()
 ) -> None:
-    """Saves `dataset` at `path` so that the folder is there whole or not at all.
+    """Saves `dataset` at `path`, whole or not at all (see `io.atomic.whole_folder`).
 
-    The set is written into a temporary folder beside `path` and renamed when complete. With `overwrite` the former
-    set is moved aside just before and deleted just after, so that a failure at any moment loses neither. Pictures
-    that were left out are listed in `REPORT`, where there are any.
+    Pictures that were left out are listed in `REPORT`, where there are any.
 
     Raises:
         DataError: as `check_output_folder`.
     """
     check_output_folder(path, overwrite)
-    target = Path(path).resolve()  # through a symbolic link: the rename must stay on one file system
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    new, former = workspace / "new", workspace / "former"
-    try:
-        with naming_a_full_disk(target):
-            dataset.save_to_disk(new)
-            if unreadable:
-                _write_report(unreadable, new / REPORT)
-        if target.exists():
-            target.rename(former)
-        try:
-            new.rename(target)
-        except BaseException:
-            if former.exists():
-                former.rename(target)
-            raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+    with naming_a_full_disk(Path(path)), whole_folder(path, overwrite) as folder:
+        dataset.save_to_disk(folder)
+        if unreadable:
+            _write_report(unreadable, folder / REPORT)
 
 
 def shards_folder(path: str | Path) -> Path:

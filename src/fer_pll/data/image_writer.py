@@ -19,6 +19,7 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
+from ..io.atomic import write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import PictureError, open_picture
 from .dataset import Unreadable
@@ -180,7 +181,7 @@ def _write_shard(job: _Job) -> Written:
     report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
     with naming_a_full_disk(job.shard):
         unreadable = _write_images(job)
-        _write_at_once(report, json.dumps({"key": key, "unreadable": unreadable}))
+        write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
     return job.shard, unreadable, len(job.records)
 
 
@@ -230,9 +231,3 @@ def _read(record: ImageRecord, crop: Crop | None) -> bytes:
     buffer = io.BytesIO()
     cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def _write_at_once(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)

@@ -18,10 +18,7 @@ from ..labels.revision import REVISION_RULES, RevisionRule
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllModel
-
-CARD_NAME = "README.md"
-TRAINING_NAME = "training.json"
-METRICS_NAME = "metrics.json"
+from .files import CONFUSION_MATRIX_NAME, METRICS_NAME, TRAINING_NAME
 
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
 
@@ -209,7 +206,7 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
                 "data": data,
                 "split": report["split"],
                 "protocol": protocol,
-                "picture": f"{folder}/confusion_matrix_{protocol}.png",
+                "picture": f"{folder}/{CONFUSION_MATRIX_NAME.format(protocol)}",
                 **metrics,
             }
             for protocol, metrics in report["protocols"].items()

@@ -13,9 +13,11 @@ from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, hf_hub_dow
 
 from ..data.dataset import numpy_column
 from ..data.provenance import Provenance
+from ..data.row_ids import row_ids
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
-from .card import CARD_NAME, TAGS
+from .card import TAGS
+from .files import CARD_NAME
 from .push import push_files
 
 DATA_NAME = "train.parquet"
@@ -44,30 +46,21 @@ A label says what strangers saw in an image, not what a person felt; a confidenc
 _VOTES = "\n| `votes` | the number of annotators that chose each class |"
 
 
-def confidence_dataset(path: str | os.PathLike, train: Dataset, with_images: bool = False) -> Dataset:
+def confidence_dataset(table: ConfidenceTable, train: Dataset, with_images: bool = False) -> Dataset:
     """What annotators and a run say of each training row, in the order of the data set.
 
     Args:
-        path: the `confidence.safetensors` that the run left.
-        train: the training set that it belongs to.
+        table: the confidences that the run left, see `training.run_folder.RunFolder.table_and_rows`.
+        train: the N rows of its training set, in the same order.
         with_images: with the column `image`.
 
     Returns:
         N rows: `row_id`, the given `label`, where the set has them `votes` (K), `candidates` (K bools),
         `confidence` (K float32), and `revised_epoch`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is damaged, or belongs to other data (see `ConfidenceTable.load`).
     """
-    names, row_ids = train.features["label"].names, train.select_columns("row_id")["row_id"]
-    table = ConfidenceTable.load(path, names)
+    names = list(table.class_names)
     candidates, confidence = table.candidates.numpy(), table.confidence.numpy()
-    if len(row_ids) != len(table) or dataset_fingerprint(names, row_ids, candidates) != table.fingerprint:
-        raise ValueError(
-            f"{path} belongs to other data (their fingerprints differ): {len(row_ids):,} rows, the run has "
-            f"{len(table):,}. Name the prepared data set that the run was trained on."
-        )
+    train = train if "row_id" in train.column_names else train.add_column("row_id", row_ids(train))
     kept = ("image", "row_id", "label", "votes") if with_images else ("row_id", "label", "votes")
     rows = train.select_columns([name for name in kept if name in train.column_names])
     for name, values, kind in (("candidates", candidates, "bool"), ("confidence", confidence, "float32")):

@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .card import CARD_NAME, METRICS_NAME, TRAINING_NAME, model_card, read_evaluations
-
-PREPROCESSOR_NAME = "preprocessor_config.json"
+from .card import model_card, read_evaluations
+from .files import CARD_NAME, CONFUSION_MATRIX_NAME, METRICS_NAME, PREPROCESSOR_NAME, TRAINING_NAME
 
 _ADVICE = {
     401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
@@ -85,7 +84,7 @@ def published_files(folder: str | Path) -> list[str]:
     files = [CONFIG_NAME, *weights, PREPROCESSOR_NAME, *_code(folder)]
     files += [name for name in (CARD_NAME, TRAINING_NAME) if (folder / name).is_file()]
     for name in read_evaluations(folder):
-        pictures = sorted((folder / name).glob("confusion_matrix_*.png"))
+        pictures = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))
         files += [f"{name}/{METRICS_NAME}", *(f"{name}/{picture.name}" for picture in pictures)]
     return files
 

@@ -4,10 +4,7 @@
 """
 
 import io
-import json
 import logging
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
+from ..io.atomic import whole_folder, write_json
 from ..io.errors import MissingExtra
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .loading import load_weights
@@ -85,10 +83,7 @@ def export_onnx(
         step = max(1, len(validation) // 500)
         pictures += validation[: 500 * step : step]["image"]
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    try:
-        folder = workspace / "new"
+    with whole_folder(target) as folder:
         folder.mkdir()
         write_model(model, folder / MODEL_FILE, dtype)
         for name, settings in (
@@ -96,13 +91,8 @@ def export_onnx(
             ("preprocessor_config", image_processor.to_dict()),
         ):
             settings.pop("auto_map", None)  # the code that it names is not in this folder
-            (folder / f"{name}.json").write_text(json.dumps(settings, indent=2) + "\n")
+            write_json(folder / f"{name}.json", settings)
         closeness = _compare(model, image_processor, OnnxClassifier(folder), pictures, dtype)
-        if target.exists():
-            target.rmdir()
-        folder.rename(target)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return target, closeness
 
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from ..faces.alignment import FaceCrop
 from ..faces.detection import load_detector
+from ..io.atomic import whole_file
 from ..io.shipped import DEFAULT_CHECKPOINT
 from ..io.tables import TableWriter
 from .media import Shown, list_files, show
@@ -250,9 +251,8 @@ class _PictureFolder:
         self._names[name] += 1
         if self._names[name] > 1:
             name = f"{name}-{self._names[name]}"
-        partial = self.path / f".{name}.partial"
-        _marked(shown.picture, faces).save(partial, "JPEG", quality=92)
-        partial.replace(self.path / f"{name}.jpg")
+        with whole_file(self.path / f"{name}.jpg") as unfinished:
+            _marked(shown.picture, faces).save(unfinished, "JPEG", quality=92)
 
 
 def _marked(picture: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:

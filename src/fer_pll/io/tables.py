@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .atomic import put_in_place
 from .errors import DataError
 
 SEPARATORS = (",", ";", "\t")
@@ -173,9 +174,9 @@ class TableWriter:
         """Ends the file and gives it its name; returns where it is."""
         with self._named():
             self._finish()
-        if not whole:
-            return self.partial
-        self.partial.replace(self.path)
+            if not whole:
+                return self.partial
+            put_in_place(self.partial, self.path)
         return self.path
 
     @contextmanager

@@ -265,7 +265,8 @@ def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
 
 
 def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: ArrayLike) -> str:
-    """SHA-256 (hex) of what confidences belong to: class names, row ids and candidate sets in index order.
+    """SHA-256 (hex) of what confidences belong to: class names, row ids and candidate sets, in the order of
+    the rows.
 
     Unlike `datasets.Dataset._fingerprint` it survives saving, reloading and transforms. It is taken over the JSON of
     the class names, one line of JSON per row id, and the (N, K) candidates as bytes 0 / 1, row by row.

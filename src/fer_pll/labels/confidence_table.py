@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..io.atomic import whole_file
 from .candidates import check_candidates, check_votes
 from .revision import RevisionRule, find_rule, response_margin, uniform_confidence
 
@@ -176,7 +176,7 @@ class ConfidenceTable:
             outside = index[(index < 0) | (index >= len(self))][0]
             raise IndexError(
                 f"row index {int(outside)} lies outside the confidence table of {len(self)} rows;"
-                " the table and the column `index` belong to different data sets"
+                " the table belongs to another data set"
             )
         return self.confidence[index]
 
@@ -277,29 +277,18 @@ class ConfidenceTable:
         return self.confidence.argmax(dim=1)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write a safetensors file at once or not at all: a process killed meanwhile leaves the former file as it was.
+        """Write a safetensors file, whole or not at all (see `io.atomic.whole_file`).
 
         Class names, fingerprint and format version are in the file's metadata.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".tmp")
-        save_file(
-            {
-                "confidence": self.confidence,
-                "candidates": self.candidates,
-                "revised_epoch": self.revised_epoch,
-            },
-            unfinished,
-            metadata={
-                "format_version": FORMAT_VERSION,
-                "class_names": json.dumps(self.class_names),
-                "fingerprint": self.fingerprint,
-            },
-        )
-        with open(unfinished, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
+        tensors = {name: getattr(self, name) for name in ("confidence", "candidates", "revised_epoch")}
+        metadata = {
+            "format_version": FORMAT_VERSION,
+            "class_names": json.dumps(self.class_names),
+            "fingerprint": self.fingerprint,
+        }
+        with whole_file(path) as unfinished:
+            save_file(tensors, unfinished, metadata)
 
     @classmethod
     def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:

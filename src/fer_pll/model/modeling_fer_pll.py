@@ -5,6 +5,7 @@ Shapes in comments: B pictures, L patches, V visible patches, K classes, d hidde
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import nn
@@ -363,12 +364,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
         "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
-    push_card: Callable[..., None] | None = None  # where the package is installed, it writes the card
-
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """As in transformers, but a new repository gets our card, not the stock one."""
-        if self.push_card is not None and not kwargs.get("create_pr"):
-            self.push_card(repo_id, **{name: kwargs.get(name) for name in ("token", "private", "revision")})
+        """As in transformers, but from the package a new repository gets our card, not the stock one."""
+        package = __name__.removesuffix(".model.modeling_fer_pll")
+        if package != __name__ and not kwargs.get("create_pr"):  # else this is the copy beside a checkpoint's weights
+            options = {name: kwargs.get(name) for name in ("token", "private", "revision")}
+            import_module(f"{package}.hub.push").push_card(self, repo_id, **options)
         return super().push_to_hub(repo_id, **kwargs)
 
     def save_pretrained(self, save_directory: str, **kwargs):

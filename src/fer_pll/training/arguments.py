@@ -51,7 +51,7 @@ class ImageTrainingArguments(TrainingArguments):
         default=1.0, metadata={"help": "Factor by which the learning rate falls per encoder block towards the input."}
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: `image`, `index` and `candidates` are needed."}
+        default=False, metadata={"help": "Must stay false: `image` and `candidates` are needed."}
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Every parameter takes part in every step, so searching is a waste."}
@@ -78,9 +78,7 @@ class ImageTrainingArguments(TrainingArguments):
                 stacklevel=2,
             )
         if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns must stay false: the trainer needs `image`, `index` and `candidates`."
-            )
+            raise ValueError("remove_unused_columns must stay false: the trainer needs `image` and `candidates`.")
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "

@@ -4,7 +4,6 @@ import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from transformers.integrations import TensorBoardCallback
 from ..model.modeling_fer_pll import FerPllForPreTraining
 from ..plots.pretraining import hog_strokes, plot_predictions
 from .linear_probe import LinearProbe
+from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class PreTrainingMonitor(TrainerCallback):
             targets = model.targets(self.pictures)
         grid = [side // model.config.patch_size for side in self.pictures.shape[2:]]
         step = self.trainer.state.global_step
-        path = Path(self.trainer.args.output_dir) / "pictures" / f"step-{step:07}.png"
+        path = RunFolder(self.trainer.args.output_dir).pictures / f"step-{step:07}.png"
         pictures = (
             model.to_pixels(self.pictures).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
             outputs.mask.unflatten(1, grid).cpu().numpy(),

@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import sort_checkpoints
 
-logger = logging.getLogger(__name__)
+from .run_folder import RunFolder
 
-PROCESSES_NAME = "processes.json"
+logger = logging.getLogger(__name__)
 
 
 def is_complete(checkpoint: str | Path) -> bool:
@@ -23,7 +22,7 @@ def is_complete(checkpoint: str | Path) -> bool:
     `trainer_state.json` is what Trainer writes last, after the files of all processes; a part of it is no JSON.
     """
     try:
-        json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())
+        json.loads(RunFolder(checkpoint).trainer_state.read_text())
     except (OSError, ValueError):
         return False
     return True
@@ -32,7 +31,11 @@ def is_complete(checkpoint: str | Path) -> bool:
 def begin_checkpoint(checkpoint: str | Path) -> None:
     """Make the folder, incomplete: what an earlier run left there does not pass for complete while it is replaced."""
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
-    (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+    RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
+
+
+class NonFiniteLossError(ValueError):
+    """The loss is NaN or infinite; the message says at which step and rows, and where the training can go on."""
 
 
 class SaveError(OSError):
@@ -95,12 +98,12 @@ def check_checkpoint(checkpoint: str | Path) -> None:
 
 def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
     """Write down with how many processes, and what batches, a checkpoint was made."""
-    (Path(checkpoint) / PROCESSES_NAME).write_text(json.dumps(processes))
+    write_json(RunFolder(checkpoint).processes, processes)
 
 
 def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) -> None:
     """Say what is no longer bit-identical when a run goes on with other processes or batches than it began with."""
-    path = Path(checkpoint) / PROCESSES_NAME
+    path = RunFolder(checkpoint).processes
     before = json.loads(path.read_text()) if path.is_file() else processes
     if before == processes:
         return

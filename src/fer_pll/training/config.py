@@ -1,18 +1,17 @@
 """The configurations in `hub_configs`, and the folder that a run writes to."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..io.atomic import write_json
 from ..io.shipped import shipped_config, shipped_names
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .checkpoints import last_checkpoint
-
-SETTINGS_NAME = "settings.json"
+from .run_folder import RunFolder
 
 
 def config_folder(name: str) -> Path:
@@ -73,7 +72,7 @@ def check_output_folder(args: Any) -> None:
             f"--output_dir {folder} already holds files. Choose another folder, continue the run with "
             "--resume_from_checkpoint last, or replace it with --overwrite."
         )
-    if not (folder / SETTINGS_NAME).is_file():
+    if not RunFolder(folder).settings_file.is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
 
 
@@ -87,6 +86,4 @@ def start_run(args: Any, script: Any) -> None:
     folder = Path(args.output_dir)
     if args.overwrite and args.resume_from_checkpoint is None and folder.is_dir():
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = {"script": vars(script), "arguments": args.to_dict()}
-    (folder / SETTINGS_NAME).write_text(json.dumps(settings, indent=2, default=str) + "\n")
+    write_json(RunFolder(folder).settings_file, {"script": vars(script), "arguments": args.to_dict()})

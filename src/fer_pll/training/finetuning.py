@@ -1,6 +1,5 @@
 """What the commands that train a classifier are told of data and model, and what they make of it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,8 +14,9 @@ from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 from .arguments import FerPllTrainingArguments
-from .config import SETTINGS_NAME, config_folder, load_config
+from .config import config_folder, load_config
 from .initialization import initialize
+from .run_folder import RunFolder
 from .trainer import FerPllTrainer
 
 
@@ -142,11 +142,11 @@ class FineTuningOptions:
         Raises:
             ValueError: where the folder has no settings, or others than `fer-pll finetune` writes.
         """
-        path = Path(run) / SETTINGS_NAME
-        if not path.is_file():
-            raise ValueError(f"{run} has no {SETTINGS_NAME}, which fer-pll finetune writes: train it with that.")
+        folder = RunFolder(run)
+        settings = folder.settings
         try:
-            settings = json.loads(path.read_text())
             return cls(**settings["script"]), FerPllTrainingArguments.from_settings(settings["arguments"], **changes)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not what fer-pll finetune writes ({error}): train the run again.") from error
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{folder.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
+            ) from error

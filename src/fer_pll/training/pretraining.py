@@ -107,7 +107,7 @@ class FerPllPreTrainer(StreamTrainer):
         model: a `FerPllForPreTraining` or `FerPllForMomentumContrast`, see `pretraining_model`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image` and `index`, or a `PictureStream`.
+        train_dataset: rows with `image`, or a `PictureStream`.
         probe: tells how good the features are, see `PreTrainingMonitor`.
     """
 

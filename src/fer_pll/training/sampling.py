@@ -26,15 +26,13 @@ class ClassBalancedSampler(Sampler[int]):
 
     Args:
         table: as training begins.
-        positions: (N,) the row of the data set that each row of the table is.
         seed: of the training.
     """
 
-    def __init__(self, table: ConfidenceTable, positions: np.ndarray, seed: int):
+    def __init__(self, table: ConfidenceTable, seed: int):
         inverse = (1 / class_prior(table)).nan_to_num(posinf=0.0)
         weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
         self.cumulative = weights.numpy().cumsum()
-        self.positions = positions
         self.seed = seed
         self.epoch = 0
 
@@ -47,4 +45,4 @@ class ClassBalancedSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         draws = np.random.default_rng((self.seed, self.epoch)).random(len(self)) * self.cumulative[-1]
         rows = self.cumulative.searchsorted(draws, side="right").clip(max=len(self) - 1)
-        return iter(self.positions[rows].tolist())
+        return iter(rows.tolist())

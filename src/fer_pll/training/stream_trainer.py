@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
-from ..data.dataset import REPORT, Unreadable
+from ..data.dataset import Unreadable
 from ..data.streaming.stream import PictureStream, Position
+from ..io.atomic import write_json
 from ..io.errors import DataError
 from .arguments import FerPllPreTrainingArguments
 from .base_trainer import ImageTrainer
+from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class StreamTrainer(ImageTrainer):
 
     def train(self, *args: Any, **kwargs: Any):
         if self.stream is not None:
-            self._report = _Report(Path(self.args.output_dir), self.args.process_index)
+            self._report = _Report(self.run_folder.unreadable(self.args.process_index))
         return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
@@ -109,8 +111,9 @@ class StreamTrainer(ImageTrainer):
         if self.stream is not None:
             progress = {"batches": self._batches, "pass": self._pass, "positions": self._positions}
             state = self._must_stay | progress
-            Path(output_dir).mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
-            (Path(output_dir) / f"stream_{self.args.process_index}.json").write_text(json.dumps(state))
+            path = RunFolder(output_dir).stream(self.args.process_index)
+            path.parent.mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
+            write_json(path, state)
         super()._save_rng_state(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
@@ -120,8 +123,9 @@ class StreamTrainer(ImageTrainer):
 
     def _go_to(self, checkpoint: str) -> None:
         """Set the stream to where it was at a checkpoint."""
-        states = {path.stem: json.loads(path.read_text()) for path in Path(checkpoint).glob("stream_*.json")}
-        state = states.get(f"stream_{self.args.process_index}", {})
+        run = RunFolder(checkpoint)
+        states = {path.name: json.loads(path.read_text()) for path in run.path.glob(run.stream("*").name)}
+        state = states.get(run.stream(self.args.process_index).name, {})
         if all(state.get(name) == value for name, value in self._must_stay.items()):
             self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
             self._batches, self._pass = state["batches"], state["pass"]
@@ -161,9 +165,8 @@ class _EpochOfAStream(TrainerCallback):
 class _Report:
     """The table of what could not be read: each shard and each picture once, over all passes and interruptions."""
 
-    def __init__(self, folder: Path, process: int):
-        name = Path(REPORT)
-        self.path = folder / (f"{name.stem}-{process}{name.suffix}" if process else name)
+    def __init__(self, path: Path):
+        self.path = path
         self.known: set[tuple[str, ...]] = set()
         if self.path.is_file():
             with open(self.path, encoding="utf-8", newline="") as stream:

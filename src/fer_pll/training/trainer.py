@@ -1,10 +1,8 @@
 """Training with candidate sets: a Trainer that carries the confidences of its data set (paper, Algorithm 1)."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, List, Value
@@ -13,6 +11,7 @@ from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, Tr
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
+from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
@@ -22,28 +21,26 @@ from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
 from .methods import METHODS, Batch, Method, MethodOptions
+from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
-
-CONFIDENCE_NAME = "confidence.safetensors"
-METHOD_NAME = "method.pt"
 
 
 def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) -> ConfidenceTable:
-    """The confidences that a training begins with.
+    """The confidences that a training begins with, in the order of the data set.
 
     Args:
-        dataset: the training set with `index`, `row_id`, `candidates` and, for `confidence_init="votes"`, `votes`.
+        dataset: the training set with `candidates` and, for `confidence_init="votes"`, `votes`.
         class_names: of the model, in the order of its outputs.
         confidence_init: `"uniform"`, `"votes"` or `"column"`.
 
     Raises:
-        ValueError: for a missing column, another number of classes than the model's, an empty candidate set, or an
-            `index` that is not 0 .. N-1 with every row once.
+        ValueError: for a missing column, another number of classes than the model's, or an empty candidate set.
     """
-    for column in ("index", "row_id", "candidates"):
-        if column not in dataset.column_names:
-            hint = " (add them with labels.candidates.from_votes)" if column == "candidates" else ""
-            raise ValueError(f"The training set has no column {column!r}{hint}; it has {dataset.column_names}.")
+    if "candidates" not in dataset.column_names:
+        raise ValueError(
+            "The training set has no column 'candidates' (add them with labels.candidates.from_votes); it has "
+            f"{dataset.column_names}."
+        )
     candidates = numpy_column(dataset, "candidates")
     if candidates.ndim != 2 or candidates.shape[1] != len(class_names):
         raise ValueError(
@@ -56,29 +53,19 @@ def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) 
             f"The data set's classes are {', '.join(label.names)}; the model's are {', '.join(class_names)}: the "
             "config's id2label must name the same classes in the same order."
         )
-    index = numpy_column(dataset, "index")
-    if not np.array_equal(np.sort(index), np.arange(len(index))):
-        missing = np.setdiff1d(np.arange(len(index)), index)
-        raise ValueError(
-            f"The column `index` must hold every number from 0 to {len(index) - 1} once; "
-            f"{len(missing)} are missing, the first is {missing[0]}. Number the rows again after filtering."
-        )
-    order = np.argsort(index)
-    in_order = dataset if (np.diff(index) > 0).all() else dataset.select(order)
     starts = {"votes": "votes", "column": "confidence"}
     if confidence_init in starts and starts[confidence_init] not in dataset.column_names:
         raise ValueError(
             f"confidence_init={confidence_init!r} needs the column {starts[confidence_init]!r}; the training set has "
             f"{dataset.column_names}."
         )
-    candidates = candidates[order]
     return ConfidenceTable.from_candidates(
         candidates,
         class_names,
-        dataset_fingerprint(class_names, in_order.select_columns("row_id")["row_id"], candidates),
+        dataset_fingerprint(class_names, row_ids(dataset), candidates),
         confidence_init,
-        votes=numpy_column(in_order, "votes") if confidence_init == "votes" else None,
-        confidence=numpy_column(in_order, "confidence") if confidence_init == "column" else None,
+        votes=numpy_column(dataset, "votes") if confidence_init == "votes" else None,
+        confidence=numpy_column(dataset, "confidence") if confidence_init == "column" else None,
     )
 
 
@@ -155,15 +142,17 @@ class FerPllTrainer(ImageTrainer):
             uniformity loss applies where it has `label_queries`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image`, `index`, `row_id` and `candidates`; `true_label`, where known, is only used
-            to log label recovery.
-        eval_dataset: rows with `image`, `index` and `label`.
+        train_dataset: rows with `image` and `candidates`, in an order that stays the same when the training is
+            resumed; `row_id`, where there is one, names them. `true_label`, where known, is only used to log label
+            recovery.
+        eval_dataset: rows with `image` and `label`.
         method: in the place of `args.loss`: a name in `METHODS`, a subclass of `Method`, or whatever makes one from
             model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
         revision: in the place of `args.revision`: a name in `REVISION_RULES`, or a rule.
 
     Attributes:
-        table: the live `ConfidenceTable`; after a training with `load_best_model_at_end`, that of the best model.
+        table: the live `ConfidenceTable`, in the order of the data set; after a training with
+            `load_best_model_at_end`, that of the best model.
         last_table: the table that the last step left.
         method: the `Method` that trains.
 
@@ -186,13 +175,12 @@ class FerPllTrainer(ImageTrainer):
     ):
         class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
         self.table = start_table(train_dataset, class_names, args.confidence_init)
-        self._positions = numpy_column(train_dataset, "index").argsort()  # of the table's rows in the data set
         if "true_label" in train_dataset.column_names:
-            self.table.set_true_labels(numpy_column(train_dataset, "true_label")[self._positions])
+            self.table.set_true_labels(numpy_column(train_dataset, "true_label"))
         self.table.to(args.device)
         self.balanced_sampler = None
         if args.class_balance == "sampler":
-            self.balanced_sampler = ClassBalancedSampler(self.table, self._positions, args.seed)
+            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed)
         self.method = make_method(model, self.table, args, method, revision)
         warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
         missing = {"labels": "label", "votes": "votes"}
@@ -258,12 +246,13 @@ class FerPllTrainer(ImageTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ):
-        pixel_values, index = inputs["pixel_values"], inputs["index"]
-        if not model.training:  # indices of another data set
+        pixel_values = inputs["pixel_values"]
+        if not model.training:
             outputs = model(pixel_values=pixel_values)
             loss = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["labels"])
             return (loss, outputs) if return_outputs else loss
 
+        index = inputs["index"]
         size = len(index)
         outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])
         everything = torch.ones_like(index, dtype=torch.bool)  # outside of `train`
@@ -323,7 +312,6 @@ class FerPllTrainer(ImageTrainer):
                 model that was loaded.
         """
         table = self.last_table if last else self.table
-        index = torch.from_numpy(numpy_column(self.train_dataset, "index"))
         num_classes = len(table.class_names)
         columns = {
             "confidence": (table.confidence, List(Value("float32"), length=num_classes)),
@@ -335,7 +323,7 @@ class FerPllTrainer(ImageTrainer):
             del columns["initial_candidates"]
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
         for name, (values, feature) in columns.items():
-            values = values.cpu()[index].numpy()
+            values = values.cpu().numpy()
             if values.ndim == 2:
                 values = pa.FixedSizeListArray.from_arrays(values.reshape(-1), num_classes)
             dataset = dataset.add_column(name, values, feature=feature)
@@ -344,15 +332,15 @@ class FerPllTrainer(ImageTrainer):
     def save_confidence(self, folder: str | None = None) -> None:
         """Write the table to `folder` (the output folder where not given) as `confidence.safetensors`."""
         if self.args.should_save:
-            self.table.save(Path(folder or self.args.output_dir) / CONFIDENCE_NAME)
+            self.table.save(RunFolder(folder or self.args.output_dir).confidence)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
-        path = Path(checkpoint) / CONFIDENCE_NAME
-        if not path.is_file():
-            raise ValueError(f"{checkpoint} holds no {CONFIDENCE_NAME}: it is no checkpoint of FerPllTrainer.")
-        ConfidenceTable.check(path, self.table.class_names, self.table.fingerprint)
-        if bool(self.method.state_dict()) != (Path(checkpoint) / METHOD_NAME).is_file():
+        run = RunFolder(checkpoint)
+        if not run.confidence.is_file():
+            raise ValueError(f"{checkpoint} holds no {run.confidence.name}: it is no checkpoint of FerPllTrainer.")
+        ConfidenceTable.check(run.confidence, self.table.class_names, self.table.fingerprint)
+        if bool(self.method.state_dict()) != run.method.is_file():
             raise ValueError(
                 f"{checkpoint} was written with another loss than {self.method.name!r}; resume it with that."
             )
@@ -366,7 +354,7 @@ class FerPllTrainer(ImageTrainer):
         self.save_confidence(checkpoint)
         state = self.method.state_dict()
         if state:
-            torch.save(state, Path(checkpoint) / METHOD_NAME)
+            torch.save(state, RunFolder(checkpoint).method)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -374,7 +362,7 @@ class FerPllTrainer(ImageTrainer):
             self._load_table(checkpoint)
             self.last_table = self.table
             if self.method.state_dict():
-                path = Path(checkpoint) / METHOD_NAME
+                path = RunFolder(checkpoint).method
                 self.method.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
 
     def _load_best_model(self) -> None:
@@ -382,7 +370,7 @@ class FerPllTrainer(ImageTrainer):
         self._load_table(self.state.best_model_checkpoint)
 
     def _load_table(self, checkpoint: str) -> None:
-        path, true_labels = Path(checkpoint) / CONFIDENCE_NAME, self.table.true_labels
+        path, true_labels = RunFolder(checkpoint).confidence, self.table.true_labels
         table = ConfidenceTable.load(path, self.table.class_names, self.table.fingerprint).to(self.args.device)
         table.set_true_labels(true_labels)
         self.table = self.method.table = table

@@ -1,0 +1,31 @@
+"""What names a row, whatever happens to its data set: its `row_id` or, without one, a digest of its image."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset, Image
+
+
+def row_ids(dataset: Dataset) -> Sequence[str]:
+    """N names, in the order of the rows: the column `row_id` or, where there is none, SHA-256 digests of the images.
+
+    A digest is taken over the bytes of the image's file, in the data set or at the path that it names, so that saving
+    and moving the set changes nothing; where there is no file, over the path. No image is decoded. Rows with equal
+    images have equal names.
+    """
+    if "row_id" in dataset.column_names:
+        return dataset.select_columns("row_id").with_format(None)["row_id"]
+    images = dataset.select_columns("image").with_format(None)
+    if isinstance(images.features["image"], Image):
+        images = images.cast_column("image", Image(decode=False))
+    return [_digest(row["image"]) for row in images]
+
+
+def _digest(image: object) -> str:
+    stored = image["bytes"] if isinstance(image, dict) else repr(image).encode()
+    if stored is None:
+        path = Path(image["path"] or "")
+        stored = path.read_bytes() if path.is_file() else os.fsencode(path)
+    return hashlib.sha256(stored).hexdigest()

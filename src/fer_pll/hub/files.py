@@ -1,0 +1,10 @@
+"""Names of the files of a checkpoint that are published with it. `training.run_folder` has those of a whole run."""
+
+CARD_NAME = "README.md"
+TRAINING_NAME = "training.json"  # what the card tells of the training
+PREPROCESSOR_NAME = "preprocessor_config.json"
+
+# In the folder of an evaluation, beside the checkpoint's files:
+METRICS_NAME = "metrics.json"
+PREDICTIONS_NAME = "predictions.csv"  # not published
+CONFUSION_MATRIX_NAME = "confusion_matrix_{}.png"  # of a protocol

@@ -1,0 +1,105 @@
+"""Files and folders that are there whole or not at all, whatever interrupts the writing."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives the name to write to, beside `path`; at the end of the block that file takes the place of `path`.
+
+    Where the block raises, or the process is killed, `path` is what it was before. The name keeps the ending, which
+    many writers go by. A killed process leaves it behind, and the next writing of `path` begins it anew. The folder is
+    made where there is none. Permissions follow the umask.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    target = Path(path).resolve()  # through a symbolic link: the rename must stay on one file system
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".partial-{target.name}")
+    unfinished.unlink(missing_ok=True)
+    try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # some writers make a file of their own, readable by its owner only
+        yield unfinished
+        unfinished.chmod(mode)
+        put_in_place(unfinished, target)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Gives the name of a folder to make, beside `path`; at the end of the block it takes the place of `path`.
+
+    A folder that is there is moved aside just before and deleted just after, so that a failure at any moment loses
+    neither. What a killed process leaves beside `path` begins with `.NAME.partial-`.
+
+    Args:
+        path: the folder; one that is there and not empty is replaced with `overwrite` only.
+        overwrite: see `path`. What may be lost is for the caller to check.
+
+    Raises:
+        FileExistsError: `path` is a file, or holds something while `overwrite` is off.
+        OSError: the folder cannot be written.
+    """
+    target = Path(path).resolve()
+    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
+        raise FileExistsError(f"{target} is there already")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
+    new, former = workspace / "new", workspace / "former"
+    try:
+        yield new
+        for folder, _, names in os.walk(new):
+            for name in names:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        if target.exists():
+            target.rename(former)
+        try:
+            new.rename(target)
+        except BaseException:
+            if former.exists():
+                former.rename(target)
+            raise
+        _sync(target.parent)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all (see `whole_file`)."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all (see `whole_file`). What JSON does not know becomes a string."""
+    write_text(path, json.dumps(value, indent=indent, default=str) + "\n")
+
+
+def put_in_place(unfinished: Path, target: Path) -> None:
+    """Rename a finished file to `target`, in the same folder, once its contents are on the disk."""
+    _sync(unfinished)
+    unfinished.replace(target)
+    _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":  # which cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

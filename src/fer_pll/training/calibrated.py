@@ -1,0 +1,91 @@
+"""A trained classifier with calibrated probabilities, saved as a checkpoint of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import CONFIG_NAME
+
+from ..data.dataset import load_dataset, numpy_column
+from ..data.splits import HELD_OUT
+from ..hub.card import training_record
+from ..inference.loading import load_weights
+from ..inference.predictions import predict_logits
+from ..io.atomic import whole_folder, write_json
+from ..labels.confidence_table import ConfidenceTable
+from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
+from ..metrics.classification import expected_calibration_error
+from ..model.image_processing_fer_pll import FerPllImageProcessor
+from ..model.modeling_fer_pll import FerPllForImageClassification
+from .run_folder import RunFolder
+
+
+def calibrate(
+    checkpoint: str | Path,
+    data: str | Path,
+    out: str | Path,
+    split: str = HELD_OUT,
+    balance: float = 0.0,
+    half: bool = False,
+) -> dict[str, Any]:
+    """Fit a temperature on rows that a classifier was not trained on, and fold it into its output rows.
+
+    Args:
+        checkpoint: output folder of `fer-pll finetune`.
+        data: folder of the prepared data set; its classes are the model's.
+        out: new folder for the calibrated checkpoint.
+        split: to fit the temperature on.
+        balance: tau >= 0; first each class's logit is lowered by tau times the log of its share in the run's
+            confidences, see `metrics.calibration.fold_balance`.
+        half: save the weights in float16; they are loaded as float32 all the same.
+
+    Returns:
+        `balance`, `rows` (that have a label), `temperature`, and `ece_before` and `ece_after`, the calibration error
+        on these rows, as shares.
+
+    Raises:
+        ValueError: checkpoint or data cannot be read or have other classes, no row has a label, `out` holds files.
+    """
+    out = Path(out)
+    if balance < 0:
+        raise ValueError(f"--balance {balance} must not be negative.")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} holds files already: choose another folder.")
+
+    dataset = load_dataset(data, split)
+    model = load_weights(FerPllForImageClassification, str(checkpoint), dtype=torch.float32).eval()
+    image_processor = FerPllImageProcessor.from_pretrained(checkpoint)
+    names, of_model = dataset.features["label"].names, list(model.config.id2label.values())
+    if names != of_model:
+        raise ValueError(f"{data} has the classes {', '.join(names)}, the model {', '.join(of_model)}.")
+    labels = numpy_column(dataset, "label")
+    dataset, labels = dataset.select((labels >= 0).nonzero()[0]), labels[labels >= 0]
+
+    run = RunFolder(checkpoint)
+    if balance:
+        confidence = ConfidenceTable.load(run.confidence, names).confidence
+        fold_balance(model, confidence.double().mean(dim=0), balance)
+    logits = predict_logits(model, image_processor, dataset)
+    temperature = fit_temperature(logits, labels)
+    before, after = (
+        expected_calibration_error((logits / divisor).softmax(dim=1), labels) for divisor in (1.0, temperature)
+    )
+    fold_temperature(model, temperature)
+    if half:
+        model.half()
+    calibration = {
+        "balance": balance,
+        "rows": len(labels),
+        "temperature": temperature,
+        "ece_before": before,
+        "ece_after": after,
+    }
+    record = json.loads(run.training.read_text()) if run.training.is_file() else training_record({})
+    with whole_folder(out) as folder:
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+        config = json.loads((folder / CONFIG_NAME).read_text())
+        write_json(folder / CONFIG_NAME, config | {"dtype": "float32"})  # what from_pretrained loads the weights as
+        write_json(RunFolder(folder).training, record | {"calibration": calibration})
+    return calibration

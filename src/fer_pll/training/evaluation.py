@@ -1,0 +1,135 @@
+"""A checkpoint judged on a prepared data set: metrics for each protocol, predictions, figures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from ..data.dataset import load_dataset, numpy_column
+from ..data.provenance import Provenance
+from ..data.row_ids import row_ids
+from ..hub.card import weights_digest
+from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
+from ..inference.loading import load_weights
+from ..inference.predictions import predict_logits
+from ..io.atomic import whole_file, write_json
+from ..labels.expressions import canonical_name
+from ..metrics.classification import classification_report
+from ..plots.confusion_matrix import plot_confusion_matrix
+from ..plots.curves import plot_training_curves
+from .run_folder import RunFolder
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | Path,
+    split: str = "validation",
+    out: str | Path | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+) -> dict[str, Any]:
+    """Judge a classifier on one split of a prepared data set.
+
+    Classes are matched by name. Rows of a class that the model does not know are left out, and so, in the choice
+    between classes, are those that the data set does not have.
+
+    Args:
+        checkpoint: folder or Hub name of a classifier.
+        data: folder of the prepared data set.
+        split: which of its splits.
+        out: folder for metrics.json, predictions.csv and figures; in the checkpoint's, `evaluation-SPLIT`, where not
+            given. Below the checkpoint's folder, they are found by its model card.
+        batch_size: images at a time.
+        device: `"cpu"`, `"cuda"`, ...; the GPU, where there is one, where not given.
+
+    Returns:
+        what metrics.json holds: `data` (its provenance), `split`, `classes` (K names), `rows_left_out`, and under
+        `protocols`, for `all` and, where the data set says which rows these are, `majority`: `rows`, `accuracy`,
+        `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
+
+    Raises:
+        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
+    """
+    dataset = load_dataset(data, split)
+    model = load_weights(AutoModelForImageClassification, str(checkpoint))
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+    of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
+    of_data = [canonical_name(name) for name in dataset.features["label"].names]
+    names = shared_classes(of_model, of_data)
+    probabilities = predict_logits(model, image_processor, dataset, batch_size).softmax(dim=1).numpy()
+    given = numpy_column(dataset, "label")
+    labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
+    defined = labels >= 0
+    if not defined.any():
+        raise ValueError(f"{data}: split {split!r} has no row of a class that the checkpoint knows.")
+
+    folder = Path(out or RunFolder(checkpoint).evaluation(split))
+    predictions = pd.DataFrame(probabilities, columns=of_model)
+    predictions.insert(0, "row_id", row_ids(dataset)[:])
+    predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
+    predictions.insert(2, "predicted", [of_model[label] for label in probabilities.argmax(axis=1)])
+    with whole_file(folder / PREDICTIONS_NAME) as unfinished:
+        predictions.to_csv(unfinished, index=False, float_format="%.6f")
+
+    probabilities = probabilities[:, [of_model.index(name) for name in names]]
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    protocols = {"all": defined}
+    if "majority" in dataset.column_names:
+        protocols["majority"] = defined & numpy_column(dataset, "majority")
+    results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()}
+    provenance = Provenance.from_dataset(dataset) or Provenance(split=split)
+    if not (provenance.name or provenance.hub_id or provenance.parts):
+        provenance = replace(provenance, name=Path(data).resolve().name)
+    # For the model card, which is published: no paths, and the digest says whose figures these are.
+    report = {
+        "weights": weights_digest(checkpoint),
+        "data": provenance.to_dict(),
+        "split": split,
+        "classes": names,
+        "classes_of_the_data_only": [name for name in of_data if name not in names],
+        "classes_of_the_model_only": [name for name in of_model if name not in names],
+        "rows_left_out": int((~defined).sum()),
+        "protocols": results,
+    }
+    write_json(folder / METRICS_NAME, report)
+    for name, metrics in results.items():
+        title = f"{split}, protocol {name}: {metrics['accuracy']:.1%} of {metrics['rows']:,} images"
+        plot_confusion_matrix(metrics["confusion_matrix"], names, folder / CONFUSION_MATRIX_NAME.format(name), title)
+    state = RunFolder(checkpoint).trainer_state
+    if state.is_file():
+        plot_training_curves(json.loads(state.read_text())["log_history"], RunFolder(folder).training_curves)
+    return report
+
+
+def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
+    """Names of the classes that both know, in the order of the model.
+
+    Raises:
+        ValueError: where there are fewer than two.
+    """
+    shared = [name for name in of_model if name in of_data]
+    if len(shared) < 2:
+        raise ValueError(
+            f"The checkpoint has the classes {', '.join(of_model)}; the data set has {', '.join(of_data)}: judging "
+            "needs two in common. Name them alike in the config's id2label and in the data set."
+        )
+    return shared
+
+
+def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """All metrics of one protocol, ready for JSON.
+
+    Args:
+        probabilities: (N, K), rows sum to 1.
+        labels: (N,), all defined.
+        names: K names.
+    """
+    metrics = classification_report(probabilities, labels)
+    metrics["per_class_recall"] = dict(zip(names, metrics["per_class_recall"], strict=True))
+    return {"rows": len(labels), **metrics}

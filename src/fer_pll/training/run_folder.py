@@ -1,0 +1,137 @@
+"""The folder that a run writes to: every file in it by name, and what they say together."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..data.dataset import REPORT, load_dataset
+from ..data.row_ids import row_ids
+from ..hub.card import read_evaluations
+from ..hub.files import CARD_NAME, TRAINING_NAME
+from ..labels.candidates import dataset_fingerprint
+from ..labels.confidence_table import ConfidenceTable
+
+
+class RunFolder:
+    """The output folder of a pre-training or fine-tuning, or a checkpoint in it.
+
+    The attributes are paths; not every run has all of these files.
+
+    Args:
+        path: the folder; it need not exist yet.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path = Path(path)
+        # what the run was told, and what it was
+        self.settings_file = path / "settings.json"
+        self.training = path / TRAINING_NAME
+        self.card = path / CARD_NAME
+        self.trainer_state = path / TRAINER_STATE_NAME  # the log; in a checkpoint it is written last
+        # what was learned, beside the files of the model
+        self.confidence = path / "confidence.safetensors"
+        self.method = path / "method.pt"  # what a method needs to be resumed
+        self.processes = path / "processes.json"  # how many a checkpoint was written by
+        # figures
+        self.candidate_sets = path / "candidate_sets.png"
+        self.training_curves = path / "training_curves.png"
+        self.pictures = path / "pictures"  # what a pre-training predicts, by step
+        # troubles
+        self.non_finite_loss = path / "non_finite_loss.json"
+        # cross-validation
+        self.out_of_fold = path / "out_of_fold"  # of an audit, in the folder of the run
+        self.out_of_fold_predictions = path / "out_of_fold.safetensors"
+
+    def checkpoint(self, step: int) -> "RunFolder":
+        """The checkpoint of a step."""
+        return RunFolder(self.path / f"checkpoint-{step}")
+
+    def fold(self, number: int, num_folds: int) -> Path:
+        """Predictions for one of several parts, counted from 1."""
+        return self.path / f"fold-{number}-of-{num_folds}.safetensors"
+
+    def stream(self, process: int | str) -> Path:
+        """How far a process has read its stream; of `"*"`, a pattern for all of them."""
+        return self.path / f"stream_{process}.json"
+
+    def unreadable(self, process: int) -> Path:
+        """What a process could not read of a stream."""
+        name = Path(REPORT)
+        return self.path / (f"{name.stem}-{process}{name.suffix}" if process else name)
+
+    def evaluation(self, split: str) -> Path:
+        """Folder of an evaluation on a split, unless it is told to write elsewhere."""
+        return self.path / f"evaluation-{split}"
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Reports of the evaluations of these very weights, see `hub.card.read_evaluations`."""
+        return read_evaluations(self.path)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the run was started with: `script` (data, model) and `arguments` (of the trainer).
+
+        Raises:
+            ValueError: they are not there, or damaged.
+        """
+        if not self.settings_file.is_file():
+            raise ValueError(
+                f"{self.path} has no {self.settings_file.name}, which `fer-pll finetune` writes: train it with that."
+            )
+        try:
+            settings = json.loads(self.settings_file.read_text())
+            return {"script": dict(settings["script"]), "arguments": dict(settings["arguments"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
+            ) from error
+
+    def table_and_rows(self, data: str | os.PathLike | None = None) -> tuple[ConfidenceTable, Dataset]:
+        """The confidences that the run left, and the N rows of its training set, in the same order.
+
+        Args:
+            data: folder of the prepared data set; where not given, what the run's settings name.
+
+        Raises:
+            ValueError: no confidences, no data set, or not the data set of the run.
+        """
+        if not self.confidence.is_file():
+            raise ValueError(
+                f"{self.path} holds no {self.confidence.name}: name the output folder of `fer-pll finetune`, once its "
+                "training is through."
+            )
+        if data is None:
+            data = self.settings["script"].get("data") if self.settings_file.is_file() else None
+            if data is None or not Path(data).is_dir():
+                which = f"the data set of {self.path}, {data}, is not there"
+                where = which if data else f"{self.path} does not say what data it had"
+                raise ValueError(f"{where}: name its folder with --data.")
+        table = ConfidenceTable.load(self.confidence)
+        return table, training_rows(table, data, str(self.path))
+
+
+def training_rows(table: ConfidenceTable, data: str | os.PathLike, whose: str) -> Dataset:
+    """The N rows that a table of confidences belongs to, in its order.
+
+    Args:
+        table: the confidences.
+        data: folder of the prepared data set.
+        whose: the confidences are, for the message.
+
+    Raises:
+        ValueError: it is another data set.
+    """
+    rows = load_dataset(data, "train")
+    names = rows.features["label"].names
+    same = tuple(names) == table.class_names and len(rows) == len(table)
+    if not same or dataset_fingerprint(names, row_ids(rows), table.candidates.numpy()) != table.fingerprint:
+        raise ValueError(
+            f"{data} is not the data set that {whose} was trained on: {len(rows):,} rows of {', '.join(names)}; the "
+            f"run has {len(table):,} of {', '.join(table.class_names)}, with other classes, row_ids or another order. "
+            "Name the right one, or train again."
+        )
+    return rows

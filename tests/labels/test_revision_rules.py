@@ -604,6 +604,15 @@ def test_each_rule_tells_what_it_did(rule, chosen, sentence):
     assert find_rule(rule).sentence(chosen, NUMBERS) == sentence
 
 
+@pytest.mark.parametrize("rule", [*REVISION_RULES, OWN], ids=str)
+def test_a_rule_that_never_came_to_revise_says_so(rule):
+    """As with a warm-up that is longer than the training."""
+    for reversible in (False, True):
+        chosen = {"revision_warmup_epochs": 9, "reversible": reversible}
+        sentence = find_rule(rule).sentence(chosen, NUMBERS | {"revised": 0})
+        assert any(text in sentence for text in (": 0.", "before any image was revised.", "were not revised during"))
+
+
 def test_names_of_the_version_before_are_read_with_a_warning():
     for setting, before, now in (
         ("loss", "softmax", "cross_entropy"),

@@ -183,12 +183,21 @@ def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, 
     return describe
 
 
+def describe_each_visit(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any], what: str) -> str:
+    """The sentence of a rule that revises whenever an image is seen; `what` it then does, without a period.
+
+    Arguments as of `RevisionRule.sentence`.
+    """
+    never = "" if candidate_sets["revised"] else " The training ended before any image was revised."
+    return f"Each time the image is seen{_from_epoch(settings)}, {what}.{never}"
+
+
 def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
     becomes = "becomes its confidences"
     if settings.get(MOMENTUM.name):
         others = "equal shares" if settings.get("reversible") else "the former ones"
         becomes = f"makes up {100 - 100 * settings[MOMENTUM.name]:.0f} % of its new confidences, {others} the rest"
-    return f"Each time the image is seen{_from_epoch(settings)}, the softmax over its candidates {becomes}."
+    return describe_each_visit(settings, candidate_sets, f"the softmax over its candidates {becomes}")
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:

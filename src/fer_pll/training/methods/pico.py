@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
 from ...labels.losses import pll_loss, supervised_contrastive_loss
-from ...labels.revision import RevisionRule, response_margin
+from ...labels.revision import RevisionRule, describe_each_visit, response_margin
 from .base import Batch, Method
 
 HEAD = "contrastive_head"
 
 
 def _describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
-    warmup = settings.get("revision_warmup_epochs")
-    when = f", from epoch {warmup:g} on" if warmup else ""
-    return f"Each time the image is seen{when}, they move towards the candidate whose prototype is nearest."
+    return describe_each_visit(settings, candidate_sets, "they move towards the candidate whose prototype is nearest")
 
 
 class PiCO(Method):

@@ -1,6 +1,6 @@
 # The public names, each with its module: the one list that type checkers and `fer_pll/__init__.py` read.
 
-from .audit.report import LabelAudit as LabelAudit
+from .audit.label_audit import LabelAudit as LabelAudit
 from .audit.report import run_audit as run_audit
 from .data.candidate_sets import add_candidates as add_candidates
 from .data.dataset import load_dataset as load_dataset

@@ -19,8 +19,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from conftest import CLASSES, make_dataset
 from fer_pll import ConfidenceTable
+from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.page import write_page
-from fer_pll.audit.report import LabelAudit
 from fer_pll.data.corrections import apply_corrections
 from fer_pll.labels.candidates import dataset_fingerprint
 

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 import fer_pll_cli
 from conftest import CLASSES, make_dataset
 from fer_pll import ConfidenceTable, FerPllConfig, FerPllImageProcessor, FerPllTrainingArguments
+from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.out_of_fold import out_of_fold
-from fer_pll.audit.report import LabelAudit, read_run
+from fer_pll.audit.report import read_run
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.config import start_run

@@ -7,9 +7,6 @@ from numpy.typing import ArrayLike
 from scipy.special import gammaln
 from sklearn.metrics import average_precision_score
 
-STRUCK_OUT = 0.01
-"""A candidate counts as struck out where its confidence is below this."""
-
 _CLARITY = 4  # how much a row tells of the errors, by the exponent of its most probable class
 _ROUNDS = 12  # with more, the weights of the classes follow the chance of small sets
 _CONCENTRATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -15,16 +14,14 @@ from PIL import Image as PILImage
 from PIL import ImageOps
 
 from ..io.images import open_picture
-
-if TYPE_CHECKING:
-    from .report import LabelAudit
+from .label_audit import LabelAudit
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL = 96  # pixels, the longest side
 SHEET_COLUMNS = 8  # a sheet of thumbnails has as many rows: one file for 64 saves the head of each
 
 
-def write_page(audit: "LabelAudit", images: Dataset | None, title: str, max_rows: int) -> str:
+def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: int) -> str:
     """The page as HTML. Whatever comes from the data is in JSON without `<`, and the page puts it in as text only.
 
     Args:
@@ -50,7 +47,7 @@ def write_page(audit: "LabelAudit", images: Dataset | None, title: str, max_rows
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
-def _payload(audit: "LabelAudit", title: str, shown: np.ndarray, side: int) -> str:
+def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int) -> str:
     """What the page is told, as JSON: a list for each column; tables row after row, shares in thousandths."""
 
     def thousandths(values: np.ndarray) -> list[int]:

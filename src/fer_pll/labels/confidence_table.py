@@ -21,6 +21,9 @@ from .revision import RevisionRule, find_rule, response_margin, uniform_confiden
 FORMAT_VERSION = "1"
 _CHUNK_ROWS = 65_536  # what goes over all rows takes as many at a time, so as to need no second table
 
+STRUCK_OUT = 0.01
+"""A candidate counts as struck out where its confidence is below this."""
+
 
 class Revision(NamedTuple):
     """What one call of `ConfidenceTable.revise` did to the B rows of its batch.

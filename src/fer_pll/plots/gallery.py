@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
-from ..audit.label_quality import STRUCK_OUT
+from ..labels.confidence_table import STRUCK_OUT
 from .style import BLUE, FAINT, GREEN, MUTED, RED
 
 

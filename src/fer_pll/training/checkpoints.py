@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers.trainer_utils import sort_checkpoints
 
+from ..io.atomic import write_json
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -153,7 +153,7 @@ def test_statuses(capsys):
     assert fer_pll_cli.status(lambda argv: None, []) == 0 and fer_pll_cli.status(lambda argv: 130, []) == 130
     assert fails(ValueError("two\nlines")) == 1
     assert capsys.readouterr().err == "error: two lines\n"
-    for name in ("hub.push.PushError", "training.checkpoints.SaveError", "training.base_trainer.NonFiniteLossError",
+    for name in ("hub.push.PushError", "training.checkpoints.SaveError", "training.checkpoints.NonFiniteLossError",
                  "io.errors.MissingExtra", "io.errors.DataError"):  # fmt: skip
         module, _, error = name.rpartition(".")
         assert fails(getattr(import_module(f"fer_pll.{module}"), error)("why")) == 1

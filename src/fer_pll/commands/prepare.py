@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import datasets
 from datasets import DatasetDict
 
+import fer_pll_cli
+
 from ..data.dataset import numpy_column
 from ..data.prepare import prepare
 from ..data.provenance import Provenance
@@ -143,12 +145,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         dataset = prepare(**options, report=said.append)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on with the images that are left", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt("interrupted; the same command goes on with the images that are left") from None
     print("\n".join([summary(dataset), *said, f"saved in {options['out']}"]))
 
 
 if __name__ == "__main__":
-    import fer_pll_cli
-
     fer_pll_cli.run(main)

@@ -1,4 +1,4 @@
-"""Small real data and models for the tests: 16 px grey pictures whose brightness pattern tells the class."""
+"""Small real data and models for the tests: 16 px gray images whose brightness pattern tells the class."""
 
 import numpy as np
 import pytest
@@ -18,16 +18,16 @@ from fer_pll import (
 CLASSES = ["left", "right", "top", "bottom"]
 
 
-def make_pictures(labels: np.ndarray, seed: int) -> list[PILImage.Image]:
+def make_images(labels: np.ndarray, seed: int) -> list[PILImage.Image]:
     """A bright half per class on noise."""
     rng = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for label in labels:
         pixels = rng.integers(0, 60, (16, 16))
         half = [np.s_[:, :8], np.s_[:, 8:], np.s_[:8], np.s_[8:]][label]
         pixels[half] += 100
-        pictures.append(PILImage.fromarray(pixels.astype(np.uint8)))
-    return pictures
+        images.append(PILImage.fromarray(pixels.astype(np.uint8)))
+    return images
 
 
 def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
@@ -47,7 +47,7 @@ def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
         candidates=List(Value("bool"), length=4),
     )
     columns = {
-        "image": make_pictures(truth, seed),
+        "image": make_images(truth, seed),
         "row_id": [f"row:{i}" for i in range(num_rows)],
         "votes": votes.tolist(),
         "label": truth.tolist(),

@@ -101,16 +101,16 @@ def test_card_and_readme_say_what_was_measured_of_these_weights():
 @pytest.mark.long
 def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
     rng = np.random.default_rng(0)
-    rows = [(usage, picture) for usage, count in (("Training", 64), ("PublicTest", 16)) for picture in range(count)]
+    rows = [(usage, image) for usage, count in (("Training", 64), ("PublicTest", 16)) for image in range(count)]
     (tmp_path / "raw").mkdir()
     with (
-        open(tmp_path / "raw" / "fer2013.csv", "w") as pictures,
+        open(tmp_path / "raw" / "fer2013.csv", "w") as images,
         open(tmp_path / "raw" / "fer2013new.csv", "w") as votes,
     ):
-        print("emotion,pixels,Usage", file=pictures)
+        print("emotion,pixels,Usage", file=images)
         print("Usage,Image name," + ",".join((*EXPRESSIONS, "unknown", "NF")), file=votes)
         for usage, number in rows:
-            print(f"0,{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}", file=pictures)
+            print(f"0,{' '.join(map(str, rng.integers(0, 256, 48 * 48)))},{usage}", file=images)
             counts = np.zeros(8, dtype=int)
             counts[rng.permutation(8)[:2]] = 8 - number % 4, 2 + number % 4  # one in four is no majority
             print(",".join([usage, f"{usage}{number}.png", *map(str, counts), "0", "0"]), file=votes)

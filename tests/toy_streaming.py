@@ -1,4 +1,4 @@
-"""Shards of small pictures, and a pre-training on them, for tests that need processes of their own.
+"""Shards of small images, and a pre-training on them, for tests that need processes of their own.
 
 python toy_streaming.py OUT SCENARIOS, where SCENARIOS is JSON: {name: [data, settings, checkpoint]}; each process
 writes what it saw to OUT/NAME-rank.pt.
@@ -15,9 +15,9 @@ import torch
 from datasets import Dataset, Features, Image, Value
 from transformers import set_seed
 
-from conftest import make_pictures
+from conftest import make_images
 from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
-from fer_pll.data.streaming.stream import PictureStream
+from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
 from toy_training import CONFIG
@@ -36,11 +36,11 @@ DEFAULTS = {
 
 
 def encoded(count: int, seed: int) -> list[bytes]:
-    """PNG files of 16 px pictures, all different."""
+    """PNG files of 16 px images, all different."""
     files = []
-    for picture in make_pictures(np.arange(count) % 4, seed):
+    for image in make_images(np.arange(count) % 4, seed):
         file = io.BytesIO()
-        picture.save(file, "PNG")
+        image.save(file, "PNG")
         files.append(file.getvalue())
     return files
 
@@ -54,10 +54,10 @@ def write_parquet(path: Path, files: list[bytes]) -> None:
 
 
 def write_tar(path: Path, files: list[bytes], mode: str = "w") -> None:
-    """As a WebDataset, with a mask and a description beside each picture."""
+    """As a WebDataset, with a mask and a description beside each image."""
     with tarfile.open(path, mode) as archive:
         for number, file in enumerate(files):
-            for ending, contents in (("png", file), ("mask.png", b"no picture"), ("json", b"{}")):
+            for ending, contents in (("png", file), ("mask.png", b"no image"), ("json", b"{}")):
                 member = tarfile.TarInfo(f"faces/{number:04}.{ending}")
                 member.size = len(contents)
                 archive.addfile(member, io.BytesIO(contents))
@@ -71,7 +71,7 @@ def write_folder(folder: Path, files: list[bytes]) -> None:
 
 
 def write_shards(folder: Path) -> Path:
-    """Four shards: two Parquet files, a tar file, a folder; 20 + 9 + 12 + 7 pictures."""
+    """Four shards: two Parquet files, a tar file, a folder; 20 + 9 + 12 + 7 images."""
     folder.mkdir(parents=True)
     write_parquet(folder / "a.parquet", encoded(20, 1))
     write_parquet(folder / "b.parquet", encoded(9, 2))
@@ -81,7 +81,7 @@ def write_shards(folder: Path) -> Path:
 
 
 class WatchedTrainer(FerPllPreTrainer):
-    """Notes pass, index and pixels, as augmented, of each picture that is trained on."""
+    """Notes pass, index and pixels, as augmented, of each image that is trained on."""
 
     def _prepare_inputs(self, inputs):
         epochs = inputs["epoch"].tolist()
@@ -98,7 +98,7 @@ def make_trainer(folder: Path, data: list[str], settings: dict) -> WatchedTraine
         FerPllForPreTraining(FerPllConfig(**CONFIG)),
         args,
         processing_class=FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25]),
-        train_dataset=PictureStream(data, args.shuffle_buffer, args.seed, args.process_index, args.world_size),
+        train_dataset=ImageStream(data, args.shuffle_buffer, args.seed, args.process_index, args.world_size),
     )
     trainer.seen = []
     return trainer

@@ -2,7 +2,7 @@
 
     python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default -- --bf16 true
 
-Pre-trains on the pictures of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
+Pre-trains on the images of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
 rest, judges on PublicTest, and copies weights in float16, configuration, card and figures to --to. The test split,
 PrivateTest, is not looked at. What is done already is not done again, and a training that was cut off goes on.
 Settings are those of hub_configs/fer-pll-tiny-ferplus; options after `--` go to both trainings and must not change
@@ -72,13 +72,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args, options = parser.parse_args(argv[:at]), argv[at + 1 :]
 
-    pictures, data, calibrated = args.out / "pictures", args.out / "data", args.out / "calibrated"
-    if not pictures.is_dir():
-        run(prepare, "ferplus", args.ferplus, "--out", pictures)
+    images, data, calibrated = args.out / "pictures", args.out / "data", args.out / "calibrated"
+    if not images.is_dir():
+        run(prepare, "ferplus", args.ferplus, "--out", images)
     if not data.is_dir():
         run(prepare, "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
     common = ("--config", "fer-pll-tiny-ferplus", *options)
-    train(pretrain, args.out / "pretrain", *common, "--data", pictures)
+    train(pretrain, args.out / "pretrain", *common, "--data", images)
     train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
     if calibrated.is_dir():
         shutil.rmtree(calibrated)

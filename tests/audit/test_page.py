@@ -121,7 +121,7 @@ def status(browser) -> str:
     return browser.find_element(By.ID, "status").text
 
 
-def test_rows_show_picture_votes_and_candidates_with_the_struck_out_ones_marked(opened, audit, rows):
+def test_rows_show_image_votes_and_candidates_with_the_struck_out_ones_marked(opened, audit, rows):
     assert in_view(opened) == [audit.row_ids[i] for i in audit.order]
     assert len(shown(opened)) < 20  # of 200: only those in sight
     for place, row in enumerate(shown(opened)[:4]):
@@ -138,7 +138,7 @@ def test_rows_show_picture_votes_and_candidates_with_the_struck_out_ones_marked(
         assert {*alive, *struck} == {CLASSES[k] for k in np.flatnonzero(audit.table.candidates[i])}
         votes = [int(bar.text or 0) for bar in row.find_elements(By.CSS_SELECTOR, ".bar.votes")]
         assert votes == audit.votes[i].tolist()
-        # The picture is this row's: its bright half tells the class.
+        # The image is this row's: its bright half tells the class.
         face = row.find_element(By.CLASS_NAME, "face").screenshot_as_png
         pixels = np.asarray(Image.open(io.BytesIO(face)).convert("L").resize((120, 120)), dtype=float)
         halves = [pixels[:, :60], pixels[:, 60:], pixels[:60], pixels[60:]]
@@ -205,7 +205,7 @@ def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, a
         assert list(csv.reader(file)) == [["row_id", "mark", "label"], *expected]
     corrected, report = apply_corrections(DatasetDict(train=rows), path)
     path.unlink()
-    assert "3 relabelled, 2 dropped, 1 kept" in report
+    assert "3 relabeled, 2 dropped, 1 kept" in report
     labels = dict(zip(corrected["train"]["row_id"], corrected["train"]["label"], strict=True))
     assert len(labels) == 198 and labels[first[2]] == CLASSES.index("bottom")
 
@@ -286,7 +286,7 @@ def test_the_page_shows_the_most_suspicious_rows_of_a_large_set(audit, rows):
     sheets = re.findall(r'<script type="text/plain" id="sheet-(\d+)">([^<]*)</script>', html)
     assert [number for number, _ in sheets] == ["0", "1"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(sheet))).size for _, sheet in sheets]
-    assert sizes == [(128, 128), (128, 16)]  # 16 px a picture, eight in a line
+    assert sizes == [(128, 128), (128, 16)]  # 16 px an image, eight in a line
     assert '"total":200' in html and audit.row_ids[audit.order[69]] in html
 
 

@@ -235,10 +235,10 @@ def broken(workspace, folder, how):
     elif how == "another order":
         rows = rows.select(range(ROWS)[::-1])
         said = "is not the data set that"
-    elif how == "missing picture":
+    elif how == "missing image":
         image = rows.features["image"]
         rows = rows.remove_columns("image").add_column("image", [None] * ROWS, feature=image)
-        said = "row row:0: its picture is missing"
+        said = "row row:0: its image is missing"
     save_dataset(DatasetDict(train=rows), folder / "data")
     return ["run", "--data", "data"], said
 
@@ -247,7 +247,7 @@ def broken(workspace, folder, how):
     "how",
     [
         *("no confidences", "no data", "damaged", "no settings", "too many folds", "ending"),
-        *("other rows", "other row_ids", "another order", "missing picture"),
+        *("other rows", "other row_ids", "another order", "missing image"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(workspace, tmp_path, monkeypatch, capsys, how):

@@ -29,8 +29,8 @@ def source(tmp_path):
     folder = tmp_path / "raw"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    pictures, votes = "emotion,pixels,Usage\n", HEADER
-    # one picture on two training rows; one row without a face
+    images, votes = "emotion,pixels,Usage\n", HEADER
+    # one image on two training rows; one row without a face
     for usage, seed, counts in (
         ("Training", 0, "0,10,0,0,0,0,0,0,0,0"),
         ("Training", 0, "0,10,0,0,0,0,0,0,0,0"),
@@ -39,9 +39,9 @@ def source(tmp_path):
         ("PublicTest", 3, "0,0,0,9,0,0,0,0,1,0"),
     ):
         pixels = np.random.default_rng(seed).integers(0, 256, 48 * 48)
-        pictures += f"{rng.integers(7)},{' '.join(map(str, pixels))},{usage}\n"
+        images += f"{rng.integers(7)},{' '.join(map(str, pixels))},{usage}\n"
         votes += f"{usage},fer.png,{counts}\n"
-    (folder / "fer2013.csv").write_text(pictures)
+    (folder / "fer2013.csv").write_text(images)
     (folder / "fer2013new.csv").write_text(votes)
     return folder
 
@@ -61,7 +61,7 @@ def test_as_a_process_of_its_own(source, tmp_path):
     assert ["sadness", "0", "1"] in lines
     assert ["in", "majority", "1", "1"] in lines
     assert "2 of 4 rows; dropped: 1 not in protocol all" in run.stdout
-    assert "1 copy of an earlier training picture" in run.stdout
+    assert "1 copy of an earlier training image" in run.stdout
     assert run.stdout.endswith("saved in data/set\n")
 
 
@@ -194,7 +194,7 @@ def test_a_source_of_ones_own(tmp_path, monkeypatch):
     """A file and a name are all that a data set takes."""
 
     class Dots(Source):
-        name, summary = "dots", "grey dots"
+        name, summary = "dots", "gray dots"
 
         def add_arguments(self, parser):
             parser.add_argument("--number", type=int, default=3)
@@ -255,7 +255,7 @@ def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, ca
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
     main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)])
-    assert "1 relabelled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
+    assert "1 relabeled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
     after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]
     assert after.features["label"].int2str(after[0]["label"]) == "contempt"

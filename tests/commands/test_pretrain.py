@@ -6,7 +6,7 @@ from datasets import Dataset, DatasetDict
 from conftest import make_dataset
 from fer_pll.commands import pretrain
 from fer_pll.data.dataset import save_dataset
-from fer_pll.data.streaming.stream import PictureStream
+from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.io.errors import DataError
 from toy_streaming import encoded, write_tar
 
@@ -35,10 +35,10 @@ def test_other_sources_are_a_stream(build):
     options = ("--max_steps", "7", "--shuffle_buffer", "3", "--seed", "5")
     trainer = build("--data", "one", "--data", "*.tar", *options)
     stream = trainer.train_dataset
-    assert isinstance(stream, PictureStream)
+    assert isinstance(stream, ImageStream)
     assert (len(stream.shards), stream.buffer_size, stream.seed) == (2, 3, 5)
     assert trainer.args.save_strategy == "steps"  # the YAML file says epoch
-    assert isinstance(build("--data", "one", "--streaming", "--max_steps", "7").train_dataset, PictureStream)
+    assert isinstance(build("--data", "one", "--streaming", "--max_steps", "7").train_dataset, ImageStream)
 
 
 def test_mistakes_are_named(build, capsys):

@@ -104,8 +104,8 @@ def test_from_drawn_faces_to_metrics(workspace):
     assert everything["rows"] == 32 >= majority["rows"] > 0
     assert sum(map(sum, everything["confusion_matrix"])) == 32
     assert f"{everything['accuracy']:.1%}" in output
-    for picture in ("confusion_matrix_all.png", "confusion_matrix_majority.png", "training_curves.png"):
-        assert (workspace / "run" / "evaluation-validation" / picture).read_bytes().startswith(b"\x89PNG")
+    for image in ("confusion_matrix_all.png", "confusion_matrix_majority.png", "training_curves.png"):
+        assert (workspace / "run" / "evaluation-validation" / image).read_bytes().startswith(b"\x89PNG")
 
     # What was counted is what a user's pipeline says.
     rows = load_dataset(workspace / "data", "validation")

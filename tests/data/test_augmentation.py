@@ -18,8 +18,8 @@ def test_keyed_uniform_is_uniform_and_uncorrelated():
     assert draws.min() >= 0 and draws.max() < 1
     for column in draws.T:
         assert np.abs(np.histogram(column, 10, (0, 1))[0] / 2000 - 1).max() < 0.1
-    neighbours = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
-    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.03 and abs(neighbours) < 0.03
+    neighbors = np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]
+    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.03 and abs(neighbors) < 0.03
 
 
 @given(st.integers(0, 2**31), st.integers(0, 1000), st.integers(0, 2**40), st.integers(0, 2**40))
@@ -43,7 +43,7 @@ def test_switched_off_it_changes_nothing():
     assert out.dtype == torch.float32 and torch.equal(out, pixels.float())
 
 
-def test_flip_mirrors_about_half_of_the_pictures_exactly():
+def test_flip_mirrors_about_half_of_the_images_exactly():
     pixels = random_pixels(200)
     out = BatchAugmentation(flip=True)(pixels, torch.arange(200), epoch=0)
     mirrored = (out == pixels.flip(-1)).flatten(1).all(dim=1)
@@ -60,7 +60,7 @@ def test_a_row_is_augmented_alike_in_every_batch_and_otherwise_in_another_epoch(
     assert not torch.equal(whole, augment(pixels, index, epoch=3))
 
 
-def test_views_of_a_picture_differ_and_the_first_is_the_picture_of_a_training_with_one():
+def test_views_of_a_image_differ_and_the_first_is_the_image_of_a_training_with_one():
     pixels = torch.randint(0, 256, (4, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     augmentation, index = BatchAugmentation(seed=1, crop_scale=0.5, rotation=20), torch.arange(4)
     views = [augmentation(pixels, index, 2, view) for view in range(3)]
@@ -75,17 +75,17 @@ def test_values_stay_whole_and_in_range():
     assert torch.equal(out, out.round()) and out.min() >= 0 and out.max() <= 255
 
 
-def test_a_crop_shows_a_part_of_the_picture_enlarged():
-    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(100, 1, 32, 32).contiguous()  # grey = 8 * column
+def test_a_crop_shows_a_part_of_the_image_enlarged():
+    ramp = torch.arange(32, dtype=torch.uint8).mul(8).expand(100, 1, 32, 32).contiguous()  # gray = 8 * column
     out = BatchAugmentation(crop_scale=0.25, flip=False)(ramp, torch.arange(100), epoch=0)
     span = (out[:, 0, :, -2] - out[:, 0, :, 1]).mean(dim=1) / (8 * 29)  # share of the width that is seen
     assert span.min() > 0.48 and span.max() < 1.02 and span.std() > 0.1
     assert (out.diff(dim=-1) >= 0).all()  # never mirrored, never beyond the border
 
 
-def test_rotation_turns_about_the_centre():
+def test_rotation_turns_about_the_center():
     spot = torch.zeros(40, 1, 33, 33, dtype=torch.uint8)
-    spot[:, :, 15:18, 28:31] = 255  # 13 px right of the centre
+    spot[:, :, 15:18, 28:31] = 255  # 13 px right of the center
     out = BatchAugmentation(rotation=45, flip=False)(spot, torch.arange(40), epoch=0)[:, 0]
     rows, cols = torch.meshgrid(torch.arange(33.0), torch.arange(33.0), indexing="ij")
     weight = out.sum(dim=(1, 2))
@@ -119,7 +119,7 @@ def test_collator_yields_bytes_and_rows(toy_processor):
 
 
 @pytest.mark.parametrize("side", [15, 16])
-def test_no_border_of_another_colour_appears(side):
+def test_no_border_of_another_color_appears(side):
     bright = torch.full((30, 1, side, side), 200, dtype=torch.uint8)
     out = BatchAugmentation(crop_scale=0.6, rotation=30)(bright, torch.arange(30), epoch=0)
     assert (out == 200).all()

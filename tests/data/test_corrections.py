@@ -51,9 +51,9 @@ def test_marks_change_what_they_name_and_nothing_else(dataset, corrections):
             for name in ("label", "votes", "candidates"):
                 assert after[name][old] == before[name][row]
     assert corrected["validation"]["row_id"][:] == ["validation:0", "validation:2"]
-    assert "1 relabelled, 2 dropped, 1 kept as they are" in report
+    assert "1 relabeled, 2 dropped, 1 kept as they are" in report
     assert f"{CLASSES[before['label'][2]]} -> {new}  1" in report
-    assert "1 rows relabelled and 1 dropped by marks.csv" in Provenance.from_dataset(train).sentence()
+    assert "1 rows relabeled and 1 dropped by marks.csv" in Provenance.from_dataset(train).sentence()
 
 
 def test_row_ids_that_need_quotes_are_found(dataset, corrections):

@@ -1,4 +1,4 @@
-"""Faces of listed pictures, cropped by what the data set tells or by a detector."""
+"""Faces of listed images, cropped by what the data set tells or by a detector."""
 
 import pickle
 from pathlib import Path
@@ -30,15 +30,15 @@ def astronaut():
 
 def test_the_box_is_cut_out_and_reduced():
     pixels = np.arange(60 * 80, dtype=np.uint32).reshape(60, 80) % 251
-    picture = PILImage.fromarray(pixels.astype(np.uint8))
-    cut = np.asarray(CropToBox()(picture, listed(box=(10, 20, 30, 25))))
+    image = PILImage.fromarray(pixels.astype(np.uint8))
+    cut = np.asarray(CropToBox()(image, listed(box=(10, 20, 30, 25))))
     np.testing.assert_array_equal(cut, pixels[20:45, 10:40])
-    cut = np.asarray(CropToBox()(picture, listed(box=(-5, -5, 30, 25))))  # as far as the picture goes
+    cut = np.asarray(CropToBox()(image, listed(box=(-5, -5, 30, 25))))  # as far as the image goes
     np.testing.assert_array_equal(cut, pixels[:20, :25])
-    assert CropToBox(max_side=15)(picture, listed(box=(10, 20, 30, 24))).size == (15, 12)
-    assert CropToBox()(picture, listed()) is picture
+    assert CropToBox(max_side=15)(image, listed(box=(10, 20, 30, 24))).size == (15, 12)
+    assert CropToBox()(image, listed()) is image
     with pytest.raises(DataError, match=r"photo.jpg: the face box \(90, 20, 30, 25\) lies outside"):
-        CropToBox()(picture, listed(box=(90, 20, 30, 25)))
+        CropToBox()(image, listed(box=(90, 20, 30, 25)))
 
 
 def test_landmarks_of_the_data_go_before_those_of_a_detector(astronaut):
@@ -75,8 +75,8 @@ def test_prepare_data_crops_photographs(astronaut, tmp_path):
     arguments = [str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--crop", "fer-pll-tiny-ferplus"]
     main(["folder", *arguments, "--num-proc", "1"])
     train = load_dataset(tmp_path / "set", "train")
-    assert [picture.size for picture in train["image"]] == [(48, 48)] * 2
-    assert {picture.mode for picture in train["image"]} == {"L"}
-    upright, turned = (np.asarray(picture, dtype=float) for picture in train["image"])
+    assert [image.size for image in train["image"]] == [(48, 48)] * 2
+    assert {image.mode for image in train["image"]} == {"L"}
+    upright, turned = (np.asarray(image, dtype=float) for image in train["image"])
     assert abs(upright - turned).mean() < 12  # the same crop, but for what turning the photograph blurs
     assert "no face found" in (tmp_path / "set" / REPORT).read_text()

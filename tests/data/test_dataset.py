@@ -214,10 +214,10 @@ def test_candidates_come_from_votes_or_else_from_labels():
     dataset = make_dataset()["train"]
     votes = np.array(dataset["votes"][:])
     assert (np.array(add_candidates(dataset, max_candidates=1, ties="drop")["candidates"][:]).sum(axis=1) == 1).all()
-    labelled = dataset.remove_columns("votes")
-    candidates = np.array(add_candidates(labelled, set_size=2)["candidates"][:])
+    labeled = dataset.remove_columns("votes")
+    candidates = np.array(add_candidates(labeled, set_size=2)["candidates"][:])
     assert (candidates.sum(axis=1) == 2).all()
-    assert candidates[np.arange(len(votes)), labelled["label"][:]].all()
-    assert np.array(add_candidates(labelled, flip_probability=0)["candidates"][:]).sum() == len(votes)
-    own = labelled.add_column("candidates", list(np.ones_like(votes, dtype=bool)))
+    assert candidates[np.arange(len(votes)), labeled["label"][:]].all()
+    assert np.array(add_candidates(labeled, flip_probability=0)["candidates"][:]).sum() == len(votes)
+    own = labeled.add_column("candidates", list(np.ones_like(votes, dtype=bool)))
     assert add_candidates(own)["candidates"][:] == own["candidates"][:]

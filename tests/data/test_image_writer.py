@@ -17,7 +17,7 @@ from fer_pll.data import image_writer as image_writer
 from fer_pll.data.dataset import load_dataset
 from fer_pll.data.image_writer import ImageRecord, workers, write_split
 from fer_pll.io.errors import DataError
-from fer_pll.io.images import open_picture
+from fer_pll.io.images import open_image
 
 FEATURES = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["a", "b"])})
 
@@ -27,7 +27,7 @@ def listed(folder, count=5, broken=()):
     for number in range(count):
         path = folder / f"{number}.png"
         if number in broken:
-            path.write_bytes(b"no picture")
+            path.write_bytes(b"no image")
         else:
             PILImage.new("L", (6, 6), number).save(path)
         rows.append(ImageRecord(path, f"list.txt:{number + 1}", {"label": number % 2}))
@@ -40,16 +40,16 @@ def test_rows_come_in_their_order_and_unreadable_ones_are_reported(tmp_path, mon
     rows = listed(tmp_path, 7, broken=(0, 2, 3))  # one shard with nothing in it
     with workers(num_proc) as run:
         dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards", run=run)
-    assert [picture.getpixel((0, 0)) for picture in dataset["image"]] == [1, 4, 5, 6]
+    assert [image.getpixel((0, 0)) for image in dataset["image"]] == [1, 4, 5, 6]
     assert dataset["row_id"][:] == ["list.txt:2", "list.txt:5", "list.txt:6", "list.txt:7"]
     assert dataset["label"][:] == [1, 0, 1, 0]
     assert dataset.features == FEATURES
     assert [row.row_id for row in unreadable] == ["list.txt:1", "list.txt:3", "list.txt:4"]
-    assert all("not a picture" in row.reason and row.path in row.reason for row in unreadable)
+    assert all("not an image" in row.reason and row.path in row.reason for row in unreadable)
 
 
 def test_strict_stops_at_the_first(tmp_path):
-    with pytest.raises(DataError, match=r"list.txt:4: .*3.png: not a picture"):
+    with pytest.raises(DataError, match=r"list.txt:4: .*3.png: not an image"):
         write_split(listed(tmp_path, 5, broken=(3, 4)), FEATURES, tmp_path / "shards", strict=True)
 
 
@@ -69,7 +69,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     rows, shards = listed(tmp_path, 8, broken=(1,)), tmp_path / "shards"
 
     opened = []
-    monkeypatch.setattr(image_writer, "open_picture", lambda path: opened.append(path.name) or open_picture(path))
+    monkeypatch.setattr(image_writer, "open_image", lambda path: opened.append(path.name) or open_image(path))
 
     def until(stop):
         for number, row in enumerate(rows):
@@ -95,10 +95,10 @@ class Middle:
 
     side: int
 
-    def __call__(self, picture, listed):
+    def __call__(self, image, listed):
         if listed.box is None:
             raise DataError("has no face box")
-        return picture.crop((1, 1, 1 + self.side, 1 + self.side))
+        return image.crop((1, 1, 1 + self.side, 1 + self.side))
 
 
 def test_shards_of_other_rows_files_or_crops_are_not_used(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_shards_of_other_rows_files_or_crops_are_not_used(tmp_path, monkeypatch)
     assert len(dataset) == 2 and unreadable[0].reason == "has no face box"
 
 
-def test_pictures_that_need_no_change_keep_their_bytes(tmp_path):
+def test_images_that_need_no_change_keep_their_bytes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     PILImage.fromarray(noise).save(tmp_path / "a.jpg", quality=60)
     PILImage.new("RGBA", (12, 8), (10, 20, 30, 40)).save(tmp_path / "b.png")
@@ -155,8 +155,8 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeyp
         resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     assert sorted(path.name for path in tmp_path.iterdir()) == [".set.shards", "in"]
     main(command)
-    pictures = load_dataset(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]
-    stored = [picture["bytes"] for picture in pictures]
+    images = load_dataset(tmp_path / "set", "train").cast_column("image", Image(decode=False))["image"]
+    stored = [image["bytes"] for image in images]
     assert stored == [path.read_bytes() for path in sorted((tmp_path / "in" / "happy").iterdir())]
 
 
@@ -168,7 +168,7 @@ def test_a_row_with_a_problem_is_reported_without_being_read(tmp_path):
 
 
 @dataclass(frozen=True)
-class Grey:
+class Gray:
     """Makes an image file where it is called, and notes in which process."""
 
     level: int
@@ -184,7 +184,7 @@ class Grey:
 def test_images_that_are_made_are_made_in_the_workers_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 2)
     (tmp_path / "notes").mkdir()
-    rows = [ImageRecord(Path(str(n)), str(n), {"label": 0}, data=Grey(n, tmp_path / "notes")) for n in range(5)]
+    rows = [ImageRecord(Path(str(n)), str(n), {"label": 0}, data=Gray(n, tmp_path / "notes")) for n in range(5)]
     with workers(2) as run:
         dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards", run=run)
     assert [np.asarray(image)[0, 0] for image in dataset["image"]] == list(range(5)) and unreadable == []
@@ -192,7 +192,7 @@ def test_images_that_are_made_are_made_in_the_workers_and_once(tmp_path, monkeyp
     assert len(made) == 5 and not any(name.endswith(f"-{os.getpid()}") for name in made)
     write_split(rows, FEATURES, tmp_path / "shards")  # the shards are whole
     assert len(list((tmp_path / "notes").iterdir())) == 5
-    rows[0] = rows[0]._replace(data=Grey(9, tmp_path / "notes"))
+    rows[0] = rows[0]._replace(data=Gray(9, tmp_path / "notes"))
     assert np.asarray(write_split(rows, FEATURES, tmp_path / "shards")[0]["image"][0])[0, 0] == 9
 
 

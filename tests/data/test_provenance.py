@@ -14,12 +14,12 @@ TRAIN = Provenance(
     "train",
     protocol="all",
     kept=26903,
-    dropped={"not in protocol all": 320, "copy of an earlier training picture": 1486, "that could not be used": 0},
+    dropped={"not in protocol all": 320, "copy of an earlier training image": 1486, "that could not be used": 0},
     license="free for all.",
 )
 SENTENCE = (
     "FER+ train, protocol all: 26903 of 28709 rows; dropped: 320 not in protocol all, 1486 copy of an earlier "
-    "training picture"
+    "training image"
 )
 
 
@@ -60,10 +60,10 @@ def test_sets_that_are_put_together_keep_that_of_each():
             {
                 "split": "held_out",
                 "drawn_votes": {"number": 2, "seed": 5},
-                "corrections": [{"file": "marks.csv", "relabelled": 3, "dropped": 1}],
+                "corrections": [{"file": "marks.csv", "relabeled": 3, "dropped": 1}],
                 "held_out": {"of": "train", "rows": 1345, "seed": 0},
             },
-            f"{SENTENCE}; 2 votes drawn for each row (seed 5); 3 rows relabelled and 1 dropped by marks.csv; "
+            f"{SENTENCE}; 2 votes drawn for each row (seed 5); 3 rows relabeled and 1 dropped by marks.csv; "
             "held_out: 1345 of them (seed 0)",
         ),
     ],
@@ -81,8 +81,8 @@ def test_the_sentence(changes, sentence):
         ("FER+ validation, protocol all: 3553 of 3589 rows; dropped: 36 not in protocol all", "FER+", "validation"),
         ("FER+ train, protocol all: 9 of 9 rows; dropped: 0 x; held_out: 3 of them (seed 0)", "FER+", "held_out"),
         ("FER+ train, protocol all: 9 of 9 rows; dropped: 0 x; train: 6 of them (seed 0)", "FER+", "train"),
-        ("RAF-DB train: 12271 pictures", "RAF-DB", "train"),
-        ("AffectNet-7 validation: 3500 pictures", "AffectNet-7", "validation"),
+        ("RAF-DB train: 12271 images", "RAF-DB", "train"),
+        ("AffectNet-7 validation: 3500 images", "AffectNet-7", "validation"),
         ("data", "data", None),
         ("A data set of many words,\n\nin paragraphs", "A data set of many words", None),
         ("A sentence without any mark that goes on and on as descriptions on the Hub do", None, None),

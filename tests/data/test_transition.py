@@ -59,10 +59,10 @@ def test_no_such_file(tmp_path):
 
 
 def test_candidate_sets_follow_it(tmp_path):
-    labelled = make_dataset(400).remove_columns(["candidates", "votes"])  # left, right, top, bottom
+    labeled = make_dataset(400).remove_columns(["candidates", "votes"])  # left, right, top, bottom
     text = "given,left,right,top,bottom\nleft,,1,0,0.5\nright,0,,0,0\ntop,0,0,,1\nbottom,0,0,0,\n"
     script = FineTuningOptions("config", "data", transition=str(write(tmp_path, text)))
-    drawn = script.add_candidates(labelled, seed=0)
+    drawn = script.add_candidates(labeled, seed=0)
     sets, labels = (np.array(drawn[name][:]) for name in ("candidates", "label"))
     shares = np.array([sets[labels == label].mean(axis=0) for label in range(4)])
     assert np.array_equal(shares == 1, [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1], [0, 0, 0, 1]])

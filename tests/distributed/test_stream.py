@@ -1,4 +1,4 @@
-"""Two real processes on the CPU that share a stream of pictures."""
+"""Two real processes on the CPU that share a stream of images."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ import toy_streaming
 from toy_streaming import encoded, write_folder, write_shards
 
 DDP = Path(__file__).parents[2] / "train_scripts" / "accelerate" / "ddp.yaml"
-SHARED = {"shards": 48, "rows": 48 + 5}  # pictures, in 4 and in 5 shards
+SHARED = {"shards": 48, "rows": 48 + 5}  # images, in 4 and in 5 shards
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def results(tmp_path_factory) -> dict[str, list[dict]]:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_every_picture_comes_once_in_a_pass(results, name):
+def test_every_image_comes_once_in_a_pass(results, name):
     first, second = (result["seen"] for result in results[name])
     seen = Counter((epoch, index) for epoch, index, _ in first + second)
     assert len(first) == len(second) == 16 * 6
@@ -55,7 +55,7 @@ def test_both_processes_have_the_same_weights(results):
         assert torch.equal(weight, other)
 
 
-def test_each_process_goes_on_with_its_very_next_picture(results):
+def test_each_process_goes_on_with_its_very_next_image(results):
     for whole, resumed in zip(results["shards"], results["resumed"], strict=True):
         assert resumed["seen"] == whole["seen"][7 * 6 :]
         for name, weight in whole["weights"].items():

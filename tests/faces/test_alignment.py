@@ -89,13 +89,13 @@ def test_points_that_fix_no_similarity_are_refused(points, template, message):
 
 
 def pattern(side: int) -> Image.Image:
-    """Smooth colours whose value at any place is known: see `colour_at`."""
+    """Smooth colors whose value at any place is known: see `color_at`."""
     x, y = np.meshgrid((np.arange(side) + 0.5) / side, (np.arange(side) + 0.5) / side)
-    return Image.fromarray(np.rint(colour_at(np.stack([x, y], axis=-1))).astype(np.uint8))
+    return Image.fromarray(np.rint(color_at(np.stack([x, y], axis=-1))).astype(np.uint8))
 
 
-def colour_at(place: np.ndarray) -> np.ndarray:
-    """Of shares of the picture (..., 2): red rises to the right, green downwards, blue is a slow wave."""
+def color_at(place: np.ndarray) -> np.ndarray:
+    """Of shares of the image (..., 2): red rises to the right, green downwards, blue is a slow wave."""
     x, y = place[..., 0], place[..., 1]
     return np.stack([20 + 200 * x, 20 + 200 * y, 127 + 100 * np.sin(3 * x) * np.cos(2 * y)], axis=-1)
 
@@ -103,19 +103,19 @@ def colour_at(place: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("side", [30, 100, 177, 480, 1500])
 @pytest.mark.parametrize("degrees", [0, 15, -40, 90, 180])
 def test_every_pixel_of_the_crop_comes_from_its_place(side, degrees):
-    """Enlarged, reduced and rotated: within a grey level or two, and so within a few hundredths of a pixel."""
+    """Enlarged, reduced and rotated: within a gray level or two, and so within a few hundredths of a pixel."""
     landmarks = moved(np.array(TEMPLATE) - 0.5, np.deg2rad(degrees), 0.4 * side, side / 2)
     crop = np.asarray(align_face(pattern(side), landmarks, CROP)).astype(float)
-    centres = (np.stack(np.meshgrid(np.arange(48), np.arange(48)), axis=-1) + 0.5) / 48 - 0.5
-    place = moved(centres.reshape(-1, 2), np.deg2rad(degrees), 0.4 * side, side / 2).reshape(48, 48, 2)
-    assert np.abs(crop - colour_at(place / side)).max() < 2.5
-    bias = crop.mean(axis=(0, 1)) - colour_at(place / side).mean(axis=(0, 1))
+    centers = (np.stack(np.meshgrid(np.arange(48), np.arange(48)), axis=-1) + 0.5) / 48 - 0.5
+    place = moved(centers.reshape(-1, 2), np.deg2rad(degrees), 0.4 * side, side / 2).reshape(48, 48, 2)
+    assert np.abs(crop - color_at(place / side)).max() < 2.5
+    bias = crop.mean(axis=(0, 1)) - color_at(place / side).mean(axis=(0, 1))
     assert np.abs(bias).max() < 0.8  # Pillow cuts off where it could round: 0.5
 
 
 def test_the_template_itself_comes_back_unchanged():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
-    np.testing.assert_array_equal(np.asarray(align_face(picture, CROP.landmarks, CROP)), np.asarray(picture))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(np.asarray(align_face(image, CROP.landmarks, CROP)), np.asarray(image))
 
 
 @pytest.mark.parametrize("factor", [2, 3, 10])
@@ -129,28 +129,28 @@ def test_a_fine_pattern_is_averaged_not_sampled(factor):
 
 
 def test_what_lies_outside_the_photograph_is_its_edge():
-    picture = Image.new("RGB", (48, 48), (10, 20, 30))
-    crop = np.asarray(align_face(picture, CROP.landmarks + 30, CROP))
+    image = Image.new("RGB", (48, 48), (10, 20, 30))
+    crop = np.asarray(align_face(image, CROP.landmarks + 30, CROP))
     np.testing.assert_array_equal(crop, np.broadcast_to([10, 20, 30], (48, 48, 3)))
-    far = np.asarray(align_face(picture, CROP.landmarks + 1000, CROP))
+    far = np.asarray(align_face(image, CROP.landmarks + 1000, CROP))
     np.testing.assert_array_equal(far, np.broadcast_to([10, 20, 30], (48, 48, 3)))
 
 
-def test_colour_becomes_grey_where_the_crop_is():
-    grey = FaceCrop("test", TEMPLATE, 48, "gray")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
-    crop = align_face(picture, grey.landmarks, grey)
+def test_color_becomes_gray_where_the_crop_is():
+    gray = FaceCrop("test", TEMPLATE, 48, "gray")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8))
+    crop = align_face(image, gray.landmarks, gray)
     assert crop.mode == "L"
-    np.testing.assert_array_equal(np.asarray(crop), np.asarray(picture.convert("L")))
+    np.testing.assert_array_equal(np.asarray(crop), np.asarray(image.convert("L")))
 
 
 def test_a_margin_shows_more_on_each_side():
     wide = FaceCrop("test", TEMPLATE, 96, "rgb", margin=0.5)
     np.testing.assert_allclose(wide.landmarks, CROP.landmarks + 24)
-    picture = pattern(480)
+    image = pattern(480)
     landmarks = CROP.landmarks * 3 + 150
-    inner = align_face(picture, landmarks, wide).crop((24, 24, 72, 72))
-    np.testing.assert_allclose(np.asarray(inner), np.asarray(align_face(picture, landmarks, CROP)), atol=1)
+    inner = align_face(image, landmarks, wide).crop((24, 24, 72, 72))
+    np.testing.assert_allclose(np.asarray(inner), np.asarray(align_face(image, landmarks, CROP)), atol=1)
 
 
 CONTRACT = {
@@ -184,7 +184,7 @@ def test_a_contract_of_earlier_versions_is_read_and_written_anew(before, now, tm
     assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())["face_crop"] == loaded.face_crop
     with pytest.raises(ValueError, match="choose 'gray' or 'rgb'"):
         FerPllImageProcessor(num_channels=1, face_crop={**earlier, "colour": "blue"})
-    with pytest.raises(ValueError, match="it has: .*colour"):
+    with pytest.raises(ValueError, match="it has: .*color"):
         FerPllImageProcessor(num_channels=1, face_crop={**earlier, "color": now})
 
 

@@ -80,14 +80,14 @@ class TestAstronaut:
 
     @pytest.mark.parametrize("degrees", [15, -15])
     def test_the_same_crop_after_a_rotation(self, photograph, landmarks, retinaface, degrees):
-        rotated = photograph.rotate(degrees, Image.Resampling.BICUBIC)  # about the centre, counter-clockwise
+        rotated = photograph.rotate(degrees, Image.Resampling.BICUBIC)  # about the center, counter-clockwise
         (face,) = find_faces(rotated, retinaface)
         cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
         back = (face.landmarks - 256) @ np.array([[cosine, sine], [-sine, cosine]]) + 256
         shift = in_crop(landmarks, back) - in_crop(landmarks, landmarks)
         assert np.abs(shift).max() < 0.02 * CROP.size
 
-    def test_large_pictures_are_searched_small_and_answered_large(self, photograph, landmarks):
+    def test_large_images_are_searched_small_and_answered_large(self, photograph, landmarks):
         (face,) = RetinaFace(max_side=300)(np.asarray(photograph))
         assert np.abs(face.landmarks - landmarks).max() < 10
 
@@ -109,20 +109,20 @@ class TestAstronaut:
 def test_a_detector_is_any_callable_and_a_lost_face_keeps_its_landmarks(photograph):
     given = Face(np.array([0.0, 0, 9, 9]), 0.5, CROP.landmarks * 2)
 
-    def once(picture: np.ndarray) -> list[Face]:
-        assert picture.dtype == np.uint8 and picture.shape[2] == 3
-        return [given] if picture.shape == (512, 512, 3) else []
+    def once(image: np.ndarray) -> list[Face]:
+        assert image.dtype == np.uint8 and image.shape[2] == 3
+        return [given] if image.shape == (512, 512, 3) else []
 
     (face,) = find_faces(photograph, once)
     np.testing.assert_array_equal(face.landmarks, given.landmarks)
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((9, 9)), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8), Image.new("RGB", (9, 9))]
+    "image", [np.zeros((9, 9)), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8), Image.new("RGB", (9, 9))]
 )
-def test_other_pictures_are_refused(retinaface, picture):
+def test_other_images_are_refused(retinaface, image):
     with pytest.raises(ValueError, match=r"uint8 \(H, W, 3\)"):
-        retinaface(picture)
+        retinaface(image)
 
 
 def test_weights_are_those_that_were_tried():
@@ -181,10 +181,10 @@ def test_an_unknown_detector_is_refused_by_name():
 class RedSquares(torch.nn.Module):
     """What YuNet's file gives, computed from redness: a face wherever a cell is red, three cells wide."""
 
-    def forward(self, picture: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         outputs: dict[str, list[torch.Tensor]] = {"cls": [], "obj": [], "bbox": [], "kps": []}
         for stride in (8, 16, 32):
-            cells = torch.nn.functional.avg_pool2d(picture, stride) / 255  # (1, BGR, rows, columns)
+            cells = torch.nn.functional.avg_pool2d(image, stride) / 255  # (1, BGR, rows, columns)
             zero = cells[:, :1] * 0
             maps = {
                 "cls": torch.clamp(cells[:, 2:] - cells[:, :1] - cells[:, 1:2], 0, 1),
@@ -217,14 +217,14 @@ def yunet_file(tmp_path_factory) -> Path:
 
 
 def red_and_blue(scale: int = 1) -> np.ndarray:
-    picture = np.zeros((96, 128, 3), dtype=np.uint8)
-    picture[40:48, 64:72], picture[72:80, 16:24] = (255, 0, 0), (0, 0, 255)
-    return picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    image = np.zeros((96, 128, 3), dtype=np.uint8)
+    image[40:48, 64:72], image[72:80, 16:24] = (255, 0, 0), (0, 0, 255)
+    return image.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 class TestYuNet:
     @pytest.mark.parametrize("scale", [1, 5])
-    def test_boxes_scores_and_landmarks_in_pixels_of_the_picture(self, yunet_file, scale):
+    def test_boxes_scores_and_landmarks_in_pixels_of_the_image(self, yunet_file, scale):
         detector = load_detector(f"yunet:{yunet_file}")
         detector.max_side = 128
         (face,) = detector(red_and_blue(scale))  # not the blue one: OpenCV wants BGR
@@ -271,8 +271,8 @@ class TestYuNet:
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         code = "import numpy as np\nfrom fer_pll.faces.detection import load_detector\n"
-        code += "picture = np.zeros((96, 128, 3), np.uint8); picture[40:48, 64:72, 0] = 255\n"
-        code += "print(len(load_detector('yunet')(picture)))"
+        code += "image = np.zeros((96, 128, 3), np.uint8); image[40:48, 64:72, 0] = 255\n"
+        code += "print(len(load_detector('yunet')(image)))"
         environment = {
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
             "HF_HOME": str(tmp_path),

@@ -137,7 +137,7 @@ def main() -> None:
         messages |= zip(FAULTS, pool.map(push_twice, FAULTS), strict=True)
     messages["command"] = run_command(checkpoint, "someone/command-403")
 
-    # The pictures of the toy data set may go along.
+    # The images of the toy data set may go along.
     data = folder / "data" / "ferplus"
     assert run_command(checkpoint, "someone/with-images", "--with-confidences", data, "--with-images") is None
     assert snapshot(folder) == before

@@ -42,7 +42,7 @@ TRAIN = Provenance(
     protocol="all",
     kept=26903,
     dropped={"not in protocol all": 320, "copies": 1486},
-    license="the votes are free, the pictures are not.",
+    license="the votes are free, the images are not.",
 )
 EVALUATION = {
     "data": Provenance("FER+", "ferplus", "validation", "all", 3553, {"not in protocol all": 36}).to_dict(),
@@ -153,12 +153,12 @@ def test_a_data_set_of_the_hub_is_named_by_its_name_there(classifier):
 
 def test_records_of_before_are_read(classifier):
     """training.json and metrics.json had prose, and the license in a field of its own."""
-    pretraining = {"data": "Toys: 48 pictures", "objective": "hog", "epochs": 3}
+    pretraining = {"data": "Toys: 48 images", "objective": "hog", "epochs": 3}
     training = {"data": "FER+ train: 9 rows", "data_license": "free for all.", "pretraining": pretraining}
     evaluation = EVALUATION | {"data": "FER+ validation, protocol all: 3553 of 3589 rows"}
     card = model_card(classifier, "someone/toy", training=training, evaluations={"evaluation": evaluation})
     assert "Data: FER+ train: 9 rows\n\nTerms of the data: free for all." in str(card)
-    assert "Its data: Toys: 48 pictures." in str(card) and "| FER+, validation, protocol all |" in str(card)
+    assert "Its data: Toys: 48 images." in str(card) and "| FER+, validation, protocol all |" in str(card)
     assert {result.dataset_type for result in card.data.eval_results} == {"ferplus"}
 
 
@@ -166,8 +166,8 @@ def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
     card = full_card(classifier, table, tmp_path)
     assert "# someone/toy" in card
     assert "left, right, top, bottom" in card
-    assert "26903 of 28709 rows" in card and "Terms of the data: the votes are free, the pictures are not." in card
-    assert "3 pictures, with 2.00 candidate labels each on average; 2 have more than one." in card
+    assert "26903 of 28709 rows" in card and "Terms of the data: the votes are free, the images are not." in card
+    assert "3 images, with 2.00 candidate labels each on average; 2 have more than one." in card
     assert "the 2 labels with the most votes, where they have at least 1; all labels tied" in card
     assert "leads by more than 0.3" in card and "Images that got their label that way: 1." in card
     assert "| `learning_rate` | 0.0003 |" in card and "| `max_candidates` | 2 |" in card
@@ -175,7 +175,7 @@ def test_a_full_card_tells_what_is_known(classifier, table, tmp_path):
     assert "`output_dir`" not in card and str(tmp_path) not in card  # a path of this machine is nobody's business
     assert "| FER+, validation, protocol all | 3,553 | 75.1 % | 50.3 % | 0.032 |" in card
     assert "| FER+, validation, protocol majority | 3,199 | 79.4 % | 51.1 % | 0.021 |" in card
-    assert "Recall, FER+, validation, protocol all: left 90 %, right no pictures, top 25 %, bottom 50 %." in card
+    assert "Recall, FER+, validation, protocol all: left 90 %, right no images, top 25 %, bottom 50 %." in card
     assert "(evaluation/confusion_matrix_all.png)" in card and "(evaluation/confusion_matrix_majority.png)" in card
     assert "at the last epoch" not in card  # the figures of fer-pll evaluate stand in its place
     assert "`apache-2.0`, as their author declares" in card
@@ -429,7 +429,7 @@ def test_only_marked_settings_are_on_the_card(tmp_path):
         assert args.card_settings()["num_train_epochs"] == 3 and "max_steps" not in args.card_settings()
 
 
-def test_every_card_speaks_of_use_licence_and_source(classifier, toy_config):
+def test_every_card_speaks_of_use_license_and_source(classifier, toy_config):
     for model in (classifier, FerPllForPreTraining(toy_config)):
         card = str(model_card(model, "toy"))
         for part in ("responsible use", "consent", "Apache-2.0", "terms of their data sets", "2209.15402"):
@@ -468,7 +468,7 @@ def test_the_pretraining_card_says_what_was_predicted(toy_config, settings, says
     ("objective", "target", "says"),
     [
         ("masked", "hog", "predicting the histograms of oriented gradients (HOG) of hidden patches, for 3 epochs"),
-        ("masked", "normalized_pixels", "predicting the normalised pixels of hidden patches, for 3 epochs"),
+        ("masked", "normalized_pixels", "predicting the normalized pixels of hidden patches, for 3 epochs"),
         ("moco", "hog", "(MoCo), for 3 epochs"),
     ],
 )
@@ -493,7 +493,7 @@ def test_the_card_of_moco_is_about_the_encoder(toy_config, toy_processor, toy_tr
     trainer.save_model()
     trainer.create_model_card()
     card = (tmp_path / "README.md").read_text()
-    assert "tell two views of a picture" in card and "HOG" not in card.split("## Limits")[0].replace("hog_", "")
+    assert "tell two views of an image" in card and "HOG" not in card.split("## Limits")[0].replace("hog_", "")
     assert f"{model.fer_pll.num_parameters() / 1e6:.1f} million parameters" in card
     assert "| `queue_size` | 8 |" in card
     assert "README.md" in published_files(tmp_path)

@@ -254,8 +254,8 @@ def test_the_card_holds_the_figures_of_the_evaluation(pushed, folder):
     assert f"| {100 * accuracy:.1f} % |" in card.text
     assert "toy train: 48 rows" in card.text and "free for all." in card.text
     assert "cropped as those of toy" in card.text
-    picture = re.search(r"!\[.*\]\((.*)\)", card.text)[1]
-    assert picture in pushed["someone/fer-pll-tiny-ferplus"]
+    image = re.search(r"!\[.*\]\((.*)\)", card.text)[1]
+    assert image in pushed["someone/fer-pll-tiny-ferplus"]
     results = {result.metric_type: result for result in card.data.eval_results}
     assert results["accuracy"].metric_value == round(accuracy, 4)
     assert results["accuracy"].dataset_split == "validation"
@@ -331,7 +331,7 @@ def test_what_is_no_data_set_of_confidences_is_refused(pushed, tmp_path):
         confidences_from_hub(tmp_path)
 
 
-def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages, folder, tmp_path):
+def test_images_go_along_when_asked_for_and_their_terms_are_told(hub, messages, folder, tmp_path):
     files = hub.repos["datasets/someone/with-images-confidences"]
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -342,7 +342,7 @@ def test_pictures_go_along_when_asked_for_and_their_terms_are_told(hub, messages
     for pushed, own in zip(rows["image"], prepared["image"], strict=True):
         assert np.array_equal(np.asarray(pushed), np.asarray(own))
     assert "The images are in it." in files["README.md"].decode()
-    assert "warning: pictures of people go along. Their terms: free for all." in messages["log"]
+    assert "warning: images of people go along. Their terms: free for all." in messages["log"]
 
 
 def test_confidences_only_of_their_data(folder, messages, toy_train, tmp_path):

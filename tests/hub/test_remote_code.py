@@ -52,7 +52,7 @@ from transformers import (
 )
 
 folder = Path(sys.argv[1])
-picture = Image.open(folder / "face.png")
+image = Image.open(folder / "face.png")
 noise = load_file(folder / "noise.safetensors")["noise"]
 trust = {"trust_remote_code": True}
 classifier, pretrained = folder / "classifier", folder / "pretrained"
@@ -64,7 +64,7 @@ encoder = AutoModel.from_pretrained(classifier, **trust)
 pretraining_model = AutoModelForPreTraining.from_pretrained(pretrained, **trust)
 for thing in (config, image_processor, model, encoder, pretraining_model):
     assert type(thing).__module__.startswith("transformers_modules."), type(thing)
-inputs = image_processor(picture, return_tensors="pt")
+inputs = image_processor(image, return_tensors="pt")
 with torch.no_grad():
     answers = {
         "pixel_values": inputs["pixel_values"],
@@ -101,7 +101,7 @@ def ask_stranger(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def models() -> tuple[FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor]:
-    """With a classifier far from its initialisation, so that different logits could not be taken for equal ones."""
+    """With a classifier far from its initialization, so that different logits could not be taken for equal ones."""
     config = FerPllConfig(
         hidden_size=32,
         num_hidden_layers=2,
@@ -129,7 +129,7 @@ def models() -> tuple[FerPllForImageClassification, FerPllForPreTraining, FerPll
 
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory) -> Path:
-    """Checkpoints saved in one place and moved to another, a picture, and masking noise."""
+    """Checkpoints saved in one place and moved to another, an image, and masking noise."""
     classifier, pretrained, image_processor = models
     written = tmp_path_factory.mktemp("written")
     classifier.save_pretrained(written / "classifier")

@@ -139,7 +139,7 @@ def test_objectives(objective, switches):
 def test_hog_values_per_patch():
     vit_base, tiny = (AutoConfig.from_pretrained(CONFIGS / f"fer-pll-{size}-hog") for size in ("vit-base", "tiny"))
     assert vit_base.num_hog_values == 108  # section 3.2: 2 x 2 cells x 9 orientations x RGB
-    assert tiny.num_hog_values == 36  # the same for grey
+    assert tiny.num_hog_values == 36  # the same for gray
 
 
 @pytest.mark.parametrize("name", [name for name in CLASSIFIERS if "vit-base" in name])

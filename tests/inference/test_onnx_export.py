@@ -1,4 +1,4 @@
-"""A model as an ONNX file answers as it does in torch, from the picture on, and runs where torch is not loaded."""
+"""A model as an ONNX file answers as it does in torch, from the image on, and runs where torch is not loaded."""
 
 import json
 import os
@@ -64,13 +64,13 @@ def checkpoint(tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def exported(checkpoint) -> Path:
     folder, closeness = export_onnx(checkpoint)
-    assert closeness.startswith("same class as torch for 100.0% of 16 pictures")
+    assert closeness.startswith("same class as torch for 100.0% of 16 images")
     return folder
 
 
 @pytest.fixture(scope="module")
 def crops(tmp_path_factory) -> Path:
-    """200 crops of a photograph, of several sizes, grey, coloured, with a palette and partly transparent."""
+    """200 crops of a photograph, of several sizes, gray, colored, with a palette and partly transparent."""
     folder = tmp_path_factory.mktemp("crops")
     rng, photo = np.random.default_rng(0), Image.fromarray(astronaut())
     for number in range(200):
@@ -166,12 +166,12 @@ def test_preprocessing_is_that_of_the_image_processor(exported, crops, settings,
     shutil.copytree(exported, tmp_path / "model")
     processor = FerPllImageProcessor(size={"height": 20, "width": 28}, **settings)
     processor.save_pretrained(tmp_path / "model")
-    pictures = []
+    images = []
     for path in sorted(crops.glob("*.png"))[:8]:
-        with Image.open(path) as picture:
-            pictures.append(picture.convert("RGB"))
-    expected = processor(pictures, return_tensors="np")["pixel_values"]
-    pixel_values = OnnxClassifier(tmp_path / "model").preprocess(pictures)
+        with Image.open(path) as image:
+            images.append(image.convert("RGB"))
+    expected = processor(images, return_tensors="np")["pixel_values"]
+    pixel_values = OnnxClassifier(tmp_path / "model").preprocess(images)
     assert pixel_values.dtype == expected.dtype == np.float32
     np.testing.assert_array_equal(pixel_values, expected)
 

@@ -21,7 +21,7 @@ COUNT, ENLARGE = 500, 4
 @pytest.mark.skipif(
     not {"FER_PLL_FERPLUS", "FER_PLL_CHECKPOINT"} <= set(os.environ), reason="FER_PLL_FERPLUS, FER_PLL_CHECKPOINT"
 )
-def test_faces_on_canvases_are_found_and_recognised_like_their_crops(tmp_path, capsys):
+def test_faces_on_canvases_are_found_and_recognized_like_their_crops(tmp_path, capsys):
     validation = prepare("ferplus", os.environ["FER_PLL_FERPLUS"], out=tmp_path / "data")["validation"]
     rng = np.random.default_rng(0)
     labels = {}
@@ -57,7 +57,7 @@ def test_faces_on_canvases_are_found_and_recognised_like_their_crops(tmp_path, c
         return float(np.mean([expressions[folder].get(name) == labels[name] for name in names]))
 
     with capsys.disabled():
-        print(f"\nfaces found: {len(found)} of {len(labels)}; pictures with more than one: {more}")
+        print(f"\nfaces found: {len(found)} of {len(labels)}; images with more than one: {more}")
         for folder in expressions:
             print(f"{folder}: {accuracy(folder, found):.1%} of the found, {accuracy(folder, labels):.1%} of all")
     assert len(found) >= 0.95 * len(labels)

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from fer_pll import FacialExpressionPipeline, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.faces.alignment import FaceCrop, align_face
 from fer_pll.faces.detection import RetinaFace, find_faces
-from fer_pll.io.images import PictureError
+from fer_pll.io.images import ImageError
 
 FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
 TASK = "facial-expression-recognition"
@@ -33,27 +33,27 @@ def checkpoint(toy_config, tmp_path):
 
 
 @pytest.fixture
-def recognise(checkpoint):
+def recognize(checkpoint):
     return pipeline(TASK, model=checkpoint, trust_remote_code=False, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     """One face, none, two of them, one that is upside down."""
     one = astronaut()
     two = np.hstack([one, one[:, ::-1]])
-    return [Image.fromarray(picture) for picture in (one, np.zeros((60, 80), np.uint8), two, one[::-1])]
+    return [Image.fromarray(image) for image in (one, np.zeros((60, 80), np.uint8), two, one[::-1])]
 
 
-def test_it_is_its_parts_in_turn(checkpoint, recognise, pictures):
-    (answer,) = recognise(pictures[0])
-    (face,) = find_faces(pictures[0], RetinaFace())
+def test_it_is_its_parts_in_turn(checkpoint, recognize, images):
+    (answer,) = recognize(images[0])
+    (face,) = find_faces(images[0], RetinaFace())
     np.testing.assert_allclose(list(answer["box"].values()), face.box)
     assert list(answer["box"]) == ["xmin", "ymin", "xmax", "ymax"]
     assert answer["score"] == face.score
     np.testing.assert_allclose(answer["landmarks"], face.landmarks)
 
-    crop = align_face(pictures[0], face.landmarks, FaceCrop.from_pretrained(checkpoint))
+    crop = align_face(images[0], face.landmarks, FaceCrop.from_pretrained(checkpoint))
     model = AutoModelForImageClassification.from_pretrained(checkpoint, trust_remote_code=False).eval()
     with torch.no_grad():
         logits = model(**AutoImageProcessor.from_pretrained(checkpoint)(crop, return_tensors="pt")).logits[0]
@@ -67,12 +67,12 @@ def test_it_is_its_parts_in_turn(checkpoint, recognise, pictures):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
-def test_faces_of_several_pictures_in_batches(recognise, pictures, batch_size):
-    one_by_one = [recognise(picture) for picture in pictures]
+def test_faces_of_several_images_in_batches(recognize, images, batch_size):
+    one_by_one = [recognize(image) for image in images]
     assert [len(faces) for faces in one_by_one[:3]] == [1, 0, 2]
     for together in (
-        recognise(pictures, batch_size=batch_size),
-        list(recognise((picture for picture in pictures), batch_size=batch_size)),
+        recognize(images, batch_size=batch_size),
+        list(recognize((image for image in images), batch_size=batch_size)),
     ):
         assert [len(faces) for faces in together] == [len(faces) for faces in one_by_one]
         for expected, faces in zip(one_by_one, together, strict=True):
@@ -82,40 +82,40 @@ def test_faces_of_several_pictures_in_batches(recognise, pictures, batch_size):
                 np.testing.assert_allclose(*scores, atol=1e-6)
 
 
-def test_paths_arrays_and_pictures_are_alike(recognise, pictures, tmp_path):
-    pictures[0].save(tmp_path / "face.png")
-    expected = recognise(pictures[0])
-    for given in (str(tmp_path / "face.png"), tmp_path / "face.png", np.asarray(pictures[0])):
-        assert recognise(given) == expected
+def test_paths_arrays_and_images_are_alike(recognize, images, tmp_path):
+    images[0].save(tmp_path / "face.png")
+    expected = recognize(images[0])
+    for given in (str(tmp_path / "face.png"), tmp_path / "face.png", np.asarray(images[0])):
+        assert recognize(given) == expected
 
 
-def test_grey_and_colour_photographs_have_the_same_expressions_for_a_grey_crop(recognise, pictures):
+def test_gray_and_color_photographs_have_the_same_expressions_for_a_gray_crop(recognize, images):
     detector = RetinaFace()
 
-    def seen_in_colour(picture):
-        return detector(np.asarray(pictures[0])) if picture.shape[:2] == (512, 512) else []
+    def seen_in_color(image):
+        return detector(np.asarray(images[0])) if image.shape[:2] == (512, 512) else []
 
-    colour, grey = (recognise(p, detector=seen_in_colour) for p in (pictures[0], pictures[0].convert("L")))
-    scores = [{e["label"]: e["score"] for e in answer[0]["expressions"]} for answer in (colour, grey)]
+    color, gray = (recognize(p, detector=seen_in_color) for p in (images[0], images[0].convert("L")))
+    scores = [{e["label"]: e["score"] for e in answer[0]["expressions"]} for answer in (color, gray)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-2)
 
 
-def test_a_bad_picture_is_named(recognise, tmp_path):
+def test_a_bad_image_is_named(recognize, tmp_path):
     (tmp_path / "text.jpg").write_text("text")
-    with pytest.raises(PictureError, match="text.jpg: not a picture"):
-        recognise(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match="text.jpg: not an image"):
+        recognize(tmp_path / "text.jpg")
 
 
-def test_a_checkpoint_without_a_crop_needs_one(toy_config, toy_processor, pictures, tmp_path):
+def test_a_checkpoint_without_a_crop_needs_one(toy_config, toy_processor, images, tmp_path):
     FerPllForImageClassification(toy_config).save_pretrained(tmp_path)
     toy_processor.save_pretrained(tmp_path)
-    recognise = pipeline(TASK, model=str(tmp_path), trust_remote_code=False)
+    recognize = pipeline(TASK, model=str(tmp_path), trust_remote_code=False)
     with pytest.raises(ValueError, match=f"{tmp_path} does not say how its faces are cropped"):
-        recognise(pictures[0])
-    by_name = recognise(pictures[0], crop="fer-pll-tiny-ferplus")
+        recognize(images[0])
+    by_name = recognize(images[0], crop="fer-pll-tiny-ferplus")
     by_value = pipeline(
         TASK, model=str(tmp_path), trust_remote_code=False, crop=FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
-    )(pictures[0])
+    )(images[0])
     assert len(by_name) == 1 and by_name == by_value
 
 
@@ -124,8 +124,8 @@ def test_an_unknown_detector_is_refused_at_once(checkpoint):
         pipeline(TASK, model=checkpoint, trust_remote_code=False, detector="mtcnn")
 
 
-def test_saved_and_loaded_it_answers_the_same(recognise, pictures, tmp_path):
-    recognise.save_pretrained(tmp_path / "again")
+def test_saved_and_loaded_it_answers_the_same(recognize, images, tmp_path):
+    recognize.save_pretrained(tmp_path / "again")
     again = pipeline(TASK, model=str(tmp_path / "again"), trust_remote_code=False)
     assert type(again) is FacialExpressionPipeline
-    assert again(pictures[0]) == recognise(pictures[0])
+    assert again(images[0]) == recognize(images[0])

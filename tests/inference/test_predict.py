@@ -43,7 +43,7 @@ def model(toy_config, tmp_path) -> str:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Five files: one face, two, none, a text, nothing; and one that is no picture by its name."""
+    """Five files: one face, two, none, a text, nothing; and one that is no image by its name."""
     folder = tmp_path / "photos"
     (folder / "more").mkdir(parents=True)
     one = astronaut()
@@ -81,7 +81,7 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
         assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
     assert tables[0] == tables[1] == tables[2]
     output = capsys.readouterr().out
-    assert "3 pictures in 5 files: 3 faces, 1 without a face, 2 unreadable" in output
+    assert "3 images in 5 files: 3 faces, 1 without a face, 2 unreadable" in output
     assert f"written to {tmp_path / 'faces.csv'}" in output
 
     rows = tables[0]
@@ -91,7 +91,7 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
         ("more/two.jpg", "0", ""),
         ("more/two.jpg", "1", ""),
         ("none.png", "", "no face found"),
-        ("text.jpg", "", "not a picture in a format that Pillow reads"),
+        ("text.jpg", "", "not an image in a format that Pillow reads"),
         ("zero.jpg", "", "the file is empty"),
         ("Éva ☃.png", "0", ""),
     ]
@@ -109,8 +109,8 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
 def test_the_rows_are_the_answers_of_the_pipeline(model, photos, tmp_path):
     assert predict(photos / "more", "--model", model, "--out", tmp_path / "t.jsonl") == 0
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
-    recognise = pipeline("facial-expression-recognition", model=model, trust_remote_code=False)
-    for row, face in zip(rows, recognise(photos / "more" / "two.jpg"), strict=True):
+    recognize = pipeline("facial-expression-recognition", model=model, trust_remote_code=False)
+    for row, face in zip(rows, recognize(photos / "more" / "two.jpg"), strict=True):
         assert (row["x"], row["y"], row["score"]) == (face["box"]["xmin"], face["box"]["ymin"], face["score"])
         assert {e["label"]: row[f"p_{e['label']}"] for e in face["expressions"]} == pytest.approx(
             {e["label"]: e["score"] for e in face["expressions"]}, abs=1e-6
@@ -136,21 +136,21 @@ def test_crops_are_taken_as_they_are(model, tmp_path):
     assert sorted(path.name for path in (tmp_path / "marked").iterdir()) == [f"{i}.jpg" for i in (0, 1, 2, 4)]
 
 
-def test_colour_crops_become_grey_where_the_training_was(toy_config, tmp_path):
+def test_color_crops_become_gray_where_the_training_was(toy_config, tmp_path):
     torch.manual_seed(0)
-    colour = type(toy_config)(
+    color = type(toy_config)(
         **{**toy_config.to_dict(), "num_channels": 3, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
     )
-    FerPllForImageClassification(colour).save_pretrained(tmp_path / "model")
+    FerPllForImageClassification(color).save_pretrained(tmp_path / "model")
     contract = AutoImageProcessor.from_pretrained(FERPLUS).face_crop
     FerPllImageProcessor(size={"height": 16, "width": 16}, image_std=[0.25] * 3, face_crop=contract).save_pretrained(
         tmp_path / "model"
     )
     crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
-    crop.save(tmp_path / "colour.png")
-    crop.convert("L").save(tmp_path / "grey.png")
-    pictures = (tmp_path / "colour.png", tmp_path / "grey.png")
-    assert predict(*pictures, "--cropped", "--model", tmp_path / "model", "--out", tmp_path / "t.csv") == 0
+    crop.save(tmp_path / "color.png")
+    crop.convert("L").save(tmp_path / "gray.png")
+    images = (tmp_path / "color.png", tmp_path / "gray.png")
+    assert predict(*images, "--cropped", "--model", tmp_path / "model", "--out", tmp_path / "t.csv") == 0
     (first, second) = ({name: row[name] for name in COLUMNS[8:]} for row in read(tmp_path / "t.csv"))
     assert first == second
 
@@ -162,13 +162,13 @@ def test_without_a_table_the_faces_are_printed(model, photos, capsys):
     assert lines[1] == f"{photos / 'none.png'}: no face found"
 
 
-def test_marked_pictures(model, photos, tmp_path):
+def test_marked_images(model, photos, tmp_path):
     (photos / "more" / "Éva ☃.webp").write_bytes((photos / "Éva ☃.png").read_bytes())  # the same name again
     marked = tmp_path / "marked"
     assert predict(photos, "--model", model, "--save-pictures", marked) == 0
     assert sorted(path.name for path in marked.iterdir()) == sorted(["two.jpg", "Éva ☃.jpg", "Éva ☃-2.jpg"])
-    picture = np.asarray(Image.open(marked / "Éva ☃.jpg")).astype(int)
-    changed = np.abs(picture - astronaut()).max(axis=2) > 100
+    image = np.asarray(Image.open(marked / "Éva ☃.jpg")).astype(int)
+    changed = np.abs(image - astronaut()).max(axis=2) > 100
     assert changed[50:180, 170:280].any() and not changed[250:].any()
     assert predict(photos, "--model", model, "--save-pictures", marked) == 1  # not over what is there
     assert predict(photos / "more", "--model", model, "--save-pictures", marked, "--overwrite") == 0
@@ -195,7 +195,7 @@ def video(tmp_path) -> Path:
 def test_frames_are_upright(video):
     frames = list(show(video, every=3))
     assert [shown.frame for shown in frames] == [0, 3, 6]
-    difference = np.asarray(frames[0].picture).astype(int) - astronaut()[:256, 100:356]
+    difference = np.asarray(frames[0].image).astype(int) - astronaut()[:256, 100:356]
     assert np.abs(difference).mean() < 8
 
 
@@ -248,8 +248,8 @@ def test_a_name_that_is_not_unicode(model, tmp_path):
     ("argv", "message"),
     [
         (["gone.jpg"], "gone.jpg: there is no such file or folder"),
-        (["nothing*.jpg"], "nothing*.jpg: no picture or video fits this pattern"),
-        (["empty"], "empty: no pictures or videos in this folder"),
+        (["nothing*.jpg"], "nothing*.jpg: no image or video fits this pattern"),
+        (["empty"], "empty: no images or videos in this folder"),
         (["photos", "--out", "t.xlsx"], "t.xlsx: the ending says the format"),
         (["photos", "--out", "there.csv"], "there.csv is there already"),
         (["photos", "--out", "no/t.csv"], "there is no folder no"),
@@ -335,17 +335,17 @@ def test_an_empty_parquet_table_keeps_its_columns(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").column_names == ["file", "score"]
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(model, photos):
-    """Pictures are let go once they are answered."""
+def test_memory_does_not_grow_with_the_number_of_images(model, photos):
+    """Images are let go once they are answered."""
     import gc
     import weakref
 
     from fer_pll.inference.predict import _answers
 
-    recognise = pipeline("image-classification", model=model, trust_remote_code=False, batch_size=2, top_k=None)
+    recognize = pipeline("image-classification", model=model, trust_remote_code=False, batch_size=2, top_k=None)
     kept: list[weakref.ref] = []
-    for shown, _ in _answers(recognise, [photos / "none.png"] * 30, every=1):
-        kept.append(weakref.ref(shown.picture))
+    for shown, _ in _answers(recognize, [photos / "none.png"] * 30, every=1):
+        kept.append(weakref.ref(shown.image))
         del shown
         gc.collect()
         assert sum(ref() is not None for ref in kept) <= 4

@@ -1,4 +1,4 @@
-"""Every kind of picture comes out as the same upright RGB; every broken one as an error that names the file."""
+"""Every kind of image comes out as the same upright RGB; every broken one as an error that names the file."""
 
 import base64
 import http.server
@@ -10,28 +10,28 @@ import pytest
 import torch
 from PIL import Image
 
-from fer_pll.io.images import PictureError, open_picture
+from fer_pll.io.images import ImageError, open_image
 
 # Six large squares, so that JPEG leaves them as they are; 20 pixels each.
-COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [120, 130, 140]]], np.uint8)
-RGB = COLOURS.repeat(20, axis=0).repeat(20, axis=1)
-GREY = np.asarray(Image.fromarray(RGB).convert("L"))
+COLORS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [120, 130, 140]]], np.uint8)
+RGB = COLORS.repeat(20, axis=0).repeat(20, axis=1)
+GRAY = np.asarray(Image.fromarray(RGB).convert("L"))
 
 
-def saved(picture: Image.Image, path, **options) -> Image.Image:
-    picture.save(path, **options)
-    result = open_picture(path)
+def saved(image: Image.Image, path, **options) -> Image.Image:
+    image.save(path, **options)
+    result = open_image(path)
     assert result.mode == "RGB"
     return result
 
 
-def close(picture: Image.Image, expected: np.ndarray, tolerance: int = 0) -> bool:
-    actual = np.asarray(picture).astype(int)
+def close(image: Image.Image, expected: np.ndarray, tolerance: int = 0) -> bool:
+    actual = np.asarray(image).astype(int)
     return actual.shape == expected.shape and np.abs(actual - expected).max() <= tolerance
 
 
-def as_rgb(grey: np.ndarray) -> np.ndarray:
-    return np.stack([grey] * 3, axis=-1)
+def as_rgb(gray: np.ndarray) -> np.ndarray:
+    return np.stack([gray] * 3, axis=-1)
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tiff", "webp", "gif", "ppm", "jpg"])
@@ -40,12 +40,12 @@ def test_formats(tmp_path, ending):
     assert close(saved(Image.fromarray(RGB), tmp_path / f"a.{ending}", **options), RGB, 2 if ending == "jpg" else 0)
 
 
-def test_grey_black_and_white_and_palette(tmp_path):
-    picture = Image.fromarray(RGB)
-    assert close(saved(picture.convert("L"), tmp_path / "l.png"), as_rgb(GREY))
-    assert close(saved(Image.fromarray(GREY > 127), tmp_path / "1.png"), as_rgb((GREY > 127) * 255))
-    assert close(saved(picture.quantize(6), tmp_path / "p.png"), RGB)
-    assert close(saved(picture.quantize(6), tmp_path / "p.gif"), RGB)
+def test_gray_black_and_white_and_palette(tmp_path):
+    image = Image.fromarray(RGB)
+    assert close(saved(image.convert("L"), tmp_path / "l.png"), as_rgb(GRAY))
+    assert close(saved(Image.fromarray(GRAY > 127), tmp_path / "1.png"), as_rgb((GRAY > 127) * 255))
+    assert close(saved(image.quantize(6), tmp_path / "p.png"), RGB)
+    assert close(saved(image.quantize(6), tmp_path / "p.gif"), RGB)
 
 
 def test_transparent_becomes_white(tmp_path):
@@ -55,11 +55,11 @@ def test_transparent_becomes_white(tmp_path):
     expected[:, :30] = 255
     with_alpha = Image.fromarray(np.dstack([RGB, alpha]))
     assert close(saved(with_alpha, tmp_path / "rgba.png"), expected)
-    grey = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(alpha)])
-    assert close(saved(grey, tmp_path / "la.png"), np.where(alpha[..., None] == 0, 255, as_rgb(GREY)))
+    gray = Image.merge("LA", [Image.fromarray(GRAY), Image.fromarray(alpha)])
+    assert close(saved(gray, tmp_path / "la.png"), np.where(alpha[..., None] == 0, 255, as_rgb(GRAY)))
     half = Image.new("RGBA", (4, 4), (0, 0, 0, 128))
     assert close(saved(half, tmp_path / "half.png"), np.full((4, 4, 3), 127))
-    # A palette with one transparent entry, and a colour that stands for transparency.
+    # A palette with one transparent entry, and a color that stands for transparency.
     palette = Image.fromarray(RGB).quantize(6)
     index = palette.getpixel((30, 10))
     assert saved(palette, tmp_path / "p.png", transparency=index).getpixel((30, 10)) == (255, 255, 255)
@@ -77,11 +77,11 @@ def test_cmyk_and_lab(tmp_path):
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
 def test_16_bits(tmp_path, ending):
-    deep = GREY.astype(np.uint16) * 257
-    assert close(saved(Image.fromarray(deep), tmp_path / f"deep.{ending}"), as_rgb(GREY))
-    assert close(open_picture(deep), as_rgb(GREY))
-    assert open_picture(np.full((2, 2), 128, np.uint16)).getpixel((0, 0)) == (0, 0, 0)
-    assert open_picture(np.full((2, 2), 129, np.uint16)).getpixel((0, 0)) == (1, 1, 1)  # nearest of 0 and 257
+    deep = GRAY.astype(np.uint16) * 257
+    assert close(saved(Image.fromarray(deep), tmp_path / f"deep.{ending}"), as_rgb(GRAY))
+    assert close(open_image(deep), as_rgb(GRAY))
+    assert open_image(np.full((2, 2), 128, np.uint16)).getpixel((0, 0)) == (0, 0, 0)
+    assert open_image(np.full((2, 2), 129, np.uint16)).getpixel((0, 0)) == (1, 1, 1)  # nearest of 0 and 257
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -98,19 +98,19 @@ def test_exif_orientation(tmp_path, orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = saved(Image.fromarray(np.ascontiguousarray(turned)), tmp_path / "turned.png", exif=exif)
-    assert close(picture, RGB)
+    image = saved(Image.fromarray(np.ascontiguousarray(turned)), tmp_path / "turned.png", exif=exif)
+    assert close(image, RGB)
 
 
 def test_what_is_not_a_file():
-    assert close(open_picture(Image.fromarray(RGB)), RGB)
-    assert close(open_picture(RGB), RGB)
-    assert close(open_picture(torch.from_numpy(RGB)), RGB)
-    assert close(open_picture(GREY), as_rgb(GREY))
-    assert close(open_picture(GREY[..., None]), as_rgb(GREY))
-    assert close(open_picture(GREY > 127), as_rgb((GREY > 127) * 255))
-    transparent = np.dstack([RGB, np.zeros_like(GREY)])
-    assert close(open_picture(transparent), np.full_like(RGB, 255))
+    assert close(open_image(Image.fromarray(RGB)), RGB)
+    assert close(open_image(RGB), RGB)
+    assert close(open_image(torch.from_numpy(RGB)), RGB)
+    assert close(open_image(GRAY), as_rgb(GRAY))
+    assert close(open_image(GRAY[..., None]), as_rgb(GRAY))
+    assert close(open_image(GRAY > 127), as_rgb((GRAY > 127) * 255))
+    transparent = np.dstack([RGB, np.zeros_like(GRAY)])
+    assert close(open_image(transparent), np.full_like(RGB, 255))
 
 
 def test_urls(tmp_path):
@@ -130,16 +130,16 @@ def test_urls(tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:
-        assert close(open_picture(f"{address}/face.png"), RGB)
-        with pytest.raises(PictureError, match=f"{address}/gone.png: cannot be downloaded .*404"):
-            open_picture(f"{address}/gone.png")
+        assert close(open_image(f"{address}/face.png"), RGB)
+        with pytest.raises(ImageError, match=f"{address}/gone.png: cannot be downloaded .*404"):
+            open_image(f"{address}/gone.png")
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(PictureError, match="cannot be downloaded"):
-        open_picture(f"{address}/face.png", timeout=5)
+    with pytest.raises(ImageError, match="cannot be downloaded"):
+        open_image(f"{address}/face.png", timeout=5)
     data = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    assert close(open_picture(data), RGB)
+    assert close(open_image(data), RGB)
 
 
 def truncated(path, **options):
@@ -151,14 +151,14 @@ BAD = {
     "gone.jpg": (lambda path: None, "there is no such file"),
     "folder.jpg": (lambda path: path.mkdir(), "there is no such file"),
     "empty.jpg": (lambda path: path.write_bytes(b""), "the file is empty"),
-    "text.jpg": (lambda path: path.write_text("a text"), "not a picture"),
-    "zeros.png": (lambda path: path.write_bytes(bytes(1000)), "not a picture"),
-    "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be read|not a picture"),
+    "text.jpg": (lambda path: path.write_text("a text"), "not an image"),
+    "zeros.png": (lambda path: path.write_bytes(bytes(1000)), "not an image"),
+    "head.png": (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n"), "cannot be read|not an image"),
     "cut.jpg": (truncated, "cannot be read, perhaps truncated"),
     "cut.png": (truncated, "cannot be read, perhaps truncated"),
     "cut.gif": (truncated, "cannot be read, perhaps truncated"),
-    "cut.webp": (truncated, "cannot be read, perhaps truncated|not a picture"),
-    "cut.tiff": (truncated, "cannot be read, perhaps truncated|not a picture"),
+    "cut.webp": (truncated, "cannot be read, perhaps truncated|not an image"),
+    "cut.tiff": (truncated, "cannot be read, perhaps truncated|not an image"),
     "float.tiff": (lambda path: Image.new("F", (3, 3), 0.5).save(path), "floating point values"),
     "deep.tiff": (lambda path: Image.new("I", (3, 3), 70000).save(path), "beyond 16 bits"),
     "négatif ☃.tiff": (lambda path: Image.new("I", (3, 3), -1).save(path), "beyond 16 bits"),
@@ -169,8 +169,8 @@ BAD = {
 def test_bad_files_are_named(tmp_path, name):
     make, message = BAD[name]
     make(tmp_path / name)
-    with pytest.raises(PictureError, match=message) as caught:
-        open_picture(tmp_path / name)
+    with pytest.raises(ImageError, match=message) as caught:
+        open_image(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
 
 
@@ -178,8 +178,8 @@ def test_bad_files_are_named(tmp_path, name):
 def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    with pytest.raises(PictureError, match="bomb.png: more than 300 pixels, perhaps a decompression bomb"):
-        open_picture(tmp_path / "bomb.png")
+    with pytest.raises(ImageError, match="bomb.png: more than 300 pixels, perhaps a decompression bomb"):
+        open_image(tmp_path / "bomb.png")
 
 
 @pytest.mark.parametrize(
@@ -195,16 +195,16 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
     ],
 )
 def test_other_things_are_refused(source, message):
-    with pytest.raises(PictureError, match=message):
-        open_picture(source)
+    with pytest.raises(ImageError, match=message):
+        open_image(source)
 
 
 def test_what_was_opened_is_not_converted_again(tmp_path):
     """As on the way from `fer-pll predict` to the pipeline, which opens what it is given."""
     Image.fromarray(RGB).save(tmp_path / "a.jpg", quality=100)
-    opened = open_picture(tmp_path / "a.jpg")
-    assert open_picture(opened) is opened
+    opened = open_image(tmp_path / "a.jpg")
+    assert open_image(opened) is opened
     turned = Image.fromarray(RGB)
     turned.getexif()[274] = 6
-    assert open_picture(turned).size == turned.size[::-1]
+    assert open_image(turned).size == turned.size[::-1]
     assert turned.size == RGB.shape[1::-1] and turned.getexif()[274] == 6  # the caller's image stays as it was

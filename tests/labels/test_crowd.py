@@ -17,7 +17,7 @@ SHARE_RIGHT = {"ann": 0.95, "bob": 0.85, "eve": 0.4, "joe": 0.35, "sue": 0.3}
 
 @pytest.fixture(scope="module")
 def answers():
-    """True labels of 400 pictures, and the rows, annotators and labels of the answers: four of five for each."""
+    """True labels of 400 images, and the rows, annotators and labels of the answers: four of five for each."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 4, 400)
     given = [
@@ -77,8 +77,8 @@ def write(folder, given):
 
 def test_a_table_of_answers_gives_candidates_and_confidences(answers, posterior, tmp_path):
     truth, given = answers
-    pictures = list_votes(write(tmp_path, given), class_names=CLASSES, coverage=0.95)["train"]
-    columns = {name: np.array([row.columns[name] for row in pictures]) for name in pictures[0].columns}
+    images = list_votes(write(tmp_path, given), class_names=CLASSES, coverage=0.95)["train"]
+    columns = {name: np.array([row.columns[name] for row in images]) for name in images[0].columns}
     assert np.array_equal(columns["label"], posterior.argmax(axis=1))
     assert np.array_equal(columns["candidates"], from_posterior(posterior, 0.95)[:, :4])
     assert columns["votes"].sum() == len(given)

@@ -211,7 +211,7 @@ def test_rows_without_numbers_stay_as_they_are(rule, reversible):
         spoilt = [0, 1, 3]
         assert torch.equal(table.confidence[spoilt], before[spoilt])
         assert not revision.revised[spoilt].any() and (table.revised_epoch[spoilt] == -1).all()
-        assert rule == "none" or table.confidence[2, 0] > 0.999  # their neighbour is revised all the same
+        assert rule == "none" or table.confidence[2, 0] > 0.999  # their neighbor is revised all the same
         assert revision.margin.isnan().tolist() == [True, True, rule == "none", True]
 
 

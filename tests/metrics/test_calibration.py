@@ -65,22 +65,22 @@ def test_a_folded_temperature_divides_the_logits(toy_config):
     torch.manual_seed(0)
     model = FerPllForImageClassification(toy_config).eval()
     torch.nn.init.normal_(model.classifier.bias)
-    pictures = torch.randn(4, 1, 16, 16)
+    images = torch.randn(4, 1, 16, 16)
     with torch.no_grad():
-        before = model(pictures).logits
+        before = model(images).logits
         fold_temperature(model, 2.0)
         fold_temperature(model, 1.5)
-        torch.testing.assert_close(model(pictures).logits, before / 3)
+        torch.testing.assert_close(model(images).logits, before / 3)
 
 
 def test_a_folded_balance_takes_the_frequency_of_the_classes_out(toy_config):
     torch.manual_seed(0)
     model = FerPllForImageClassification(toy_config).eval()
-    pictures, shares = torch.randn(4, 1, 16, 16), [0.6, 0.2, 0.15, 0.05]
+    images, shares = torch.randn(4, 1, 16, 16), [0.6, 0.2, 0.15, 0.05]
     with torch.no_grad():
-        before = model(pictures).logits
+        before = model(images).logits
         fold_balance(model, shares, 1.0)
-        after = model(pictures).logits
+        after = model(images).logits
         with pytest.raises(ValueError, match="class 2 has no share"):
             fold_balance(model, [0.5, 0.5, 0, 0], 1.0)
     # p(k | x) / share(k), up to what is the same for all classes
@@ -142,7 +142,7 @@ def test_calibrate_saves_a_checkpoint_whose_probabilities_are_right(toy_config, 
     picked = [np.log(shares[np.arange(48), labels]).mean() for shares in (before, after)]
     assert picked[1] > picked[0]
     card = str(folder_card(tmp_path / "calibrated", "someone/toy"))
-    assert f"the temperature {calibration['temperature']:.3f}, fitted on 48 pictures" in card
+    assert f"the temperature {calibration['temperature']:.3f}, fitted on 48 images" in card
 
     confidence = ConfidenceTable.from_candidates(np.array([[1, 0, 0, 1], [0, 1, 1, 0]], dtype=bool), CLASSES, "toys")
     confidence.save(tmp_path / "model" / "confidence.safetensors")

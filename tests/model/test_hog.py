@@ -1,4 +1,4 @@
-"""HOG targets against scikit-image, which computes them picture by picture in float64."""
+"""HOG targets against scikit-image, which computes them image by image in float64."""
 
 import warnings
 
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 def skimage_hog(pixels: torch.Tensor, cell_size: int, orientations: int) -> torch.Tensor:
-    """The call that the docstring of `hog_targets` names, for each channel of each picture."""
+    """The call that the docstring of `hog_targets` names, for each channel of each image."""
     cells = [
         hog(
             channel.numpy(),
@@ -43,7 +43,7 @@ def random_pixels(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def structured_pixels(height: int = 48, width: int = 80) -> dict[str, torch.Tensor]:
-    """Pictures whose gradients are often exactly zero or exactly on the edge of a bin, each uint8 (height, width)."""
+    """Images whose gradients are often exactly zero or exactly on the edge of a bin, each uint8 (height, width)."""
     row, col = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     lines = torch.zeros(height, width)
     lines[13] = lines[:, 22] = 255
@@ -137,12 +137,12 @@ def test_small_noise_on_floats_is_rounded_away():
     assert torch.equal(hog_targets(structured + noise), hog_targets(structured))
 
 
-def test_denormalised_pictures_are_exact():
+def test_denormalized_images_are_exact():
     pixels = random_pixels(4, 3, 32, 32)
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    normalised = (pixels / 255 - mean) / std
-    restored = (normalised * std + mean) * 255
+    normalized = (pixels / 255 - mean) / std
+    restored = (normalized * std + mean) * 255
     assert not torch.equal(restored, pixels.float())  # there is something to round
     assert torch.equal(hog_targets(restored), hog_targets(pixels))
 
@@ -183,22 +183,22 @@ def test_no_gradient_flows():
     assert torch.equal(targets, hog_targets(pixels))
 
 
-def test_pictures_and_channels_do_not_mix():
+def test_images_and_channels_do_not_mix():
     pixels = random_pixels(3, 2, 16, 24)
     targets = hog_targets(pixels)
-    for number, picture in enumerate(pixels):
+    for number, image in enumerate(pixels):
         for channel in range(2):
-            alone = hog_targets(picture[None, channel : channel + 1])
+            alone = hog_targets(image[None, channel : channel + 1])
             torch.testing.assert_close(targets[number, channel], alone[0, 0], rtol=0, atol=1e-7)
 
 
-def test_flat_picture_is_zero():
+def test_flat_image_is_zero():
     assert torch.equal(hog_targets(torch.full((1, 1, 16, 16), 200)), torch.zeros(1, 1, 2, 2, 9))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 20, 16), (1, 1, 16, 20)])
-def test_cell_must_divide_the_picture(shape):
-    with pytest.raises(ValueError, match=f"cell_size=8 does not divide pictures of {shape[2]} x {shape[3]} pixels"):
+def test_cell_must_divide_the_image(shape):
+    with pytest.raises(ValueError, match=f"cell_size=8 does not divide images of {shape[2]} x {shape[3]} pixels"):
         hog_targets(torch.zeros(shape))
 
 
@@ -257,7 +257,7 @@ def test_patchify_cells_equals_a_loop(shape, cells_per_patch):
     assert torch.equal(patches, expected)
 
 
-def test_patchify_cells_of_a_picture_with_one_marked_patch():
+def test_patchify_cells_of_a_image_with_one_marked_patch():
     pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
     pixels[:, :, 36:44, 52:60] = 255  # inside the patch of row 2, column 3 of 4 x 6
     patches = patchify_cells(hog_targets(pixels), cells_per_patch=2)

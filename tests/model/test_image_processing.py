@@ -27,38 +27,36 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.stack(channels, axis=-1)
 
 
-def reference(picture: Image.Image, processor: FerPllImageProcessor) -> np.ndarray:
-    """What should come out, (C, 16, 12): Pillow's conversion and resizing, then the normalisation by hand."""
-    picture = picture.convert("L" if processor.num_channels == 1 else "RGB").resize(
-        (12, 16), Image.Resampling.BILINEAR
-    )
-    values = np.asarray(picture, dtype=np.float64).reshape(16, 12, -1) / 255
+def reference(image: Image.Image, processor: FerPllImageProcessor) -> np.ndarray:
+    """What should come out, (C, 16, 12): Pillow's conversion and resizing, then the normalization by hand."""
+    image = image.convert("L" if processor.num_channels == 1 else "RGB").resize((12, 16), Image.Resampling.BILINEAR)
+    values = np.asarray(image, dtype=np.float64).reshape(16, 12, -1) / 255
     return ((values - np.array(processor.image_mean)) / np.array(processor.image_std)).transpose(2, 0, 1)
 
 
-def palette_picture() -> Image.Image:
+def palette_image() -> Image.Image:
     return Image.fromarray(pixels(30, 20, 3)).quantize(16)
 
 
-GREY, RGB, RGBA = pixels(30, 20, 1)[..., 0], pixels(30, 20, 3), pixels(30, 20, 4)
+GRAY, RGB, RGBA = pixels(30, 20, 1)[..., 0], pixels(30, 20, 3), pixels(30, 20, 4)
 
 
 @pytest.mark.parametrize(
-    ("given", "picture"),
+    ("given", "image"),
     [
-        (Image.fromarray(GREY), Image.fromarray(GREY)),
+        (Image.fromarray(GRAY), Image.fromarray(GRAY)),
         (Image.fromarray(RGB), Image.fromarray(RGB)),
         (Image.fromarray(RGBA), Image.fromarray(RGBA)),
         (Image.fromarray(RGBA[..., :2]), Image.fromarray(RGBA[..., :2])),
-        (Image.fromarray(GREY > 127), Image.fromarray(GREY > 127)),
-        (palette_picture(), palette_picture()),
-        (GREY, Image.fromarray(GREY)),
-        (GREY[None], Image.fromarray(GREY)),
-        (GREY[..., None], Image.fromarray(GREY)),
+        (Image.fromarray(GRAY > 127), Image.fromarray(GRAY > 127)),
+        (palette_image(), palette_image()),
+        (GRAY, Image.fromarray(GRAY)),
+        (GRAY[None], Image.fromarray(GRAY)),
+        (GRAY[..., None], Image.fromarray(GRAY)),
         (RGB, Image.fromarray(RGB)),
         (RGB.transpose(2, 0, 1), Image.fromarray(RGB)),
         (RGBA, Image.fromarray(RGBA)),
-        (torch.from_numpy(GREY), Image.fromarray(GREY)),
+        (torch.from_numpy(GRAY), Image.fromarray(GRAY)),
         (torch.from_numpy(RGB).permute(2, 0, 1), Image.fromarray(RGB)),
         (torch.from_numpy(RGB), Image.fromarray(RGB)),
     ],
@@ -80,53 +78,53 @@ GREY, RGB, RGBA = pixels(30, 20, 1)[..., 0], pixels(30, 20, 3), pixels(30, 20, 4
         "tensor (H, W, 3)",
     ],
 )
-def test_equals_pillow_and_normalisation_by_hand(processor, given, picture):
+def test_equals_pillow_and_normalization_by_hand(processor, given, image):
     pixel_values = processor(given, return_tensors="pt").pixel_values
     assert pixel_values.shape == (1, processor.num_channels, 16, 12) and pixel_values.dtype == torch.float32
-    np.testing.assert_allclose(pixel_values[0].numpy(), reference(picture, processor), atol=1e-6)
+    np.testing.assert_allclose(pixel_values[0].numpy(), reference(image, processor), atol=1e-6)
 
 
-def test_batch_of_pictures_of_all_kinds_and_sizes(processor):
+def test_batch_of_images_of_all_kinds_and_sizes(processor):
     small, large = Image.fromarray(pixels(9, 7, 3)), Image.fromarray(pixels(60, 80, 1)[..., 0])
-    pixel_values = processor([small, large, GREY, RGB], return_tensors="pt").pixel_values
-    expected = [reference(p, processor) for p in (small, large, Image.fromarray(GREY), Image.fromarray(RGB))]
+    pixel_values = processor([small, large, GRAY, RGB], return_tensors="pt").pixel_values
+    expected = [reference(p, processor) for p in (small, large, Image.fromarray(GRAY), Image.fromarray(RGB))]
     np.testing.assert_allclose(pixel_values.numpy(), expected, atol=1e-6)
 
 
 def test_batch_as_one_array(processor):
     batch = np.stack([pixels(30, 20, 3, seed=seed) for seed in range(3)])
     pixel_values = processor(batch, return_tensors="pt").pixel_values
-    expected = [reference(Image.fromarray(picture), processor) for picture in batch]
+    expected = [reference(Image.fromarray(image), processor) for image in batch]
     np.testing.assert_allclose(pixel_values.numpy(), expected, atol=1e-6)
 
 
 def test_a_path_is_opened(processor, tmp_path):
-    picture = Image.fromarray(RGB)
-    picture.save(tmp_path / "face.png")
+    image = Image.fromarray(RGB)
+    image.save(tmp_path / "face.png")
     pixel_values = processor(str(tmp_path / "face.png"), return_tensors="pt").pixel_values
-    np.testing.assert_allclose(pixel_values[0].numpy(), reference(picture, processor), atol=1e-6)
+    np.testing.assert_allclose(pixel_values[0].numpy(), reference(image, processor), atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [(12, 16), (20, 30)], ids=["of the final size", "of another"])
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P", "1", "CMYK", "YCbCr"])
 def test_without_rescaling_the_resized_8_bit_pixels(processor, mode, side):
-    picture = Image.fromarray(RGB).convert(mode).resize(side)
-    pixel_values = processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
+    image = Image.fromarray(RGB).convert(mode).resize(side)
+    pixel_values = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values
     assert pixel_values.dtype == torch.uint8
-    converted = picture.convert("L" if processor.num_channels == 1 else "RGB").resize((12, 16), 2)
+    converted = image.convert("L" if processor.num_channels == 1 else "RGB").resize((12, 16), 2)
     expected = np.asarray(converted).reshape(16, 12, -1).transpose(2, 0, 1)
     np.testing.assert_array_equal(pixel_values[0].numpy(), expected)
 
 
 @pytest.mark.parametrize("settings", [{"do_resize": False}, {"size": {"shortest_edge": 8}}])
-def test_settings_of_the_resizing_hold_for_grey_pictures_too(settings):
+def test_settings_of_the_resizing_hold_for_gray_images_too(settings):
     processor = FerPllImageProcessor(num_channels=3, size={"height": 16, "width": 12})
-    grey, colour = (
-        processor(picture, do_rescale=False, do_normalize=False, **settings).pixel_values[0]
-        for picture in (Image.fromarray(GREY), Image.fromarray(GREY).convert("RGB"))
+    gray, color = (
+        processor(image, do_rescale=False, do_normalize=False, **settings).pixel_values[0]
+        for image in (Image.fromarray(GRAY), Image.fromarray(GRAY).convert("RGB"))
     )
-    np.testing.assert_array_equal(grey, colour)
-    assert grey.shape[1:] == {"do_resize": (30, 20), "size": (12, 8)}[next(iter(settings))]
+    np.testing.assert_array_equal(gray, color)
+    assert gray.shape[1:] == {"do_resize": (30, 20), "size": (12, 8)}[next(iter(settings))]
 
 
 def test_floats_of_the_final_size_go_through_8_bits_as_in_transformers(processor):
@@ -172,12 +170,12 @@ def test_image_classification_pipeline(toy_config, toy_processor, tmp_path):
     toy_processor.save_pretrained(tmp_path / "model")
     classify = pipeline("image-classification", model=str(tmp_path / "model"))
 
-    picture = Image.fromarray(RGB)
-    picture.save(tmp_path / "face.png")
+    image = Image.fromarray(RGB)
+    image.save(tmp_path / "face.png")
     with torch.no_grad():
-        logits = model(**toy_processor(picture, return_tensors="pt")).logits[0]
+        logits = model(**toy_processor(image, return_tensors="pt")).logits[0]
     expected = {toy_config.id2label[k]: p for k, p in enumerate(logits.softmax(dim=0).tolist())}
-    for given in (picture, str(tmp_path / "face.png"), Image.fromarray(np.asarray(picture))):
+    for given in (image, str(tmp_path / "face.png"), Image.fromarray(np.asarray(image))):
         answers = classify(given, top_k=None)
         assert sum(answer["score"] for answer in answers) == pytest.approx(1)
         assert {answer["label"]: answer["score"] for answer in answers} == pytest.approx(expected, abs=1e-6)

@@ -32,7 +32,7 @@ def test_units_are_hidden_whole(rows, columns, unit, ratio, seed):
 
 
 def beit_mask(rng: np.random.Generator, height: int, width: int, most: int, smallest: int) -> np.ndarray:
-    """Algorithm 1 of BEiT for one picture, in plain Python."""
+    """Algorithm 1 of BEiT for one image, in plain Python."""
     mask, failures = np.zeros((height, width), dtype=bool), 0
     while mask.sum() < most and failures < 10:
         left = most - mask.sum()
@@ -55,12 +55,12 @@ def test_blocks_are_distributed_as_in_beit(grid, ratio, smallest):
     ours = blockwise_masking(3000, grid, ratio).view(-1, *grid).numpy()
     theirs = np.stack([beit_mask(rng, *grid, most, smallest) for _ in range(3000)]).astype(float)
 
-    def neighbours(masks: np.ndarray) -> float:  # how often the patch right of a hidden one is hidden
+    def neighbors(masks: np.ndarray) -> float:  # how often the patch right of a hidden one is hidden
         return (masks[:, :, 1:] * masks[:, :, :-1]).sum() / masks[:, :, :-1].sum()
 
     assert set(np.unique(ours)) == {0, 1} and ours.sum(axis=(1, 2)).max() <= most
     assert ours.sum(axis=(1, 2)).mean() == pytest.approx(theirs.sum(axis=(1, 2)).mean(), rel=0.01)
-    assert neighbours(ours) == pytest.approx(neighbours(theirs), abs=0.01)
+    assert neighbors(ours) == pytest.approx(neighbors(theirs), abs=0.01)
     np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.05)
 
 

@@ -167,7 +167,7 @@ class TestEncoder:
         torch.testing.assert_close(actual.query_states, expected.query_states, atol=1e-5, rtol=0)
 
 
-def test_initialisation_is_that_of_mae():
+def test_initialization_is_that_of_mae():
     """Xavier for projections, that of the patches counted as a linear layer; tokens and the classifier small."""
     model = FerPllForImageClassification(tiny_config(position_embedding_type="learned"))
     weights = dict(model.named_parameters())
@@ -262,7 +262,7 @@ class TestMasking:
         assert first.loss == second.loss
         drawn = [model(PIXELS).mask for _ in range(8)]
         assert any(not torch.equal(drawn[0], other) for other in drawn)
-        assert any(not torch.equal(mask[0], mask[1]) for mask in drawn)  # every picture has its own
+        assert any(not torch.equal(mask[0], mask[1]) for mask in drawn)  # every image has its own
 
     @torch.no_grad()
     @pretrainings
@@ -287,13 +287,13 @@ class TestMasking:
         assert whole.cross_attentions[0].shape == (2, 4, NUM_CLASSES, NUM_PATCHES)
 
 
-def skimage_targets(pictures: np.ndarray, patch: int, cell: int, orientations: int) -> np.ndarray:
-    """HOG values per patch from (B, C, H, W) 8-bit pictures: (B, L, cells x cells x orientations x C)."""
+def skimage_targets(images: np.ndarray, patch: int, cell: int, orientations: int) -> np.ndarray:
+    """HOG values per patch from (B, C, H, W) 8-bit images: (B, L, cells x cells x orientations x C)."""
     rows = []
-    for picture in pictures:
+    for image in images:
         channels = [
             hog(channel, orientations, (cell, cell), (1, 1), block_norm="L2", feature_vector=False)[:, :, 0, 0]
-            for channel in picture
+            for channel in image
         ]
         cells = np.stack(channels, axis=-1)  # (rows, cols, orientations, C)
         n = patch // cell
@@ -307,19 +307,19 @@ def skimage_targets(pictures: np.ndarray, patch: int, cell: int, orientations: i
     return np.array(rows)
 
 
-def pictures_8bit(channels: int, height: int = 32, width: int = 32) -> np.ndarray:
+def images_8bit(channels: int, height: int = 32, width: int = 32) -> np.ndarray:
     """Waves with noise, and a flat area whose zero gradients must stay zero."""
     rng = np.random.default_rng(0)
     row, col = np.mgrid[:height, :width]
     waves = [127 + 90 * np.sin(row / rng.uniform(2, 9) + col / rng.uniform(2, 9)) for _ in range(2 * channels)]
-    pictures = (np.stack(waves) + rng.uniform(-20, 20, (2 * channels, height, width))).clip(0, 255)
-    pictures[:, 10:20, 5:25] = 77
-    return pictures.astype(np.uint8).reshape(2, channels, height, width)
+    images = (np.stack(waves) + rng.uniform(-20, 20, (2 * channels, height, width))).clip(0, 255)
+    images[:, 10:20, 5:25] = 77
+    return images.astype(np.uint8).reshape(2, channels, height, width)
 
 
-def normalize(pictures: np.ndarray, config: FerPllConfig) -> torch.Tensor:
+def normalize(images: np.ndarray, config: FerPllConfig) -> torch.Tensor:
     mean, std = (np.reshape(value, (-1, 1, 1)) for value in (config.image_mean, config.image_std))
-    return torch.from_numpy((pictures / 255 - mean) / std).float()
+    return torch.from_numpy((images / 255 - mean) / std).float()
 
 
 STATISTICS = {
@@ -338,11 +338,11 @@ class TestPreTraining:
     def test_loss_is_the_error_of_hidden_patches(self, changes, channels, mean, std, size):
         config = tiny_config(num_channels=channels, image_mean=mean, image_std=std, **changes)
         model = FerPllForPreTraining(config).eval()
-        pictures = pictures_8bit(channels, *size)
+        images = images_8bit(channels, *size)
         noise = NOISE[:, : size[0] * size[1] // 64]
-        outputs = model(normalize(pictures, config), noise=noise, interpolate_pos_encoding=size != (32, 32))
+        outputs = model(normalize(images, config), noise=noise, interpolate_pos_encoding=size != (32, 32))
 
-        targets = skimage_targets(pictures, patch=8, cell=4, orientations=9)
+        targets = skimage_targets(images, patch=8, cell=4, orientations=9)
         assert targets.shape == outputs.logits.shape == (2, noise.shape[1], config.num_hog_values)
         squares = (outputs.logits.numpy() - targets) ** 2
         expected = squares[outputs.mask.numpy() == 1].mean()
@@ -351,18 +351,18 @@ class TestPreTraining:
 
     @statistics
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_8_bit_values_survive_normalisation(self, channels, mean, std, dtype):
+    def test_8_bit_values_survive_normalization(self, channels, mean, std, dtype):
         config = tiny_config(num_channels=channels, image_mean=mean, image_std=std)
-        pictures = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (1, channels, 16, 16))
-        restored = FerPllForPreTraining(config).to_pixels(normalize(pictures, config).to(dtype))
+        images = np.broadcast_to(np.arange(256, dtype=np.uint8).reshape(16, 16), (1, channels, 16, 16))
+        restored = FerPllForPreTraining(config).to_pixels(normalize(images, config).to(dtype))
         assert restored.dtype == torch.float32
-        np.testing.assert_array_equal(restored.round().numpy(), pictures)
+        np.testing.assert_array_equal(restored.round().numpy(), images)
 
     @torch.no_grad()
     def test_a_perfect_prediction_costs_nothing(self):
         config = tiny_config()
         model = FerPllForPreTraining(config).eval()
-        pixel_values = normalize(pictures_8bit(3), config)
+        pixel_values = normalize(images_8bit(3), config)
         targets = model.targets(pixel_values)
         model.decoder.forward = lambda *args, **kwargs: targets
         assert model(pixel_values).loss == 0
@@ -383,7 +383,7 @@ class TestPreTraining:
         torch.manual_seed(0)
         config = tiny_config()
         model = FerPllForPreTraining(config).train()
-        pixel_values = normalize(pictures_8bit(3), config)
+        pixel_values = normalize(images_8bit(3), config)
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
         losses = []
         for _ in range(40):
@@ -427,7 +427,7 @@ class TestClassification:
 
     @torch.no_grad()
     def test_every_attention_is_the_chosen_one_and_runs_all_hooks(self):
-        """Queries included, with gradients and without: else offload, adapters and quantisation would not act."""
+        """Queries included, with gradients and without: else offload, adapters and quantization would not act."""
         model = randomize(FerPllForImageClassification(tiny_config()))
         expected, attended, projected = model(PIXELS).logits, [], []
 
@@ -517,7 +517,7 @@ class TestClassification:
         assert model.label_queries.requires_grad
 
     @torch.no_grad()
-    def test_another_picture_size(self):
+    def test_another_image_size(self):
         model = FerPllForImageClassification(tiny_config()).eval()
         model.set_attn_implementation("eager")
         outputs = model(random_input(2, 3, 16, 48), interpolate_pos_encoding=True, output_attentions=True)
@@ -638,7 +638,7 @@ class TestSaving:
         for name, tensor in model.fer_pll.state_dict().items():
             if not name.startswith("query_decoder."):
                 assert torch.equal(tensor, pretrained.fer_pll.state_dict()[name]), name
-        # The new parts are initialised as in a fresh model.
+        # The new parts are initialized as in a fresh model.
         queries = nn.functional.normalize(model.label_queries.detach(), dim=-1)
         cosines = (queries @ queries.T)[~torch.eye(NUM_CLASSES, dtype=torch.bool)]
         torch.testing.assert_close(cosines, torch.full_like(cosines, -1 / (NUM_CLASSES - 1)), atol=1e-6, rtol=0)
@@ -662,7 +662,7 @@ class TestSaving:
         assert model.fer_pll.query_decoder is None and model.classifier.weight.shape == (3, 32)
 
     @torch.no_grad()
-    def test_half_precision_checkpoint_takes_float_pictures(self, tmp_path):
+    def test_half_precision_checkpoint_takes_float_images(self, tmp_path):
         model = FerPllForImageClassification(tiny_config()).eval()
         model.save_pretrained(tmp_path)
         half = FerPllForImageClassification.from_pretrained(tmp_path, dtype=torch.bfloat16)
@@ -756,7 +756,7 @@ class TestAutocast:
     def test_pretraining(self, changes, dtype):
         config = tiny_config(**changes)
         model = FerPllForPreTraining(config).train()
-        pixel_values = normalize(pictures_8bit(3), config)
+        pixel_values = normalize(images_8bit(3), config)
         expected = model(pixel_values, noise=NOISE)
         with torch.autocast("cpu", dtype=dtype):
             targets = model.targets(pixel_values)
@@ -774,7 +774,7 @@ class TestBadInput:
         return request.param(tiny_config())
 
     def test_number_of_channels(self, model):
-        with pytest.raises(ValueError, match=r"pictures of 3 channel\(s\), `pixel_values` has 1.*image processor"):
+        with pytest.raises(ValueError, match=r"images of 3 channel\(s\), `pixel_values` has 1.*image processor"):
             model(random_input(2, 1, 32, 32))
 
     def test_size_that_the_patch_does_not_divide(self, model):

@@ -74,7 +74,7 @@ def test_mae_is_transformers_vit_mae(normalized):
         torch.testing.assert_close(parameter.grad, gradients[name].grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_simmim_is_transformers_masked_image_modelling():
+def test_simmim_is_transformers_masked_image_modeling():
     """transformers predicts with a 1 x 1 convolution and a pixel shuffle, whose rows hold channels first."""
     theirs = randomize(ViTForMaskedImageModeling(ViTConfig(**SIZES, layer_norm_eps=1e-6, encoder_stride=8)))
     config = FerPllConfig(**SIZES, **SIMMIM, mask_ratio=0.5, position_embedding_type="learned")
@@ -129,14 +129,14 @@ def test_sobel_hog_is_that_of_maskfeat(cell, orientations):
     # Odd steps and noise: no direction on the edge of two bins, where rounding decides.
     pixels = torch.randint(0, 256, (2, 3, 32, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     actual = hog_targets(pixels, cell, orientations, gradient="sobel")
-    for picture in range(2):
+    for image in range(2):
         for channel in range(3):
-            expected = maskfeat_hog(pixels[picture, channel].numpy(), cell, orientations)
-            near = np.abs(actual[picture, channel].numpy() - expected).max(axis=-1) < 1e-5
+            expected = maskfeat_hog(pixels[image, channel].numpy(), cell, orientations)
+            near = np.abs(actual[image, channel].numpy() - expected).max(axis=-1) < 1e-5
             assert near.mean() > 0.97  # the few cells with an exact 0 or 90 degrees gradient may differ by a bin
 
 
-def test_sobel_hog_of_one_colour_is_zero():
+def test_sobel_hog_of_one_color_is_zero():
     assert torch.equal(hog_targets(torch.full((1, 1, 16, 16), 7), gradient="sobel"), torch.zeros(1, 1, 2, 2, 9))
 
 

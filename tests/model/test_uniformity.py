@@ -122,12 +122,12 @@ def test_length_of_the_queries_does_not_matter():
 
 @pytest.mark.parametrize("temperature", [0.001, 0.005, 0.01])
 def test_literal_form_is_one_over_tau_and_moves_nothing(temperature):
-    """The self term: why Eq. 3 as printed regularises nothing at the paper's temperatures."""
+    """The self term: why Eq. 3 as printed regularizes nothing at the paper's temperatures."""
     queries = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     loss = uniformity_loss(queries, temperature, literal=True)
     assert loss.item() == pytest.approx(1 / temperature, rel=1e-6)
     vanishing = torch.autograd.grad(loss, queries)[0].abs().max()
-    # What is left is rounding: the self term's gradient, 1 / tau times a direction that normalisation projects away.
+    # What is left is rounding: the self term's gradient, 1 / tau times a direction that normalization projects away.
     assert vanishing < 1e-6 / temperature
     ours = torch.autograd.grad(uniformity_loss(queries, temperature), queries)[0].abs().max()
     assert ours > 100 * vanishing

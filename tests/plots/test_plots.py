@@ -146,8 +146,8 @@ def test_gallery_strikes_out_what_was_ruled_out(tmp_path, figures):
     path = tmp_path / "gallery.png"
     plot_gallery(*gallery(8), path, true_labels=[2, 2, -1, 0, 0, 0, 0, 7])
     assert Image.open(path).format == "PNG"
-    pictures, bars, sets = figures[0].axes[0::3], figures[0].axes[1::3], figures[0].axes[2::3]
-    assert len(pictures) == len(bars) == len(sets) == 8
+    images, bars, sets = figures[0].axes[0::3], figures[0].axes[1::3], figures[0].axes[2::3]
+    assert len(images) == len(bars) == len(sets) == 8
     assert [bar.get_width() for bar in bars[0].patches] == [5, 0, 2, 0, 0, 0, 2, 1]
     assert len({bar.get_facecolor() for bar in bars[0].patches}) == 2  # candidates and others
     assert [text.get_text() for text in texts_of(sets[0])] == [
@@ -164,7 +164,7 @@ def test_gallery_strikes_out_what_was_ruled_out(tmp_path, figures):
     assert_legible(figures[0])
 
 
-def test_gallery_of_one_colour_picture_without_truth(tmp_path, figures):
+def test_gallery_of_one_color_image_without_truth(tmp_path, figures):
     _, *rest = gallery(1)
     plot_gallery([np.zeros((64, 64, 3), dtype=np.uint8)], *rest, tmp_path / "gallery.png")
     assert [text.get_text() for text in texts_of(figures[0].axes[2])][-1] == "0.00"
@@ -192,8 +192,8 @@ def test_candidate_sets(tmp_path, figures):
     alone, among = np.arange(8) * 1000 + 3, np.arange(8)[::-1] * 900
     summary = CandidateSummary(EXPRESSIONS, rows, np.full(9, 0.5), alone, among, np.full(8, 1 / 8), 30)
     plot_candidate_sets(summary, tmp_path / "a.png")
-    with Image.open(tmp_path / "a.png") as picture:
-        assert picture.size[0] > 1000
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size[0] > 1000
     by_size, by_class = figures[0].axes
     assert [bar.get_height() for bar in by_size.patches] == [12_000, 9_000, 4_000, 30]
     assert [text.get_text() for text in texts_of(by_size)] == ["47.9%", "36.0%", "16.0%", "0.1%"]

@@ -1,4 +1,4 @@
-"""What one sees of a pre-training: pictures of its predictions and a probe of its features."""
+"""What one sees of a pre-training: images of its predictions and a probe of its features."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.plots.pretraining import hog_strokes
 from fer_pll.training import callbacks as monitor
 from fer_pll.training.arguments import FerPllPreTrainingArguments
-from fer_pll.training.callbacks import as_pictures
+from fer_pll.training.callbacks import as_images
 from fer_pll.training.linear_probe import LinearProbe
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from toy_training import CONFIG
@@ -48,7 +48,7 @@ def drawn(tmp_path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "pictures").glob("*"))
 
 
-def test_a_training_with_pictures_and_probe_is_the_same_to_the_bit(tmp_path, toy_processor):
+def test_a_training_with_images_and_probe_is_the_same_to_the_bit(tmp_path, toy_processor):
     """Masks, dropout and augmentation draw random numbers; looking at the model takes none of theirs."""
     changes = {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.1}
     without = make_trainer(tmp_path / "a", settings={"picture_steps": 0}, **changes)
@@ -84,8 +84,8 @@ def test_every_objective_is_drawn_with_each_checkpoint(tmp_path, changes):
     trainer = make_trainer(tmp_path, settings={"report_to": "tensorboard", "num_train_epochs": 1}, **changes)
     trainer.train()
     assert drawn(tmp_path) == ["step-0000003.png"]  # the last step is a checkpoint
-    picture = np.asarray(Image.open(tmp_path / "pictures" / "step-0000003.png"))
-    assert picture.shape[1] > 1000 and picture.std() > 20
+    figure = np.asarray(Image.open(tmp_path / "pictures" / "step-0000003.png"))
+    assert figure.shape[1] > 1000 and figure.std() > 20
     events = EventAccumulator(str(next(tmp_path.rglob("events.*")).parent)).Reload()
     assert [image.step for image in events.Images("predictions")] == [3]
     assert {"train/images_per_second", "train/loss", "train/learning_rate"} <= set(events.Tags()["scalars"])
@@ -102,18 +102,18 @@ def test_momentum_contrast_is_probed_and_predicts_nothing_to_draw(tmp_path, toy_
 
 @pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixel_targets_drawn_are_the_picture(target, channels):
+def test_pixel_targets_drawn_are_the_image(target, channels):
     config = CONFIG | {"num_channels": channels, "image_std": [0.25] * channels, "pretraining_target": target}
     model = FerPllForPreTraining(FerPllConfig(**config))
     pixels = torch.rand(2, channels, 16, 24)
-    picture = as_pictures(model, model.targets((pixels - 0.5) / 0.25), (pixels - 0.5) / 0.25)
-    np.testing.assert_allclose(picture, pixels.permute(0, 2, 3, 1), atol=1e-5)
+    image = as_images(model, model.targets((pixels - 0.5) / 0.25), (pixels - 0.5) / 0.25)
+    np.testing.assert_allclose(image, pixels.permute(0, 2, 3, 1), atol=1e-5)
 
 
-def directions(picture: np.ndarray, side: int) -> np.ndarray:
+def directions(image: np.ndarray, side: int) -> np.ndarray:
     """In which direction each cell is drawn, in degrees: 0 horizontal, 45 falling to the right; (rows, columns)."""
-    height, width = picture.shape
-    cells = picture.reshape(height // side, side, width // side, side)
+    height, width = image.shape
+    cells = image.reshape(height // side, side, width // side, side)
     place = np.arange(side) - (side - 1) / 2
     rows, columns, both = (
         np.einsum("rycx,y,x->rc", cells, *weights)
@@ -144,9 +144,9 @@ def test_a_stroke_lies_along_the_edge(gradient):
     row, column = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     angle = torch.deg2rad(torch.tensor(30.0))
     wave = torch.sin((row * angle.cos() - column * angle.sin()) / 3)[None, None]  # its crests fall by 30 degrees
-    picture = as_pictures(model, model.targets(wave), wave)[0, :, :, 0]
-    assert picture.shape == (48, 48)
-    assert abs(directions(picture, 12)[1:-1, 1:-1] - 30).max() < 8
+    image = as_images(model, model.targets(wave), wave)[0, :, :, 0]
+    assert image.shape == (48, 48)
+    assert abs(directions(image, 12)[1:-1, 1:-1] - 30).max() < 8
 
 
 def test_the_probe_finds_what_is_in_the_features(toy_processor):
@@ -171,12 +171,12 @@ def test_the_probe_finds_what_is_in_the_features(toy_processor):
 def test_a_probe_needs_labels(toy_processor):
     rows = make_dataset(40)
     unknown = rows.remove_columns("label").add_column("label", [-1] * 40, feature=rows.features["label"])
-    with pytest.raises(ValueError, match="at least 30 labelled pictures of two classes; there are 0 of 0"):
+    with pytest.raises(ValueError, match="at least 30 labeled images of two classes; there are 0 of 0"):
         LinearProbe(unknown, toy_processor)
 
 
 def test_the_same_random_numbers_each_time(tmp_path, monkeypatch):
-    """The masks of all pictures of a training are the same, so that they can be compared."""
+    """The masks of all images of a training are the same, so that they can be compared."""
     masks = []
     monkeypatch.setattr(monitor, "plot_predictions", lambda images, mask, *args, **kwargs: masks.append(mask))
     make_trainer(tmp_path, settings={"picture_steps": 2}).train()

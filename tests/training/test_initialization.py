@@ -111,7 +111,7 @@ def make_faces(image_size: int, num_channels: int) -> list[Image.Image]:
 
 @torch.no_grad()
 def states_of_source(folder: str, config: FerPllConfig) -> list[torch.Tensor]:
-    """What the source makes of the pictures: the states after each block and after the last norm."""
+    """What the source makes of the images: the states after each block and after the last norm."""
     processor = AutoImageProcessor.from_pretrained(folder, do_resize=False)
     pixels = processor(make_faces(config.image_size, config.num_channels), return_tensors="pt").pixel_values
     model = load_native(folder)
@@ -140,7 +140,7 @@ def assert_equal_states(model: PreTrainedModel, expected: list[torch.Tensor]) ->
 @pytest.mark.parametrize("image_size", [32, 48])
 @pytest.mark.parametrize("num_channels", [3, 1])
 def test_hidden_states_are_those_of_the_source(sources, tmp_path, source, image_size, num_channels):
-    """Other positions, other normalisation, grey pictures: the same states, also after saving and loading."""
+    """Other positions, other normalization, gray images: the same states, also after saving and loading."""
     statistics = {"image_mean": [0.3, 0.5, 0.6][:num_channels], "image_std": [0.25, 0.3, 0.2][:num_channels]}
     config = make_config(image_size, num_channels, **statistics)
     model, _ = initialize(FerPllForImageClassification, config, sources[source])
@@ -355,5 +355,5 @@ def test_a_checkpoint_that_is_not_what_it_says_is_refused(sources, tmp_path):
 
     (tmp_path / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     (tmp_path / "preprocessor_config.json").unlink()
-    assert "preprocessor_config.json" in refusal(make_config(), tmp_path)  # nothing says how pixels are normalised
+    assert "preprocessor_config.json" in refusal(make_config(), tmp_path)  # nothing says how pixels are normalized
     assert "there is no such folder" in refusal(make_config(), tmp_path / "nothing")

@@ -37,7 +37,7 @@ def half_written(path: Path) -> None:
 
 
 class Killer(TrainerCallback):
-    """Kills its own process in the second checkpoint's neighbourhood."""
+    """Kills its own process in the second checkpoint's neighborhood."""
 
     def __init__(self, moment: str):
         self.moment = moment

@@ -56,7 +56,7 @@ def make_trainer(tmp_path, config, processor, train, validation=None, **settings
 
 
 def first_rows(trainer, rows) -> dict[str, torch.Tensor]:
-    """A training batch of the first rows, augmented and normalised as in the first epoch."""
+    """A training batch of the first rows, augmented and normalized as in the first epoch."""
     trainer.model.train()
     batch = NumberedRows(trainer.train_dataset).__getitems__(range(rows))
     return trainer._prepare_inputs(trainer.data_collator(batch))
@@ -426,7 +426,7 @@ def test_proden_sees_the_model_before_the_step_and_rc_the_one_after(
     seen = trainer.table.revised_epoch >= 0
     assert 8 < seen.sum() <= 16
 
-    trainer.state.epoch = 0  # the pictures as that step augmented them
+    trainer.state.epoch = 0  # the images as that step augmented them
     inputs = first_rows(trainer, 48)
     candidates = trainer.table.candidates
     prior = 0.0
@@ -474,7 +474,7 @@ def test_crpll_by_hand(tmp_path, toy_config, toy_processor, toy_train, epoch, we
         torch.testing.assert_close(trainer.table.confidence[:12].double(), left, rtol=1e-4, atol=1e-6)
 
 
-def test_crpll_sees_three_different_views_of_each_picture(tmp_path, toy_config, toy_processor, toy_train):
+def test_crpll_sees_three_different_views_of_each_image(tmp_path, toy_config, toy_processor, toy_train):
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, loss="crpll", crop_scale=0.6)
     inputs = first_rows(trainer, 8)
     one, two, three = inputs["pixel_values"].chunk(3)
@@ -869,7 +869,7 @@ def prepared_digits(pixels: np.ndarray, labels: np.ndarray, seed: int) -> Datase
         candidates=List(Value("bool"), length=10),
     )
     columns = {
-        "image": [PILImage.fromarray(picture) for picture in pixels],
+        "image": [PILImage.fromarray(image) for image in pixels],
         "index": list(range(len(labels))),
         "row_id": [f"{seed}:{i}" for i in range(len(labels))],
         "votes": votes.tolist(),
@@ -881,7 +881,7 @@ def prepared_digits(pixels: np.ndarray, labels: np.ndarray, seed: int) -> Datase
 
 
 class RememberingCollator:
-    """What `PixelCollator` gives, but each picture is decoded and resized once, not once per epoch."""
+    """What `PixelCollator` gives, but each image is decoded and resized once, not once per epoch."""
 
     def __init__(self, processor: FerPllImageProcessor, *datasets: Dataset):
         self.pixels = {}

@@ -14,7 +14,7 @@ from fer_pll.training.moco import FerPllForMomentumContrast
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from toy_training import CONFIG
 
-VIEWS = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))  # two views of three pictures
+VIEWS = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))  # two views of three images
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset, Image, concatenate_datasets
 
-from conftest import make_dataset, make_pictures, make_trainer
+from conftest import make_dataset, make_images, make_trainer
 from fer_pll.data.row_ids import row_ids
 from fer_pll.training.numbered_rows import NumberedRows
 
@@ -93,7 +93,7 @@ def test_the_table_of_other_rows_or_another_order_is_refused(tmp_path, toy_confi
     make_trainer(tmp_path, toy_config, toy_processor, rows, save_strategy="epoch").train()
     checkpoint = str(tmp_path / "checkpoint-3")
     make_trainer(tmp_path, toy_config, toy_processor, rows).check_checkpoint(checkpoint)
-    images = make_pictures(np.arange(48) % 4, seed=9)
+    images = make_images(np.arange(48) % 4, seed=9)
     others = {
         "another order": rows.select([1, 0, *range(2, 48)]),
         "a row less": rows.select(range(47)),

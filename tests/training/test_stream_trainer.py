@@ -21,7 +21,7 @@ from killed_processes import kill_at_random_moments, leave, result_of
 from toy_streaming import encoded, write_shards, write_tar
 
 SETTINGS = {
-    # 12 steps of 2 x 8 of 48 pictures: four passes
+    # 12 steps of 2 x 8 of 48 images: four passes
     "none": {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 8},
     "workers": {
         "dataloader_num_workers": 2,
@@ -32,7 +32,7 @@ SETTINGS = {
 
 
 class Killer(TrainerCallback):
-    """Kills its own process before the optimiser step `step`."""
+    """Kills its own process before the optimizer step `step`."""
 
     def __init__(self, step: int):
         self.step = step
@@ -99,14 +99,14 @@ def whole(processes, shards, tmp_path_factory) -> dict[str, dict]:
 def assert_same_bits(whole: dict, resumed: dict) -> None:
     assert (
         resumed["seen"] == whole["seen"][len(whole["seen"]) - len(resumed["seen"]) :]
-    )  # the same pictures, augmented alike
+    )  # the same images, augmented alike
     assert resumed["losses"] == whole["losses"] and resumed["epochs"] == whole["epochs"]
     for name, weight in whole["weights"].items():
         assert torch.equal(weight, resumed["weights"][name]), name
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_killed_stream_goes_on_with_the_very_next_picture(processes, shards, tmp_path, whole, name):
+def test_a_killed_stream_goes_on_with_the_very_next_image(processes, shards, tmp_path, whole, name):
     """Killed in step 8, it goes on behind checkpoint 6, when one of the workers was just being asked."""
     process = start(processes, tmp_path, shards, SETTINGS[name], (Killer(8),))
     process.join()
@@ -123,7 +123,7 @@ def test_a_killed_stream_goes_on_with_the_very_next_picture(processes, shards, t
 
 
 def test_what_was_seen(whole):
-    """A picture is augmented in another way in each pass, and comes once in each."""
+    """An image is augmented in another way in each pass, and comes once in each."""
     seen = whole["none"]["seen"]
     assert len({(epoch, index) for epoch, index, _ in seen}) == len(seen)
     assert max(epoch for epoch, _, _ in seen) == 3

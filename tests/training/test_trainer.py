@@ -108,7 +108,7 @@ def test_the_uniformity_term_is_added_with_its_weight(tmp_path, toy_config, toy_
     assert (loss - pll).item() == pytest.approx(uniform_weight * at_simplex, abs=1e-5)
 
 
-def test_batches_are_normalised_as_the_image_processor_does(tmp_path, toy_config, toy_processor, toy_train):
+def test_batches_are_normalized_as_the_image_processor_does(tmp_path, toy_config, toy_processor, toy_train):
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
     trainer.model.eval()
     rows = first_rows(toy_train, 4)
@@ -264,7 +264,7 @@ def test_bad_settings_are_refused(tmp_path, settings, match):
 @pytest.mark.parametrize("mask_style", ["visible", "token"])
 def test_pretraining_lowers_the_loss_and_resumes_exactly(tmp_path, toy_config, toy_processor, toy_train, mask_style):
     toy_config.mask_style = mask_style
-    pictures = toy_train.select_columns("image")
+    images = toy_train.select_columns("image")
 
     def make() -> FerPllPreTrainer:
         args = FerPllPreTrainingArguments(
@@ -280,7 +280,7 @@ def test_pretraining_lowers_the_loss_and_resumes_exactly(tmp_path, toy_config, t
         )
         set_seed(args.seed)
         return FerPllPreTrainer(
-            FerPllForPreTraining(toy_config), args, processing_class=toy_processor, train_dataset=pictures
+            FerPllForPreTraining(toy_config), args, processing_class=toy_processor, train_dataset=images
         )
 
     whole = make()

@@ -3,7 +3,7 @@
 import argparse
 
 from .common import Result, device, photo_crops, synchronize, take_turns
-from .pictures import decode, encode, encoded_pictures
+from .images import decode, encode, encoded_images
 from .training_step import SCALES, add_options, make_step, settings_of
 
 __all__ = ["add_options", "measure"]
@@ -16,9 +16,9 @@ BATCHES = 16  # that a loader gives in one turn, and photographs that are aligne
 
 def measure(args):
     """What a batch costs until the model has it (rows of a prepared data set, decoding, resizing, augmentation as in
-    finetune.yaml, normalisation), beside the same written by hand with Pillow and NumPy, and beside the training.
+    finetune.yaml, normalization), beside the same written by hand with Pillow and NumPy, and beside the training.
 
-    Pictures are 48 x 48 grey PNG at tiny, 100 x 100 colour JPEG at base. By hand they are bytes in a list already, and
+    Images are 48 x 48 gray PNG at tiny, 100 x 100 color JPEG at base. By hand they are bytes in a list already, and
     pass through Pillow one by one. Aligning, which fer-pll prepare does once, is of a photograph of 512 x 512 by five
     landmarks; by hand without protection against aliasing.
     ratios, each at least the target: images/s of ours over by hand on one core, for loader and align; over_training,
@@ -39,26 +39,26 @@ def measure(args):
     folder = config_folder(SCALES[args.scale][0])
     settings = yaml.safe_load((folder / "finetune.yaml").read_text())
     settings = {name: settings[name] for name in vars(BatchAugmentation()) if name in settings}
-    pictures = encoded_pictures(args.scale, BATCHES * args.batch_size)
+    images = encoded_images(args.scale, BATCHES * args.batch_size)
     crop = FaceCrop.from_pretrained(str(folder))
     photo, landmarks = encode(photo_crops(1, 512, 3)[0], "JPEG"), np.array(ASTRONAUT_LANDMARKS)
 
     torch.set_num_threads(1)
     sides = {
-        "loader": lambda: load_batches(loader(pictures, folder, args.batch_size, 0), folder, settings),
-        "loader by hand": lambda: load_by_hand(pictures, folder, args.batch_size, settings),
+        "loader": lambda: load_batches(loader(images, folder, args.batch_size, 0), folder, settings),
+        "loader by hand": lambda: load_by_hand(images, folder, args.batch_size, settings),
         "align": lambda: [align_face(decode(photo), landmarks, crop) for _ in range(BATCHES)],
         "align by hand": lambda: [align_by_hand(decode(photo), landmarks, crop) for _ in range(BATCHES)],
     }
     seconds = take_turns(sides, args.repeats)
     torch.set_num_threads(args.threads)
-    workers = loader(pictures, folder, args.batch_size, args.threads)
+    workers = loader(images, folder, args.batch_size, args.threads)
     steps = {
         name: make_step("ours", argparse.Namespace(**vars(args) | {"name": name}))[-1]
         for name in ("pretrain", "finetune")
     }
     seconds |= take_turns({"loader, all cores": lambda: load_batches(workers, folder, settings)} | steps, args.repeats)
-    counts = dict.fromkeys(seconds, len(pictures)) | {"align": BATCHES, "align by hand": BATCHES}
+    counts = dict.fromkeys(seconds, len(images)) | {"align": BATCHES, "align by hand": BATCHES}
     counts |= dict.fromkeys(steps, args.batch_size)
     speed = {name: counts[name] / seconds[name] for name in seconds}
     ratios = {name: speed[name] / speed[f"{name} by hand"] for name in ("loader", "align")}
@@ -84,7 +84,7 @@ def measure(args):
     return Result(table, ratios, targets, f"Pillow {PIL.__version__}")
 
 
-def loader(pictures, folder, batch_size, workers):
+def loader(images, folder, batch_size, workers):
     """The batches of a prepared data set in random order, as the trainers read them."""
     from datasets import Dataset
     from torch.utils.data import DataLoader
@@ -94,12 +94,12 @@ def loader(pictures, folder, batch_size, workers):
     from fer_pll.data.dataset import prepared_features
     from fer_pll.labels.expressions import EXPRESSIONS
 
-    rows = range(len(pictures))
+    rows = range(len(images))
     columns = {
-        "image": [{"bytes": data, "path": None} for data in pictures],
+        "image": [{"bytes": data, "path": None} for data in images],
         "row_id": [str(row) for row in rows],
         "label": [row % len(EXPRESSIONS) for row in rows],
-        "votes": [[1] * len(EXPRESSIONS)] * len(pictures),
+        "votes": [[1] * len(EXPRESSIONS)] * len(images),
     }
     return DataLoader(
         Dataset.from_dict(columns, prepared_features(EXPRESSIONS, ("votes",))).add_column("index", rows),
@@ -129,8 +129,8 @@ def load_batches(batches, folder, settings):
     synchronize()
 
 
-def load_by_hand(pictures, folder, batch_size, settings):
-    """The same as a user of Pillow writes it: every picture on its own, with Pillow's functions."""
+def load_by_hand(images, folder, batch_size, settings):
+    """The same as a user of Pillow writes it: every image on its own, with Pillow's functions."""
     import numpy as np
     import torch
 
@@ -138,16 +138,16 @@ def load_by_hand(pictures, folder, batch_size, settings):
 
     config = FerPllConfig.from_pretrained(folder)
     mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (config.image_mean, config.image_std))
-    order = np.random.default_rng(0).permutation(len(pictures))
+    order = np.random.default_rng(0).permutation(len(images))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = [augment_by_hand(pictures[row], config, settings) for row in rows]
+        batch = [augment_by_hand(images[row], config, settings) for row in rows]
         torch.from_numpy((np.stack(batch) - mean) / std).to(device())
     synchronize()
 
 
 def augment_by_hand(data, config, settings):
-    """A picture file to float32 (C, H, W) in 0..1, with the random changes of `BatchAugmentation`."""
+    """An image file to float32 (C, H, W) in 0..1, with the random changes of `BatchAugmentation`."""
     import io
     import math
     import random
@@ -155,21 +155,21 @@ def augment_by_hand(data, config, settings):
     import numpy as np
     from PIL import Image, ImageEnhance, ImageOps
 
-    picture = Image.open(io.BytesIO(data)).convert("L" if config.num_channels == 1 else "RGB")
+    image = Image.open(io.BytesIO(data)).convert("L" if config.num_channels == 1 else "RGB")
     area, ratio = random.uniform(settings.get("crop_scale", 1), 1), settings.get("crop_ratio", 1)
     stretch = math.exp(random.uniform(-0.5, 0.5) * math.log(ratio))
-    width, height = (min(1, math.sqrt(area) * s) * picture.width for s in (stretch, 1 / stretch))
-    left, top = random.uniform(0, picture.width - width), random.uniform(0, picture.height - height)
+    width, height = (min(1, math.sqrt(area) * s) * image.width for s in (stretch, 1 / stretch))
+    left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
     box = (left, top, left + width, top + height)
-    picture = picture.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR, box)
+    image = image.resize((config.image_size, config.image_size), Image.Resampling.BILINEAR, box)
     if settings.get("rotation"):
-        picture = picture.rotate(random.uniform(-1, 1) * settings["rotation"], Image.Resampling.BILINEAR)
+        image = image.rotate(random.uniform(-1, 1) * settings["rotation"], Image.Resampling.BILINEAR)
     if settings.get("flip", True) and random.random() < 0.5:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     if settings.get("light"):
         for enhance in (ImageEnhance.Contrast, ImageEnhance.Brightness):
-            picture = enhance(picture).enhance(1 + random.uniform(-1, 1) * settings["light"])
-    pixels = np.asarray(picture, dtype=np.float32) / 255
+            image = enhance(image).enhance(1 + random.uniform(-1, 1) * settings["light"])
+    pixels = np.asarray(image, dtype=np.float32) / 255
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if random.random() < settings.get("erase", 0):
         side = int(math.sqrt(random.uniform(0.02, 0.2)) * config.image_size)
@@ -179,16 +179,16 @@ def augment_by_hand(data, config, settings):
     return pixels
 
 
-def align_by_hand(picture, landmarks, crop):
+def align_by_hand(image, landmarks, crop):
     """The least-squares similarity transform, then Pillow's."""
     import numpy as np
     from PIL import Image
 
-    # x' = a x - b y + c, y' = b x + a y + d, from the crop to the picture
+    # x' = a x - b y + c, y' = b x + a y + d, from the crop to the image
     x, y = crop.landmarks.T
     zero, one = np.zeros(5), np.ones(5)
     equations = np.concatenate([np.stack([x, -y, one, zero], 1), np.stack([y, x, zero, one], 1)])
     a, b, c, d = np.linalg.lstsq(equations, landmarks.T.reshape(-1), rcond=None)[0]
-    picture = picture.convert("L" if crop.color == "gray" else "RGB")
+    image = image.convert("L" if crop.color == "gray" else "RGB")
     size, matrix = (crop.size, crop.size), (a, -b, c, b, a, d)
-    return picture.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    return image.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)

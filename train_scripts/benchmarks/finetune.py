@@ -33,7 +33,7 @@ def measure(args):
     }
     targets = {"trainer": 1.03}
     if args.scale == "base":
-        # The query decoder's weights, with gradients and moments, weigh less the more pictures a step has.
+        # The query decoder's weights, with gradients and moments, weigh less the more images a step has.
         targets |= {"time": 1.05, "memory": 1.05 if args.batch_size >= 64 else 1.12}
     table = [
         (settings_of(args), "fer-pll", "transformers", "ratio", "target"),
@@ -49,7 +49,7 @@ STEPS = 2  # of a training in one turn: few, so that the turns lie close togethe
 def make_trainings(args, folder):
     """Functions that train for `STEPS` steps with FerPllTrainer (`ours`) and Trainer, and return seconds per step.
 
-    Neither side reads pictures, nor does anything but training between two steps. The pixels are there already, and
+    Neither side reads images, nor does anything but training between two steps. The pixels are there already, and
     Trainer's collator does with them what FerPllTrainer does after collation: what is left to differ is the trainer.
     """
     import numpy as np

@@ -7,7 +7,7 @@ from .common import Result, photo_crops, take_turns
 
 
 def add_options(parser):
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="pictures (default: 64)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images (default: 64)")
     parser.add_argument("--image-size", type=int, default=224, metavar="PX", help="side in pixels (default: 224)")
     parser.add_argument("--repeats", type=int, default=7, metavar="N", help="turns of each side (default: 7)")
 
@@ -16,7 +16,7 @@ def measure(args):
     """HOG targets beside skimage.feature.hog.
 
     ratios: scikit-image's time over ours, for one_thread (both on one thread) and all_threads (scikit-image: a pool of
-    as many processes, its pictures already there), pictures being crops of a photo; the same on one thread for
+    as many processes, its images already there), images being crops of a photo; the same on one thread for
     white noise, which is the worst case, and for the tiny size (48 x 48, one channel, cell 4); largest_difference
     between the two in any value.
     """
@@ -42,20 +42,20 @@ def measure(args):
     }
     targets = {"one_thread": 20.0, "all_threads": 20.0, "largest_difference": 1e-6}
     ratios, difference = {}, 0.0
-    table = [(f"ms per picture, batch {args.batch_size}", "fer-pll", "scikit-image", "ratio", "target", "difference")]
+    table = [(f"ms per image, batch {args.batch_size}", "fer-pll", "scikit-image", "ratio", "target", "difference")]
     workers = ProcessPoolExecutor(
-        args.threads, get_context("spawn"), initializer=keep_pictures, initargs=(photos, args.threads)
+        args.threads, get_context("spawn"), initializer=keep_images, initargs=(photos, args.threads)
     )
     with workers:
-        for name, (title, pictures, cell_size, threads) in cases.items():
-            pixels = torch.from_numpy(pictures)
+        for name, (title, images, cell_size, threads) in cases.items():
+            pixels = torch.from_numpy(images)
             sides = {"ours": lambda pixels=pixels, cell=cell_size, n=threads: ours(pixels, cell, n)}
             if name == "all_threads":
                 sides["theirs"] = lambda: list(workers.map(skimage_hog_of_share, range(args.threads)))
             else:
-                sides["theirs"] = lambda pictures=pictures, cell=cell_size: skimage_hog(pictures, cell)
+                sides["theirs"] = lambda images=images, cell=cell_size: skimage_hog(images, cell)
             seconds = take_turns(sides, args.repeats)
-            apart = np.abs(sides["ours"]().numpy() - skimage_hog(pictures, cell_size)).max().item()
+            apart = np.abs(sides["ours"]().numpy() - skimage_hog(images, cell_size)).max().item()
             difference = max(difference, apart)
             ratios[name] = seconds["theirs"] / seconds["ours"]
             each = [f"{seconds[side] / args.batch_size * 1e3:.3f}" for side in ("ours", "theirs")]
@@ -67,23 +67,23 @@ def measure(args):
     return Result(table, ratios, targets, f"scikit-image {skimage.__version__}")
 
 
-def skimage_hog(pictures, cell_size):
+def skimage_hog(images, cell_size):
     """(B, C, H, W) to (B, C, rows, cols, 9), float64."""
     import numpy as np
     from skimage.feature import hog
 
     options = {"pixels_per_cell": (cell_size, cell_size), "cells_per_block": (1, 1), "block_norm": "L2"}
-    channels = pictures.reshape(-1, *pictures.shape[2:])
+    channels = images.reshape(-1, *images.shape[2:])
     cells = np.stack([hog(channel, 9, feature_vector=False, **options)[:, :, 0, 0] for channel in channels])
-    return cells.reshape(*pictures.shape[:2], *cells.shape[1:])
+    return cells.reshape(*images.shape[:2], *cells.shape[1:])
 
 
-def keep_pictures(pictures, shares):
-    """In a process of the pool: keep the pictures, so that sending them is not what is timed."""
-    global pictures_by_share
-    pictures_by_share = [pictures[share::shares] for share in range(shares)]
+def keep_images(images, shares):
+    """In a process of the pool: keep the images, so that sending them is not what is timed."""
+    global images_by_share
+    images_by_share = [images[share::shares] for share in range(shares)]
 
 
 def skimage_hog_of_share(share):
-    if len(pictures_by_share[share]):
-        skimage_hog(pictures_by_share[share], 8)
+    if len(images_by_share[share]):
+        skimage_hog(images_by_share[share], 8)

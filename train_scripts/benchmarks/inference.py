@@ -21,10 +21,10 @@ def add_options(parser):
         type=int,
         default=50,
         metavar="N",
-        help="turns of each side with one picture; a tenth of that, but three, with more (default: 50)",
+        help="turns of each side with one image; a tenth of that, but three, with more (default: 50)",
     )
     parser.add_argument(
-        "--batch-sizes", type=whole_numbers, default="1,32", metavar="N,N,...", help="pictures (default: %(default)s)"
+        "--batch-sizes", type=whole_numbers, default="1,32", metavar="N,N,...", help="images (default: %(default)s)"
     )
     parser.add_argument(
         "--attn-implementation", default="sdpa", help="of both sides in torch: sdpa (default) or eager"
@@ -41,14 +41,14 @@ def measure(args):
     """A forward of the classifier in torch and, exported, in onnxruntime (float32 and int8), beside transformers'
     ViTForImageClassification of the same encoder, on the CPU in float32.
 
-    The pictures are pixel_values already. The weights are random, which does not change the time. With --threads 1 the
+    The images are pixel_values already. The weights are random, which does not change the time. With --threads 1 the
     time is that of the processor: what else runs on the machine does not count then.
 
-    With one picture, other packages as well: `fer` where it and ai-edge-litert are installed, and face-api in Node
+    With one image, other packages as well: `fer` where it and ai-edge-litert are installed, and face-api in Node
     (WebAssembly) with --face-api. Of each only the expression network is timed, without finding the face, on random
-    pixels of its own size: 64 x 64 grey and 112 x 112 in colour. They are other networks, with other accuracies.
+    pixels of its own size: 64 x 64 gray and 112 x 112 in color. They are other networks, with other accuracies.
 
-    ratios, each at least the target: torch_N, time of the peer over ours in torch with N pictures; onnx_N and int8_N,
+    ratios, each at least the target: torch_N, time of the peer over ours in torch with N images; onnx_N and int8_N,
     time of ours in torch over ours in onnxruntime. Without a target: fer_1 and face-api_1, as torch_1.
     """
     from importlib.metadata import version

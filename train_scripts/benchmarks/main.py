@@ -28,11 +28,11 @@ examples:
   # from the start of Python to the first prediction of the checkpoint in the package
   python train_scripts/benchmark.py start
 
-  # reading, augmenting and collating pictures beside the same written by hand with Pillow, and beside the training
+  # reading, augmenting and collating images beside the same written by hand with Pillow, and beside the training
   python train_scripts/benchmark.py data
   python train_scripts/benchmark.py data --scale base --repeats 3
 
-  # a stream of a hundred thousand pictures beside that of datasets: speed, memory, and going on in the middle
+  # a stream of a hundred thousand images beside that of datasets: speed, memory, and going on in the middle
   python train_scripts/benchmark.py stream
 
   # memory of the confidence table and time of a look-up and revision, from ten thousand to ten million rows

@@ -1,4 +1,4 @@
-"""Picture files that the benchmarks make."""
+"""Image files that the benchmarks make."""
 
 import io
 
@@ -6,7 +6,7 @@ from .common import photo_crops
 
 
 def encode(pixels, kind):
-    """(C, H, W) to the bytes of a picture file."""
+    """(C, H, W) to the bytes of an image file."""
     from PIL import Image
 
     buffer = io.BytesIO()
@@ -20,7 +20,7 @@ def decode(data):
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-def encoded_pictures(scale, count):
-    """Picture files as FER+ (tiny) and RAF-DB (base) have them."""
+def encoded_images(scale, count):
+    """Image files as FER+ (tiny) and RAF-DB (base) have them."""
     size, channels, kind = {"tiny": (48, 1, "PNG"), "base": (100, 3, "JPEG")}[scale]
     return [encode(pixels, kind) for pixels in photo_crops(count, size, channels)]

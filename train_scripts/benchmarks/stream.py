@@ -6,7 +6,7 @@ import time
 from statistics import median
 
 from .common import Result, fresh_process
-from .pictures import encoded_pictures
+from .images import encoded_images
 
 
 def add_options(parser):
@@ -21,8 +21,8 @@ def measure(args):
 
     Each side has a fresh process. Going on in the middle of the pass: ours reads again, undecoded, a part of a shard
     and a buffer; the other is transformers' Trainer, which iterates over all that came before.
-    ratios: speed, pictures per second of ours over datasets'; memory, what the process takes at most during the pass,
-    ours over datasets'; resume, Trainer's time to the next picture over ours.
+    ratios: speed, images per second of ours over datasets'; memory, what the process takes at most during the pass,
+    ours over datasets'; resume, Trainer's time to the next image over ours.
     """
     import datasets
 
@@ -48,7 +48,7 @@ def measure(args):
         return (title, format(values["ours"], form), format(values["theirs"], form), f"{ratio:.2f}x")
 
     table = [
-        (f"{args.pictures:,} pictures, {args.shards} shards, buffer {args.buffer}", "fer-pll", "datasets", "ratio"),
+        (f"{args.pictures:,} images, {args.shards} shards, buffer {args.buffer}", "fer-pll", "datasets", "ratio"),
         row_of("images/s", speed, ",.0f", ratios["speed"]),
         row_of("peak memory of a pass, MiB", memory, ".1f", ratios["memory"]),
         row_of("going on in the middle, s", resume, ".2f", ratios["resume"]),
@@ -59,24 +59,24 @@ def measure(args):
 def write_shards(folder, count, shards):
     from datasets import Dataset, Features, Image
 
-    pictures = encoded_pictures("tiny", 1000)
+    images = encoded_images("tiny", 1000)
     for shard in range(shards):
         numbers = range(count * shard // shards, count * (shard + 1) // shards)
-        rows = {"image": [{"bytes": pictures[number % 1000], "path": None} for number in numbers]}
+        rows = {"image": [{"bytes": images[number % 1000], "path": None} for number in numbers]}
         Dataset.from_dict(rows, features=Features(image=Image())).to_parquet(f"{folder}/{shard:05}.parquet")
 
 
 def pass_of_stream(side, folder, args):
-    """In a fresh process: seconds of a pass, MiB that it takes at most, seconds to the picture behind the middle."""
+    """In a fresh process: seconds of a pass, MiB that it takes at most, seconds to the image behind the middle."""
     import resource
 
     import psutil
     from datasets import load_dataset
 
-    from fer_pll.data.streaming.stream import PictureStream
+    from fer_pll.data.streaming.stream import ImageStream
 
     def ours():
-        return PictureStream([folder], args.buffer)
+        return ImageStream([folder], args.buffer)
 
     def theirs():
         files = f"{folder}/*.parquet"
@@ -87,15 +87,15 @@ def pass_of_stream(side, folder, args):
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
     stream = ours() if side == "ours" else theirs()
-    for count, picture in enumerate(stream, 1):
+    for count, image in enumerate(stream, 1):
         if count == args.pictures // 2:
-            middle, to_middle = picture, time.perf_counter() - start
+            middle, to_middle = image, time.perf_counter() - start
         if count == args.pictures:
             break
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    memory = max(most - before, resource.getpagesize()) / 2**20  # of few pictures nothing shows
+    memory = max(most - before, resource.getpagesize()) / 2**20  # of few images nothing shows
     if side == "theirs":
         return seconds, memory, to_middle
     start = time.perf_counter()

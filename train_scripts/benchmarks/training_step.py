@@ -12,7 +12,7 @@ def add_options(parser):
     parser.add_argument(
         "--scale", choices=list(SCALES), default="tiny", help="model sizes, of hub_configs: tiny (default) or base"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="pictures (default: 64 at tiny, 8 at base)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images (default: 64 at tiny, 8 at base)")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="turns of each side (default: 9)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on both sides (default: float32)")
     parser.add_argument(
@@ -75,7 +75,7 @@ def like(config, config_class, names):
 
 
 def make_step(side, args, attn_implementation=None):
-    """Model of `ours` or `theirs`, its inputs (normalised pictures and, where it classifies, labels), and a function
+    """Model of `ours` or `theirs`, its inputs (normalized images and, where it classifies, labels), and a function
     that makes one training step.
     """
     import torch
@@ -139,7 +139,7 @@ def peak_memory_of_child(side, args):
 
 
 def peak_memory(side, args):
-    """In a fresh process: bytes that model, optimiser and three steps take at most, of memory or of a GPU's memory."""
+    """In a fresh process: bytes that model, optimizer and three steps take at most, of memory or of a GPU's memory."""
     import resource
 
     import psutil

@@ -60,7 +60,7 @@ def training_posterior(confidence: ArrayLike, votes: ArrayLike) -> np.ndarray:
 
 
 def posterior_given_predictions(probabilities: ArrayLike, votes: ArrayLike) -> LabelPosterior:
-    """The probability of each class to be the true label of a row, given its votes and its picture.
+    """The probability of each class to be the true label of a row, given its votes and its image.
 
         q_ik  proportional to  w_k p_ik^(1/T) * DirichletMultinomial(votes_i; s A_k)
 
@@ -79,7 +79,7 @@ def posterior_given_predictions(probabilities: ArrayLike, votes: ArrayLike) -> L
     annotators. With several votes T, w and what a row counts are 1: there an uncertain prediction tells as well that
     the face is one on which annotators disagree, and the votes themselves tell how often they err.
 
-    A, s, T and w are those of the largest likelihood of the votes, by expectation maximisation; A is held towards
+    A, s, T and w are those of the largest likelihood of the votes, by expectation maximization; A is held towards
     errors without preference, see `_shrunken_confusion`.
 
     Args:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image as PILImage
 from PIL import ImageOps
 
-from ..io.images import open_picture
+from ..io.images import open_image
 from .label_audit import LabelAudit
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -28,10 +28,10 @@ def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: 
         audit: N rows.
         images: N rows with `image`; without them the page shows none.
         title: what was audited.
-        max_rows: rows to show, the most suspicious; the pictures make up most of the file.
+        max_rows: rows to show, the most suspicious; the images make up most of the file.
 
     Raises:
-        ValueError: a picture that cannot be opened, with its row_id.
+        ValueError: an image that cannot be opened, with its row_id.
     """
     shown = audit.order[:max_rows]
     side, sheets = (0, []) if images is None else _thumbnails(images, [audit.row_ids[i] for i in shown], shown)
@@ -80,20 +80,20 @@ def _thumbnails(images: Dataset, row_ids: Sequence[str], shown: np.ndarray) -> t
     side, sheets = 0, []
     per_sheet = SHEET_COLUMNS**2
     for start in range(0, len(shown), per_sheet):
-        pictures = []
+        opened = []
         for row_id, i in zip(
             row_ids[start : start + per_sheet], shown[start : start + per_sheet].tolist(), strict=True
         ):
             try:
-                pictures.append(open_picture(images[i]["image"]))
+                opened.append(open_image(images[i]["image"]))
             except (OSError, ValueError) as error:
-                raise ValueError(f"row {row_id}: its picture cannot be opened ({error})") from error
-        side = side or min(THUMBNAIL, max(pictures[0].size))
-        rows = -(-len(pictures) // SHEET_COLUMNS)
+                raise ValueError(f"row {row_id}: its image cannot be opened ({error})") from error
+        side = side or min(THUMBNAIL, max(opened[0].size))
+        rows = -(-len(opened) // SHEET_COLUMNS)
         sheet = PILImage.new("RGB", (SHEET_COLUMNS * side, rows * side))
-        for place, picture in enumerate(pictures):
+        for place, each in enumerate(opened):
             column, row = place % SHEET_COLUMNS, place // SHEET_COLUMNS
-            sheet.paste(ImageOps.pad(picture, (side, side)), (column * side, row * side))
+            sheet.paste(ImageOps.pad(each, (side, side)), (column * side, row * side))
         file = io.BytesIO()
         sheet.save(file, "JPEG", quality=75)
         sheets.append(base64.b64encode(file.getvalue()).decode())

@@ -38,7 +38,7 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
     return (rows if data is None else training_rows(table, data, str(run))), table
 
 
-def check_pictures(dataset: Dataset) -> None:
+def check_images(dataset: Dataset) -> None:
     """Raise `ValueError` naming the first row whose image is not in the data set; decodes none."""
     if "image" not in dataset.column_names:
         return
@@ -46,7 +46,7 @@ def check_pictures(dataset: Dataset) -> None:
         image = row["image"]
         if image is None or (image["bytes"] is None and not Path(image["path"] or "").is_file()):
             place = image["path"] if image else "the row has none"
-            raise ValueError(f"row {row['row_id']}: its picture is missing ({place}): prepare the data set again.")
+            raise ValueError(f"row {row['row_id']}: its image is missing ({place}): prepare the data set again.")
 
 
 def cross_validate(run: RunFolder, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
@@ -107,7 +107,7 @@ def run_audit(
     if page_rows < 1:
         raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
     confidences, dataset = RunFolder(run).table_and_rows(data)
-    check_pictures(dataset)
+    check_images(dataset)
     probabilities = None
     if num_folds is not None:
         probabilities = cross_validate(RunFolder(run), dataset, confidences, num_folds)

@@ -1,7 +1,7 @@
 """Show the whole method at work on drawn faces.
 
 Draws faces and lets simulated annotators vote on them, pre-trains on the
-pictures alone, then trains one model on the majority label and one on
+images alone, then trains one model on the majority label and one on
 candidate sets. Prints how well both do, and how many of the true labels a
 majority vote and the revised confidences recover.
 

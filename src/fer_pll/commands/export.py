@@ -20,12 +20,12 @@ examples:
 The folder holds model.onnx, which takes `pixel_values`, float32 (batch,
 channels, height, width), any batch, and gives `logits`; config.json with the
 names of the classes; preprocessor_config.json with what makes pixel_values of a
-picture, and how a face is cropped.
+image, and how a face is cropped.
 
 Before the folder is there, its answers are compared with those of torch, from
-the picture on, on drawn faces and on pictures of --data. Logits that differ by
+the image on, on drawn faces and on images of --data. Logits that differ by
 more than 0.0001 end the export. int8 rounds weights and activations to 8 bits:
-there, the most likely class must be the same for 98 of 100 pictures.
+there, the most likely class must be the same for 98 of 100 images.
 
 Needs: pip install 'fer-pll[onnx]'
 """
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "int8"), default="float32", help="of the weights (default: %(default)s)"
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="prepared data set: compare on 500 pictures of its split validation as well"
+        "--data", metavar="DIR", help="prepared data set: compare on 500 images of its split validation as well"
     )
     parser.add_argument("--out", metavar="DIR", help="new folder (default: CHECKPOINT-onnx, or CHECKPOINT-onnx-int8)")
     return parser

@@ -58,26 +58,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
     detector = load_detector(args.detector)
     found, modes = [], set()
-    for row in tqdm(rows.tolist(), "measure", unit="picture", disable=None):
-        picture = dataset[row]["image"]
-        sides |= {picture.width, picture.height}
+    for row in tqdm(rows.tolist(), "measure", unit="image", disable=None):
+        image = dataset[row]["image"]
+        sides |= {image.width, image.height}
         if len(sides) > 1:
-            raise ValueError(
-                f"{dataset[row]['row_id']}: {picture.size} pixels; all pictures must have one square size"
-            )
-        modes.add(picture.mode)
+            raise ValueError(f"{dataset[row]['row_id']}: {image.size} pixels; all images must have one square size")
+        modes.add(image.mode)
         (side,) = sides
         corner = side * args.enlarge // 4
         canvas = Image.new("RGB", (side * args.enlarge + 2 * corner,) * 2, (128, 128, 128))
-        canvas.paste(picture.resize((side * args.enlarge,) * 2, Image.Resampling.BICUBIC), (corner, corner))
+        canvas.paste(image.resize((side * args.enlarge,) * 2, Image.Resampling.BICUBIC), (corner, corner))
         faces = find_faces(canvas, detector)
         if faces:
             found.append((faces[0].landmarks - corner) / (side * args.enlarge))
     if not found:
-        raise ValueError(f"no face was found in {len(rows)} pictures: try --enlarge 4")
+        raise ValueError(f"no face was found in {len(rows)} images: try --enlarge 4")
 
     low, median, high = np.percentile(found, (25, 50, 75), axis=0)  # (5, 2) each
-    print(f"a face was found in {len(found)} of {len(rows)} pictures of {side} x {side} pixels")
+    print(f"a face was found in {len(found)} of {len(rows)} images of {side} x {side} pixels")
     print(f"{'':20} {'median (px)':>14} {'IQR (px)':>12} {'median (share)':>16}")
     for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
         x, y = at * side

@@ -1,7 +1,7 @@
-"""Find the faces in pictures and videos and say what they express.
+"""Find the faces in images and videos and say what they express.
 
-Each face is cropped as the pictures were that the model was trained on; the
-checkpoint knows how. Pictures that are such crops already: --cropped.
+Each face is cropped as the images were that the model was trained on; the
+checkpoint knows how. Images that are such crops already: --cropped.
 """
 
 import argparse
@@ -22,7 +22,7 @@ examples:
 
 The table has one row for each face: file, frame (of a video), face (from 0),
 the box x, y, width, height in pixels, the detector's score, expression, p_CLASS
-for every class, and problem. A picture without a face and a file that cannot be
+for every class, and problem. An image without a face and a file that cannot be
 read have a row that says so under problem. Without --out, faces are printed.
 
 Ctrl-C ends it; the rows so far are then in NAME.partial.csv. A table gets its
@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll predict", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="picture, video, folder, or pattern in quotes")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, video, folder, or pattern in quotes")
     parser.add_argument(
         "--model", help="folder or Hub name of a trained model (default: fer-pll-tiny-ferplus, part of the package)"
     )
@@ -47,9 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--backend", choices=("torch", "onnx"), default="torch", help="what runs the model (default: %(default)s)"
     )
     parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
-    parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the pictures with their faces marked")
+    parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the images with their faces marked")
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
-    parser.add_argument("--cropped", action="store_true", help="each picture is a face crop: look for no faces")
+    parser.add_argument("--cropped", action="store_true", help="each image is a face crop: look for no faces")
     parser.add_argument(
         "--crop", metavar="MODEL", help="crop as for MODEL, where --model does not say how (e.g. fer-pll-tiny-ferplus)"
     )

@@ -46,13 +46,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-confidences",
         metavar="DATA",
-        help="push the revised confidences as well, without pictures, as the data set REPO-confidences; DATA is the "
+        help="push the revised confidences as well, without images, as the data set REPO-confidences; DATA is the "
         "prepared folder that the model was trained on",
     )
     parser.add_argument(
         "--with-images",
         action="store_true",
-        help="put the pictures into that data set, if you may: most data sets of faces forbid to pass them on",
+        help="put the images into that data set, if you may: most data sets of faces forbid to pass them on",
     )
     return parser
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if confidences is not None:
         if args.with_images:
             terms = confidences.info.license or "they are not known to fer-pll"
-            print(f"warning: pictures of people go along. Their terms: {terms}", file=sys.stderr)
+            print(f"warning: images of people go along. Their terms: {terms}", file=sys.stderr)
         commit = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
         print(f"pushed {len(confidences):,} confidences to {commit.repo_url}")
 

@@ -1,6 +1,6 @@
-"""From pictures to the pixels that a model sees: collation, and augmentation of whole batches.
+"""From images to the pixels that a model sees: collation, and augmentation of whole batches.
 
-Batches travel as 8-bit pixels and are augmented and normalised on the training device. Every random number depends
+Batches travel as 8-bit pixels and are augmented and normalized on the training device. Every random number depends
 only on (seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption
 changes them.
 """
@@ -46,7 +46,7 @@ def sampling_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor
     a CPU: in the place of a matrix product for each pixel it adds what column and row contribute. In memory x and y
     lie apart.
     """
-    columns = (2 * torch.arange(width, device=affine.device) + 1) / width - 1  # of the pixels' centres
+    columns = (2 * torch.arange(width, device=affine.device) + 1) / width - 1  # of the pixels' centers
     rows = (2 * torch.arange(height, device=affine.device) + 1) / height - 1
     of_columns = affine[:, :, :1] * columns  # (B, 2, W)
     of_rows = affine[:, :, 1:2] * rows + affine[:, :, 2:]  # (B, 2, H)
@@ -57,16 +57,16 @@ def sampling_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor
 class BatchAugmentation:
     """Random geometry and light for a batch of faces, on the device that holds it.
 
-    One bilinear resampling does crop, rotation and flip at once, so pictures are blurred only once.
+    One bilinear resampling does crop, rotation and flip at once, so images are blurred only once.
 
     Args:
         seed: of the training.
-        crop_scale: smallest share of the picture's area that a crop keeps (the largest is 1).
-        crop_ratio: largest width / height of a crop, relative to the picture's own (the smallest is its inverse).
+        crop_scale: smallest share of the image's area that a crop keeps (the largest is 1).
+        crop_ratio: largest width / height of a crop, relative to the image's own (the smallest is its inverse).
         rotation: largest angle in degrees, either way.
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
         light: largest relative change of contrast, and of brightness as a share of the full scale.
-        erase: share of the pictures in which a rectangle of 2 % to 20 % of the area becomes the picture's mean.
+        erase: share of the images in which a rectangle of 2 % to 20 % of the area becomes the image's mean.
     """
 
     seed: int = 0
@@ -84,12 +84,12 @@ class BatchAugmentation:
 
         Args:
             pixels: uint8 (B, C, H, W).
-            index: (B,) row numbers, the key of each picture's random numbers.
-            epoch: of the training, or (B,) that of each picture.
-            view: another number changes the same picture in another way.
+            index: (B,) row numbers, the key of each image's random numbers.
+            epoch: of the training, or (B,) that of each image.
+            view: another number changes the same image in another way.
 
         Returns:
-            float32 (B, C, H, W) with whole values 0..255, as an 8-bit picture has (HOG targets need them).
+            float32 (B, C, H, W) with whole values 0..255, as an 8-bit image has (HOG targets need them).
         """
         epoch = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
         draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
@@ -127,7 +127,7 @@ class BatchAugmentation:
 
     def erase_rectangles(self, pixels, erase, area, x, y) -> torch.Tensor:
         height, width = pixels.shape[2:]
-        side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the picture's side
+        side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the image's side
         columns = (torch.arange(width, device=pixels.device) + 0.5) / width
         rows = (torch.arange(height, device=pixels.device) + 0.5) / height
         in_columns = (columns - side / 2 - (1 - side) * x[:, None]).abs() < side / 2  # (B, W)

@@ -15,7 +15,7 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # what a relabelled row changes
+_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # what a relabeled row changes
 
 
 class Correction(NamedTuple):
@@ -69,7 +69,7 @@ def read_corrections(path: str | Path) -> list[Correction]:
 def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDict, str]:
     """The data set with the corrections of a file, and a report of what changed.
 
-    A relabelled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
+    A relabeled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
     it is the only one; the row counts as `majority`. A dropped row is left out. `true_label` stays.
 
     Args:
@@ -95,21 +95,21 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
     corrected, changes = DatasetDict(), Counter()
     for split, rows in dataset.items():
         here = [(places[c.row_id][0][1], c) for c in corrections if places[c.row_id][0][0] == split]
-        relabelled = {row: names.index(c.label) for row, c in here if c.mark == "relabel"}
+        relabeled = {row: names.index(c.label) for row, c in here if c.mark == "relabel"}
         dropped = [row for row, c in here if c.mark == "drop"]
         if len(dropped) == len(rows) > 0:
             raise DataError(f"{path}: every row of the split {split!r} is dropped: keep some")
         before = numpy_column(rows, "label")
-        for row, label in relabelled.items():
+        for row, label in relabeled.items():
             changes[names[before[row]] if before[row] >= 0 else "no label", names[label]] += 1
-        corrected[split] = _correct(rows, relabelled, dropped)
-        if relabelled or dropped:
+        corrected[split] = _correct(rows, relabeled, dropped)
+        if relabeled or dropped:
             provenance = Provenance.from_dataset(rows) or Provenance(split=split)
-            note = {"file": Path(path).name, "relabelled": len(relabelled), "dropped": len(dropped)}
+            note = {"file": Path(path).name, "relabeled": len(relabeled), "dropped": len(dropped)}
             replace(provenance, corrections=[*provenance.corrections, note]).attach(corrected[split])
 
     marks = Counter(correction.mark for correction in corrections)
-    lines = [f"{path}: {marks['relabel']} relabelled, {marks['drop']} dropped, {marks['keep']} kept as they are"]
+    lines = [f"{path}: {marks['relabel']} relabeled, {marks['drop']} dropped, {marks['keep']} kept as they are"]
     lines += [f"  {before} -> {after}  {rows}" for (before, after), rows in changes.most_common()]
     return corrected, "\n".join(lines)
 
@@ -124,13 +124,13 @@ def _find(dataset: DatasetDict, row_ids: set[str]) -> dict[str, list[tuple[str, 
     return places
 
 
-def _correct(rows: Dataset, relabelled: dict[int, int], dropped: list[int]) -> Dataset:
+def _correct(rows: Dataset, relabeled: dict[int, int], dropped: list[int]) -> Dataset:
     """A split with new labels, by row, and without the dropped rows."""
-    if not relabelled and not dropped:
+    if not relabeled and not dropped:
         return rows
     present = [name for name in _LABEL_COLUMNS if name in rows.column_names]
     columns = {name: numpy_column(rows, name).copy() for name in present}
-    for row, label in relabelled.items():
+    for row, label in relabeled.items():
         columns["label"][row] = label
         if "votes" in columns:
             total = columns["votes"][row].sum()

@@ -14,7 +14,7 @@ from .image_writer import ImageRecord
 
 @dataclass(frozen=True)
 class CropToBox:
-    """Cuts out the face's box, where the data set has one; a picture without one is a face already.
+    """Cuts out the face's box, where the data set has one; an image without one is a face already.
 
     Args:
         max_side: a crop with a longer side is reduced to this many pixels.
@@ -22,18 +22,18 @@ class CropToBox:
 
     max_side: int = 224
 
-    def __call__(self, picture: Image.Image, record: ImageRecord) -> Image.Image:
+    def __call__(self, image: Image.Image, record: ImageRecord) -> Image.Image:
         if record.box is None:
-            return picture
+            return image
         left, top, width, height = record.box
-        corners = (max(left, 0), max(top, 0), min(left + width, picture.width), min(top + height, picture.height))
+        corners = (max(left, 0), max(top, 0), min(left + width, image.width), min(top + height, image.height))
         left, top, right, bottom = map(round, corners)
         if right - left < 2 or bottom - top < 2:
             raise DataError(
-                f"{record.path}: the face box {tuple(record.box)} lies outside of the picture "
-                f"({picture.width} x {picture.height}): correct the row"
+                f"{record.path}: the face box {tuple(record.box)} lies outside of the image "
+                f"({image.width} x {image.height}): correct the row"
             )
-        face = picture.crop((left, top, right, bottom))
+        face = image.crop((left, top, right, bottom))
         face.thumbnail((self.max_side, self.max_side), Image.Resampling.LANCZOS)
         return face
 
@@ -52,15 +52,15 @@ class CropToTemplate:
     def _detector(self) -> Detector:  # made in the worker that needs it
         return load_detector(self.detector)
 
-    def __call__(self, picture: Image.Image, record: ImageRecord) -> Image.Image:
+    def __call__(self, image: Image.Image, record: ImageRecord) -> Image.Image:
         if record.landmarks is not None:
             landmarks = np.reshape(record.landmarks, (5, 2))
         else:
-            faces = find_faces(picture, self._detector)
+            faces = find_faces(image, self._detector)
             if not faces:
                 raise DataError(f"{record.path}: no face found; if it is a face crop already, prepare without --crop")
             landmarks = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2])).landmarks
         try:
-            return align_face(picture, landmarks, self.crop)
+            return align_face(image, landmarks, self.crop)
         except ValueError as error:
             raise DataError(f"{record.path}: {error}") from error

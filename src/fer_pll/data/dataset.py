@@ -90,7 +90,7 @@ def save_dataset(
 ) -> None:
     """Saves `dataset` at `path`, whole or not at all (see `io.atomic.whole_folder`).
 
-    Pictures that were left out are listed in `REPORT`, where there are any.
+    Images that were left out are listed in `REPORT`, where there are any.
 
     Raises:
         DataError: as `check_output_folder`.
@@ -154,7 +154,7 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     return dataset[split]
 
 
-def load_pictures(paths: Sequence[str | Path]) -> Dataset:
+def load_images(paths: Sequence[str | Path]) -> Dataset:
     """The training images of several prepared sets as one: `image` and `row_id`.
 
     Raises:
@@ -164,5 +164,5 @@ def load_pictures(paths: Sequence[str | Path]) -> Dataset:
 
 
 def numpy_column(dataset: Dataset, name: str) -> np.ndarray:
-    """A whole column as an array, without decoding the pictures."""
+    """A whole column as an array, without decoding the images."""
     return dataset.select_columns(name).with_format("numpy")[name][:]

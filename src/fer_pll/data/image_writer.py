@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ..io.atomic import write_json
 from ..io.errors import DataError, naming_a_full_disk
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
@@ -33,7 +33,7 @@ BYTES_PER_SHARD = 64 * 2**20
 _FEWEST_ROWS = 32  # of a shard: less is not worth a file and a message to another process
 _SHARDS = 16  # of a small split, so that several workers have a share in it
 
-JPEG_QUALITY = 95  # of pictures that are not stored as they came
+JPEG_QUALITY = 95  # of images that are not stored as they came
 
 
 class ImageRecord(NamedTuple):
@@ -193,7 +193,7 @@ def _write_images(job: _Job) -> list[Unreadable]:
                 if record.problem:
                     raise DataError(record.problem)
                 image = _read(record, job.crop)
-            except (DataError, PictureError) as error:
+            except (DataError, ImageError) as error:
                 unreadable.append(Unreadable(record.row_id, str(record.path), str(error)))
             else:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": record.row_id, **record.columns})
@@ -219,7 +219,7 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
 
 def _read(record: ImageRecord, crop: Crop | None) -> bytes:
     data = record.data() if callable(record.data) else record.data
-    opened = open_picture(record.path if data is None else data)
+    opened = open_image(record.path if data is None else data)
     cropped = opened if crop is None else crop(opened, record)
     if cropped is opened:
         data = record.path.read_bytes() if data is None else data

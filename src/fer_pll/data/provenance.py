@@ -27,7 +27,7 @@ class Provenance:
         kept: rows that were prepared.
         dropped: rows that were left out, by reason.
         drawn_votes: `number` and `seed`, where votes were drawn as if fewer annotators had been asked.
-        corrections: for each file of corrections `file`, `relabelled` and `dropped`.
+        corrections: for each file of corrections `file`, `relabeled` and `dropped`.
         held_out: where the split is a part of another, `of` which one, its `rows`, and the `seed` of the draw.
         license: terms of the data, in a sentence.
         hub_id: name on the Hub, where the data came from there.
@@ -89,7 +89,7 @@ class Provenance:
         if self.drawn_votes is not None:
             notes.append(f"{self.drawn_votes['number']} votes drawn for each row (seed {self.drawn_votes['seed']})")
         for each in self.corrections:
-            notes.append(f"{each['relabelled']} rows relabelled and {each['dropped']} dropped by {each['file']}")
+            notes.append(f"{each['relabeled']} rows relabeled and {each['dropped']} dropped by {each['file']}")
         if self.held_out is not None:
             notes.append(f"{self.split}: {self.held_out['rows']} of them (seed {self.held_out['seed']})")
         return "; ".join(notes)

@@ -1,7 +1,7 @@
 """From a photograph and five landmarks to the crop that a model was trained on.
 
-Coordinates are continuous and in pixels: x to the right, y down, (0, 0) the corner of the first pixel, whose centre is
-at (0.5, 0.5). So they scale with the picture. Landmarks are, as seen in the picture: left eye, right eye, nose tip,
+Coordinates are continuous and in pixels: x to the right, y down, (0, 0) the corner of the first pixel, whose center is
+at (0.5, 0.5). So they scale with the image. Landmarks are, as seen in the image: left eye, right eye, nose tip,
 left and right corner of the mouth.
 """
 
@@ -22,12 +22,12 @@ LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth 
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """How the pictures that a model was trained on show a face; stands as `face_crop` in its image processor's config.
+    """How the images that a model was trained on show a face; stands as `face_crop` in its image processor's config.
 
     Args:
-        name: of the pictures, e.g. `"FER+"`.
+        name: of the images, e.g. `"FER+"`.
         template: five (x, y), the landmarks in shares of the crop's side.
-        size: side of the crop in pixels. It may be less than what the model takes: who was trained on pictures of 48
+        size: side of the crop in pixels. It may be less than what the model takes: who was trained on images of 48
             pixels, enlarged, must see others enlarged from 48 as well.
         color: `"gray"` or `"rgb"`.
         margin: what the crop shows beyond the template's square on each side, in shares of that square's side.
@@ -95,7 +95,7 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
     """The rotation, scale and translation, without reflection, that best brings `points` to `template`.
 
     The least-squares solution of Umeyama (1991). With points of the plane as complex numbers p and q, rotation and
-    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centred.
+    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centerd.
 
     Args:
         points, template: (N, 2), N >= 2.
@@ -122,7 +122,7 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
     return np.array([[factor.real, -factor.imag, offset.real], [factor.imag, factor.real, offset.imag]])
 
 
-def align_face(picture: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
+def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
     """Cuts a face out of a photograph as `crop` wants it.
 
     The photograph is interpolated once (bicubic). Where it has more pixels than the crop, that is done on a grid so
@@ -130,31 +130,31 @@ def align_face(picture: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> I
     photograph does not show is filled with its edge.
 
     Args:
-        picture: RGB or grey, 8 bits.
-        landmarks: (5, 2), pixels of `picture`.
+        image: RGB or gray, 8 bits.
+        landmarks: (5, 2), pixels of `image`.
 
     Returns:
-        the crop: `crop.size` pixels square, mode L for grey, else RGB.
+        the crop: `crop.size` pixels square, mode L for gray, else RGB.
 
     Raises:
         ValueError: as `similarity_transform`.
     """
     to_crop = similarity_transform(landmarks, crop.landmarks)
-    to_picture = np.linalg.inv(to_crop[:, :2])
-    origin = -to_picture @ to_crop[:, 2]  # of the crop, in the picture
-    finer = max(1, math.ceil(math.hypot(*to_picture[:, 0]) - 1e-6))  # samples per side of a pixel of the crop
+    to_image = np.linalg.inv(to_crop[:, :2])
+    origin = -to_image @ to_crop[:, 2]  # of the crop, in the image
+    finer = max(1, math.ceil(math.hypot(*to_image[:, 0]) - 1e-6))  # samples per side of a pixel of the crop
 
     # The part of the photograph that the crop touches, with two pixels around for the interpolation.
-    corners = origin + crop.size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ to_picture.T
+    corners = origin + crop.size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ to_image.T
     left, top = np.floor(corners.min(axis=0)).astype(int) - 2
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 2
-    columns = np.arange(left, right).clip(0, picture.width - 1)
-    rows = np.arange(top, bottom).clip(0, picture.height - 1)
-    inside = picture.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+    columns = np.arange(left, right).clip(0, image.width - 1)
+    rows = np.arange(top, bottom).clip(0, image.height - 1)
+    inside = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
     inside = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
     part = Image.fromarray(inside[(rows - rows[0])[:, None], columns - columns[0]])
 
-    (a, b), (d, e) = to_picture / finer
+    (a, b), (d, e) = to_image / finer
     c, f = origin - (left, top)
     side = crop.size * finer
     fine = part.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)

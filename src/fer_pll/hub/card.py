@@ -98,8 +98,8 @@ def model_card(
         training: a `training_record`.
         evaluations: metrics.json of fer-pll evaluate, by the folder, beside the card, that holds it. Where there
             are any, they stand in the place of what was evaluated in training.
-        license: Hub identifier of the licence of the weights.
-        face_crop: how the training pictures show a face, as the image processor's `face_crop` says.
+        license: Hub identifier of the license of the weights.
+        face_crop: how the training images show a face, as the image processor's `face_crop` says.
         packaged: it comes with the package, without code beside it, and has no place on the Hub.
 
     Returns:
@@ -206,7 +206,7 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
                 "data": data,
                 "split": report["split"],
                 "protocol": protocol,
-                "picture": f"{folder}/{CONFUSION_MATRIX_NAME.format(protocol)}",
+                "image": f"{folder}/{CONFUSION_MATRIX_NAME.format(protocol)}",
                 **metrics,
             }
             for protocol, metrics in report["protocols"].items()

@@ -62,8 +62,8 @@ def published_files(folder: str | Path) -> list[str]:
 
     Config, safetensors weights, image processor, the code that `auto_map` names with all it imports; and, if they are
     there, the card, what it was made from (`training.json`, metrics of evaluations of these very weights) and the
-    confusion matrices. Everything else stays: optimisers, settings with paths of this machine, pickles, predictions,
-    galleries of pictures.
+    confusion matrices. Everything else stays: optimizers, settings with paths of this machine, pickles, predictions,
+    galleries of images.
 
     Raises:
         ValueError: a part is missing without which the checkpoint does not load.
@@ -84,8 +84,8 @@ def published_files(folder: str | Path) -> list[str]:
     files = [CONFIG_NAME, *weights, PREPROCESSOR_NAME, *_code(folder)]
     files += [name for name in (CARD_NAME, TRAINING_NAME) if (folder / name).is_file()]
     for name in read_evaluations(folder):
-        pictures = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))
-        files += [f"{name}/{METRICS_NAME}", *(f"{name}/{picture.name}" for picture in pictures)]
+        images = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))
+        files += [f"{name}/{METRICS_NAME}", *(f"{name}/{image.name}" for image in images)]
     return files
 
 

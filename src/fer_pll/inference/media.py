@@ -1,4 +1,4 @@
-"""What `fer-pll predict` is given: files, folders and patterns of pictures and videos, opened one after the other."""
+"""What `fer-pll predict` is given: files, folders and patterns of images and videos, opened one after the other."""
 
 import glob
 import os
@@ -9,28 +9,28 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..io.images import PictureError, open_picture
+from ..io.images import ImageError, open_image
 
 VIDEOS = frozenset(".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
 
 
 class Shown(NamedTuple):
-    """A picture, a frame of a video, or the reason why there is none."""
+    """An image, a frame of a video, or the reason why there is none."""
 
     file: Path
     frame: int | None  # number in its video, from 0
-    picture: Image.Image | None
+    image: Image.Image | None
     problem: str | None = None
 
 
 def list_files(sources: Iterable[str]) -> list[Path]:
     """The files that files, folders and patterns name, each once, in the order given and sorted within one.
 
-    Folders are searched to any depth for pictures and videos, by the ending; a file that is named itself is taken
+    Folders are searched to any depth for images and videos, by the ending; a file that is named itself is taken
     whatever it is called. A pattern may hold `*`, `?`, `[...]` and `**`.
 
     Raises:
-        ValueError: something is not there, or holds nothing that could be a picture or a video.
+        ValueError: something is not there, or holds nothing that could be an image or a video.
     """
     files: dict[Path, None] = {}
     for source in sources:
@@ -38,14 +38,14 @@ def list_files(sources: Iterable[str]) -> list[Path]:
         if path.is_dir():
             found = [entry for entry in sorted(path.rglob("*")) if entry.is_file() and _is_known(entry)]
             if not found:
-                raise ValueError(f"{source}: no pictures or videos in this folder")
+                raise ValueError(f"{source}: no images or videos in this folder")
         elif path.exists():
             found = [path]
         elif glob.has_magic(source):
             found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
             found = [entry for entry in found if entry.is_file() and _is_known(entry)]
             if not found:
-                raise ValueError(f"{source}: no picture or video fits this pattern")
+                raise ValueError(f"{source}: no image or video fits this pattern")
         else:
             raise ValueError(f"{source}: there is no such file or folder")
         files.update(dict.fromkeys(found))
@@ -58,7 +58,7 @@ def _is_known(file: Path) -> bool:
 
 
 def show(file: Path, every: int = 1) -> Iterator[Shown]:
-    """Opens a file: a picture, or one after the other the frames 0, `every`, 2 `every` ... of a video.
+    """Opens a file: an image, or one after the other the frames 0, `every`, 2 `every` ... of a video.
 
     What cannot be read, is shown as a problem, in a video after the frames that could be read.
 
@@ -69,8 +69,8 @@ def show(file: Path, every: int = 1) -> Iterator[Shown]:
         yield from _frames(file, every)
         return
     try:
-        yield Shown(file, None, open_picture(file))
-    except PictureError as error:
+        yield Shown(file, None, open_image(file))
+    except ImageError as error:
         yield Shown(file, None, None, str(error).removeprefix(f"{os.fspath(file)}: "))
 
 
@@ -83,11 +83,11 @@ def _frames(file: Path, every: int) -> Iterator[Shown]:
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise PictureError("no pictures in this file")
+                raise ImageError("no images in this file")
             for number, frame in enumerate(container.decode(video=0)):
                 if number % every == 0:
                     # Telephones store the way they were held; PyAV gives it in degrees, counter-clockwise.
                     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     yield Shown(file, number, Image.fromarray(pixels))
-    except (av.error.FFmpegError, PictureError, OSError) as error:
+    except (av.error.FFmpegError, ImageError, OSError) as error:
         yield Shown(file, None, None, f"cannot be read after frame {number}: {error}" if number else str(error))

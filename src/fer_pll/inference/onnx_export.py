@@ -26,7 +26,7 @@ TOLERANCE = 1e-4
 """How much the logits of a float32 export may differ from torch's."""
 
 AGREEMENT = 0.98
-"""On how many of its pictures an int8 export must find the same class as torch."""
+"""On how many of its images an int8 export must find the same class as torch."""
 
 OPSET = 20
 """The first with Gelu as one operation; onnxruntime reads it since 1.17."""
@@ -49,18 +49,18 @@ def export_onnx(
     """Writes a classifier for onnxruntime: a folder with model.onnx, config.json and preprocessor_config.json.
 
     model.onnx takes `pixel_values`, float32 (B, C, H, W) with any B, and gives `logits`, float32 (B, K). The folder
-    is there only once its answers, from the picture on, are those of torch.
+    is there only once its answers, from the image on, are those of torch.
 
     int8: weights are rounded to 8 bits, a scale for each output channel; what they are multiplied with is rounded at
     run time, by the range that it has in the batch. On FER+ that changed fewer answers than ranges that are fixed
-    beforehand with calibration pictures, and was quicker; but the logits of a picture depend, by such roundings, on
+    beforehand with calibration images, and was quicker; but the logits of an image depend, by such roundings, on
     what else is in its batch.
 
     Args:
         checkpoint: folder or Hub name of a classifier with a `FerPllImageProcessor`.
         out: new or empty folder; by default the checkpoint's name with `-onnx`, or `-onnx-int8`, after it.
         dtype: one of `DTYPES`.
-        data: folder of a prepared data set whose pictures (500 of `validation`) are compared as well; without one,
+        data: folder of a prepared data set whose images (500 of `validation`) are compared as well; without one,
             drawn faces only.
 
     Returns:
@@ -77,11 +77,11 @@ def export_onnx(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
     model, image_processor = _load(checkpoint)
-    pictures = _drawn_pictures(16 if dtype == "float32" else 200)
+    images = _drawn_images(16 if dtype == "float32" else 200)
     if data is not None:
         validation = load_dataset(data, "validation")
         step = max(1, len(validation) // 500)
-        pictures += validation[: 500 * step : step]["image"]
+        images += validation[: 500 * step : step]["image"]
 
     with whole_folder(target) as folder:
         folder.mkdir()
@@ -92,7 +92,7 @@ def export_onnx(
         ):
             settings.pop("auto_map", None)  # the code that it names is not in this folder
             write_json(folder / f"{name}.json", settings)
-        closeness = _compare(model, image_processor, OnnxClassifier(folder), pictures, dtype)
+        closeness = _compare(model, image_processor, OnnxClassifier(folder), images, dtype)
     return target, closeness
 
 
@@ -117,18 +117,18 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     if not isinstance(image_processor, FerPllImageProcessor):
         raise ValueError(
-            f"{checkpoint}: its pictures are prepared by {type(image_processor).__name__}, which cannot be exported; "
+            f"{checkpoint}: its images are prepared by {type(image_processor).__name__}, which cannot be exported; "
             "train it with FerPllImageProcessor as processing_class"
         )
     return model.eval(), image_processor
 
 
-def _drawn_pictures(count: int) -> list[Image.Image]:
-    """Drawn faces: grey ones, and coloured ones of other sizes, so that resizing and conversion count."""
+def _drawn_images(count: int) -> list[Image.Image]:
+    """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion count."""
     faces = [Image.open(io.BytesIO(Drawing("test", number, image_size=64)())) for number in range(count)]
     for number in range(1, count, 2):
-        coloured = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
-        faces[number] = coloured.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))
+        colored = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
+        faces[number] = colored.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))
     return faces
 
 
@@ -187,7 +187,7 @@ def _compare(
     model: PreTrainedModel,
     image_processor: FerPllImageProcessor,
     exported: OnnxClassifier,
-    pictures: list[Image.Image],
+    images: list[Image.Image],
     dtype: str,
 ) -> str:
     """How close the export is to torch, in words.
@@ -196,17 +196,17 @@ def _compare(
         ValueError: not close enough.
     """
     differences, same = [], []
-    for batch in batches(pictures, 32):
+    for batch in batches(images, 32):
         expected = model(image_processor(batch, return_tensors="pt")["pixel_values"]).logits.numpy()
         answers = exported.logits(exported.preprocess(batch))
         differences.append(np.abs(answers - expected).max())
         same += (answers.argmax(axis=1) == expected.argmax(axis=1)).tolist()
     difference, agreement = max(differences), np.mean(same)
-    closeness = f"same class as torch for {agreement:.1%} of {len(pictures)} pictures, "
+    closeness = f"same class as torch for {agreement:.1%} of {len(images)} images, "
     closeness += f"logits differ by at most {difference:.1g}"
     # Written so that NaN fails.
     if not (difference <= TOLERANCE if dtype == "float32" else agreement >= AGREEMENT):
-        bound = f"at most {TOLERANCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the pictures"
+        bound = f"at most {TOLERANCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the images"
         raise ValueError(
             f"The exported model is not written, because it differs from torch: {closeness} ({bound} needed)"
         )

@@ -17,7 +17,7 @@ MODEL_FILE = "model.onnx"
 
 
 class OnnxClassifier:
-    """Pictures of faces to class probabilities, by the files of a folder: `model.onnx` (`pixel_values`, float32
+    """Images of faces to class probabilities, by the files of a folder: `model.onnx` (`pixel_values`, float32
     (B, C, H, W), to `logits`, float32 (B, K)), `preprocessor_config.json` and, for the names, `config.json`.
 
     Args:
@@ -44,21 +44,21 @@ class OnnxClassifier:
         self._resample = Image.Resampling(settings["resample"])
         scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
-        self._normalised = (scaled - mean) / std  # (C, 256): of every value that a pixel can have
+        self._normalized = (scaled - mean) / std  # (C, 256): of every value that a pixel can have
         self._session = open_session(str(folder / MODEL_FILE), "An exported model", "onnx", threads)
 
-    def preprocess(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+    def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
-        resized = [picture.convert(self._mode).resize(self._size, self._resample) for picture in pictures]
+        resized = [image.convert(self._mode).resize(self._size, self._resample) for image in images]
         pixels = np.stack(resized).reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
-        return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalised)], axis=1)
+        return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         return self._session.run(["logits"], {"pixel_values": pixel_values})[0]
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of pictures of one face each, float64 (B, K)."""
-        logits = self.logits(self.preprocess(pictures)).astype(np.float64)
+    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Class probabilities of images of one face each, float64 (B, K)."""
+        logits = self.logits(self.preprocess(images)).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
@@ -68,15 +68,15 @@ class OnnxClassifier:
             for probabilities in self(batch).tolist():
                 yield rank_expressions(probabilities, self.classes)
 
-    def recognise(
-        self, pictures: Iterable[Image.Image], detector: Detector, crop: FaceCrop, batch_size: int
+    def recognize(
+        self, images: Iterable[Image.Image], detector: Detector, crop: FaceCrop, batch_size: int
     ) -> Iterator[list[dict[str, Any]]]:
-        """For every picture what the task `facial-expression-recognition` answers: its faces."""
-        for batch in batches(pictures, batch_size):
-            faces = [find_faces(picture, detector) for picture in batch]
+        """For every image what the task `facial-expression-recognition` answers: its faces."""
+        for batch in batches(images, batch_size):
+            faces = [find_faces(image, detector) for image in batch]
             crops = [
-                align_face(picture, face.landmarks, crop)
-                for picture, found in zip(batch, faces, strict=True)
+                align_face(image, face.landmarks, crop)
+                for image, found in zip(batch, faces, strict=True)
                 for face in found
             ]
             probabilities = (row for part in batches(crops, batch_size) for row in self(part).tolist())

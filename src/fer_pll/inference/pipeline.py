@@ -9,34 +9,34 @@ from transformers.pipelines.base import ChunkPipeline
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
-from ..io.images import open_picture
+from ..io.images import open_image
 from .answers import describe_face
 
 TASK = "facial-expression-recognition"
 
 
 class FacialExpressionPipeline(ChunkPipeline):
-    """Finds the faces of a photograph, crops them as the model's training pictures were, and names their expressions.
+    """Finds the faces of a photograph, crops them as the model's training images were, and names their expressions.
 
-        recognise = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
-        recognise("group.jpg")
+        recognize = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
+        recognize("group.jpg")
 
-    Takes whatever `open_picture` opens, a list of that, or a generator. For each picture it gives a list of its faces
+    Takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of its faces
     in the detector's order, empty where there is none; each is a dictionary with
 
-    - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright picture,
+    - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image,
     - `score`: the detector's,
-    - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the picture,
+    - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the image,
     - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
 
     Args (to `pipeline(...)` or to each call):
         detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
-        batch_size: how many faces go through the model together, of however many pictures.
+        batch_size: how many faces go through the model together, of however many images.
 
     Raises:
-        ValueError: no crop is known for this model, a picture cannot be read, or the extra `faces` is not installed.
+        ValueError: no crop is known for this model, an image cannot be read, or the extra `faces` is not installed.
     """
 
     _load_processor = False
@@ -60,18 +60,18 @@ class FacialExpressionPipeline(ChunkPipeline):
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
     def preprocess(
-        self, picture: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
+        self, image: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
     ) -> Iterator[dict[str, Any]]:
-        """One item for each face; a picture without one gets one blank item, so that it has an answer as well."""
+        """One item for each face; an image without one gets one blank item, so that it has an answer as well."""
         crop = crop or FaceCrop.from_image_processor(
             self.image_processor, self.model.name_or_path or "The model's image processor"
         )
         detector = detector or self._default_detector
         if detector is None:
             detector = self._default_detector = load_detector("retinaface")
-        picture = open_picture(picture, timeout)
-        faces = find_faces(picture, detector)
-        crops = [align_face(picture, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
+        image = open_image(image, timeout)
+        faces = find_faces(image, detector)
+        crops = [align_face(image, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
         pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
         for number, face in enumerate(faces or [None]):
             last = number + 1 >= len(faces)

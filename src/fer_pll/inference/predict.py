@@ -1,4 +1,4 @@
-"""`fer-pll predict`: faces and expressions of many pictures and videos, in constant memory."""
+"""`fer-pll predict`: faces and expressions of many images and videos, in constant memory."""
 
 import os
 import sys
@@ -45,18 +45,18 @@ def predict(
     overwrite: bool = False,
     backend: str = "torch",
 ) -> bool:
-    """Recognises every face in files, folders, patterns and videos.
+    """Recognizes every face in files, folders, patterns and videos.
 
     Args:
         sources: see `fer_pll.inference.media.list_files`.
         model: folder or Hub name of a classifier, by default the one in the package; for `onnx`, folder that
             `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
-            (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright picture, the
-            detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: a picture without a face and a
+            (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image, the
+            detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image without a face and a
             file that cannot be read get a row that says so.
-        save_pictures: new or empty folder for the pictures with their faces marked.
-        cropped: the pictures are face crops already: no face is looked for, each picture is one.
+        save_pictures: new or empty folder for the images with their faces marked.
+        cropped: the images are face crops already: no face is looked for, each image is one.
         crop: checkpoint to take the crop from, where `model` has none.
         detector: see `fer_pll.faces.detection.load_detector`.
         every: of a video, look at the frames 0, `every`, 2 `every` ...
@@ -81,13 +81,13 @@ def predict(
     if backend == "onnx":
         if device is not None:
             raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
-        recogniser = _with_onnx(model, cropped, crop, detector, batch_size)
+        recognizer = _with_onnx(model, cropped, crop, detector, batch_size)
     else:
-        recogniser = _with_torch(model, cropped, crop, detector, batch_size, device)
-    columns = {**_COLUMNS, **{f"p_{name}": float for name in recogniser.classes}, "problem": str}
-    folder = None if save_pictures is None else _PictureFolder(save_pictures, overwrite)
+        recognizer = _with_torch(model, cropped, crop, detector, batch_size, device)
+    columns = {**_COLUMNS, **{f"p_{name}": float for name in recognizer.classes}, "problem": str}
+    folder = None if save_pictures is None else _ImageFolder(save_pictures, overwrite)
     table = TableWriter(out, columns, overwrite) if out is not None else None
-    answers = _answers(recogniser.answer, files, every, recogniser.gray)
+    answers = _answers(recognizer.answer, files, every, recognizer.gray)
 
     counts, expressions, whole = Counter(), Counter(), False
     try:
@@ -107,11 +107,11 @@ def predict(
                     folder.save(shown, faces)
             whole = True
         except KeyboardInterrupt:
-            print("\nInterrupted: what follows covers the pictures until here.")
+            print("\nInterrupted: what follows covers the images until here.")
     finally:
         place = table.close(whole) if table is not None else None
 
-    print(f"{counts['pictures']} pictures in {len(files)} files: {counts['faces']} faces", end="")
+    print(f"{counts['images']} images in {len(files)} files: {counts['faces']} faces", end="")
     print("".join(f", {counts[what]} {what}" for what in ("without a face", "unreadable") if counts[what]))
     print(", ".join(f"{name} {count}" for name, count in expressions.most_common()))
     if place is not None:
@@ -119,8 +119,8 @@ def predict(
     return whole
 
 
-class _Recogniser(NamedTuple):
-    """A loaded model. `answer` takes pictures and gives, in their order, what the pipeline of the task answers.
+class _Recognizer(NamedTuple):
+    """A loaded model. `answer` takes images and gives, in their order, what the pipeline of the task answers.
 
     `gray` says that it takes face crops, and was trained on gray ones.
     """
@@ -132,7 +132,7 @@ class _Recogniser(NamedTuple):
 
 def _with_torch(
     model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
-) -> _Recogniser:
+) -> _Recognizer:
     # Not above, because transformers loads torch.
     from transformers import AutoConfig, AutoModelForImageClassification, pipeline
 
@@ -148,26 +148,26 @@ def _with_torch(
         "trust_remote_code": False,
     }
     if cropped:
-        recognise = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
+        recognize = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
     else:
-        recognise = pipeline(TASK, detector=detector, crop=crop, **options)
+        recognize = pipeline(TASK, detector=detector, crop=crop, **options)
         if crop is None:
             FaceCrop.from_image_processor(
-                recognise.image_processor, model
-            )  # raises where there is none, before any picture is opened
+                recognize.image_processor, model
+            )  # raises where there is none, before any image is opened
     classes = [config.id2label[k] for k in range(config.num_labels)]
-    gray = cropped and _is_gray(getattr(recognise.image_processor, "face_crop", None), model)
-    return _Recogniser(classes, gray, recognise)
+    gray = cropped and _is_gray(getattr(recognize.image_processor, "face_crop", None), model)
+    return _Recognizer(classes, gray, recognize)
 
 
-def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recogniser:
+def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recognizer:
     classifier = OnnxClassifier(model)
     if cropped:
         gray = _is_gray(classifier.face_crop, model)
-        return _Recogniser(classifier.classes, gray, lambda pictures: classifier.classify(pictures, batch_size))
+        return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
     face_crop = FaceCrop.from_dict(classifier.face_crop, model) if crop is None else FaceCrop.from_pretrained(crop)
     options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
-    return _Recogniser(classifier.classes, False, lambda pictures: classifier.recognise(pictures, **options))
+    return _Recognizer(classifier.classes, False, lambda images: classifier.recognize(images, **options))
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
@@ -180,32 +180,32 @@ def _counted(answers: Iterable[Any]) -> Iterator[Any]:
     for number, answer in enumerate(answers, 1):
         yield answer
         if terminal:
-            print(f"\r{number} pictures", end="", file=sys.stderr, flush=True)
+            print(f"\r{number} images", end="", file=sys.stderr, flush=True)
     if terminal:
         print(file=sys.stderr)
 
 
 def _answers(
-    recognise: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
+    recognize: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
     files: list[Path],
     every: int,
     gray: bool = False,
 ) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
-    """Everything that is shown, in its order, with the pipeline's answer, empty where there is no picture.
+    """Everything that is shown, in its order, with the pipeline's answer, empty where there is no image.
 
     With `gray` the pipeline gets gray images, else RGB, as `show` opens them. It takes images ahead until it has a
     batch of faces: `waiting` is what it has taken and not answered.
     """
     waiting: deque[Shown] = deque()
 
-    def pictures() -> Iterator[Image.Image]:
+    def images() -> Iterator[Image.Image]:
         for file in files:
             for shown in show(file, every):
                 waiting.append(shown)
-                if shown.picture is not None:
-                    yield shown.picture.convert("L") if gray else shown.picture
+                if shown.image is not None:
+                    yield shown.image.convert("L") if gray else shown.image
 
-    for answer in recognise(pictures()):
+    for answer in recognize(images()):
         while waiting[0].problem:
             yield waiting.popleft(), []
         yield waiting.popleft(), answer
@@ -234,13 +234,13 @@ def _line(row: dict[str, Any]) -> str:
     return f"{place}: face {row['face']}: {row['expression']} {row['p_' + row['expression']]:.0%}"
 
 
-class _PictureFolder:
-    """Where pictures with marked faces go, under their own names; a number is added to a name that came before."""
+class _ImageFolder:
+    """Where images with marked faces go, under their own names; a number is added to a name that came before."""
 
     def __init__(self, path: str, overwrite: bool):
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{path} is a file: name a folder for the pictures")
+            raise ValueError(f"{path} is a file: name a folder for the images")
         if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
             raise ValueError(f"{path} is not empty: choose another folder, or --overwrite to write into it")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -252,13 +252,13 @@ class _PictureFolder:
         if self._names[name] > 1:
             name = f"{name}-{self._names[name]}"
         with whole_file(self.path / f"{name}.jpg") as unfinished:
-            _marked(shown.picture, faces).save(unfinished, "JPEG", quality=92)
+            _marked(shown.image, faces).save(unfinished, "JPEG", quality=92)
 
 
-def _marked(picture: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
-    picture = picture.copy()
-    draw = ImageDraw.Draw(picture)
-    line = max(1, round(max(picture.size) / 400))
+def _marked(image: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    line = max(1, round(max(image.size) / 400))
     for face in faces:
         best = face["expressions"][0]
         left, top = 0, 0
@@ -271,4 +271,4 @@ def _marked(picture: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
         area = draw.textbbox((left, max(0, top - 1.3 * size)), text, font_size=size)
         draw.rectangle(area, fill="black")
         draw.text((left, max(0, top - 1.3 * size)), text, fill="yellow", font_size=size)
-    return picture
+    return image

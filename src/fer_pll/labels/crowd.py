@@ -13,7 +13,7 @@ def dawid_skene_posterior(
     """Probability of each label given all answers, by crowd-kit's `DawidSkene`.
 
     The model (Dawid and Skene, 1979) gives each annotator a confusion matrix, found together with the true labels by
-    expectation maximisation from the majority's labels. It judges annotators by how they agree with the others: of one
+    expectation maximization from the majority's labels. It judges annotators by how they agree with the others: of one
     with few answers it knows little, and annotators who err alike deceive it.
 
     Args:

@@ -62,7 +62,7 @@ def lw_loss(
 ) -> Tensor:
     """Leveraged weighted loss (Wen et al., 2021): `sum_{k in Y} w_k s(z_k) + beta sum_{k not in Y} w_k s(-z_k)`.
 
-    The weights w are p, renormalised inside and outside Y separately; no gradient flows through them. With
+    The weights w are p, renormalized inside and outside Y separately; no gradient flows through them. With
     s(z) = sigmoid(-z) this is LW, with `-log p_k` inside and `-log(1 - p_k)` outside in its place LWC.
 
     Args:

@@ -19,7 +19,7 @@ LIMITS = 0.05, 20.0
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
-    """T in `LIMITS` that minimises the mean of -log softmax(logits / T)[label].
+    """T in `LIMITS` that minimizes the mean of -log softmax(logits / T)[label].
 
     Args:
         logits: (N, K).

@@ -47,7 +47,7 @@ class FerPllConfig(PreTrainedConfig):
         layer_norm_eps (`float`, defaults to 1e-6).
         qkv_bias (`bool`, defaults to `True`).
         image_size, patch_size (`int`, default to 224 and 16): in pixels; the patch must divide the image.
-        num_channels (`int`, defaults to 3): 1 for grey pictures.
+        num_channels (`int`, defaults to 3): 1 for gray images.
         position_embedding_type (`"sincos"` or `"learned"`): fixed 2D sine-cosine positions, or trained ones.
 
     Pre-training (paper, sections 3.2 and 4.2):
@@ -67,8 +67,8 @@ class FerPllConfig(PreTrainedConfig):
         hog_cell_size, hog_orientations (`int`, default to 8 and 9): pixels per HOG cell side and orientation bins; the
             cell must divide the patch.
         hog_gradient (`"central"` or `"sobel"`): scikit-image's definition of HOG, or MaskFeat's.
-        image_mean, image_std (`list[float]`): per channel, of pixels scaled to 0..1; how to undo the normalisation of
-            `pixel_values`, since HOG is defined on 8-bit pictures. Must equal the image processor's.
+        image_mean, image_std (`list[float]`): per channel, of pixels scaled to 0..1; how to undo the normalization of
+            `pixel_values`, since HOG is defined on 8-bit images. Must equal the image processor's.
 
     Classification (paper, section 3.3):
         add_query_decoder (`bool`, defaults to `True`): one learnable query per class and cross-attention to the patch
@@ -131,7 +131,7 @@ class FerPllConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> int:
-        """Patches per side of the picture."""
+        """Patches per side of the image."""
         return self.image_size // self.patch_size
 
     @property
@@ -207,7 +207,7 @@ class FerPllConfig(PreTrainedConfig):
         if self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
             raise ValueError(
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
-                "'visible' hides single patches, as many in each picture."
+                "'visible' hides single patches, as many in each image."
             )
 
     def validate_ratios(self):

@@ -1,4 +1,4 @@
-"""Histograms of oriented gradients of 8-bit pictures, batched (paper, section 3.2; Dalal and Triggs)."""
+"""Histograms of oriented gradients of 8-bit images, batched (paper, section 3.2; Dalal and Triggs)."""
 
 import math
 from functools import cache
@@ -10,7 +10,7 @@ NUM_DIFFERENCES = 511  # a central difference of two 8-bit values lies in -255..
 
 
 def gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
-    """What one pixel adds to the histogram of its cell, for every gradient that an 8-bit picture can have.
+    """What one pixel adds to the histogram of its cell, for every gradient that an 8-bit image can have.
 
     Row `|511 g_row + g_col|` holds the magnitude of (g_row, g_col) in the column of its orientation bin and zeros
     elsewhere. Bin k holds the directions from `k * 180 / orientations` degrees up to, not including, the next bin's.
@@ -66,7 +66,7 @@ def cell_histograms(channel: torch.Tensor, cell_size: int, table: torch.Tensor) 
 def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int) -> torch.Tensor:
     """Cell histograms by the definition of MaskFeat (Wei et al., 2022).
 
-    Sobel gradients of the picture continued by reflection; the angle is measured from the vertical, atan2(g_col,
+    Sobel gradients of the image continued by reflection; the angle is measured from the vertical, atan2(g_col,
     g_row).
 
     Args:
@@ -94,7 +94,7 @@ def sobel_histograms(pixels: torch.Tensor, cell_size: int, orientations: int) ->
 def hog_targets(
     pixels: torch.Tensor, cell_size: int = 8, orientations: int = 9, gradient: str = "central"
 ) -> torch.Tensor:
-    """HOG of each channel with every cell's histogram L2-normalised on its own.
+    """HOG of each channel with every cell's histogram L2-normalized on its own.
 
     Equals `skimage.feature.hog(channel, orientations, pixels_per_cell=(cell_size, cell_size), cells_per_block=(1, 1),
     block_norm="L2", feature_vector=False)` channel by channel: central differences with zero at the border, unsigned
@@ -102,7 +102,7 @@ def hog_targets(
     instead, see `sobel_histograms`, with `v / max(|v|, 1e-12)`.
 
     Args:
-        pixels: (B, C, H, W), any dtype, values 0..255. HOG is defined on 8-bit pictures: floats are rounded, because
+        pixels: (B, C, H, W), any dtype, values 0..255. HOG is defined on 8-bit images: floats are rounded, because
             a gradient that should be exactly zero and is not falls into another bin.
         cell_size: pixels per side of a cell; divides H and W.
         orientations: number of bins over 180 degrees.
@@ -116,7 +116,7 @@ def hog_targets(
     """
     height, width = pixels.shape[2:]
     if height % cell_size or width % cell_size:
-        raise ValueError(f"cell_size={cell_size} does not divide pictures of {height} x {width} pixels.")
+        raise ValueError(f"cell_size={cell_size} does not divide images of {height} x {width} pixels.")
     if gradient == "sobel":
         pixels = pixels.float().round().clamp(0, 255)
         return nn.functional.normalize(sobel_histograms(pixels, cell_size, orientations), dim=-1)

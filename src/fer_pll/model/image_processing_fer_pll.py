@@ -16,18 +16,18 @@ class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class FerPllImageProcessor(PilBackend):
-    """Any picture to normalised `pixel_values` (B, C, H, W).
+    """Any image to normalized `pixel_values` (B, C, H, W).
 
-    Colour pictures become grey for a model of one channel (ITU-R 601-2 luma), grey ones RGB for a model of three.
+    Color images become gray for a model of one channel (ITU-R 601-2 luma), gray ones RGB for a model of three.
     Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on
     every machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
 
     Args:
         num_channels: 1 or 3, as the model's `config.num_channels`.
         image_mean, image_std: one value per channel, of pixels scaled to 0..1; default to 0.5.
-        face_crop: how the pictures of the training show their faces, as `check_face_crop` says, so that a detected
+        face_crop: how the images of the training show their faces, as `check_face_crop` says, so that a detected
             face can be cropped likewise; None where that is not known. It travels with the checkpoint, and changes
-            nothing here: this class gets pictures that are cropped already.
+            nothing here: this class gets images that are cropped already.
         size, resample, ...: as in transformers' image processors.
 
     Raises:
@@ -49,19 +49,19 @@ class FerPllImageProcessor(PilBackend):
         super().__init__(**kwargs)
         self.face_crop = None if face_crop is None else check_face_crop(face_crop)
         if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels={self.num_channels}: pictures have 1 (grey) or 3 (RGB) channels.")
+            raise ValueError(f"num_channels={self.num_channels}: images have 1 (gray) or 3 (RGB) channels.")
         self.image_mean = self.image_mean or (0.5,) * self.num_channels
         self.image_std = self.image_std or (0.5,) * self.num_channels
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Paths and URLs to pictures, and arrays of a grey picture (H, W) to (1, H, W), which transformers refuses."""
+        """Paths and URLs to images, and arrays of a gray image (H, W) to (1, H, W), which transformers refuses."""
         images = super().fetch_images(image_url_or_urls)
         return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
     def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
-        """One picture (PIL, NumPy or tensor; grey, colour or with alpha) to an array (num_channels, H, W).
+        """One image (PIL, NumPy or tensor; gray, color or with alpha) to an array (num_channels, H, W).
 
-        8-bit pictures have their final size already, where `size` has height and width.
+        8-bit images have their final size already, where `size` has height and width.
         """
         mode = "L" if num_channels == 1 else "RGB"
         kwargs["do_convert_rgb"] = False
@@ -71,7 +71,7 @@ class FerPllImageProcessor(PilBackend):
                 return image
             if image.dtype != np.uint8:
                 raise ValueError(
-                    f"A picture of {image.shape[0]} channel(s) and type {image.dtype} cannot be converted to {mode}: "
+                    f"An image of {image.shape[0]} channel(s) and type {image.dtype} cannot be converted to {mode}: "
                     "pass 8-bit values, or the model's number of channels."
                 )
             image = Image.fromarray(image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1))
@@ -81,7 +81,7 @@ class FerPllImageProcessor(PilBackend):
         if kwargs["do_resize"] and size.height and size.width and isinstance(kwargs["resample"], int):
             image = image.resize((size.width, size.height), kwargs["resample"])
         pixels = super().process_image(image, **kwargs)
-        # Grey for a model of three channels: resized once, not in each of three equal channels.
+        # Gray for a model of three channels: resized once, not in each of three equal channels.
         return np.repeat(pixels, num_channels, axis=0) if image.mode == "L" else pixels
 
     def resize(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:

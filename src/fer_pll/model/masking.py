@@ -1,4 +1,4 @@
-"""Which patches are hidden in masked image modelling."""
+"""Which patches are hidden in masked image modeling."""
 
 import math
 
@@ -27,7 +27,7 @@ def unit_masking(noise: torch.Tensor, mask_ratio: float, grid: tuple[int, int], 
     Args:
         noise: (B, number of squares), row by row.
         mask_ratio: share of the squares to hide.
-        grid: patches per column and row of the picture; `unit` divides both.
+        grid: patches per column and row of the image; `unit` divides both.
         unit: patches per side of a square.
 
     Returns:
@@ -43,12 +43,12 @@ def blockwise_masking(
     """Hide rectangles of patches until a share of them is hidden (BEiT, algorithm 1; Bao et al., 2022; MaskFeat).
 
     A rectangle has an area between 16 of 196 patches, or the same share of another grid, and what may still be hidden,
-    and an aspect ratio between 0.3 and 1 / 0.3. It is left out where it reaches the picture's full height or width,
+    and an aspect ratio between 0.3 and 1 / 0.3. It is left out where it reaches the image's full height or width,
     hides nothing new or too much; ten such in a row end the search. So at most the share is hidden, mostly a little
     less.
 
     Args:
-        batch: number of pictures, B.
+        batch: number of images, B.
         grid: patches per column and row, H x W.
         mask_ratio: largest share to hide.
 

@@ -1,6 +1,6 @@
 """The fer-pll models: a ViT encoder with MAE-style masking, a HOG head for pre-training, label queries to classify.
 
-Shapes in comments: B pictures, L patches, V visible patches, K classes, d hidden size.
+Shapes in comments: B images, L patches, V visible patches, K classes, d hidden size.
 """
 
 from collections.abc import Callable
@@ -329,11 +329,11 @@ def check_pixel_values(
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
-            f"The model takes pictures of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
+            f"The model takes images of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
             "with the checkpoint's own image processor."
         )
     if height % config.patch_size or width % config.patch_size:
-        raise ValueError(f"A picture of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
+        raise ValueError(f"An image of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
     if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
         raise ValueError(
             f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x "
@@ -386,7 +386,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """MAE's initialisation: Xavier for all projections (the patch projection as a linear layer), zero biases."""
+        """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
         if isinstance(module, FerPllClassifier):
             # Small first logits: otherwise chance decides the first revisions of the confidences, which are final.
             init.normal_(module.weight, std=self.config.initializer_range)
@@ -456,15 +456,15 @@ class FerPllModel(FerPllPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> FerPllModelOutput:
-        """Encode pictures.
+        """Encode images.
 
         Args:
-            pixel_values: (B, C, H, W), normalised by the image processor.
+            pixel_values: (B, C, H, W), normalized by the image processor.
             mask_ratio: share of the patches to hide; 0 hides none.
             noise: (B, L), the patches with the highest values are hidden; drawn where not given. With
                 `config.mask_unit_size`, (B, number of squares).
             mask: (B, L), the patches to replace by the mask token, where there is one; drawn where not given.
-            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
         for layer in self.layers:
@@ -515,7 +515,7 @@ def patchify_pixels(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor
 
 
 class FerPllForPreTraining(FerPllPreTrainedModel):
-    """Masked image modelling (paper, section 3.2).
+    """Masked image modeling (paper, section 3.2).
 
     `config.mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
     `"token"` encodes the full sequence with mask tokens and predicts with a linear head. Target, loss and the shape of
@@ -540,7 +540,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self.post_init()
 
     def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Undo the image processor: normalised (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bit)."""
+        """Undo the image processor: normalized (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bit)."""
         mean = torch.tensor(self.config.image_mean, device=pixel_values.device).view(-1, 1, 1)
         std = torch.tensor(self.config.image_std, device=pixel_values.device).view(-1, 1, 1)
         return (pixel_values.float() * std + mean) * 255
@@ -552,7 +552,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         patch and over its standard deviation (MAE, section 3).
 
         Args:
-            pixel_values: normalised (B, C, H, W).
+            pixel_values: normalized (B, C, H, W).
         """
         config = self.config
         with torch.autocast(pixel_values.device.type, enabled=False):
@@ -582,10 +582,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         """Predict the hidden patches.
 
         Args:
-            pixel_values: (B, C, H, W), normalised with `config.image_mean` / `image_std` (HOG needs the 8-bit values
+            pixel_values: (B, C, H, W), normalized with `config.image_mean` / `image_std` (HOG needs the 8-bit values
                 back).
             noise, mask: which patches to hide, see `FerPllModel`.
-            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(
             pixel_values,
@@ -645,12 +645,12 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> FerPllImageClassifierOutput:
-        """Classify pictures.
+        """Classify images.
 
         Args:
-            pixel_values: (B, C, H, W), normalised by the image processor.
+            pixel_values: (B, C, H, W), normalized by the image processor.
             labels: long (B,); gives a cross-entropy loss.
-            interpolate_pos_encoding: accept another picture size than `config.image_size`.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         states = outputs.query_states

@@ -39,9 +39,9 @@ def plot_audit(
         axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         for row, column in np.ndindex(values.shape):
             if text.format(values[row, column]).strip("0%"):
-                colour = "white" if share[row, column] > 0.55 else INK
+                color = "white" if share[row, column] > 0.55 else INK
                 label = text.format(values[row, column])
-                axes.text(column, row, label, ha="center", va="center", color=colour, fontsize=9)
+                axes.text(column, row, label, ha="center", va="center", color=color, fontsize=9)
         axes.set_xticks(range(num_classes), class_names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(num_classes), class_names)
         axes.tick_params(length=0, labelcolor=INK)

@@ -14,7 +14,7 @@ from .style import INK, MUTED
 def plot_confusion_matrix(
     matrix: ArrayLike, class_names: Sequence[str], path: str | os.PathLike, title: str = "Confusion matrix"
 ) -> None:
-    """Write a confusion matrix as PNG: each cell holds its share of the row (also its colour) and its count.
+    """Write a confusion matrix as PNG: each cell holds its share of the row (also its color) and its count.
 
     Args:
         matrix: (K, K) counts, row = reference label, column = predicted label.

@@ -51,10 +51,10 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     for position, (title, is_share, names) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, position)
-        for (key, name), colour in zip(names.items(), (BLUE, ORANGE), strict=False):
+        for (key, name), color in zip(names.items(), (BLUE, ORANGE), strict=False):
             if len(curves[key]):
                 marker = "o" if len(curves[key]) <= 30 else None
-                axes.plot(*curves[key].T, color=colour, linewidth=1.8, marker=marker, markersize=3.5, label=name)
+                axes.plot(*curves[key].T, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=name)
         style_axes(axes)
         axes.set_title(title, color=INK, fontsize=11, loc="left", fontweight="bold")
         if is_share:
@@ -83,11 +83,11 @@ def plot_curves(
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    for colour, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
+    for color, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
         points = np.array([list(curve) for curve in seeds], dtype=float)  # (seeds, points, 2)
         x, y = points[0, :, 0], points[:, :, 1]
-        axes.plot(x, y.mean(axis=0), color=colour, linewidth=2, marker="o", markersize=4, label=name)
-        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(x, y.mean(axis=0), color=color, linewidth=2, marker="o", markersize=4, label=name)
+        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=color, alpha=0.15, linewidth=0)
     axes.set_title(title, color=INK, fontsize=12, pad=10)
     axes.set_xlabel(x_label, color=MUTED)
     axes.set_ylabel(y_label, color=MUTED)

@@ -23,12 +23,12 @@ def plot_gallery(
     path: str | os.PathLike,
     true_labels: ArrayLike | None = None,
 ) -> None:
-    """Write pictures with their votes and candidate sets as PNG, ruled-out labels struck through (paper, Figure 7).
+    """Write images with their votes and candidate sets as PNG, ruled-out labels struck through (paper, Figure 7).
 
     A candidate is struck through when its confidence is below 1 %.
 
     Args:
-        images: N pictures, PIL or arrays (H, W) or (H, W, 3), 8 bit.
+        images: N images, PIL or arrays (H, W) or (H, W, 3), 8 bit.
         votes: (N, K) votes of the annotators, drawn as bars; those of candidates in blue.
         candidates: (N, K) bool, the initial candidate sets.
         confidence: (N, K), as revised.
@@ -43,12 +43,12 @@ def plot_gallery(
             f"{shape[0]} images and {shape[1]} class names need votes, candidates and confidence of shape {shape},"
             f" got {votes.shape}, {candidates.shape}, {confidence.shape}"
         )
-    # inches; a card is, from the top: picture, heading and bars of the votes, heading and lines of the candidates
-    card_width, margin, picture, heading, bar, line = 2.1, 0.14, 1.82, 0.26, 0.15, 0.19
+    # inches; a card is, from the top: image, heading and bars of the votes, heading and lines of the candidates
+    card_width, margin, side, heading, bar, line = 2.1, 0.14, 1.82, 0.26, 0.15, 0.19
     names = 0.1 + 0.058 * max(map(len, class_names))
     bars = bar * len(class_names)
     lines = int(candidates.sum(axis=1).max()) + (true_labels is not None)
-    card_height = picture + bars + line * lines + 2 * heading
+    card_height = side + bars + line * lines + 2 * heading
     columns = min(len(images), 6)
     rows = -(-len(images) // columns)
     width, height = columns * card_width + margin, rows * (card_height + 2 * margin)
@@ -67,11 +67,11 @@ def plot_gallery(
     for number, image in enumerate(images):
         left = margin + number % columns * card_width
         top = margin + number // columns * (card_height + 2 * margin)
-        axes = add_axes(left, top, inner, picture)
+        axes = add_axes(left, top, inner, side)
         axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
         axes.set_axis_off()
 
-        top += picture + heading
+        top += side + heading
         add_heading(left, top, "votes")
         axes = add_axes(left + names, top, inner - names - 0.2, bars)
         _draw_votes(axes, votes[number], candidates[number], class_names)
@@ -84,24 +84,24 @@ def plot_gallery(
         _draw_candidates(axes, candidates[number], confidence[number], class_names)
         if true_labels is not None:
             truth = int(true_labels[number])
-            colour = MUTED if truth < 0 else GREEN if truth == confidence[number].argmax() else RED
+            color = MUTED if truth < 0 else GREEN if truth == confidence[number].argmax() else RED
             text = f"truth: {class_names[truth] if truth >= 0 else 'unknown'}"
-            axes.text(0, candidates[number].sum() + 0.5, text, fontsize=7.5, va="center", color=colour)
+            axes.text(0, candidates[number].sum() + 0.5, text, fontsize=7.5, va="center", color=color)
     figure.savefig(path)
 
 
 def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_names: Sequence[str]) -> None:
-    colours = [BLUE if candidate else MUTED for candidate in candidates]
+    colors = [BLUE if candidate else MUTED for candidate in candidates]
     places = range(len(class_names))
-    axes.barh(places, votes, color=colours, height=0.72)
+    axes.barh(places, votes, color=colors, height=0.72)
     for place in np.flatnonzero(votes):
-        style = {"va": "center_baseline", "fontsize": 6.5, "color": colours[place]}
+        style = {"va": "center_baseline", "fontsize": 6.5, "color": colors[place]}
         axes.annotate(f"{votes[place]:g}", (votes[place], place), (2, 0), textcoords="offset points", **style)
     axes.set(xlim=(0, max(votes.max(), 1)), ylim=(len(class_names) - 0.5, -0.5))
     axes.set_xticks([])
     axes.set_yticks(places, class_names, fontsize=7)
-    for text, colour in zip(axes.get_yticklabels(), colours, strict=True):
-        text.set_color(colour)
+    for text, color in zip(axes.get_yticklabels(), colors, strict=True):
+        text.set_color(color)
     axes.tick_params(length=0, pad=3)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.spines["left"].set_color(FAINT)

@@ -11,13 +11,13 @@ from .style import INK, MUTED
 
 
 def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.ndarray:
-    """HOG as a picture: in each cell one stroke for each orientation, along the edge, as bright as the bin is full.
+    """HOG as an image: in each cell one stroke for each orientation, along the edge, as bright as the bin is full.
 
     As `skimage.feature.hog(visualize=True)` draws it, with smooth strokes, for cells too small to be drawn in.
 
     Args:
-        cells: (..., rows, columns, orientations), L2-normalised; negative values count as zero.
-        side: of a cell in the picture, in pixels.
+        cells: (..., rows, columns, orientations), L2-normalized; negative values count as zero.
+        side: of a cell in the image, in pixels.
         sobel: whether angles are measured from the vertical, as in MaskFeat's definition.
 
     Returns:
@@ -31,8 +31,8 @@ def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.nda
     across = np.multiply.outer(down, place)[:, :, None] + np.multiply.outer(right, place)[:, None]  # (O, side, side)
     along = np.multiply.outer(right, place)[:, :, None] - np.multiply.outer(down, place)[:, None]
     strokes = (side / 24 + 0.5 - abs(across)).clip(0, 1) * (side / 2 - abs(along)).clip(0, 1)
-    picture = np.einsum("...rco,oyx->...rycx", cells, strokes)
-    return picture.reshape(*batch, rows * side, columns * side).clip(max=1)
+    image = np.einsum("...rco,oyx->...rycx", cells, strokes)
+    return image.reshape(*batch, rows * side, columns * side).clip(max=1)
 
 
 def plot_predictions(
@@ -43,29 +43,29 @@ def plot_predictions(
     path: str | os.PathLike,
     title: str,
 ) -> None:
-    """Write what a pre-training predicts as PNG: pictures, what it sees of them, targets and predictions in rows.
+    """Write what a pre-training predicts as PNG: images, what it sees of them, targets and predictions in rows.
 
     Args:
         images: (N, H, W, 1 or 3), 0..1.
         mask: (N, rows, columns), 1 where a patch is hidden.
-        targets, predictions: as pictures of any size, (N, height, width, 1 or 3), 0..1. Of the predictions the hidden
+        targets, predictions: as images of any size, (N, height, width, 1 or 3), 0..1. Of the predictions the hidden
             patches are drawn; around them, dark, the target.
         path: PNG file to write.
         title: heading.
     """
     mask, targets = np.asarray(mask, dtype=bool), np.asarray(targets)
     stages = {
-        "picture": images,
+        "image": images,
         "visible": np.where(_enlarge(mask, images), 0.5, images),
         "target": targets,
         "prediction": np.where(_enlarge(mask, targets), predictions, 0.35 * targets),
     }
     figure = Figure(figsize=(0.4 + 1.75 * len(mask), 0.6 + 1.75 * len(stages)), layout="constrained")
     figure.suptitle(title, color=INK, fontsize=11)
-    for axes, (name, pictures) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
-        _, _, width, channels = np.shape(pictures)
+    for axes, (name, row_images) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
+        _, _, width, channels = np.shape(row_images)
         gap = width // 24 + 1
-        row = montage(pictures, [1] * channels, grid_shape=(1, len(mask)), padding_width=gap, channel_axis=3)
+        row = montage(row_images, [1] * channels, grid_shape=(1, len(mask)), padding_width=gap, channel_axis=3)
         row = row[gap:-gap, gap:-gap]
         axes.imshow(row, cmap="gray", vmin=0, vmax=1)
         axes.set(xticks=[], yticks=[])
@@ -74,7 +74,7 @@ def plot_predictions(
     figure.savefig(path, dpi=110)
 
 
-def _enlarge(mask: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """(N, rows, columns) to the size of pictures, (N, H, W, 1)."""
-    _, height, width, _ = np.shape(pictures)
+def _enlarge(mask: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """(N, rows, columns) to the size of images, (N, H, W, 1)."""
+    _, height, width, _ = np.shape(images)
     return mask.repeat(height // mask.shape[1], axis=1).repeat(width // mask.shape[2], axis=2)[..., None]

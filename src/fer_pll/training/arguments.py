@@ -42,10 +42,10 @@ class ImageTrainingArguments(TrainingArguments):
     )
     crop_ratio: OnCard[float] = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
     rotation: OnCard[float] = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
-    flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the pictures."})
+    flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the images."})
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
     erase: OnCard[float] = field(
-        default=0.0, metadata={"help": "Share of the pictures in which a random rectangle is erased."}
+        default=0.0, metadata={"help": "Share of the images in which a random rectangle is erased."}
     )
     layer_decay: OnCard[float] = field(
         default=1.0, metadata={"help": "Factor by which the learning rate falls per encoder block towards the input."}
@@ -134,7 +134,7 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         default="masked",
         metadata={
             "help": "masked: predict hidden patches, of which the model config says what and how (HOG, MaskFeat, MAE, "
-            "SimMIM); moco: tell two views of a picture from the views of others."
+            "SimMIM); moco: tell two views of an image from the views of others."
         },
     )
     mask_ratio: OnCard[float | None] = field(
@@ -143,14 +143,14 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     shuffle_buffer: int = field(
         default=4096,
         metadata={
-            "help": "Streams: pictures that are shuffled together. Every DataLoader worker of every process holds "
+            "help": "Streams: images that are shuffled together. Every DataLoader worker of every process holds "
             "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
         },
     )
     on_bad_data: Literal["skip", "stop"] = field(
         default="skip",
         metadata={
-            "help": "Streams: what is done with a shard that is missing or damaged and a picture that cannot be read. "
+            "help": "Streams: what is done with a shard that is missing or damaged and an image that cannot be read. "
             "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder; stop: end the "
             "training before the batch that lacks it."
         },
@@ -158,14 +158,14 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     picture_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Draw what is predicted of six pictures after every so many steps (into pictures/ in the output "
+            "help": "Draw what is predicted of six images after every so many steps (into pictures/ in the output "
             "folder); 0 for never. Default: with each checkpoint."
         },
     )
     contrastive_temperature: _OfMoco[float] = field(
         default=0.07, metadata={"help": "Temperature of the loss of moco."}
     )
-    queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "Earlier pictures that moco compares with."})
+    queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "Earlier images that moco compares with."})
     encoder_momentum: _OfMoco[float] = field(
         default=0.999,
         metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
@@ -178,7 +178,7 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         if not 0 <= self.encoder_momentum < 1:
             raise ValueError(f"encoder_momentum={self.encoder_momentum} must lie in [0, 1).")
         if self.picture_steps is not None and self.picture_steps < 0:
-            raise ValueError(f"picture_steps={self.picture_steps} must be positive, or 0 for no pictures.")
+            raise ValueError(f"picture_steps={self.picture_steps} must be positive, or 0 for no images.")
         if self.queue_size < 1:
             raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
         if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":

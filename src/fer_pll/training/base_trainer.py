@@ -1,4 +1,4 @@
-"""What all trainings share: 8-bit pixels augmented and normalised on the device, optimizer groups, and the log."""
+"""What all trainings share: 8-bit pixels augmented and normalized on the device, optimizer groups, and the log."""
 
 import time
 from typing import Any
@@ -33,9 +33,9 @@ PRIVATE_METHODS_CALLED = ("_finish_current_push", "_get_output_dir")
 
 
 def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
-    """Raise `ValueError` where an image processor does not make the pictures that a fer-pll model was configured for.
+    """Raise `ValueError` where an image processor does not make the images that a fer-pll model was configured for.
 
-    Other models do not say what pictures they take, or say it themselves when they see them.
+    Other models do not say what images they take, or say it themselves when they see them.
     """
     if not isinstance(model, FerPllPreTrainedModel):
         return
@@ -46,7 +46,7 @@ def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProc
         if of_model != of_processor:
             raise ValueError(
                 f"{name} is {of_model} in the model's config.json and {of_processor} in preprocessor_config.json: "
-                "make them equal, the HOG targets are computed from the de-normalised pictures."
+                "make them equal, the HOG targets are computed from the de-normalized images."
             )
     size, image_size = image_processor.size, model.config.image_size
     if (size.height, size.width) != (image_size, image_size):
@@ -60,14 +60,14 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
     """A Trainer over data sets with the column `image`.
 
     A row's number is its place in the data set: the DataLoader adds it under the key `index`. The collator yields
-    8-bit pixels; `_prepare_inputs` augments (in training) and normalises them on the device. Random numbers are keyed
-    by (seed, epoch, index). Logs have `images_per_second`: pictures trained on since the log before, on all processes,
+    8-bit pixels; `_prepare_inputs` augments (in training) and normalizes them on the device. Random numbers are keyed
+    by (seed, epoch, index). Logs have `images_per_second`: images trained on since the log before, on all processes,
     over the time that passed.
     """
 
     args: ImageTrainingArguments
     processing_class: BaseImageProcessor
-    num_views = 1  # how many times each picture is augmented in training
+    num_views = 1  # how many times each image is augmented in training
 
     def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
         image_processor = kwargs["processing_class"]
@@ -95,10 +95,10 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs["pixel_values"]
-        epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows in which pass over the data each picture is
+        epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows in which pass over the data each image is
         if self.model.training:
             views = (self.augmentation(pixels, inputs["index"], epoch, view) for view in range(self.num_views))
-            pixels = torch.cat(list(views))  # (V * B, C, H, W), all pictures of a view together
+            pixels = torch.cat(list(views))  # (V * B, C, H, W), all images of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs
 

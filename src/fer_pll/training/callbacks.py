@@ -1,4 +1,4 @@
-"""What a pre-training has learned so far: pictures of its predictions, and a linear probe of its features."""
+"""What a pre-training has learned so far: images of its predictions, and a linear probe of its features."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 
 
 class PreTrainingMonitor(TrainerCallback):
@@ -27,7 +27,7 @@ class PreTrainingMonitor(TrainerCallback):
     Works on the main process alone, with random numbers of its own: a training is the same with it and without.
 
     Args:
-        trainer: of the training; its first batch gives the pictures that are drawn.
+        trainer: of the training; its first batch gives the images that are drawn.
         picture_steps: draw after every so many steps, 0 = never, `None` = whenever a checkpoint is saved.
         probe: run at the start, with each checkpoint and at the end, and logged as `probe_accuracy`.
     """
@@ -36,7 +36,7 @@ class PreTrainingMonitor(TrainerCallback):
         self.trainer = trainer
         self.picture_steps = picture_steps
         self.probe = probe
-        self.pictures: torch.Tensor | None = None  # normalised (B, C, H, W)
+        self.images: torch.Tensor | None = None  # normalized (B, C, H, W)
         self.last_look = -1  # the step
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -48,7 +48,7 @@ class PreTrainingMonitor(TrainerCallback):
             self.draw()
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
-        trained = self.pictures is not None
+        trained = self.images is not None
         if state.is_world_process_zero and trained and self.last_look != state.global_step:
             self.look()
 
@@ -86,23 +86,23 @@ class PreTrainingMonitor(TrainerCallback):
         self.trainer.log({"probe_accuracy": accuracy})
 
     def draw(self) -> None:
-        """Write a picture of what the model predicts into the run's folder, and to TensorBoard where that is used."""
+        """Write an image of what the model predicts into the run's folder, and to TensorBoard where that is used."""
         with self.evaluating() as model:
-            outputs = model(pixel_values=self.pictures)
-            targets = model.targets(self.pictures)
-        grid = [side // model.config.patch_size for side in self.pictures.shape[2:]]
+            outputs = model(pixel_values=self.images)
+            targets = model.targets(self.images)
+        grid = [side // model.config.patch_size for side in self.images.shape[2:]]
         step = self.trainer.state.global_step
-        path = RunFolder(self.trainer.args.output_dir).pictures / f"step-{step:07}.png"
-        pictures = (
-            model.to_pixels(self.pictures).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
+        path = RunFolder(self.trainer.args.output_dir).images / f"step-{step:07}.png"
+        images = (
+            model.to_pixels(self.images).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
             outputs.mask.unflatten(1, grid).cpu().numpy(),
-            as_pictures(model, targets, self.pictures),
-            as_pictures(model, outputs.logits.float(), self.pictures),
+            as_images(model, targets, self.images),
+            as_images(model, outputs.logits.float(), self.images),
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            plot_predictions(*pictures, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these pictures")
-        except OSError as error:  # a full disk: for a picture no training ends
+            plot_predictions(*images, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these images")
+        except OSError as error:  # a full disk: for an image no training ends
             path.unlink(missing_ok=True)
             logger.warning("%s could not be written: %s", path, error)
             return
@@ -111,16 +111,16 @@ class PreTrainingMonitor(TrainerCallback):
                 callback.tb_writer.add_image("predictions", np.asarray(Image.open(path)), step, dataformats="HWC")
 
 
-def as_pictures(model: FerPllForPreTraining, values: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
-    """Targets, or predictions of them, as pictures: HOG as strokes, pixels as they are.
+def as_images(model: FerPllForPreTraining, values: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
+    """Targets, or predictions of them, as images: HOG as strokes, pixels as they are.
 
     Args:
         model: whose `targets` they are.
         values: (B, L, values per patch).
-        pixel_values: the pictures that they belong to, (B, C, H, W).
+        pixel_values: the images that they belong to, (B, C, H, W).
 
     Returns:
-        (B, height, width, channels), 0..1. HOG has one channel: the mean over those of the pictures.
+        (B, height, width, channels), 0..1. HOG has one channel: the mean over those of the images.
     """
     config, patch = model.config, model.config.patch_size
     batch, channels, height, width = pixel_values.shape

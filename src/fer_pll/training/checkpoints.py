@@ -112,7 +112,7 @@ def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) 
         f"{name} {before.get(name)} -> {now}" for name, now in processes.items() if before.get(name) != now
     )
     logger.warning(
-        "%s was written with other processes or batches (%s). Weights, optimiser, confidences and the order of the "
+        "%s was written with other processes or batches (%s). Weights, optimizer, confidences and the order of the "
         "rows go on from there, but no longer bit for bit: sums are taken in another order, and dropout and "
         "stochastic depth draw other random numbers.%s",
         checkpoint,

@@ -46,7 +46,7 @@ class FineTuningOptions:
     )
     set_size: OnCard[int | None] = field(
         default=None,
-        metadata={"help": "Instead of flip_probability: as many candidates for each picture, whichever they are."},
+        metadata={"help": "Instead of flip_probability: as many candidates for each image, whichever they are."},
     )
     transition: OnCard[str | None] = field(
         default=None,

@@ -1,8 +1,8 @@
 """Models that start from other people's weights, or from a checkpoint of ours: `--init_from`.
 
 transformers' ViT (DINO, and DeiT without distillation, are stored as such) and ViTMAE have the modules of our encoder
-under the same names. Two things differ from checkpoint to checkpoint: how pixels are normalised, and how many patches
-there are. Both are accounted for, so that the encoder makes of a picture what the source makes of it.
+under the same names. Two things differ from checkpoint to checkpoint: how pixels are normalized, and how many patches
+there are. Both are accounted for, so that the encoder makes of an image what the source makes of it.
 """
 
 import math
@@ -148,7 +148,7 @@ def read_source(init_from: str) -> Source:
 
     Raises:
         ValueError: where our encoder cannot hold it.
-        OSError: where there is none, or nothing that says how it takes its pictures.
+        OSError: where there is none, or nothing that says how it takes its images.
     """
     config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     kind = config.model_type
@@ -189,7 +189,7 @@ def check_encoder_is_whole(random: list[str]) -> None:
 def check_sizes(source: Source, config: FerPllConfig) -> None:
     """Raise `ValueError` where weights and configuration do not fit each other, with what to change."""
     needed = {name: getattr(source.config, name) for name in SIZES}
-    if source.config.num_channels != 3:  # weights for colour serve grey pictures as well
+    if source.config.num_channels != 3:  # weights for color serve gray images as well
         needed["num_channels"] = source.config.num_channels
     different = [f"{name} {value}, not {getattr(config, name)}" for name, value in needed.items()
                  if getattr(config, name) != value]  # fmt: skip
@@ -229,12 +229,12 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
 
 def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
-    """Change the source's weights to the pictures and classes of `config`. Returns the changes, in words."""
+    """Change the source's weights to the images and classes of `config`. Returns the changes, in words."""
     weights, changes = source.weights, []
     num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
-        raise ValueError(f"these weights are for pictures that are not square ({num_patches} patches).")
+        raise ValueError(f"these weights are for images that are not square ({num_patches} patches).")
     if side != grid:
         weights[POSITIONS] = interpolate_positions(weights[POSITIONS], grid, grid)
         changes.append(f"interpolated: positions of {side} x {side} patches to {grid} x {grid}")
@@ -251,11 +251,11 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
 
 
 def fit_projection(source: Source, config: FerPllConfig) -> None:
-    """Let the patch projection make of our pixel values what the source's made of its own, for the same picture.
+    """Let the patch projection make of our pixel values what the source's made of its own, for the same image.
 
     A pixel p (0..1) comes to the source as (p - m) / s and to us as y = (p - m') / s'. So the source's value is
-    (s' / s) y + (m' - m) / s, for each channel: a linear map, and so is the projection. To a source for colour, the
-    three channels of a grey picture are the same pixels: its weights add up.
+    (s' / s) y + (m' - m) / s, for each channel: a linear map, and so is the projection. To a source for color, the
+    three channels of a gray image are the same pixels: its weights add up.
     """
     mean, std, our_mean, our_std = (
         torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)

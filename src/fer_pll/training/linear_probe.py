@@ -12,50 +12,50 @@ from transformers import BaseImageProcessor
 
 
 class LinearProbe:
-    """Accuracy of a logistic regression on the features of labelled pictures.
+    """Accuracy of a logistic regression on the features of labeled images.
 
-    Two thirds of the pictures train the regression, it is judged on the others. Which, depends on nothing but the data
+    Two thirds of the images train the regression, it is judged on the others. Which, depends on nothing but the data
     and `max_rows`, so that the accuracies of a training can be compared.
 
     Args:
         dataset: rows with `image` and `label`, -1 = unknown.
         image_processor: of the model.
-        max_rows: how many of the labelled rows take part, chosen at random.
+        max_rows: how many of the labeled rows take part, chosen at random.
 
     Raises:
-        ValueError: where there are fewer than 30 labelled rows, or one class only.
+        ValueError: where there are fewer than 30 labeled rows, or one class only.
     """
 
     def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor, max_rows: int = 3000):
         labels = dataset.select_columns("label").with_format("numpy")["label"][:]
-        labelled = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:max_rows]
-        self.num_training = len(labelled) * 2 // 3
-        self.labels = labels[labelled]
+        labeled = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:max_rows]
+        self.num_training = len(labeled) * 2 // 3
+        self.labels = labels[labeled]
         classes = np.unique(self.labels[: self.num_training])
-        if len(labelled) < 30 or len(classes) < 2:
+        if len(labeled) < 30 or len(classes) < 2:
             raise ValueError(
-                f"a probe needs at least 30 labelled pictures of two classes; there are {len(labelled)} of "
+                f"a probe needs at least 30 labeled images of two classes; there are {len(labeled)} of "
                 f"{len(np.unique(self.labels))}."
             )
-        self.pictures = dataset.select_columns("image").select(labelled)
+        self.images = dataset.select_columns("image").select(labeled)
         self.image_processor = image_processor
 
     def accuracy(self, features: Callable[[torch.Tensor], torch.Tensor], batch_size: int) -> float:
-        """Share of the judged pictures that are classified right; NaN where features are not finite.
+        """Share of the judged images that are classified right; NaN where features are not finite.
 
         Args:
-            features: normalised pixels (B, C, H, W) to features (B, d), on any device.
-            batch_size: pictures at a time.
+            features: normalized pixels (B, C, H, W) to features (B, d), on any device.
+            batch_size: images at a time.
         """
         parts = []
-        for start in range(0, len(self.pictures), batch_size):
-            images = self.pictures[start : start + batch_size]["image"]
+        for start in range(0, len(self.images), batch_size):
+            images = self.images[start : start + batch_size]["image"]
             pixels = self.image_processor(images, return_tensors="pt").pixel_values
             parts.append(features(pixels).float().cpu())
         rows = torch.cat(parts).numpy()  # (N, d)
         if not np.isfinite(rows).all():
             return float("nan")
-        # Mild shrinkage: at C = 1, on FER+, the regression fits its training pictures too well.
+        # Mild shrinkage: at C = 1, on FER+, the regression fits its training images too well.
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         classifier.fit(rows[: self.num_training], self.labels[: self.num_training])
         return float(classifier.score(rows[self.num_training :], self.labels[self.num_training :]))

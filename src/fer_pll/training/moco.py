@@ -10,13 +10,13 @@ from ..model.modeling_fer_pll import FerPllModel, FerPllPreTrainedModel
 
 
 class FerPllForMomentumContrast(FerPllPreTrainedModel):
-    """Tells two views of one picture from the views of others.
+    """Tells two views of one image from the views of others.
 
         loss = -log(exp(q . k / t) / (exp(q . k / t) + sum_j exp(q . n_j / t)))    (InfoNCE, Eq. 1)
         weights of the key encoder = m * (their value) + (1 - m) * weights of the query encoder    (Eq. 2)
 
-    q and k are the unit vectors that encoder and key encoder give two views of a picture, n_j those of earlier
-    pictures, from a queue. Both are projected from the mean of the patch tokens, which is what a classifier on patch
+    q and k are the unit vectors that encoder and key encoder give two views of an image, n_j those of earlier
+    images, from a queue. Both are projected from the mean of the patch tokens, which is what a classifier on patch
     tokens builds on, by a network of two layers (as in MoCo v2; Chen et al., 2020).
 
     Key encoder and queue are part of the state, so that a checkpoint holds all that a resumed training needs. What is
@@ -64,7 +64,7 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
         """Loss of a batch; in training, the key encoder follows and the queue takes the keys of all processes.
 
         Args:
-            pixel_values: (2B, C, H, W), normalised: one view of B pictures, then another.
+            pixel_values: (2B, C, H, W), normalized: one view of B images, then another.
         """
         views = pixel_values.chunk(2)
         queries = self.embed(self.fer_pll, self.projection, views[0])

@@ -21,7 +21,7 @@ def layer_depth(name: str, num_layers: int) -> int:
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
-    """Parameter groups for an optimiser.
+    """Parameter groups for an optimizer.
 
     Args:
         model: parameters without gradient are left out.

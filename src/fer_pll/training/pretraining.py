@@ -1,4 +1,4 @@
-"""Pre-training of the encoder on pictures alone (paper, section 3.2)."""
+"""Pre-training of the encoder on images alone (paper, section 3.2)."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from transformers.trainer_utils import SaveStrategy
 
-from ..data.dataset import is_prepared, load_dataset, load_pictures
-from ..data.streaming.stream import PictureStream
+from ..data.dataset import is_prepared, load_dataset, load_images
+from ..data.streaming.stream import ImageStream
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
-from .callbacks import NUM_PICTURES, PreTrainingMonitor
+from .callbacks import NUM_IMAGES, PreTrainingMonitor
 from .config import load_config
 from .initialization import initialize
 from .linear_probe import LinearProbe
@@ -37,7 +37,7 @@ class PreTrainingOptions:
             "action": "extend",
             "help": "What to train on, once or several times, all as one set; of each the split `train`. Folders "
             "written by fer-pll prepare; or, read as a stream: folders with Parquet files, tar files (WebDataset) or "
-            "pictures at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
+            "images at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
             "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
         }
     )
@@ -60,7 +60,7 @@ class PreTrainingOptions:
         default=None,
         metadata={
             "help": "Folder written by fer-pll prepare, with labels. With each checkpoint a linear classifier is "
-            "trained on features of at most 3,000 pictures of its `train`, to see whether they get better; logged as "
+            "trained on features of at most 3,000 images of its `train`, to see whether they get better; logged as "
             "probe_accuracy."
         },
     )
@@ -78,13 +78,11 @@ class PreTrainingOptions:
             ValueError: for data, a configuration or settings that cannot be used.
         """
         if self.streaming or not all(is_prepared(source) for source in self.data):
-            train_dataset = PictureStream(
-                self.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size
-            )
+            train_dataset = ImageStream(self.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size)
             if args.save_strategy == "epoch":
                 args.save_strategy = SaveStrategy.STEPS
         else:
-            train_dataset = load_pictures(self.data)
+            train_dataset = load_images(self.data)
         config, image_processor = load_config(self.config, mask_ratio=args.mask_ratio)
         model, initialization = initialize(partial(pretraining_model, args=args), config, self.init_from)
         if args.objective == "moco":
@@ -101,13 +99,13 @@ class PreTrainingOptions:
 
 
 class FerPllPreTrainer(StreamTrainer):
-    """Pre-trains an encoder on the pictures of prepared data sets or of a stream; labels are never read.
+    """Pre-trains an encoder on the images of prepared data sets or of a stream; labels are never read.
 
     Args:
         model: a `FerPllForPreTraining` or `FerPllForMomentumContrast`, see `pretraining_model`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image`, or a `PictureStream`.
+        train_dataset: rows with `image`, or a `ImageStream`.
         probe: tells how good the features are, see `PreTrainingMonitor`.
     """
 
@@ -162,7 +160,7 @@ class FerPllPreTrainer(StreamTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ):
-        if self.monitor.pictures is None:
-            self.monitor.pictures = inputs["pixel_values"][:NUM_PICTURES]
+        if self.monitor.images is None:
+            self.monitor.images = inputs["pixel_values"][:NUM_IMAGES]
         outputs = model(pixel_values=inputs["pixel_values"])
         return (outputs.loss, outputs) if return_outputs else outputs.loss

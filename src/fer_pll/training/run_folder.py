@@ -39,7 +39,7 @@ class RunFolder:
         # figures
         self.candidate_sets = path / "candidate_sets.png"
         self.training_curves = path / "training_curves.png"
-        self.pictures = path / "pictures"  # what a pre-training predicts, by step
+        self.images = path / "pictures"  # what a pre-training predicts, by step
         # troubles
         self.non_finite_loss = path / "non_finite_loss.json"
         # cross-validation

@@ -122,7 +122,7 @@ class _HelpAll(argparse.Action):
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Names each option once, though it may be spelt with hyphens as well, and only defaults that say something."""
+    """Names each option once, though it may be spelled with hyphens as well, and only defaults that say something."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == 0:

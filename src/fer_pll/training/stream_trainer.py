@@ -1,4 +1,4 @@
-"""Training on a stream of pictures: counted in steps, resumed at the very next picture."""
+"""Training on a stream of images: counted in steps, resumed at the very next image."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from ..data.dataset import Unreadable
-from ..data.streaming.stream import PictureStream, Position
+from ..data.streaming.stream import ImageStream, Position
 from ..io.atomic import write_json
 from ..io.errors import DataError
 from .arguments import FerPllPreTrainingArguments
@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class StreamTrainer(ImageTrainer):
-    """An `ImageTrainer` whose `train_dataset` may be a `PictureStream`.
+    """An `ImageTrainer` whose `train_dataset` may be a `ImageStream`.
 
     To Trainer a stream is one long epoch of `max_steps` steps. With each checkpoint every process writes the positions
-    of its readers behind the last picture that was trained on, and goes on there after an interruption; Trainer alone
+    of its readers behind the last image that was trained on, and goes on there after an interruption; Trainer alone
     would read and decode again all that came before. What cannot be read is listed in `unreadable.csv` in the output
     folder (`unreadable-1.csv` by process 1, and so on).
     """
@@ -37,10 +37,10 @@ class StreamTrainer(ImageTrainer):
 
     def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any):
         dataset = kwargs["train_dataset"]
-        self.stream = dataset if isinstance(dataset, PictureStream) else None
+        self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
             if args.max_steps <= 0:
-                raise ValueError("--max_steps: needed, because a stream does not know how many pictures it has.")
+                raise ValueError("--max_steps: needed, because a stream does not know how many images it has.")
             args.ignore_data_skip = True  # the stream goes to its place itself
         super().__init__(model, args, **kwargs)
         if self.stream is not None:
@@ -134,15 +134,15 @@ class StreamTrainer(ImageTrainer):
         self._pass = max((state["pass"] + 1 for state in states.values()), default=0)
         self.stream.start_at({}, epoch=self._pass)
         logger.warning(
-            "%s was written with other pictures, shuffled otherwise, or with other processes or workers: the training "
-            "goes on with a new pass over the pictures.",
+            "%s was written with other images, shuffled otherwise, or with other processes or workers: the training "
+            "goes on with a new pass over the images.",
             checkpoint,
         )
 
 
 @dataclass
 class _StreamCollator:
-    """Rows of a stream to a batch, with the passes of its pictures, and how far its reader is."""
+    """Rows of a stream to a batch, with the passes of its images, and how far its reader is."""
 
     collator: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
 
@@ -163,7 +163,7 @@ class _EpochOfAStream(TrainerCallback):
 
 
 class _Report:
-    """The table of what could not be read: each shard and each picture once, over all passes and interruptions."""
+    """The table of what could not be read: each shard and each image once, over all passes and interruptions."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -205,7 +205,7 @@ class FerPllTrainer(ImageTrainer):
         )
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.last_table = self.table
-        self.steps_per_epoch = 1  # of the optimiser; known once training begins
+        self.steps_per_epoch = 1  # of the optimizer; known once training begins
         self.add_callback(StepCallback(self))
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):

@@ -36,9 +36,9 @@ def write_tables(folder, rows, name="training.csv"):
     lines = [HEADER, *([path, 1, 2, 30, 40, text_of(face()), label, 0.1, -0.2] for path, label in rows)]
     (folder / name).write_text("\n".join(",".join(map(str, line)) for line in lines) + "\n")
     for path, _ in rows:
-        picture = folder / "Manually_Annotated_Images" / path
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        PILImage.new("RGB", (60, 60)).save(picture)
+        image = folder / "Manually_Annotated_Images" / path
+        image.parent.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (60, 60)).save(image)
 
 
 def write_folder(folder, labels):

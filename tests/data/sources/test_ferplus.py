@@ -25,24 +25,24 @@ HAPPY = (0, 10, 0, 0, 0, 0, 0, 0, 0, 0)
 BLACK = bytes(48 * 48)
 
 
-def picture(seed):
+def image(seed):
     return np.random.default_rng(seed).integers(0, 256, 48 * 48, dtype=np.uint8).tobytes()
 
 
 def row(usage="Training", name="fer.png", votes=HAPPY, pixels=None, seed=0):
-    return usage, name, votes, picture(seed) if pixels is None else pixels
+    return usage, name, votes, image(seed) if pixels is None else pixels
 
 
 def write_csv(folder, rows, newline="\n", encoding="utf-8"):
     folder.mkdir(exist_ok=True)
     with (
-        open(folder / "fer2013.csv", "w", newline=newline, encoding=encoding) as pictures,
+        open(folder / "fer2013.csv", "w", newline=newline, encoding=encoding) as images,
         open(folder / "fer2013new.csv", "w", newline=newline, encoding=encoding) as annotations,
     ):
-        print("emotion,pixels,Usage", file=pictures)
+        print("emotion,pixels,Usage", file=images)
         print("Usage,Image name," + ",".join(ENTRIES), file=annotations)
         for usage, name, votes, pixels in rows:
-            print(f"0,{' '.join(map(str, pixels))},{usage}", file=pictures)
+            print(f"0,{' '.join(map(str, pixels))},{usage}", file=images)
             print(",".join([usage, name, *map(str, votes)]), file=annotations)
     return folder
 
@@ -77,7 +77,7 @@ def decode(example):
 
 @pytest.fixture
 def small(tmp_path):
-    """Three rows per split, all well-formed and of different pictures."""
+    """Three rows per split, all well-formed and of different images."""
     usages = ["Training"] * 3 + ["PublicTest"] * 3 + ["PrivateTest"] * 3
     return write_csv(tmp_path / "small", [row(usage, f"fer{i}.png", seed=i) for i, usage in enumerate(usages)])
 
@@ -169,7 +169,7 @@ def test_protocol_majority_keeps_the_rows_that_all_marks(tmp_path):
 
 
 def test_duplicates_go_from_train_only(tmp_path):
-    a, b, c, d = map(picture, range(4))
+    a, b, c, d = map(image, range(4))
     nearly_a = bytes([a[0] ^ 1]) + a[1:]
     rows = [
         row("Training", pixels=a, votes=NO_FACE),  # not in the protocol, so the next one is the first
@@ -195,12 +195,12 @@ def test_duplicates_go_from_train_only(tmp_path):
         assert len(dropped[split]) == count
     assert Provenance.from_dataset(dropped["train"]).sentence() == (
         "FER+ train, protocol all: 2 of 7 rows; dropped: 1 not in protocol all, "
-        "3 copy of a validation or test picture, 1 copy of an earlier training picture"
+        "3 copy of a validation or test image, 1 copy of an earlier training image"
     )
 
 
 def test_no_face_rows_and_names_that_are_empty_or_twice(tmp_path):
-    """Rows belong together by position: neither an empty name nor a name on two rows shifts the pictures."""
+    """Rows belong together by position: neither an empty name nor a name on two rows shifts the images."""
     rows = [
         row(name="", votes=NO_FACE, pixels=BLACK),
         row(name="fer0000000.png", seed=1),
@@ -209,7 +209,7 @@ def test_no_face_rows_and_names_that_are_empty_or_twice(tmp_path):
         row(name="fer0000001.png", votes=(0, 0, 9, 0, 0, 0, 0, 0, 0, 0), seed=3),
     ]
     train = load_ferplus(write_csv(tmp_path / "raw", rows))["train"]
-    assert [decode(example) for example in train] == [picture(1), picture(2), picture(3)]
+    assert [decode(example) for example in train] == [image(1), image(2), image(3)]
     assert train["label"][:] == [1, 1, 2]
 
 
@@ -220,7 +220,7 @@ def test_both_layouts_give_the_same(tmp_path, boxes):
     for i, usage in enumerate(["Training"] * 12 + ["PublicTest"] * 6 + ["PrivateTest"] * 6):
         no_face = i % 5 == 0
         votes = NO_FACE if no_face else tuple(rng.multinomial(10, [0.3, 0.3, *[0.05] * 8]).tolist())
-        pixels = BLACK if no_face else picture(i % 20)
+        pixels = BLACK if no_face else image(i % 20)
         rows.append(row(usage, "" if no_face else f"fer{i:07}.png", votes, pixels))
     from_csv = load_ferplus(write_csv(tmp_path / "csv", rows))
     from_folders = load_ferplus(write_folders(tmp_path / "folders", rows, boxes))
@@ -254,7 +254,7 @@ def test_repeated_loading_gives_no_stale_rows(tmp_path):
     source = write_csv(tmp_path / "raw", [row(seed=1), row(seed=2)])
     assert len(load_ferplus(source)["train"]) == 2
     write_csv(source, [row(seed=3)])
-    assert [decode(example) for example in load_ferplus(source)["train"]] == [picture(3)]
+    assert [decode(example) for example in load_ferplus(source)["train"]] == [image(3)]
 
 
 def test_memory_does_not_grow_with_the_pixels(tmp_path):
@@ -290,7 +290,7 @@ def test_votes_file_of_another_length(small):
         load_ferplus(small)
 
 
-def test_picture_file_of_another_length(small):
+def test_image_file_of_another_length(small):
     text = (small / "fer2013.csv").read_text().splitlines(keepends=True)
     (small / "fer2013.csv").write_text("".join(text[:-1]))
     with pytest.raises(DataError, match=r"fer2013\.csv has 8 rows and .*fer2013new\.csv has 9"):
@@ -421,17 +421,17 @@ def folders(tmp_path):
     return write_folders(tmp_path / "folders", rows, boxes=True)
 
 
-def test_a_listed_picture_is_missing(folders):
+def test_a_listed_image_is_missing(folders):
     (folders / "FER2013Train" / "fer1.png").unlink()
     with pytest.raises(DataError, match=r"fer1\.png is missing, but FER2013Train/label\.csv:2 lists it: write the"):
         load_ferplus(folders)
 
 
-def test_a_picture_is_damaged_or_of_another_kind(folders):
+def test_a_image_is_damaged_or_of_another_kind(folders):
     file = folders / "FER2013Train" / "fer1.png"
     whole = file.read_bytes()
     flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 8, 11, 35)]
-    for damaged in (whole[:200], whole[:-1500], b"", b"no picture", *flipped):
+    for damaged in (whole[:200], whole[:-1500], b"", b"no image", *flipped):
         file.write_bytes(damaged)
         with pytest.raises(DataError, match=r"fer1\.png \(listed in FER2013Train/label\.csv:2\) is not a readable"):
             load_ferplus(folders)
@@ -440,7 +440,7 @@ def test_a_picture_is_damaged_or_of_another_kind(folders):
         Image.new(mode, size).save(png, "PNG")
         file.write_bytes(png.getvalue())
         with pytest.raises(
-            DataError, match=rf"fer1\.png .* is {size[0]} x {size[1]}, mode {mode}, where 48 x 48 grey"
+            DataError, match=rf"fer1\.png .* is {size[0]} x {size[1]}, mode {mode}, where 48 x 48 gray"
         ):
             load_ferplus(folders)
 
@@ -450,7 +450,7 @@ def test_a_label_file_is_missing_empty_or_cut_off(folders):
     text = file.read_text().rstrip()
     for cut in (4, 21, len(text) - 5):
         file.write_text(text[:-cut])
-        with pytest.raises(DataError, match=r"FER2013Valid/label\.csv:1 has \d+ columns where a picture name"):
+        with pytest.raises(DataError, match=r"FER2013Valid/label\.csv:1 has \d+ columns where an image name"):
             load_ferplus(folders)
     file.write_text(text[:-2])  # as many columns as without the box
     with pytest.raises(DataError, match=r"FER2013Valid/label\.csv:1: the votes for 'neutral' are '\(0, 0, 48, 48\)'"):
@@ -489,10 +489,10 @@ def test_real_row_counts_and_duplicates(real):
         labels, majority = np.array(rows["label"][:]), np.array(rows["majority"][:])
         assert np.bincount(labels[majority], minlength=8).tolist() == REAL_MAJORITY[split]
 
-    pictures = {split: [decode(example) for example in rows] for split, rows in everything.items()}
-    in_evaluation = {pixels for split in pictures if split != "train" for pixels in pictures[split]} | {BLACK}
+    images = {split: [decode(example) for example in rows] for split, rows in everything.items()}
+    in_evaluation = {pixels for split in images if split != "train" for pixels in images[split]} | {BLACK}
     first = {}
-    for row_id, pixels in zip(everything["train"]["row_id"][:], pictures["train"], strict=True):
+    for row_id, pixels in zip(everything["train"]["row_id"][:], images["train"], strict=True):
         if pixels not in in_evaluation:
             first.setdefault(pixels, row_id)
     assert dropped["train"]["row_id"][:] == list(first.values())

@@ -24,7 +24,7 @@ def png(number: int) -> bytes:
 
 
 def make(labels=(0, 1, 2, 1), label=None, **columns) -> Dataset:
-    """Rows whose pictures have their number as their grey value."""
+    """Rows whose images have their number as their gray value."""
     features = {"image": Image(), "label": label or ClassLabel(names=NAMES)}
     values = {"image": [{"bytes": png(n), "path": f"{n}.png"} for n in range(len(labels))], "label": list(labels)}
     for name, (column, feature) in columns.items():
@@ -73,13 +73,13 @@ def test_every_kind_on_disk_is_prepared(save, tmp_path, kind, monkeypatch):
     prepared = load_dataset(tmp_path / "set")
     assert prepared["train"].features["label"].names == ["neutral", "happiness", "sadness"]
     assert prepared["train"]["label"][:] == [2, 1, 0, 1] and prepared["validation"]["label"][:] == [0, 0]
-    assert [picture.getpixel((0, 0)) for picture in prepared["train"]["image"]] == [0, 1, 2, 3]
+    assert [image.getpixel((0, 0)) for image in prepared["train"]["image"]] == [0, 1, 2, 3]
     assert prepared["train"]["row_id"][:] == ["train[0]", "train[1]", "train[2]", "train[3]"]
     stored = prepared["train"].cast_column("image", Image(decode=False))[1]["image"]["bytes"]
     assert stored == png(1)  # as it came
 
 
-def test_a_folder_of_pictures_is_read_where_it_lies(tmp_path):
+def test_a_folder_of_images_is_read_where_it_lies(tmp_path):
     for split in ("train", "test"):
         for name in ("happy", "sad"):
             (tmp_path / "source" / split / name).mkdir(parents=True)
@@ -154,7 +154,7 @@ def test_numbers_take_their_names_from_the_option(save):
         list_dataset(source)
 
 
-def test_pandas_loses_types_but_not_pictures(save):
+def test_pandas_loses_types_but_not_images(save):
     source = save(make(("happy", "sad"), Value("string")), "pandas")
     rows = rows_of(list_dataset(source))
     assert [row.data for row in rows] == [png(0), png(1)] and [row.columns["label"] for row in rows] == [1, 3]
@@ -205,15 +205,15 @@ def test_a_row_that_cannot_be_used_says_which_column(save, labels, feature, colu
         raise DataError(row.problem)
 
 
-def test_bad_pictures_and_rows_are_reported_and_the_rest_is_prepared(save, tmp_path, capsys):
-    rows = [{"bytes": data, "path": None} for data in (png(0), b"", b"no picture", png(3)[:-30], png(4))]
+def test_bad_images_and_rows_are_reported_and_the_rest_is_prepared(save, tmp_path, capsys):
+    rows = [{"bytes": data, "path": None} for data in (png(0), b"", b"no image", png(3)[:-30], png(4))]
     features = Features(image=Image(), label=ClassLabel(names=NAMES))
     source = save(Dataset.from_dict({"image": rows, "label": [0, 0, 0, 0, -1]}, features))
     main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"])
     assert len(load_dataset(tmp_path / "set", "train")) == 1
     report = (tmp_path / "set" / REPORT).read_text().splitlines()
     assert [line.split(",")[0] for line in report] == ["row_id", *(f"train[{n}]" for n in range(1, 5))]
-    assert "column 'image' is empty" in report[1] and "not a picture" in report[2] and "truncated" in report[3]
+    assert "column 'image' is empty" in report[1] and "not an image" in report[2] and "truncated" in report[3]
     assert "4 images could not be used" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"^train\[1\]: column 'image' is empty"):
         main(["dataset", str(source), "--out", str(tmp_path / "strict"), "--strict", "--num-proc", "1"])
@@ -227,7 +227,7 @@ def text(*values):
     ("columns", "class_names", "reason"),
     [
         (Columns(image="photo"), None, "no column 'photo' for --image; it has image, label, other, note"),
-        (Columns(image="note"), None, "column 'note' is .*, but --image needs pictures"),
+        (Columns(image="note"), None, "column 'note' is .*, but --image needs images"),
         (Columns(), None, r"--image has several columns for it \(image, other\): name one with --image"),
         (Columns(image="image", label="other"), None, "column 'other' is .*, but --label needs a ClassLabel"),
         (Columns(image="image", votes="note"), None, "column 'note' is .*, but --votes needs a list, or several"),
@@ -284,7 +284,7 @@ def test_a_damaged_file_is_an_error_with_its_place(save, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_and_shards_are_bounded(save, monkeypatch, tmp_path):
-    monkeypatch.setattr(image_writer, "BYTES_PER_SHARD", 3 * len(png(99)))  # ends with the picture beyond
+    monkeypatch.setattr(image_writer, "BYTES_PER_SHARD", 3 * len(png(99)))  # ends with the image beyond
     source = save(make(tuple(range(3)) * 4))
 
     def write():
@@ -295,8 +295,8 @@ def test_an_interrupted_run_goes_on_and_shards_are_bounded(save, monkeypatch, tm
     assert len(write()) == 12
     assert len(list((tmp_path / "shards").glob("*.arrow"))) == 3
     opened = []
-    open_picture = image_writer.open_picture
-    monkeypatch.setattr(image_writer, "open_picture", lambda data: opened.append(data) or open_picture(data))
+    open_image = image_writer.open_image
+    monkeypatch.setattr(image_writer, "open_image", lambda data: opened.append(data) or open_image(data))
     (tmp_path / "shards" / "000001.json").unlink()
-    assert [np.asarray(picture)[0, 0] for picture in write()["image"]] == list(range(12))
+    assert [np.asarray(image)[0, 0] for image in write()["image"]] == list(range(12))
     assert opened == [png(n) for n in range(4, 8)]

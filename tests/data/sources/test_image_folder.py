@@ -1,4 +1,4 @@
-"""Folders of pictures, one for each class."""
+"""Folders of images, one for each class."""
 
 import pytest
 from PIL import Image as PILImage
@@ -9,7 +9,7 @@ from fer_pll.data.sources.image_folder import list_image_folder
 from fer_pll.io.errors import DataError
 
 
-def picture(path):
+def image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     PILImage.new("L", (8, 8), 5).save(path)
 
@@ -26,9 +26,9 @@ def test_with_splits(tmp_path):
         "val/happiness/d.png",
         "test/Fear/e.webp",
     ):
-        picture(tmp_path / path)
-    (tmp_path / "Train" / "Happy" / "notes.txt").write_text("no picture")
-    picture(tmp_path / "Train" / "Happy" / ".hidden.png")
+        image(tmp_path / path)
+    (tmp_path / "Train" / "Happy" / "notes.txt").write_text("no image")
+    image(tmp_path / "Train" / "Happy" / ".hidden.png")
     splits, names = list_image_folder(tmp_path)
     assert names == ["happiness", "sadness", "fear"]  # FER+'s order
     assert names_of(splits["train"], names) == {
@@ -42,7 +42,7 @@ def test_with_splits(tmp_path):
 
 def test_without_splits_and_with_own_classes(tmp_path):
     for path in ("bored/1.png", "Awake/2.png", "empty-not/3.txt.png"):
-        picture(tmp_path / path)
+        image(tmp_path / path)
     (tmp_path / ".cache").mkdir()
     splits, names = list_image_folder(tmp_path)
     assert list(splits) == ["train"] and names == ["awake", "bored", "empty-not"]
@@ -52,8 +52,8 @@ def test_without_splits_and_with_own_classes(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ([], "holds no pictures"),
-        (["happy/readme.md"], "holds no pictures"),
+        ([], "holds no images"),
+        (["happy/readme.md"], "holds no images"),
         (["a.png", "happy/b.png"], "a.png lies in no folder of a class"),
         (["train/a.png", "train/happy/b.png"], "a.png lies in no folder of a class"),
         (["train/happy/a.png", "extra/happy/b.png"], r"holds splits \(train\) and other folders \(extra\)"),
@@ -63,7 +63,7 @@ def test_without_splits_and_with_own_classes(tmp_path):
 )
 def test_other_layouts_are_refused(tmp_path, paths, message):
     for path in paths:
-        picture(tmp_path / path) if not path.endswith(".md") else (tmp_path / "happy").mkdir()
+        image(tmp_path / path) if not path.endswith(".md") else (tmp_path / "happy").mkdir()
     with pytest.raises(DataError, match=message):
         list_image_folder(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
@@ -72,7 +72,7 @@ def test_other_layouts_are_refused(tmp_path, paths, message):
 
 def test_prepare_data_folder(tmp_path):
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
-        picture(tmp_path / path)
+        image(tmp_path / path)
     main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
     dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}

@@ -20,7 +20,7 @@ LINES = ["train_00001.jpg 5", "train_00002.jpg 1", "test_0001.jpg 7", "train_000
 
 @pytest.fixture
 def basic(tmp_path):
-    """The folder `basic` with four pictures in both forms."""
+    """The folder `basic` with four images in both forms."""
     root = tmp_path / "basic"
     for folder in ("EmoLabel", "Image/aligned", "Image/original"):
         (root / folder).mkdir(parents=True)
@@ -33,17 +33,17 @@ def basic(tmp_path):
 
 
 @pytest.mark.parametrize(("pictures", "size"), [("aligned", (100, 100)), ("original", (300, 200))])
-def test_both_forms_are_listed_with_the_names_of_ferplus(basic, pictures, size):
+def test_both_forms_are_listed_with_the_names_of_ferplus(basic, images, size):
     for source in (basic, basic.parent):
-        splits = list_rafdb(source, pictures)
+        splits = list_rafdb(source, images)
         assert list(splits) == ["train", "test"]
         names = [CLASSES[row.columns["label"]] for row in splits["train"]]
         assert names == ["sadness", "surprise", "happiness"]
         assert splits["test"][0].row_id == "list_patition_label.txt:3"
         assert CLASSES[splits["test"][0].columns["label"]] == "neutral"
         for row in splits["train"] + splits["test"]:
-            with PILImage.open(row.path) as picture:
-                assert picture.size == size
+            with PILImage.open(row.path) as image:
+                assert image.size == size
     assert CLASSES == EXPRESSIONS[:7]
 
 
@@ -65,7 +65,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     )
     assert not shards_folder(out).exists()
 
-    # the set can be replaced, and stopping at the first unreadable picture leaves it as it is
+    # the set can be replaced, and stopping at the first unreadable image leaves it as it is
     with pytest.raises(DataError, match="^list_patition_label.txt:2: "):
         main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"])
     assert len(load_dataset(out, "train")) == 2
@@ -86,7 +86,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
         ("train_00001.png 1\n", "lines are like"),
         ("train_/../../secret.jpg 1\n", "lines are like"),
         ("train_00001.jpg 5\ntrain_00001.jpg 4\n", "txt:2 lists train_00001.jpg again, after line 1"),
-        ("\n\n", "lists no pictures"),
+        ("\n\n", "lists no images"),
     ],
 )
 def test_a_malformed_list_is_named_by_its_line(basic, content, message):

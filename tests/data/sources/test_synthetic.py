@@ -50,10 +50,10 @@ def open_face(record):
 
 @pytest.fixture(scope="module")
 def drawn():
-    """800 training rows as pictures (N, 48, 48) and true labels (N,)."""
+    """800 training rows as images (N, 48, 48) and true labels (N,)."""
     rows = list(drawn_faces("train", range(800), seed=1))
-    pictures = np.stack([np.asarray(open_face(row)) for row in rows])
-    return pictures, np.array([row.columns["true_label"] for row in rows])
+    images = np.stack([np.asarray(open_face(row)) for row in rows])
+    return images, np.array([row.columns["true_label"] for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +77,8 @@ def test_columns_follow_the_contract(dataset):
             "true_label": labels,
         }
     assert dataset["validation"]["row_id"][5] == "synthetic-3/validation:5"
-    picture = dataset["train"][0]["image"]
-    assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (48, 48))
+    image = dataset["train"][0]["image"]
+    assert (image.format, image.mode, image.size) == ("PNG", "L", (48, 48))
 
 
 def test_split_without_rows_is_left_out(dataset):
@@ -123,11 +123,11 @@ def test_number_of_processes_does_not_change_the_rows(draw):
 
 
 def test_splits_show_other_people():
-    pictures = {row.data() for split in ("train", "validation", "test") for row in drawn_faces(split, range(30))}
-    assert len(pictures) == 90
+    images = {row.data() for split in ("train", "validation", "test") for row in drawn_faces(split, range(30))}
+    assert len(images) == 90
 
 
-def test_crowd_changes_votes_alone_and_size_changes_picture_alone():
+def test_crowd_changes_votes_alone_and_size_changes_image_alone():
     (ten,) = drawn_faces("train", [7])
     (three,) = drawn_faces("train", [7], num_annotators=3)
     (large,) = drawn_faces("train", [7], image_size=96)
@@ -153,7 +153,7 @@ def test_variation_scales_people_and_views_and_leaves_the_votes():
     assert full.data() != less.data()
 
 
-def test_contested_pictures_often_lose_their_majority_and_the_others_stay():
+def test_contested_images_often_lose_their_majority_and_the_others_stay():
     """Rows that are contested at 0.3 also are at 0.5: the majority is wrong for about a fifth and a third of them."""
 
     def votes(contested):
@@ -185,7 +185,7 @@ def test_majority_of_the_crowd_is_often_wrong_and_the_truth_nearly_always_among_
     assert 1.5 <= candidates.sum(axis=1).mean() <= 2.0
 
 
-def test_wrong_majority_is_mostly_not_in_the_picture(crowd):
+def test_wrong_majority_is_mostly_not_in_the_image(crowd):
     scenes, votes = crowd
     label = votes.argmax(axis=1)
     wrong = label != [scene.truth for scene in scenes]
@@ -205,7 +205,7 @@ def test_votes_follow_what_is_visible():
 
     plain, blended, weak = shares(0.0, 1.0), shares(0.4, 1.0), shares(0.0, 0.5)
     anger, fear, neutral = (EXPRESSIONS.index(name) for name in ("anger", "fear", "neutral"))
-    # 30 % of the pictures are contested, and 9/16 of their annotators misled: 1 - 0.17 stay
+    # 30 % of the images are contested, and 9/16 of their annotators misled: 1 - 0.17 stay
     assert plain[anger] == pytest.approx(1 - 0.3 * 9 / 16, abs=0.03)
     assert blended[fear] > plain[fear] + 0.1
     assert weak[neutral] > plain[neutral] + 0.05
@@ -273,7 +273,7 @@ def test_action_units_move_the_corners_of_the_mouth():
     assert (frown[:, 1] > 2).all()
     assert stretch[0, 0] < -2 and stretch[1, 0] > 2  # apart
     assert drop[0, 0] > 1 and drop[1, 0] < -1  # together
-    assert smirk[0, 1] < -2 and (smirk[1] == 0).all()  # the person's right is the picture's left
+    assert smirk[0, 1] < -2 and (smirk[1] == 0).all()  # the person's right is the image's left
     assert np.allclose(shift(AU12=0.5), smile / 2)
 
 
@@ -320,17 +320,17 @@ def test_mirrored_view_is_the_mirror_image():
     seed=st.integers(0, 2**32 - 1),
     image_size=st.sampled_from([24, 48, 65]),
 )
-def test_any_action_units_of_any_person_give_a_picture(units, seed, image_size):
+def test_any_action_units_of_any_person_give_a_image(units, seed, image_size):
     rng = np.random.default_rng(seed)
-    picture = draw_face(units, Identity.sample(rng), View.sample(rng), image_size)
-    assert picture.shape == (image_size, image_size)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 2
+    image = draw_face(units, Identity.sample(rng), View.sample(rng), image_size)
+    assert image.shape == (image_size, image_size)
+    assert image.dtype == np.uint8
+    assert image.std() > 2
 
 
-def test_expressions_can_be_learnt_but_not_by_heart(drawn):
-    pictures, truth = drawn
-    features = np.stack([hog(picture, pixels_per_cell=(6, 6), cells_per_block=(2, 2)) for picture in pictures])
+def test_expressions_can_be_learned_but_not_by_heart(drawn):
+    images, truth = drawn
+    features = np.stack([hog(image, pixels_per_cell=(6, 6), cells_per_block=(2, 2)) for image in images])
     model = RidgeClassifier(alpha=3.0).fit(features[:600], truth[:600])
     accuracy = model.score(features[600:], truth[600:])
     assert 0.4 < accuracy < 0.95  # chance is 0.2, the share of neutral

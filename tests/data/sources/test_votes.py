@@ -65,7 +65,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("ending", "settings"), KINDS)
-def test_a_row_for_each_picture(tmp_path, ending, settings):
+def test_a_row_for_each_image(tmp_path, ending, settings):
     splits = list_votes(write(tmp_path, COUNTS, ending, **settings))
     assert votes_of(splits) == {
         "train": {
@@ -110,7 +110,7 @@ def test_splits_as_the_table_says(tmp_path):
     rows = [row | {"split": split} for row, split in zip(COUNTS, ("Test", "train", ""), strict=True)]
     rows[2]["surprise"] = 1
     splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.999999)
-    assert {split: list(pictures) for split, pictures in votes_of(splits).items()} == {
+    assert {split: list(images) for split, images in votes_of(splits).items()} == {
         "train": ["ü.png"],
         "validation": ["c.png"],
         "test": ["a.png"],
@@ -137,7 +137,7 @@ def test_own_classes_and_another_root(tmp_path):
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.sampled_from(EXPRESSIONS)), min_size=1))
 def test_answers_in_any_order_give_the_same_votes(tmp_path_factory, answers):
-    unique = {(picture, annotator): label for picture, annotator, label in answers}
+    unique = {(image, annotator): label for image, annotator, label in answers}
     rows = [{"path": f"{p}.png", "annotator": f"n{a}", "label": label} for (p, a), label in unique.items()]
     folder = tmp_path_factory.mktemp("votes")
     votes = votes_of(list_votes(write(folder, rows, ".jsonl")))

@@ -17,7 +17,7 @@ from conftest import make_dataset
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.shards import FolderShard, ParquetShard, TarShard, find_shards, read_shard
 from fer_pll.io.errors import DataError
-from fer_pll.io.images import PictureError, decode_picture
+from fer_pll.io.images import ImageError, decode_image
 from toy_streaming import encoded, write_folder, write_parquet, write_tar
 
 FILES = encoded(20, 0)
@@ -35,7 +35,7 @@ def shards(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["p.parquet", "t.tar", "g.tar.gz"])
 @pytest.mark.parametrize("start", [0, 1, 8, 13, 20])
-def test_a_shard_gives_its_pictures_from_any_row_on(shards, name, start):
+def test_a_shard_gives_its_images_from_any_row_on(shards, name, start):
     (shard,) = find_shards(str(shards / name))
     rows = list(shard.rows(start))
     assert [row[0] for row in rows] == list(range(start, 20))
@@ -50,25 +50,25 @@ def test_rows_before_the_start_are_not_read_from_parquet(shards, tmp_path):
     shard = ParquetShard(str(tmp_path / "p.parquet"))
     assert [row[2] for row in shard.rows(8)] == FILES[8:]
     rows = list(shard.rows())
-    assert isinstance(rows[0][2], PictureError) and "rows 0 to 7" in str(rows[0][2])
+    assert isinstance(rows[0][2], ImageError) and "rows 0 to 7" in str(rows[0][2])
     assert [row[2] for row in rows[1:]] == FILES[8:]  # the other row groups are whole
 
 
-def test_a_folder_gives_its_pictures_at_any_depth(shards):
+def test_a_folder_gives_its_images_at_any_depth(shards):
     (shard,) = find_shards(str(shards / "pictures"))
     assert [row[0] for row in shard.rows(18)] == [18, 19]
     assert sorted(Path(file).read_bytes() for _, _, file in shard.rows()) == sorted(FILES)
 
 
-def test_a_prepared_set_is_cut_into_shards_of_its_training_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr("fer_pll.data.streaming.shards.PICTURES_PER_SHARD", 20)
+def test_a_prepared_set_is_cut_into_shards_of_its_training_images(tmp_path, monkeypatch):
+    monkeypatch.setattr("fer_pll.data.streaming.shards.IMAGES_PER_SHARD", 20)
     rows = make_dataset(48)
     save_dataset(DatasetDict(train=rows, test=make_dataset(5)), tmp_path / "set")
     found = find_shards(str(tmp_path / "set"))
     assert [len(list(shard.rows())) for shard in found] == [20, 20, 8]
-    number, row_id, picture = next(found[1].rows(3))
+    number, row_id, image = next(found[1].rows(3))
     assert (number, row_id) == (3, "row:23")
-    assert decode_picture(picture, row_id).convert("L").tobytes() == rows[23]["image"].tobytes()
+    assert decode_image(image, row_id).convert("L").tobytes() == rows[23]["image"].tobytes()
 
 
 def test_what_a_source_names(shards, tmp_path):
@@ -84,7 +84,7 @@ def test_what_a_source_names(shards, tmp_path):
     ("source", "message"),
     [
         ("{tmp}/none/none", "no such file or folder"),
-        ("{tmp}", "no Parquet files, no tar files and no pictures .* among 1 files"),
+        ("{tmp}", "no Parquet files, no tar files and no images .* among 1 files"),
         ("{tmp}/*.parquet", "no file fits"),
     ],
 )
@@ -100,22 +100,22 @@ def test_a_name_that_neither_a_folder_nor_the_hub_knows(monkeypatch):
         find_shards("some/faces")
 
 
-def test_the_column_of_pictures_is_found_or_asked_for(tmp_path):
+def test_the_column_of_images_is_found_or_asked_for(tmp_path):
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"image": FILES, "mask": FILES, "id": list(range(20))}), path)
     assert [row[2] for row in ParquetShard(str(path)).rows()] == FILES
     pq.write_table(pa.table({"left": FILES, "right": FILES}), path)
-    with pytest.raises(ValueError, match="2 columns hold pictures, of left, right: call the one"):
+    with pytest.raises(ValueError, match="2 columns hold images, of left, right: call the one"):
         next(ParquetShard(str(path)).rows())
     pq.write_table(pa.table({"id": [1]}), path)
     with pytest.raises(ValueError, match="0 columns"):
         next(ParquetShard(str(path)).rows())
 
 
-def test_a_parquet_file_without_the_bytes_of_its_pictures(tmp_path):
+def test_a_parquet_file_without_the_bytes_of_its_images(tmp_path):
     Dataset.from_dict({"image": [None, {"bytes": FILES[0], "path": None}]}).to_parquet(tmp_path / "p.parquet")
     first, second = ParquetShard(str(tmp_path / "p.parquet")).rows()
-    assert isinstance(first[2], PictureError) and second[2] == FILES[0]
+    assert isinstance(first[2], ImageError) and second[2] == FILES[0]
 
 
 def test_a_tar_file_that_was_cut_off_never_passes_for_whole(shards, tmp_path):
@@ -126,7 +126,7 @@ def test_a_tar_file_that_was_cut_off_never_passes_for_whole(shards, tmp_path):
     for length in [*range(0, 4096, 256), *range(4096, end - 1024, 1536)]:
         path.write_bytes(whole[:length])
         rows = list(read_shard(TarShard(str(path)), 0))
-        assert isinstance(rows[-1][2], PictureError), length
+        assert isinstance(rows[-1][2], ImageError), length
         assert [row[2] for row in rows[:-1]] == FILES[: len(rows) - 1]
         assert f"{path}" == rows[-1][1]
 
@@ -141,7 +141,7 @@ def test_a_damaged_or_missing_shard_ends_with_a_row_that_says_so(shards, tmp_pat
     elif name == "empty.tar":
         write_tar(path, [])
     rows = list(read_shard(ParquetShard(str(path)) if name == "p.parquet" else TarShard(str(path)), 0))
-    assert isinstance(rows[-1][2], PictureError)
+    assert isinstance(rows[-1][2], ImageError)
     assert len(rows) < 21
 
 
@@ -241,4 +241,4 @@ def test_gzip_that_was_cut_off(shards, tmp_path):
     assert gzip.decompress(whole)
     for length in (0, 10, len(whole) // 2, len(whole) - 200):
         (tmp_path / "cut.tar.gz").write_bytes(whole[:length])
-        assert isinstance(list(read_shard(TarShard(str(tmp_path / "cut.tar.gz")), 0))[-1][2], PictureError)
+        assert isinstance(list(read_shard(TarShard(str(tmp_path / "cut.tar.gz")), 0))[-1][2], ImageError)

@@ -1,4 +1,4 @@
-"""AffectNet: one label for each picture, with a face box and landmarks (Mollahosseini, Hasani and Mahoor, 2017)."""
+"""AffectNet: one label for each image, with a face box and landmarks (Mollahosseini, Hasani and Mahoor, 2017)."""
 
 import argparse
 import re
@@ -30,7 +30,7 @@ NUM_LABELS = 11
 NUM_LANDMARKS = 68
 
 _TABLES = {"training.csv": "train", "validation.csv": "validation"}
-_PICTURES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
+_IMAGES = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
 _FOLDERS = {"train_set": "train", "val_set": "validation"}
 _COLUMNS = (
     "subDirectory_filePath",
@@ -53,7 +53,7 @@ def affectnet_classes(num_classes: int) -> tuple[str, ...]:
 def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterator[ImageRecord]]:
     """What the annotations list, in either layout that people have.
 
-    - `training.csv` and `validation.csv`, with the pictures in `Manually_Annotated_Images`;
+    - `training.csv` and `validation.csv`, with the images in `Manually_Annotated_Images`;
     - `train_set` and `val_set`, with `images/0.jpg`, `annotations/0_exp.npy` and `annotations/0_lnd.npy`.
 
     Rows without an expression (none, uncertain, no face), and with `num_classes=7` those of contempt, are not listed.
@@ -75,10 +75,10 @@ def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterat
     source = Path(source)
     tables = {split: source / name for name, split in _TABLES.items() if (source / name).is_file()}
     if tables:
-        pictures = next((source / name for name in _PICTURES if (source / name).is_dir()), None)
-        if pictures is None:
-            raise DataError(f"{source} has {tables.popitem()[1].name}, but no folder {_PICTURES[0]}: put it there")
-        return {split: _list_table(table, pictures, labels) for split, table in tables.items()}
+        images = next((source / name for name in _IMAGES if (source / name).is_dir()), None)
+        if images is None:
+            raise DataError(f"{source} has {tables.popitem()[1].name}, but no folder {_IMAGES[0]}: put it there")
+        return {split: _list_table(table, images, labels) for split, table in tables.items()}
     folders = {split: source / name for name, split in _FOLDERS.items() if (source / name).is_dir()}
     if not folders:
         raise DataError(
@@ -92,7 +92,7 @@ def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterat
 
 
 def five_landmarks(landmarks: np.ndarray) -> np.ndarray:
-    """Left eye, right eye, nose tip, left and right corner of the mouth, as seen in the picture.
+    """Left eye, right eye, nose tip, left and right corner of the mouth, as seen in the image.
 
     Args:
         landmarks: (68, 2), in the order of the iBUG 300-W annotation: 36-41 and 42-47 go around the eyes, 30 is the
@@ -105,15 +105,15 @@ def five_landmarks(landmarks: np.ndarray) -> np.ndarray:
     return np.stack([*eyes, landmarks[30], landmarks[48], landmarks[54]])
 
 
-def _list_table(table: Path, pictures: Path, labels: list[int]) -> Iterator[ImageRecord]:
+def _list_table(table: Path, images: Path, labels: list[int]) -> Iterator[ImageRecord]:
     for line, (name, *box, landmarks, expression) in read_columns(table, _COLUMNS):
         label = _parse_label(f"{table}:{line}", expression)
         if label not in labels:
             continue
-        path = pictures / name.replace("\\", "/")
+        path = images / name.replace("\\", "/")
         problem, points, face = None, None, None
-        if ".." in path.parts or not path.is_relative_to(pictures):
-            problem = f"{name} leads out of {pictures.name}: correct the path"
+        if ".." in path.parts or not path.is_relative_to(images):
+            problem = f"{name} leads out of {images.name}: correct the path"
         else:
             try:
                 points = _parse_landmarks([number for number in landmarks.split(";") if number.strip()])

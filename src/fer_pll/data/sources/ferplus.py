@@ -19,11 +19,11 @@ from ..provenance import Provenance
 from .base import Opened, Source
 
 PROTOCOLS = ("all", "majority")
-LICENSE = "the votes are under the MIT licence; the pictures (FER2013) carry no licence that lets anyone pass them on."
+LICENSE = "the votes are under the MIT license; the images (FER2013) carry no license that lets anyone pass them on."
 SIDE = 48
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 
-_PICTURES_CSV, _VOTES_CSV, _LABELS_CSV = "fer2013.csv", "fer2013new.csv", "label.csv"
+_IMAGES_CSV, _VOTES_CSV, _LABELS_CSV = "fer2013.csv", "fer2013new.csv", "label.csv"
 _ENTRIES = (*EXPRESSIONS, "unknown", "NF")
 _SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 _FOLDERS = {"FER2013Train": "train", "FER2013Valid": "validation", "FER2013Test": "test"}
@@ -31,7 +31,7 @@ _BYTES = {str(value): value for value in range(256)}
 
 
 class Row(NamedTuple):
-    """One annotated picture: its split, where its votes stand, and its ten counts (eight expressions, unknown, NF)."""
+    """One annotated image: its split, where its votes stand, and its ten counts (eight expressions, unknown, NF)."""
 
     split: str
     row_id: str
@@ -44,8 +44,8 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
       other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
     - The folders `FER2013Train`, `FER2013Valid`, `FER2013Test`, as FERPlus's `generate_training_data.py` writes
-      them: pictures and a `label.csv` each, with or without the column of face boxes. (Three names stand on two
-      Training rows each; that script writes one picture over the other, so both rows have the second one.)
+      them: images and a `label.csv` each, with or without the column of face boxes. (Three names stand on two
+      Training rows each; that script writes one image over the other, so both rows have the second one.)
 
     Training becomes `train`, PublicTest (FER2013Valid) `validation`, PrivateTest (FER2013Test) `test`, as far as they
     are there. Everything is checked before the first record is listed. The files are read row by row: the pixels are
@@ -54,14 +54,14 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     Args:
         source: The folder.
         protocol: Which rows are kept, as in `protocol_masks`: `"all"` or `"majority"`.
-        drop_duplicates: Remove from `train` every row whose picture, pixel for pixel, is also that of a validation or
-            test row, and of the rows of `train` that share a picture all but the first. Validation and test never
+        drop_duplicates: Remove from `train` every row whose image, pixel for pixel, is also that of a validation or
+            test row, and of the rows of `train` that share an image all but the first. Validation and test never
             change. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
-            split: 337 copies of PublicTest pictures (one of them the black picture of a row without a face) and 1,149
+            split: 337 copies of PublicTest images (one of them the black image of a row without a face) and 1,149
             repeats go, 26,903 stay.
 
     Returns:
-        records with the image's PNG (grey, 48 x 48), a `row_id` (`"fer2013new.csv:17"`: file and line, counted from
+        records with the image's PNG (gray, 48 x 48), a `row_id` (`"fer2013new.csv:17"`: file and line, counted from
         1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the eight) and `majority`
         (whether the row is in the `majority` protocol); how many rows were dropped, and why.
 
@@ -76,10 +76,10 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     in_all, in_majority = protocol_masks(np.array([row.votes for row in rows]))
     kept = in_all if protocol == "all" else in_majority
 
-    # One digest of 16 bytes per picture; this pass also checks every pixel row before anything is written.
+    # One digest of 16 bytes per image; this pass also checks every pixel row before anything is written.
     digests = [
         hashlib.blake2b(pixels, digest_size=16).digest()
-        for _, pixels in tqdm(layout.pictures(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
+        for _, pixels in tqdm(layout.images(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
     ]
     in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if row.split != "train"}
 
@@ -93,8 +93,8 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
         if split == "train" and drop_duplicates:
             fresh = [i for i in positions if digests[i] not in in_evaluation]
             first = {digests[i]: i for i in reversed(fresh)}
-            reasons["copy of a validation or test picture"] = len(positions) - len(fresh)
-            reasons["copy of an earlier training picture"] = len(fresh) - len(first)
+            reasons["copy of a validation or test image"] = len(positions) - len(fresh)
+            reasons["copy of an earlier training image"] = len(fresh) - len(first)
             positions = sorted(first.values())
         if not positions:
             raise DataError(f"{source}: no {split} row is left; dropped: {_name_counts(reasons)}")
@@ -127,7 +127,7 @@ def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _records(
     layout: "_CsvLayout | _FolderLayout", positions: list[int], in_majority: np.ndarray
 ) -> Iterator[ImageRecord]:
-    for position, pixels in layout.pictures(positions):
+    for position, pixels in layout.images(positions):
         row = layout.rows[position]
         votes = list(row.votes[: len(EXPRESSIONS)])
         columns = {"label": votes.index(max(votes)), "votes": votes, "majority": bool(in_majority[position])}
@@ -138,27 +138,27 @@ def _records(
 
 def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
     if not source.is_dir():
-        raise DataError(f"{source} is not a folder: name the folder with {_PICTURES_CSV} and {_VOTES_CSV}")
-    csv_files = [name for name in (_PICTURES_CSV, _VOTES_CSV) if (source / name).is_file()]
+        raise DataError(f"{source} is not a folder: name the folder with {_IMAGES_CSV} and {_VOTES_CSV}")
+    csv_files = [name for name in (_IMAGES_CSV, _VOTES_CSV) if (source / name).is_file()]
     if len(csv_files) == 2:
         return _CsvLayout(source)
     if any((source / name).is_dir() for name in _FOLDERS):
         return _FolderLayout(source)
-    if csv_files == [_PICTURES_CSV]:
-        raise DataError(f"{source} has no {_VOTES_CSV}: put the votes of Microsoft's FERPlus beside {_PICTURES_CSV}")
+    if csv_files == [_IMAGES_CSV]:
+        raise DataError(f"{source} has no {_VOTES_CSV}: put the votes of Microsoft's FERPlus beside {_IMAGES_CSV}")
     if csv_files == [_VOTES_CSV]:
-        raise DataError(f"{source} has no {_PICTURES_CSV}: put the pictures of Kaggle's FER2013 beside {_VOTES_CSV}")
+        raise DataError(f"{source} has no {_IMAGES_CSV}: put the images of Kaggle's FER2013 beside {_VOTES_CSV}")
     raise DataError(
-        f"{source} is not FER+: it has neither {_PICTURES_CSV} and {_VOTES_CSV} nor a folder {', '.join(_FOLDERS)}"
+        f"{source} is not FER+: it has neither {_IMAGES_CSV} and {_VOTES_CSV} nor a folder {', '.join(_FOLDERS)}"
     )
 
 
 class _CsvLayout:
-    """`fer2013.csv` (pictures) beside `fer2013new.csv` (votes)."""
+    """`fer2013.csv` (images) beside `fer2013new.csv` (votes)."""
 
     def __init__(self, source: Path):
         self.source = source
-        self.picture_file = source / _PICTURES_CSV
+        self.image_file = source / _IMAGES_CSV
         self.rows: list[Row] = []
         votes_file = source / _VOTES_CSV
         for line, (usage, *counts) in read_columns(votes_file, ("Usage", *_ENTRIES)):
@@ -166,25 +166,25 @@ class _CsvLayout:
             split = _parse_usage(f"{votes_file}:{line}", usage)
             self.rows.append(Row(split, row_id, _parse_votes(f"{votes_file}:{line}", counts)))
         # Counting takes any file for lines of text: first make sure that it is the right kind of file.
-        next(read_columns(self.picture_file, ("pixels", "Usage")), None)
-        num_pictures = _count_rows(self.picture_file)
-        if num_pictures != len(self.rows):
+        next(read_columns(self.image_file, ("pixels", "Usage")), None)
+        num_images = _count_rows(self.image_file)
+        if num_images != len(self.rows):
             raise DataError(
-                f"{self.picture_file} has {num_pictures} rows and {votes_file} has {len(self.rows)}, but row i of one "
+                f"{self.image_file} has {num_images} rows and {votes_file} has {len(self.rows)}, but row i of one "
                 "belongs to row i of the other: one of them is cut off or of another edition; get both again"
             )
         if not self.rows:
             raise DataError(f"{votes_file} has no rows: get it again")
 
-    def pictures(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yields (position, 2,304 pixel bytes) for ascending row positions; other rows are passed over unparsed."""
         wanted = iter(positions)
         next_position = next(wanted, None)
-        for position, (line, (pixels, usage)) in enumerate(read_columns(self.picture_file, ("pixels", "Usage"))):
+        for position, (line, (pixels, usage)) in enumerate(read_columns(self.image_file, ("pixels", "Usage"))):
             if position != next_position:
                 continue
             next_position = next(wanted, None)
-            place = f"{self.picture_file}:{line}"
+            place = f"{self.image_file}:{line}"
             row = self.rows[position]
             if _parse_usage(place, usage) != row.split:
                 raise DataError(
@@ -195,12 +195,12 @@ class _CsvLayout:
 
 
 class _FolderLayout:
-    """`FER2013Train`, `FER2013Valid`, `FER2013Test`: pictures and a `label.csv` each."""
+    """`FER2013Train`, `FER2013Valid`, `FER2013Test`: images and a `label.csv` each."""
 
     def __init__(self, source: Path):
         self.source = source
         self.rows: list[Row] = []
-        self.picture_files: list[Path] = []
+        self.image_files: list[Path] = []
         for folder, split in _FOLDERS.items():
             if not (source / folder).is_dir():
                 continue
@@ -210,19 +210,19 @@ class _FolderLayout:
                 # Newer versions of generate_training_data.py leave the face box out.
                 if len(cells) not in (len(_ENTRIES), len(_ENTRIES) + 1):
                     raise DataError(
-                        f"{file}:{line} has {1 + len(cells)} columns where a picture name, a face box (or none) and "
+                        f"{file}:{line} has {1 + len(cells)} columns where an image name, a face box (or none) and "
                         f"{len(_ENTRIES)} counts should be: the file is cut off or damaged; get it again"
                     )
                 votes = _parse_votes(f"{file}:{line}", cells[-len(_ENTRIES) :])
                 self.rows.append(Row(split, f"{folder}/{_LABELS_CSV}:{line}", votes))
-                self.picture_files.append(source / folder / name.strip())
+                self.image_files.append(source / folder / name.strip())
             if len(self.rows) == num_before:
                 raise DataError(f"{file} has no rows: get it again")
 
-    def pictures(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
         """Yields (position, 2,304 pixel bytes) for each row position."""
         for position in positions:
-            yield position, _read_picture(self.picture_files[position], self.rows[position].row_id)
+            yield position, _read_image(self.image_files[position], self.rows[position].row_id)
 
 
 def _count_rows(file: Path) -> int:
@@ -268,20 +268,20 @@ def _parse_pixels(place: str, text: str) -> bytes:
     return pixels
 
 
-def _read_picture(file: Path, row_id: str) -> bytes:
+def _read_image(file: Path, row_id: str) -> bytes:
     if not file.is_file():
         raise DataError(
-            f"{file} is missing, but {row_id} lists it: write the pictures with FERPlus's generate_training_data.py"
+            f"{file} is missing, but {row_id} lists it: write the images with FERPlus's generate_training_data.py"
         )
     try:
-        with PILImage.open(file) as picture:
-            size, mode, pixels = picture.size, picture.mode, picture.tobytes()
+        with PILImage.open(file) as image:
+            size, mode, pixels = image.size, image.mode, image.tobytes()
     except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these, by the byte that is broken
-        raise DataError(f"{file} (listed in {row_id}) is not a readable picture: {error}; get it again") from error
+        raise DataError(f"{file} (listed in {row_id}) is not a readable image: {error}; get it again") from error
     if size != (SIDE, SIDE) or mode != "L":
         raise DataError(
-            f"{file} (listed in {row_id}) is {size[0]} x {size[1]}, mode {mode}, where {SIDE} x {SIDE} grey pixels "
-            "(mode L) should be: use the pictures that FERPlus's generate_training_data.py writes"
+            f"{file} (listed in {row_id}) is {size[0]} x {size[1]}, mode {mode}, where {SIDE} x {SIDE} gray pixels "
+            "(mode L) should be: use the images that FERPlus's generate_training_data.py writes"
         )
     return pixels
 

@@ -1,4 +1,4 @@
-"""Any `datasets` data set of faces, from the Hub or from disk: pictures with labels, votes or candidate sets."""
+"""Any `datasets` data set of faces, from the Hub or from disk: images with labels, votes or candidate sets."""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ class Columns:
     """Which columns of a data set hold what; what is None is found by name and type.
 
     Args:
-        image: pictures: a `datasets` Image, or the bytes of picture files.
+        image: images: a `datasets` Image, or the bytes of image files.
         label: a ClassLabel, names, or numbers that count the classes from 0.
         votes: a list of K votes, or for each of several columns the votes for the class it is named after.
         candidates: a list of K booleans, of names or of numbers, or names with `|` between them.
@@ -45,10 +45,10 @@ class Columns:
 def open_dataset(
     source: str | Path, config: str | None = None, revision: str | None = None
 ) -> dict[str, Dataset | IterableDataset]:
-    """The splits of a data set, without reading its pictures.
+    """The splits of a data set, without reading its images.
 
     Args:
-        source: a folder written by `save_to_disk`; a folder of Parquet or Arrow files or of pictures, which is read
+        source: a folder written by `save_to_disk`; a folder of Parquet or Arrow files or of images, which is read
             where it lies, without a copy in the cache of `datasets`; else a name on the Hub, which is downloaded.
         config, revision: of a data set on the Hub that has several.
 
@@ -140,7 +140,7 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
     """`columns` with those filled in that can be told by name and type, and all of them checked.
 
     Raises:
-        DataError: a column is missing, or holds nothing of the kind; no or several columns hold pictures; there is
+        DataError: a column is missing, or holds nothing of the kind; no or several columns hold images; there is
             neither label nor votes nor candidates; labels are numbers and nothing names their classes.
     """
 
@@ -160,8 +160,8 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
             )
         return names[0]
 
-    image = columns.image or only("image", [name for name, feature in features.items() if _is_picture(feature)])
-    check("image", image, _is_picture, "pictures: an Image, or bytes")
+    image = columns.image or only("image", [name for name, feature in features.items() if _is_image(feature)])
+    check("image", image, _is_image, "images: an Image, or bytes")
     label = columns.label or next((name for name in LABEL_COLUMNS if _is_label(features.get(name))), None)
     if label is None:
         label = next((name for name, feature in features.items() if _is_class_label(feature)), None)
@@ -215,7 +215,7 @@ def _is_list(feature: Any) -> bool:
     return isinstance(feature, List)
 
 
-def _is_picture(feature: Any) -> bool:
+def _is_image(feature: Any) -> bool:
     if isinstance(feature, Mapping):  # an Image whose type was lost on the way, as pandas does
         feature = feature.get("bytes")
     return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
@@ -266,9 +266,9 @@ class _Reader:
 
     def read(self, row: dict[str, Any], row_id: str) -> ImageRecord:
         wanted, values, problem = self.columns, {"label": -1}, None
-        picture = row[wanted.image]
-        picture = picture if isinstance(picture, Mapping) else {"bytes": picture, "path": None}
-        path, data = picture.get("path"), picture.get("bytes")
+        image = row[wanted.image]
+        image = image if isinstance(image, Mapping) else {"bytes": image, "path": None}
+        path, data = image.get("path"), image.get("bytes")
         try:
             if not (path or data):
                 raise _Problem(f"column {wanted.image!r} is empty: take the row out")

@@ -1,4 +1,4 @@
-"""A folder of pictures for each class, as many data sets come: one label for each picture."""
+"""A folder of images for each class, as many data sets come: one label for each image."""
 
 import argparse
 from pathlib import Path
@@ -17,26 +17,26 @@ SPLIT_OF_FOLDER = {
     "validation": "validation",
     "test": "test",
 }
-PICTURE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 
 
 def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]], list[str]]:
     """What lies in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, which is all `train` then.
 
     Names of folders may be capitalised; train, val, valid, validation and test are splits, whatever else holds
-    pictures is a class (also by a synonym, see `expressions.SYNONYMS`). Pictures are found by their ending, also in
+    images is a class (also by a synonym, see `expressions.SYNONYMS`). Images are found by their ending, also in
     folders further down, in the order of their paths.
 
     Returns:
-        by split, pictures with `label`; and the names of the classes: expressions of FER+ in its order where all
+        by split, images with `label`; and the names of the classes: expressions of FER+ in its order where all
         classes are such, else in alphabetical order.
 
     Raises:
-        DataError: no such folder, no pictures in it, pictures outside of any class, or two folders of one class.
+        DataError: no such folder, no images in it, images outside of any class, or two folders of one class.
     """
     source = Path(source)
     if not source.is_dir():
-        raise DataError(f"{source} is not a folder: name one with a folder of pictures for each class")
+        raise DataError(f"{source} is not a folder: name one with a folder of images for each class")
     top = _folders(source)
     splits = {name: folder for name, folder in top.items() if name in SPLIT_OF_FOLDER}
     if splits and len(splits) < len(top):
@@ -50,7 +50,7 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]],
         split = SPLIT_OF_FOLDER[name]
         if split in found:
             raise DataError(f"{source} has two folders for the split {split}: put them together")
-        loose = next((path for path in sorted(folder.iterdir()) if _is_picture(path)), None)
+        loose = next((path for path in sorted(folder.iterdir()) if _is_image(path)), None)
         if loose is not None:
             raise DataError(f"{loose} lies in no folder of a class: move it into one, e.g. {folder / 'happiness'}")
         found[split] = {}
@@ -69,13 +69,13 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]],
             ImageRecord(path, path.relative_to(source).as_posix(), {"label": names.index(name)})
             for name, folder in folders.items()
             for path in folder.rglob("*")
-            if _is_picture(path)
+            if _is_image(path)
         ]
         if rows:
             listed[split] = sorted(rows, key=lambda row: row.row_id)
     if not listed:
         raise DataError(
-            f"{source} holds no pictures ({', '.join(sorted(PICTURE_ENDINGS))}) in folders: make one for each class"
+            f"{source} holds no images ({', '.join(sorted(IMAGE_ENDINGS))}) in folders: make one for each class"
         )
     return listed, names
 
@@ -87,8 +87,8 @@ def _folders(folder: Path) -> dict[str, Path]:
     }
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_ENDINGS and not path.name.startswith(".") and path.is_file()
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".") and path.is_file()
 
 
 class ImageFolder(Source):

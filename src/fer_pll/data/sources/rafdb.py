@@ -1,4 +1,4 @@
-"""RAF-DB, basic expressions: one label for each picture (Li, Deng and Du, 2017)."""
+"""RAF-DB, basic expressions: one label for each image (Li, Deng and Du, 2017)."""
 
 import argparse
 from pathlib import Path
@@ -21,15 +21,15 @@ EXPRESSIONS_OF_LABEL = {
 }
 CLASSES = EXPRESSIONS[:7]
 """The seven expressions in the order of FER+, which has contempt as the eighth."""
-PICTURES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}
+IMAGES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original/{}.jpg"}
 
 
-def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[ImageRecord]]:
-    """What the partition file lists: 12,271 pictures of `train` and 3,068 of `test`.
+def list_rafdb(source: str | Path, images: str = "aligned") -> dict[str, list[ImageRecord]]:
+    """What the partition file lists: 12,271 images of `train` and 3,068 of `test`.
 
     Args:
         source: the folder `basic`, or the one that holds it.
-        pictures: `"aligned"` (faces of 100 x 100 pixels) or `"original"` (photographs).
+        images: `"aligned"` (faces of 100 x 100 pixels) or `"original"` (photographs).
 
     Returns:
         by split, in the order of the file; `row_id` is `"list_patition_label.txt:17"`, its line counted from 1.
@@ -37,8 +37,8 @@ def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[
     Raises:
         DataError: the folder or the file is missing, or a line is malformed; the message names the line.
     """
-    if pictures not in PICTURES:
-        raise DataError(f"pictures={pictures!r} is not known: choose {' or '.join(PICTURES)}")
+    if images not in IMAGES:
+        raise DataError(f"images={images!r} is not known: choose {' or '.join(IMAGES)}")
     source = Path(source)
     root = next((folder for folder in (source, source / "basic") if (folder / LIST).is_file()), None)
     if root is None:
@@ -60,11 +60,11 @@ def list_rafdb(source: str | Path, pictures: str = "aligned") -> dict[str, list[
             raise DataError(f"{file}:{line} lists {name} again, after line {seen[name]}: take one of them out")
         seen[name] = line
         label = CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])
-        path = root / PICTURES[pictures].format(stem)
+        path = root / IMAGES[images].format(stem)
         splits[split].append(ImageRecord(path, f"{file.name}:{line}", {"label": label}))
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
-        raise DataError(f"{file} lists no pictures: get it again")
+        raise DataError(f"{file} lists no images: get it again")
     return splits
 
 
@@ -76,7 +76,7 @@ class RafDb(Source):
         parser.add_argument("source", help="RAF-DB's folder `basic`, with EmoLabel and Image")
         parser.add_argument(
             "--pictures",
-            choices=tuple(PICTURES),
+            choices=tuple(IMAGES),
             default="aligned",
             help="aligned = the cropped faces of 100 x 100 pixels (default); original = the photographs",
         )

@@ -1,4 +1,4 @@
-"""Votes of one's own: a table that says for each picture, or for each answer, what annotators chose."""
+"""Votes of one's own: a table that says for each image, or for each answer, what annotators chose."""
 
 import argparse
 import hashlib
@@ -36,7 +36,7 @@ def list_votes(
 
     Three forms:
 
-    - one row for each picture: `path`, and for each class a column of its name with the number of votes. Classes
+    - one row for each image: `path`, and for each class a column of its name with the number of votes. Classes
       without a column have no votes;
     - one row for each answer: `path`, `annotator`, `label` (a class name);
     - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
@@ -48,20 +48,20 @@ def list_votes(
         file: the table.
         root: folder that the paths start from; that of the table where not given. No path may lead out of it.
         class_names: K names.
-        validation_share: share of the pictures that becomes `validation`, drawn by path and seed, so that it stays
+        validation_share: share of the images that becomes `validation`, drawn by path and seed, so that it stays
             the same when rows are added.
         seed: of that draw.
         coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), with all
-            splits together. The pictures have `candidates` then, the most probable labels that hold this share of the
+            splits together. The images have `candidates` then, the most probable labels that hold this share of the
             probability, as `confidence` their probabilities, and the most probable label as `label`.
 
     Returns:
-        by split, pictures with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
+        by split, images with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
         where it is not known). One without any vote or candidate has a `problem`.
 
     Raises:
         DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
-            whole numbers >= 0, a picture listed twice, two answers of one annotator for a picture, a path that leads
+            whole numbers >= 0, an image listed twice, two answers of one annotator for an image, a path that leads
             out of `root`, an unknown split; the message names file and row.
     """
     file = Path(file)
@@ -98,21 +98,21 @@ def list_votes(
     listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
     for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
-        picture = _resolve(file, place, root, path)
+        image = _resolve(file, place, root, path)
         if split is None:
             split = "validation" if _share_of(path, seed) < validation_share else "train"
         elif split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
         problem = None if any(entries) else f"has no {name} at all: take the row out or add some"
-        splits[split].append(ImageRecord(picture, place, columns, problem=problem))
-    return {name: pictures for name, pictures in splits.items() if pictures}
+        splits[split].append(ImageRecord(image, place, columns, problem=problem))
+    return {name: images for name, images in splits.items() if images}
 
 
 def _read_counts(
     file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """(place, path, split, columns) of each row of a table that has the votes for a picture in a row."""
+    """(place, path, split, columns) of each row of a table that has the votes for an image in a row."""
     for place, path, row in _one_row_each(file, rows):
         where = file.parent / place
         votes = np.zeros(len(class_names), dtype=np.int32)
@@ -136,7 +136,7 @@ def _read_sets(
 
 
 def _one_row_each(file: Path, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(place, path, row), after checking that no picture comes twice."""
+    """(place, path, row), after checking that no image comes twice."""
     seen: dict[str, str] = {}
     for place, row in rows:
         path = _path(file.parent / place, row)
@@ -166,9 +166,9 @@ def _count_answers(
     classes: dict[str, int],
     coverage: float | None,
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """(place, path, split, columns) of each picture of a table that has a row for each answer."""
+    """(place, path, split, columns) of each image of a table that has a row for each answer."""
     given: list[tuple[str, str, int]] = []  # path, annotator, label
-    pictures: dict[str, tuple[str, str | None, np.ndarray]] = {}
+    images: dict[str, tuple[str, str | None, np.ndarray]] = {}
     answered: dict[tuple[str, str], str] = {}
     for place, row in rows:
         where = file.parent / place
@@ -181,7 +181,7 @@ def _count_answers(
             )
         answered[path, annotator] = place
         split = _split(row)
-        first = pictures.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
+        first = images.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
         if first[1] != split:
             raise DataError(
                 f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
@@ -189,17 +189,17 @@ def _count_answers(
         first[2][label] += 1
         if coverage is not None:
             given.append((path, annotator, label))
-    columns = [_columns_of(votes) for _, _, votes in pictures.values()]
+    columns = [_columns_of(votes) for _, _, votes in images.values()]
     if coverage is not None:
-        _weigh_annotators(columns, given, list(pictures), coverage)
-    for (path, (place, split, _)), values in zip(pictures.items(), columns, strict=True):
+        _weigh_annotators(columns, given, list(images), coverage)
+    for (path, (place, split, _)), values in zip(images.items(), columns, strict=True):
         yield place, path, split, values
 
 
 def _weigh_annotators(
     columns: list[dict[str, Any]], given: list[tuple[str, str, int]], paths: list[str], coverage: float
 ) -> None:
-    """Puts into the pictures' columns what `list_votes` says of `coverage`."""
+    """Puts into the images' columns what `list_votes` says of `coverage`."""
     number = {path: row for row, path in enumerate(paths)}
     rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
     posterior = dawid_skene_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
@@ -220,7 +220,7 @@ def _text(where: Path, row: dict[str, Any], column: str) -> str:
 
 
 def _path(where: Path, row: dict[str, Any]) -> str:
-    """The picture's path, one spelling for each file; tables from Windows separate folders by backslashes."""
+    """The image's path, one spelling for each file; tables from Windows separate folders by backslashes."""
     return posixpath.normpath(_text(where, row, "path").replace("\\", "/"))
 
 
@@ -244,12 +244,12 @@ def whole_number(where: str | Path, column: str, value: Any) -> int:
 
 
 def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
-    """The picture's path, after checking that it does not lead out of the folder."""
-    picture = (root / path).resolve()
-    if not picture.is_relative_to(root.resolve()):
+    """The image's path, after checking that it does not lead out of the folder."""
+    image = (root / path).resolve()
+    if not image.is_relative_to(root.resolve()):
         raise DataError(
             f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "
-            "that holds all pictures"
+            "that holds all images"
         )
     return root / path
 

@@ -1,6 +1,6 @@
-"""Pictures in bulk: shards of a data set (Parquet files, tar files, folders of pictures), read without being copied.
+"""Images in bulk: shards of a data set (Parquet files, tar files, folders of images), read without being copied.
 
-A shard is here, on a server or on the Hub, and is read from its beginning to its end. Pictures stay encoded until
+A shard is here, on a server or on the Hub, and is read from its beginning to its end. Images stay encoded until
 training needs them.
 """
 
@@ -20,20 +20,20 @@ from datasets import Dataset, Features, Image, load_dataset_builder
 from datasets.utils.file_utils import xopen
 
 from ...io.errors import DataError
-from ...io.images import PictureError
+from ...io.images import ImageError
 from ..dataset import is_prepared, load_dataset
-from ..sources.image_folder import PICTURE_ENDINGS
+from ..sources.image_folder import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PICTURES_PER_SHARD = 1024  # of folders and prepared sets, which come in no shards
+IMAGES_PER_SHARD = 1024  # of folders and prepared sets, which come in no shards
 _PARQUET_ROWS = 64  # that memory holds at a time
 
-Row = tuple[int, str, bytes | str | PictureError]
-"""Number of a picture in its shard, its `row_id`, and its file's contents, its file's path, or why there is none."""
+Row = tuple[int, str, bytes | str | ImageError]
+"""Number of an image in its shard, its `row_id`, and its file's contents, its file's path, or why there is none."""
 
 
 class Shard(Protocol):
-    """A part of a data set: `name` says where it lies, `rows(start)` reads its pictures from number `start` on."""
+    """A part of a data set: `name` says where it lies, `rows(start)` reads its images from number `start` on."""
 
     name: str
 
@@ -42,14 +42,14 @@ class Shard(Protocol):
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """A Parquet file with a column of pictures, as `datasets` writes it. What comes before `start` is not read."""
+    """A Parquet file with a column of images, as `datasets` writes it. What comes before `start` is not read."""
 
     name: str
 
     def rows(self, start: int = 0) -> Iterator[Row]:
         with xopen(self.name, "rb") as stream:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
-            column = _picture_column(file.schema_arrow)
+            column = _image_column(file.schema_arrow)
             last = 0
             for group in range(file.num_row_groups):
                 first, last = last, last + file.metadata.row_group(group).num_rows
@@ -63,11 +63,11 @@ class ParquetShard:
                                 yield number, f"{self.name}:{number}", _contents(cell)
                             number += 1
                 except Exception as error:  # of pyarrow and of servers; the other row groups may be whole
-                    reason = PictureError(f"rows {number} to {last - 1} cannot be read ({_in_one_line(error)})")
+                    reason = ImageError(f"rows {number} to {last - 1} cannot be read ({_in_one_line(error)})")
                     yield max(number, start), f"{self.name}:{number}", reason
 
 
-def _picture_column(schema: pa.Schema) -> str:
+def _image_column(schema: pa.Schema) -> str:
     features = Features.from_arrow_schema(schema)
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
     if not columns:
@@ -76,7 +76,7 @@ def _picture_column(schema: pa.Schema) -> str:
         columns = ["image"]
     if len(columns) != 1:
         raise ValueError(
-            f"{len(columns)} columns hold pictures, of {', '.join(schema.names)}: call the one to train on `image`"
+            f"{len(columns)} columns hold images, of {', '.join(schema.names)}: call the one to train on `image`"
         )
     return columns[0]
 
@@ -85,9 +85,9 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
 
 
-def _contents(cell: dict | bytes | None) -> bytes | PictureError:
+def _contents(cell: dict | bytes | None) -> bytes | ImageError:
     contents = cell["bytes"] if isinstance(cell, dict) else cell
-    return PictureError("the row holds no picture") if contents is None else contents
+    return ImageError("the row holds no image") if contents is None else contents
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -105,10 +105,10 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar file of pictures, compressed or not: a shard of a WebDataset, or a folder that was packed.
+    """A tar file of images, compressed or not: a shard of a WebDataset, or a folder that was packed.
 
     As in a WebDataset, files that have the same name up to its first dot belong together; the first of them that is
-    a picture counts. Other files are passed over.
+    an image counts. Other files are passed over.
     """
 
     name: str
@@ -121,7 +121,7 @@ class TarShard:
         ):
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
-                if not member.isfile() or not is_picture(file) or (folder, file.split(".")[0]) == key:
+                if not member.isfile() or not is_image(file) or (folder, file.split(".")[0]) == key:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
@@ -132,7 +132,7 @@ class TarShard:
 
 @dataclass(frozen=True)
 class FolderShard:
-    """Picture files of a folder."""
+    """Image files of a folder."""
 
     name: str
     files: tuple[str, ...]
@@ -144,7 +144,7 @@ class FolderShard:
 
 @dataclass(frozen=True)
 class PreparedShard:
-    """The training pictures `first` to `last` - 1 of a prepared set."""
+    """The training images `first` to `last` - 1 of a prepared set."""
 
     folder: str
     first: int
@@ -155,14 +155,14 @@ class PreparedShard:
         return f"{self.folder}[{self.first}:{self.last}]"
 
     def rows(self, start: int = 0) -> Iterator[Row]:
-        pictures = _encoded_pictures(self.folder)
+        images = _encoded_images(self.folder)
         for number in range(start, self.last - self.first):
-            row = pictures[self.first + number]
+            row = images[self.first + number]
             yield number, row["row_id"], _contents(row["image"])
 
 
 @lru_cache(maxsize=8)
-def _encoded_pictures(folder: str) -> Dataset:
+def _encoded_images(folder: str) -> Dataset:
     return load_dataset(folder, "train").select_columns(["image", "row_id"]).cast_column("image", Image(decode=False))
 
 
@@ -174,31 +174,31 @@ def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
             number = row[0]
             yield row
         if number < 0:
-            yield 0, shard.name, PictureError("there are no pictures in it")
+            yield 0, shard.name, ImageError("there are no images in it")
     except Exception as error:  # of file systems, servers, pyarrow, tarfile and decompressors
         what = "it" if number < 0 else f"the rest, from row {number + 1},"
-        yield number + 1, shard.name, PictureError(f"{what} cannot be read ({_in_one_line(error)})")
+        yield number + 1, shard.name, ImageError(f"{what} cannot be read ({_in_one_line(error)})")
 
 
 def find_shards(source: str) -> list[Shard]:
-    """The shards of a source of pictures, in the order of their names.
+    """The shards of a source of images, in the order of their names.
 
     Args:
         source: one of
 
             - a folder written by fer-pll prepare, of which the split `train` is taken;
-            - a folder with Parquet files, tar files or pictures, at any depth;
+            - a folder with Parquet files, tar files or images, at any depth;
             - such a file, or a pattern of such files (`*`, `?`, `[...]`, `**` and `{000..127}`), here or at an address
               that fsspec understands (`https://`, `hf://datasets/...`, `s3://`);
             - the name of a data set on the Hub, of which the split `train` is taken.
 
     Raises:
-        DataError: nothing is there, or nothing that could be a picture or a shard.
+        DataError: nothing is there, or nothing that could be an image or a shard.
     """
     if is_prepared(source):
         rows = len(load_dataset(source, "train"))
-        starts = range(0, rows, PICTURES_PER_SHARD)
-        return [PreparedShard(source, start, min(start + PICTURES_PER_SHARD, rows)) for start in starts]
+        starts = range(0, rows, IMAGES_PER_SHARD)
+        return [PreparedShard(source, start, min(start + IMAGES_PER_SHARD, rows)) for start in starts]
     if os.path.isdir(source):
         files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
     elif "://" in source or glob.has_magic(source) or "{" in source or os.path.isfile(source):
@@ -209,21 +209,21 @@ def find_shards(source: str) -> list[Shard]:
         raise DataError(f"--data {source}: there is no such file or folder")
     shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
     shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
-    pictures = [file for file in files if is_picture(os.path.basename(_address(file)))]
-    for start in range(0, len(pictures), PICTURES_PER_SHARD):
-        part = tuple(pictures[start : start + PICTURES_PER_SHARD])
+    images = [file for file in files if is_image(os.path.basename(_address(file)))]
+    for start in range(0, len(images), IMAGES_PER_SHARD):
+        part = tuple(images[start : start + IMAGES_PER_SHARD])
         shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
     if not shards:
         raise DataError(
-            f"--data {source}: no Parquet files, no tar files and no pictures "
-            f"({', '.join(sorted(PICTURE_ENDINGS))}) among {len(files)} files"
+            f"--data {source}: no Parquet files, no tar files and no images "
+            f"({', '.join(sorted(IMAGE_ENDINGS))}) among {len(files)} files"
         )
     return shards
 
 
-def is_picture(file_name: str) -> bool:
-    """Whether a file is a picture, by its ending; hidden files are none."""
-    return os.path.splitext(file_name)[1].lower() in PICTURE_ENDINGS and not file_name.startswith(".")
+def is_image(file_name: str) -> bool:
+    """Whether a file is an image, by its ending; hidden files are none."""
+    return os.path.splitext(file_name)[1].lower() in IMAGE_ENDINGS and not file_name.startswith(".")
 
 
 def _address(file: str) -> str:

@@ -1,7 +1,7 @@
-"""Pictures in an endless stream, for data that are larger than the disk: shuffled, shared out, and exactly resumable.
+"""Images in an endless stream, for data that are larger than the disk: shuffled, shared out, and exactly resumable.
 
 The order is a function of the seed alone, and every place in it has a short name (`Position`) that travels with the
-pictures. A training that notes the position of the last picture it used goes on with the very next one, however far
+images. A training that notes the position of the last image it used goes on with the very next one, however far
 workers had read ahead. To get back there, at most one shard and one shuffle buffer are read again; nothing is decoded.
 
 `datasets` can name a place as well (`IterableDataset.state_dict`), but not one inside its shuffle buffer, and its
@@ -21,7 +21,7 @@ from datasets.utils.file_utils import xopen
 from PIL import Image
 
 from ...io.errors import DataError
-from ...io.images import PictureError, decode_picture, open_picture
+from ...io.images import ImageError, decode_image, open_image
 from ..dataset import Unreadable
 from .shards import Shard, find_shards, read_shard
 
@@ -34,9 +34,9 @@ class Position(NamedTuple):
     visit: int = 0
     """number of the shard in the reader's endless row of shards, where the shuffle buffer begins"""
     row: int = 0
-    """number in that shard of the first picture of the buffer"""
+    """number in that shard of the first image of the buffer"""
     offset: int = 0
-    """pictures of the buffer that are used already"""
+    """images of the buffer that are used already"""
 
 
 class _Entry(NamedTuple):
@@ -45,33 +45,33 @@ class _Entry(NamedTuple):
     row: int
     shard: int
     row_id: str
-    picture: bytes | str | PictureError
+    stored: bytes | str | ImageError
 
 
-class PictureStream(torch.utils.data.IterableDataset):
-    """The pictures of several sources, without end, pass after pass; each once in a pass.
+class ImageStream(torch.utils.data.IterableDataset):
+    """The images of several sources, without end, pass after pass; each once in a pass.
 
     Every DataLoader worker of every process is a *reader*. In each pass the shards come in a new order. The readers
     take them by turns, on and on over the ends of the passes, so that none waits for another and none gets ahead.
-    Where shards are few and do not come out even, each reader reads all of them and keeps every n-th row. Pictures
+    Where shards are few and do not come out even, each reader reads all of them and keeps every n-th row. Images
     that follow each other are shuffled in blocks of `buffer_size`; while one is used the next is read, so that memory
-    holds about one buffer of encoded pictures per reader.
+    holds about one buffer of encoded images per reader.
 
     Yields dicts with
 
-    - `image`: RGB, by the rules of `data.pictures`; `row_id`: where it lies;
+    - `image`: RGB, by the rules of `data.images`; `row_id`: where it lies;
     - `index`: int64, the same in every pass, unique over all sources (shard times 2^32 plus row); `epoch`: the pass;
-    - `reader`: number of the reader; `position`: the `Position` behind this picture;
+    - `reader`: number of the reader; `position`: the `Position` behind this image;
     - `unreadable`: what was left out just before it (`Unreadable`).
 
     Args:
         sources: as `find_shards` takes them; together they are one data set.
-        buffer_size: pictures that are shuffled together.
+        buffer_size: images that are shuffled together.
         seed: of the order.
         rank, world_size: of the process, in a training by several.
 
     Raises:
-        DataError: a source is not there or is named twice; while reading, a pass in which no picture can be read.
+        DataError: a source is not there or is named twice; while reading, a pass in which no image can be read.
     """
 
     column_names = ("image", "index", "row_id")
@@ -90,7 +90,7 @@ class PictureStream(torch.utils.data.IterableDataset):
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.info = DatasetInfo(description="pictures of " + ", ".join(sources))
+        self.info = DatasetInfo(description="images of " + ", ".join(sources))
         self.start_at({})
 
     @property
@@ -121,20 +121,20 @@ class PictureStream(torch.utils.data.IterableDataset):
         # A DataLoader asks its workers by turns, from the first; after an interruption that is another's turn.
         reader = self.rank * workers + (worker_id + self.first_worker) % workers
         readers = self.world_size * workers
-        yield from self._pictures(reader, readers)
+        yield from self._images(reader, readers)
 
-    def _pictures(self, reader: int, readers: int) -> Iterator[dict[str, Any]]:
-        left_out, first_epoch = [], 0  # since the last picture
+    def _images(self, reader: int, readers: int) -> Iterator[dict[str, Any]]:
+        left_out, first_epoch = [], 0  # since the last image
         for entry, position in self._shuffled(reader, readers):
             try:
                 image = _open(entry)
-            except PictureError as error:
+            except ImageError as error:
                 reason = str(error).removeprefix(f"{entry.row_id}: ")
                 first_epoch = first_epoch if left_out else entry.epoch
                 left_out.append(Unreadable(entry.row_id, self.shards[entry.shard].name, reason))
                 if entry.epoch > first_epoch + 1:
                     raise DataError(
-                        f"no picture can be read in a whole pass; the last: {entry.row_id}: {reason}"
+                        f"no image can be read in a whole pass; the last: {entry.row_id}: {reason}"
                     ) from error
                 continue
             yield {
@@ -158,7 +158,7 @@ class PictureStream(torch.utils.data.IterableDataset):
             order = np.random.default_rng((self.seed, reader, visit, row)).permutation(len(block))
             following = None
             for offset, i in enumerate(order, 1):
-                following = following or next(blocks)  # reads one picture
+                following = following or next(blocks)  # reads one image
                 entry, block[i] = block[i], None
                 if offset > used:
                     yield entry, Position(visit, row, offset)
@@ -166,7 +166,7 @@ class PictureStream(torch.utils.data.IterableDataset):
             block = following or next(filter(None, blocks))
 
     def _blocks(self, entries: Iterator[_Entry]) -> Iterator[list[_Entry] | None]:
-        """Blocks of `buffer_size` pictures, fewer at the end of a pass; `None` whenever a picture was read."""
+        """Blocks of `buffer_size` images, fewer at the end of a pass; `None` whenever an image was read."""
         block = []
         for entry in entries:
             if block and (len(block) == self.buffer_size or entry.epoch != block[0].epoch):
@@ -180,10 +180,10 @@ class PictureStream(torch.utils.data.IterableDataset):
         first_row = start.row
         for visit in itertools.count(start.visit):
             epoch, shard = self._visited(reader, readers, visit)
-            for row, row_id, picture in read_shard(self.shards[shard], first_row):
+            for row, row_id, stored in read_shard(self.shards[shard], first_row):
                 # The visit shifts the rows, lest the first readers get all that is left over.
                 if whole or (row + visit) % readers == reader:
-                    yield _Entry(epoch, visit, row, shard, row_id, picture)
+                    yield _Entry(epoch, visit, row, shard, row_id, stored)
             first_row = 0
 
     def _visited(self, reader: int, readers: int, visit: int) -> tuple[int, int]:
@@ -199,17 +199,17 @@ class PictureStream(torch.utils.data.IterableDataset):
 
 
 def _open(entry: _Entry) -> Image.Image:
-    picture = entry.picture
-    if isinstance(picture, PictureError):
-        raise picture
-    if isinstance(picture, bytes):
-        return decode_picture(picture, entry.row_id)
-    if "://" not in picture:
-        return open_picture(picture)
+    image = entry.stored
+    if isinstance(image, ImageError):
+        raise image
+    if isinstance(image, bytes):
+        return decode_image(image, entry.row_id)
+    if "://" not in image:
+        return open_image(image)
     try:
-        with xopen(picture, "rb") as stream:
-            return decode_picture(stream.read(), picture)
-    except PictureError:
+        with xopen(image, "rb") as stream:
+            return decode_image(stream.read(), image)
+    except ImageError:
         raise
     except Exception as error:  # of servers of all kinds
-        raise PictureError(f"{picture}: cannot be read ({type(error).__name__}: {error})") from error
+        raise ImageError(f"{image}: cannot be read ({type(error).__name__}: {error})") from error

@@ -14,10 +14,10 @@ from ...labels.revision import REVISION_RULES, RevisionRule
 
 @dataclass
 class Batch:
-    """A micro-batch of B rows as a method sees it, K classes, V views of each picture."""
+    """A micro-batch of B rows as a method sees it, K classes, V views of each image."""
 
     logits: Tensor  # (trained views, B, K); with class_balance="logit_adjustment" they are adjusted
-    pixel_values: Tensor  # (V, B, C, H, W), normalised
+    pixel_values: Tensor  # (V, B, C, H, W), normalized
     index: Tensor  # (B,) int64, rows of the table
     revisable: Tensor  # (B,) bool, False for a row that this step has seen before
     columns: dict[str, Tensor]  # those that the method asked for: `labels` (B,), `votes` (B, K)
@@ -71,7 +71,7 @@ class Method:
     uses_candidates: bool = True
     """Whether the loss depends on candidate sets or confidences."""
     num_views: int = 1
-    """How many times each picture is augmented, V."""
+    """How many times each image is augmented, V."""
     trained_views: int = 1
     """How many of the views, from the first, go through the model with gradient."""
     columns: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""CRPLL, consistency regularisation for partial labels (Wu et al., 2022)."""
+"""CRPLL, consistency regularization for partial labels (Wu et al., 2022)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from .base import Batch, Method
 
 
 class CRPLL(Method):
-    """Three views of a picture are to agree with one confidence, and with labels that nobody chose none of them is.
+    """Three views of an image are to agree with one confidence, and with labels that nobody chose none of them is.
 
         lambda * sum_v KL(C || p_v) - sum_{k not in Y} log(1 - p_{1,k}),   lambda = min(epoch / 100, 1)
         C' proportional to Y * (prod_v p_v)^(1/V), after the loss
@@ -35,7 +35,7 @@ class CRPLL(Method):
         return weight * consistency + complement_loss(batch.logits[0], self.table.candidates[batch.index])
 
     def revise(self, batch: Batch) -> None:
-        # The geometric mean of the views' p, renormalised, is the softmax of their mean log p.
+        # The geometric mean of the views' p, renormalized, is the softmax of their mean log p.
         self.revise_by_rule(batch, batch.logits.detach().float().log_softmax(dim=2).mean(dim=0))
 
     def revision_sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:

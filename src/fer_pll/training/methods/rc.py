@@ -7,7 +7,7 @@ from .pll import PLL
 
 
 class RC(PLL):
-    """As PRODEN, but the confidences come from an extra forward after the optimiser's step.
+    """As PRODEN, but the confidences come from an extra forward after the optimizer's step.
 
     That forward is in evaluation mode: without dropout, and without moving the statistics of batch norms.
     """
@@ -22,7 +22,7 @@ class RC(PLL):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.seen: list[Batch] = []  # micro-batches since the last step of the optimiser
+        self.seen: list[Batch] = []  # micro-batches since the last step of the optimizer
 
     def revise(self, batch: Batch) -> None:
         self.seen.append(batch)

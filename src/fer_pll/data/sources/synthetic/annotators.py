@@ -10,7 +10,7 @@ from .faces import EXPRESSION_ACTION_UNITS
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: `truth` at share 1 - `blend`, `second` at share `blend` < 1/2, both times `intensity`.
+    """What an image shows: `truth` at share 1 - `blend`, `second` at share `blend` < 1/2, both times `intensity`.
 
     `truth` and `second` are places in `EXPRESSIONS`; `second` differs from `truth` also where `blend` is 0.
     """
@@ -42,7 +42,7 @@ class Scene:
         return units
 
 
-# How often each expression is the truth: uneven, as in pictures from the web, though less so.
+# How often each expression is the truth: uneven, as in images from the web, though less so.
 PRIOR = np.array([0.20, 0.18, 0.13, 0.13, 0.12, 0.08, 0.09, 0.07])
 
 
@@ -65,22 +65,22 @@ CONFUSIONS = np.array(
 def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator, contested: float = 0.3) -> np.ndarray:
     """Let every annotator vote for one expression.
 
-    The vote of annotator a for a picture of `scene` is drawn from row a of
+    The vote of annotator a for an image of `scene` is drawn from row a of
 
         P(a, k) = r_a [(1 - s) v(k) + s 1(k = d)] + (1 - r_a) M(truth, k)
 
-    - v, what the picture shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) =
+    - v, what the image shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) =
       blend intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves little doubt, a blend
       draws votes to the second expression and a weak face to neutral.
-    - s and d, what the picture does not show: a picture is contested with probability `contested`, and then a share
+    - s and d, what the image does not show: an image is contested with probability `contested`, and then a share
       s ~ Beta(9, 7) of the careful annotators is misled to the same wrong expression d ~ M(truth, .); otherwise s = 0.
-      Both are drawn anew for every picture, and nothing in it tells whether, or to what, its annotators were misled: a
-      majority that is wrong for this reason is noise, which the other pictures of the truth can correct.
+      Both are drawn anew for every image, and nothing in it tells whether, or to what, its annotators were misled: a
+      majority that is wrong for this reason is noise, which the other images of the truth can correct.
     - r_a, the reliability of annotator a; careless votes follow M, a table of common confusions (zero diagonal).
 
     Args:
         reliability: (annotators,) floats in 0..1.
-        contested: 0..1, the share of the pictures whose annotators are misled.
+        contested: 0..1, the share of the images whose annotators are misled.
 
     Returns:
         (8,) int32, the number of votes for each of `EXPRESSIONS`; the sum is the number of annotators.

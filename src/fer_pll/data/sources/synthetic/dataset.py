@@ -43,7 +43,7 @@ class Drawing:
         return Scene.sample(rng), rng
 
     def __call__(self) -> bytes:
-        """The grey image (`image_size`, `image_size`) as PNG."""
+        """The gray image (`image_size`, `image_size`) as PNG."""
         scene, rng = self.scene()
         action_units = _perform(scene, rng)
         person, view = Identity.sample(rng, self.variation), View.sample(rng, self.variation)

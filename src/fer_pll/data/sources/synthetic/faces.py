@@ -50,7 +50,7 @@ EXPRESSION_ACTION_UNITS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """One person: proportions relative to 1, offsets in 48ths of the picture's side, greys from 0 to 255."""
+    """One person: proportions relative to 1, offsets in 48ths of the image's side, grays from 0 to 255."""
 
     face_width: float = 1.0
     jaw_width: float = 1.0
@@ -115,7 +115,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class View:
-    """How the picture was taken: angles in radians, shifts and blur in 48ths of the side, noise in grey levels."""
+    """How the image was taken: angles in radians, shifts and blur in 48ths of the side, noise in gray levels."""
 
     yaw: float = 0.0
     pitch: float = 0.0
@@ -133,7 +133,7 @@ class View:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, variation: float = 1.0) -> "View":
-        """A view at random; `variation` scales how far from a frontal picture in even light views are."""
+        """A view at random; `variation` scales how far from a frontal image in even light views are."""
         normal = (variation * rng.standard_normal(10)).tolist()
         uniform = rng.random(5)
         mirrored = bool(uniform[0] < 0.5)
@@ -179,16 +179,16 @@ def _mirror(points: np.ndarray) -> np.ndarray:
 
 
 _CIRCLE = np.stack([np.cos(np.arange(20) * np.pi / 10), np.sin(np.arange(20) * np.pi / 10)], axis=1)
-_CENTRE = np.array([24.0, 19.0])  # where the point between the eyes lies in an unshifted picture, in 48ths of the side
+_CENTER = np.array([24.0, 19.0])  # where the point between the eyes lies in an unshifted image, in 48ths of the side
 _PIVOT = np.array([0.0, 5.0])  # the middle of the face; the head is rounded about it with the radii 19 and 28
 _RADII_SQUARED = np.array([19.0, 28.0]) ** 2
 
 
 class _Canvas:
-    """A grey picture that is drawn on in face coordinates.
+    """A gray image that is drawn on in face coordinates.
 
     Face coordinates have their origin midway between the eyes, x to the right and y downwards, in 48ths of the
-    picture's side; the mouth lies near y = 18. `depth` points lie on the rounded front of the head and move when the
+    image's side; the mouth lies near y = 18. `depth` points lie on the rounded front of the head and move when the
     head turns; the others are its outline, which keeps its place.
     """
 
@@ -199,7 +199,7 @@ class _Canvas:
         self.view = view
         cos, sin = math.cos(view.roll), math.sin(view.roll)
         self.linear = np.array([[cos, sin], [-sin, cos]]) * (view.scale * self.unit)
-        self.origin = (_CENTRE + view.shift) * self.unit
+        self.origin = (_CENTER + view.shift) * self.unit
         self.turned = np.array([[math.cos(view.yaw)], [math.cos(view.pitch)]]) * self.linear
         self.bulging = np.array([[math.sin(view.yaw)], [math.sin(view.pitch)]]) * self.linear
         self.turned_origin = _PIVOT @ self.linear + self.origin
@@ -226,7 +226,7 @@ class _Canvas:
 
 
 def _pull(au: Mapping[str, float], side: int) -> tuple[float, float]:
-    """Lip corner puller and dimpler on one side of the picture; the person's right is the picture's left (-1)."""
+    """Lip corner puller and dimpler on one side of the image; the person's right is the image's left (-1)."""
     if side > 0:
         return au["AU12"], au["AU14"]
     return min(au["AU12"] + au["R12"], 1.0), min(au["AU14"] + au["R14"], 1.0)
@@ -266,13 +266,13 @@ def _draw_relief(
 ) -> None:
     """Soft light and shadow on the skin: cheeks, eye sockets, nose bridge, beard, and the folds that action units cut.
 
-    Broad forms and folds are painted on two small canvases around mid-grey, blurred, and added to the picture.
+    Broad forms and folds are painted on two small canvases around mid-gray, blurred, and added to the image.
     """
     broad = _Canvas(canvas.image.width // 2, canvas.view, 128)
     folds = _Canvas(canvas.image.width // 2, canvas.view, 128)
     tone = person.skin / 190
 
-    def shade(level: float) -> float:  # level in grey values on light skin
+    def shade(level: float) -> float:  # level in gray values on light skin
         return 128 + level * tone
 
     broad.polygon(outline, shade(-26), depth=False)
@@ -403,8 +403,8 @@ def _draw_nose(canvas: _Canvas, person: Identity, au: Mapping[str, float]) -> No
 
 
 def mouth_corners(person: Identity, action_units: Mapping[str, float]) -> np.ndarray:
-    """Where the corners of the mouth lie: (2, 2) floats, (x, y) of the left then of the right corner in the picture,
-    in 48ths of the picture's side from the point between the eyes, y downwards, before the view is applied."""
+    """Where the corners of the mouth lie: (2, 2) floats, (x, y) of the left then of the right corner in the image,
+    in 48ths of the image's side from the point between the eyes, y downwards, before the view is applied."""
     au = dict.fromkeys(ACTION_UNITS, 0.0) | dict(action_units)
     corners = []
     for side in (-1, 1):
@@ -497,16 +497,16 @@ def _draw_hair(canvas: _Canvas, person: Identity) -> None:
         canvas.line(_curve((-3.2, -0.2), (0, -0.9), (3.2, -0.2)), 35, 0.6)
 
 
-def _develop(picture: PILImage.Image, view: View, image_size: int) -> np.ndarray:
-    """From the supersampled drawing to the picture: light, contrast, blur, noise, 8 bits."""
+def _develop(image: PILImage.Image, view: View, image_size: int) -> np.ndarray:
+    """From the supersampled drawing to the image: light, contrast, blur, noise, 8 bits."""
     if view.mirrored:
-        picture = picture.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
-    picture = picture.reduce(picture.width // image_size)
+        image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
+    image = image.reduce(image.width // image_size)
     if view.blur:
-        picture = picture.filter(ImageFilter.GaussianBlur(view.blur * image_size / 48))
+        image = image.filter(ImageFilter.GaussianBlur(view.blur * image_size / 48))
     ramp = np.linspace(-1, 1, image_size, dtype=np.float32)
     light = 1 + view.light[0] * ramp[None, :] + view.light[1] * ramp[:, None]
-    pixels = (np.asarray(picture, dtype=np.float32) * light - 128) * view.contrast + 128 + view.brightness
+    pixels = (np.asarray(image, dtype=np.float32) * light - 128) * view.contrast + 128 + view.brightness
     if view.noise:
         noise = np.random.default_rng(view.noise_seed).standard_normal(pixels.shape, dtype=np.float32)
         pixels += view.noise * noise
@@ -521,11 +521,11 @@ def draw_face(
     Args:
         action_units: intensity in 0..1 of each action unit that is active; names of `ACTION_UNITS`.
         person: whose face it is.
-        view: how the picture is taken; from the front, evenly lit and without noise by default.
-        image_size: side of the square picture in pixels, at least 24.
+        view: how the image is taken; from the front, evenly lit and without noise by default.
+        image_size: side of the square image in pixels, at least 24.
 
     Returns:
-        (image_size, image_size) uint8, grey.
+        (image_size, image_size) uint8, gray.
 
     Raises:
         DataError: an unknown action unit, an intensity outside 0..1, or `image_size` below 24.

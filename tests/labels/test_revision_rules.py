@@ -604,7 +604,7 @@ def test_each_rule_tells_what_it_did(rule, chosen, sentence):
     assert find_rule(rule).sentence(chosen, NUMBERS) == sentence
 
 
-@pytest.mark.parametrize("rule", [*REVISION_RULES, OWN], ids=str)
+@pytest.mark.parametrize("rule", [*REVISION_RULES, OWN], ids=lambda rule: getattr(rule, "name", rule))
 def test_a_rule_that_never_came_to_revise_says_so(rule):
     """As with a warm-up that is longer than the training."""
     for reversible in (False, True):

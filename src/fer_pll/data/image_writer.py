@@ -124,7 +124,8 @@ def write_split(
                 raise DataError(f"{left_out[0].row_id}: {left_out[0].reason}")
     if not shards:
         raise DataError(f"no {split} images listed")
-    dataset = concatenate_datasets([Dataset.from_file(str(shard), split=NamedSplit(split)) for shard in shards])
+    parts = [Dataset.from_file(str(shard)) for shard in shards]
+    dataset = concatenate_datasets(parts, split=NamedSplit(split))
     if not len(dataset):
         raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
     return dataset, unreadable

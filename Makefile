@@ -10,7 +10,7 @@ help:
 	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
 	@echo "make test       the tests"
 	@echo "make test-long  the tests that take minutes each"
-	@echo "make lint       what ruff finds to object to"
+	@echo "make lint       what ruff and mypy find to object to"
 	@echo "make format     let ruff put it right"
 	@echo "make help-texts what fer-pll NAME --help prints, written anew from the commands' parsers"
 	@echo "Each makes .venv with $(PYTHON) (3.11 or newer; PYTHON=... names another) where there is none."
@@ -41,6 +41,7 @@ test-long: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

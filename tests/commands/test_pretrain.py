@@ -27,7 +27,9 @@ def build(tmp_path, monkeypatch):
 def test_prepared_sets_are_one_data_set_with_epochs(build):
     trainer = build("--data", "one", "--data", "two")
     assert isinstance(trainer.train_dataset, Dataset)
-    assert trainer.train_dataset["index"][:] == list(range(40))
+    assert len(trainer.train_dataset) == 40
+    rows = trainer.get_train_dataloader().dataset
+    assert [rows[i]["index"] for i in range(40)] == list(range(40))
     assert len(build("--data", "one", "two").train_dataset) == 40
 
 

@@ -106,7 +106,7 @@ def run_audit(
         raise ValueError(f"--table {table}: the ending says the format of the table: use {', '.join(FORMATS)}")
     if page_rows < 1:
         raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
-    confidences, dataset = RunFolder(run).table_and_rows(data)
+    dataset, confidences = read_run(run, data)
     check_images(dataset)
     probabilities = None
     if num_folds is not None:

@@ -2,7 +2,8 @@
 
 It learns which label of each candidate set is the true one while it trains
 (paper, sections 3.1 and 3.3). --loss and --revision choose other methods;
---loss cross_entropy is the usual training on the most voted label, to compare with.
+--loss cross_entropy is the usual training on the most voted label, to compare
+with.
 
 Settings come from the configuration's finetune.yaml; those of --settings
 FILE.yaml win over them, and the command line over both. The output folder gets

@@ -42,7 +42,7 @@ class FaceCrop:
     color: str
     margin: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_face_crop(asdict(self))
 
     @classmethod
@@ -95,7 +95,7 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
     """The rotation, scale and translation, without reflection, that best brings `points` to `template`.
 
     The least-squares solution of Umeyama (1991). With points of the plane as complex numbers p and q, rotation and
-    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centerd.
+    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centered.
 
     Args:
         points, template: (N, 2), N >= 2.
@@ -151,8 +151,8 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
     columns = np.arange(left, right).clip(0, image.width - 1)
     rows = np.arange(top, bottom).clip(0, image.height - 1)
     inside = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    inside = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
-    part = Image.fromarray(inside[(rows - rows[0])[:, None], columns - columns[0]])
+    pixels = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
+    part = Image.fromarray(pixels[(rows - rows[0])[:, None], columns - columns[0]])
 
     (a, b), (d, e) = to_image / finer
     c, f = origin - (left, top)

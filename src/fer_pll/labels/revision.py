@@ -77,6 +77,11 @@ class RuleSetting:
             raise ValueError(f"{self.name}={value} must lie in [{self.minimum:g}, {self.below:g}).")
         return value
 
+    def value(self, settings: Mapping[str, Any]) -> float:
+        """The value among the settings of a run, or the default; checked, see `check`."""
+        value = settings.get(self.name)
+        return self.check(self.default if value is None else value)
+
 
 @dataclass(frozen=True)
 class RevisionRule:
@@ -111,11 +116,8 @@ class RevisionRule:
     describe: Callable[[Mapping[str, Any], Mapping[str, Any]], str] | None = None
 
     def value(self, settings: Mapping[str, Any]) -> float | None:
-        """The value of the rule's setting among those of a training, its default where it is not among them."""
-        if self.setting is None:
-            return None
-        value = settings.get(self.setting.name)
-        return self.setting.check(self.setting.default if value is None else value)
+        """The value of the rule's setting, see `RuleSetting.value`; `None` for a rule without a setting."""
+        return None if self.setting is None else self.setting.value(settings)
 
     def revise(
         self, confidence: Tensor, candidates: Tensor, logits: Tensor, value: float | None = None

@@ -45,8 +45,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 @torch.no_grad()
 def fold_temperature(model: FerPllForImageClassification, temperature: float) -> None:
     """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike."""
-    model.classifier.weight /= temperature
-    model.classifier.bias /= temperature
+    model.classifier.weight.div_(temperature)
+    model.classifier.bias.div_(temperature)
 
 
 @torch.no_grad()
@@ -66,4 +66,4 @@ def fold_balance(model: FerPllForImageClassification, shares: ArrayLike, strengt
     shares = torch.as_tensor(shares, dtype=torch.float64)
     if (shares <= 0).any():
         raise ValueError(f"class {int((shares <= 0).nonzero()[0])} has no share in the training: nothing balances it.")
-    model.classifier.bias -= strength * shares.log().to(model.classifier.bias)
+    model.classifier.bias.sub_(strength * shares.log().to(model.classifier.bias))

@@ -1,6 +1,6 @@
 """Configuration of the fer-pll models."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -82,7 +82,12 @@ class FerPllConfig(PreTrainedConfig):
     """
 
     model_type = "fer_pll"
-    keys_to_ignore_at_inference = ["query_states", "hidden_states", "attentions", "cross_attentions"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "query_states",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    ]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -122,7 +127,7 @@ class FerPllConfig(PreTrainedConfig):
     # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
     problem_type: Literal["single_label_classification"] = "single_label_classification"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
@@ -135,6 +140,11 @@ class FerPllConfig(PreTrainedConfig):
         return self.image_size // self.patch_size
 
     @property
+    def patches_per_mask_unit(self) -> int:
+        """Patches per side of the squares that random masks are made of."""
+        return (self.mask_unit_size or self.patch_size) // self.patch_size
+
+    @property
     def num_hog_values(self) -> int:
         """HOG values per patch: cells in the patch x orientations x channels (108 at 16 / 8 / 9 / 3)."""
         return (self.patch_size // self.hog_cell_size) ** 2 * self.hog_orientations * self.num_channels
@@ -144,7 +154,7 @@ class FerPllConfig(PreTrainedConfig):
         """Values per patch that pre-training predicts."""
         return self.num_hog_values if self.pretraining_target == "hog" else self.patch_size**2 * self.num_channels
 
-    def validate_sizes(self):
+    def validate_sizes(self) -> None:
         """Raise `ValueError` where image, patch, cell, widths and masks do not fit."""
         for name in (
             "hidden_size",
@@ -190,6 +200,7 @@ class FerPllConfig(PreTrainedConfig):
                 f"mask_ratio={self.mask_ratio} of {num_patches} patches: pre-training needs at least one visible and "
                 "one hidden patch."
             )
+        assert self.mask_unit_size is not None  # see __post_init__
         if self.mask_unit_size % self.patch_size or self.image_size % self.mask_unit_size:
             raise ValueError(
                 f"mask_unit_size={self.mask_unit_size} must be a multiple of patch_size={self.patch_size} and divide "
@@ -202,7 +213,7 @@ class FerPllConfig(PreTrainedConfig):
                 "pre-training needs at least one visible and one hidden square."
             )
 
-    def validate_pretraining(self):
+    def validate_pretraining(self) -> None:
         """Raise `ValueError` for options of pre-training that do not go together."""
         if self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
             raise ValueError(
@@ -210,13 +221,13 @@ class FerPllConfig(PreTrainedConfig):
                 "'visible' hides single patches, as many in each image."
             )
 
-    def validate_ratios(self):
+    def validate_ratios(self) -> None:
         """Raise `ValueError` for a ratio outside [0, 1)."""
         for name in ("mask_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
 
-    def validate_image_statistics(self):
+    def validate_image_statistics(self) -> None:
         """Raise `ValueError` where mean or standard deviation are of another number of channels."""
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:

@@ -1,6 +1,7 @@
 """Image processor of the fer-pll models."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -35,17 +36,18 @@ class FerPllImageProcessor(PilBackend):
     """
 
     valid_kwargs = FerPllImageProcessorKwargs
-    model_input_names = ["pixel_values"]
 
     num_channels = 3
     resample = PILImageResampling.BILINEAR
-    size = {"height": 224, "width": 224}
+    size: ClassVar[dict[str, int]] = {"height": 224, "width": 224}
     do_resize = True
     do_rescale = True
     do_normalize = True
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
     face_crop = None
 
-    def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.face_crop = None if face_crop is None else check_face_crop(face_crop)
         if self.num_channels not in (1, 3):
@@ -58,7 +60,10 @@ class FerPllImageProcessor(PilBackend):
         images = super().fetch_images(image_url_or_urls)
         return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
-    def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
+    # transformers hands over all but the image by name.
+    def process_image(  # type: ignore[override]
+        self, image: ImageInput, num_channels: int, **kwargs: Any
+    ) -> np.ndarray:
         """One image (PIL, NumPy or tensor; gray, color or with alpha) to an array (num_channels, H, W).
 
         8-bit images have their final size already, where `size` has height and width.
@@ -84,10 +89,10 @@ class FerPllImageProcessor(PilBackend):
         # Gray for a model of three channels: resized once, not in each of three equal channels.
         return np.repeat(pixels, num_channels, axis=0) if image.mode == "L" else pixels
 
-    def resize(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape[1:] == (size.height, size.width):
             return image
-        return super().resize(image, size, **kwargs)
+        return super().resize(image, size, *args, **kwargs)
 
 
 FerPllImageProcessor.register_for_auto_class()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
 from .style import FAINT, INK, MUTED
@@ -27,8 +28,7 @@ def plot_audit(
     np.fill_diagonal(counts, 0)
     num_classes = len(class_names)
     side = 1.6 + 0.62 * num_classes
-    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
+    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15))
     figure.suptitle(f"{rows:,} rows, judged by {source}", color=MUTED, fontsize=10)
     panels = (
         ("Rows that get another label", counts, counts.max(), "{:,}", "corrected label", "given label"),

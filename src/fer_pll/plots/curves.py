@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, RED, style_axes
@@ -47,8 +48,9 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     last_epoch = max(curve[:, 0].max() for curve in curves.values() if len(curve)) * 1.02
     columns = min(len(panels), 3 if len(panels) <= 6 else 4)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(
+        figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    )
     for position, (title, is_share, names) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, position)
         for (key, name), color in zip(names.items(), (BLUE, ORANGE), strict=False):

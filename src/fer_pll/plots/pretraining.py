@@ -53,7 +53,7 @@ def plot_predictions(
         path: PNG file to write.
         title: heading.
     """
-    mask, targets = np.asarray(mask, dtype=bool), np.asarray(targets)
+    mask, images, targets = np.asarray(mask, dtype=bool), np.asarray(images), np.asarray(targets)
     stages = {
         "image": images,
         "visible": np.where(_enlarge(mask, images), 0.5, images),

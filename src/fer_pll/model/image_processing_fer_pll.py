@@ -17,22 +17,22 @@ class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class FerPllImageProcessor(PilBackend):
-    """Any image to normalized `pixel_values` (B, C, H, W).
+    """Turns any image into normalized `pixel_values` (B, C, H, W).
 
-    Color images become gray for a model of one channel (ITU-R 601-2 luma), gray ones RGB for a model of three.
-    Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on
-    every machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
+    Color images become gray for a model of one channel (ITU-R 601-2 luma), gray images RGB for a model of three.
+    Pillow always does the resizing, also if torchvision is installed, so a checkpoint gives the same logits on every
+    machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
 
     Args:
         num_channels: 1 or 3, as the model's `config.num_channels`.
         image_mean, image_std: one value per channel, of pixels scaled to 0..1; default to 0.5.
-        face_crop: how the images of the training show their faces, as `check_face_crop` says, so that a detected
-            face can be cropped likewise; None where that is not known. It travels with the checkpoint, and changes
-            nothing here: this class gets images that are cropped already.
+        face_crop: how the training images show faces, in the form of `check_face_crop`, so that a detected face can
+            be cropped in the same way; None if that is unknown. It travels with the checkpoint and changes nothing
+            here: this class gets images that are cropped already.
         size, resample, ...: as in transformers' image processors.
 
     Raises:
-        ValueError: for another number of channels, or a `face_crop` that describes none.
+        ValueError: the number of channels is neither 1 nor 3, or `face_crop` does not describe a crop.
     """
 
     valid_kwargs = FerPllImageProcessorKwargs
@@ -56,7 +56,7 @@ class FerPllImageProcessor(PilBackend):
         self.image_std = self.image_std or (0.5,) * self.num_channels
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Paths and URLs to images, and arrays of a gray image (H, W) to (1, H, W), which transformers refuses."""
+        """Opens paths and URLs. An array of a gray image (H, W), which transformers refuses, becomes (1, H, W)."""
         images = super().fetch_images(image_url_or_urls)
         return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
@@ -66,7 +66,7 @@ class FerPllImageProcessor(PilBackend):
     ) -> np.ndarray:
         """One image (PIL, NumPy or tensor; gray, color or with alpha) to an array (num_channels, H, W).
 
-        8-bit images have their final size already, where `size` has height and width.
+        8-bit images already have their final size if `size` has height and width.
         """
         mode = "L" if num_channels == 1 else "RGB"
         kwargs["do_convert_rgb"] = False

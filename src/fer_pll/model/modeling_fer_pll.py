@@ -34,7 +34,7 @@ class FerPllModelOutput(ModelOutput):
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
-        where hidden patches are replaced by a token.
+        if a token replaces the hidden patches.
     hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
     cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
     """
@@ -69,7 +69,7 @@ class FerPllForPreTrainingOutput(ModelOutput):
 class FerPllImageClassifierOutput(ModelOutput):
     """Output of `FerPllForImageClassification`.
 
-    loss: cross-entropy, where `labels` were given.
+    loss: cross-entropy, if `labels` were given.
     logits: (B, K).
     query_states, hidden_states, attentions, cross_attentions: see `FerPllModelOutput`.
     """
@@ -191,7 +191,7 @@ class FerPllResidual(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        if self.training:  # else there is nothing to drop; asking the modules takes time that a small model notices
+        if self.training:  # otherwise nothing is dropped, and calling the modules costs a small model noticeable time
             branch = self.dropout(branch)
             if self.drop_path_rate > 0:
                 branch = drop_path(branch, self.drop_path_rate)
@@ -252,7 +252,7 @@ class FerPllQueryDecoder(nn.Module):
 
     def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
         queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
-        # They are a slice without the class token: each key and value projection would keep a copy for its backward.
+        # The slice without the class token is not contiguous: each projection would keep a copy for its backward.
         patch_tokens = patch_tokens.contiguous()
         for layer in self.layers:
             queries = layer(queries, patch_tokens, **kwargs)
@@ -286,7 +286,7 @@ class FerPllEmbeddings(nn.Module):
         if config.position_embedding_type == "learned":
             self.position_embeddings = nn.Parameter(positions)
         else:
-            # Not a parameter without gradient: `from_pretrained` would give it one.
+            # A buffer, because `from_pretrained` makes every parameter require a gradient.
             self.register_buffer("position_embeddings", positions)
 
     def forward(
@@ -318,7 +318,7 @@ class FerPllEmbeddings(nn.Module):
     def draw_mask(
         self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Patches to replace by the mask token, (B, L), 1 where hidden, as the configuration has them drawn."""
+        """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
             return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
         unit = self.config.patches_per_mask_unit
@@ -330,7 +330,7 @@ class FerPllEmbeddings(nn.Module):
 def check_pixel_values(
     pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
 ) -> tuple[int, int]:
-    """Patches per column and row of the input, after checking that the model can take it."""
+    """Checks that the model can take the input; returns its patches per column and row."""
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
@@ -354,8 +354,8 @@ class FerPllPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
     supports_gradient_checkpointing = True
-    # A mean loss per micro-batch: Trainer must divide it by the accumulation steps (it assumes otherwise of every
-    # forward with **kwargs).
+    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
+    # for a forward with **kwargs.
     accepts_loss_kwargs = False
     _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]  # noqa: RUF012  # no ClassVar there
     _supports_sdpa = True
@@ -371,7 +371,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
 
     # transformers wraps this method in a way that mypy takes for a function of the model as its argument.
     def push_to_hub(self, repo_id: str, **kwargs) -> str:  # type: ignore[override]
-        """As in transformers, but from the package a new repository gets our card, not the stock one."""
+        """As in transformers, but from the package a new repository gets our model card, not the default one."""
         package = __name__.removesuffix(".model.modeling_fer_pll")
         if package != __name__ and not kwargs.get("create_pr"):  # else this is the copy beside a checkpoint's weights
             options = {name: kwargs.get(name) for name in ("token", "private", "revision")}
@@ -379,8 +379,8 @@ class FerPllPreTrainedModel(PreTrainedModel):
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
-        # transformers enters the saved class only; the file that it copies holds the others as well. (A subclass made
-        # elsewhere is saved with the file of its own.)
+        # transformers registers only the saved class, but the file that it copies holds the others as well. (A
+        # subclass from elsewhere is saved with its own file.)
         if type(self).__module__ == __name__:
             self.config.auto_map = {
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
@@ -394,7 +394,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
         if isinstance(module, FerPllClassifier):
-            # Small first logits: otherwise chance decides the first revisions of the confidences, which are final.
+            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
@@ -428,13 +428,13 @@ class FerPllPreTrainedModel(PreTrainedModel):
 
 
 class FerPllModel(FerPllPreTrainedModel):
-    """ViT encoder, followed by the query decoder where there is one.
+    """ViT encoder, followed by the query decoder if there is one.
 
     Args:
         config: sizes and switches.
         add_query_decoder: overrides `config.add_query_decoder`; the pre-training model has none, so that distributed
             training finds no unused parameters.
-        use_mask_token: whether masked patches are replaced by a token (`mask_style="token"` in pre-training) or
+        use_mask_token: whether a token replaces masked patches (`mask_style="token"` in pre-training) or they are
             dropped.
     """
 
@@ -470,9 +470,9 @@ class FerPllModel(FerPllPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), normalized by the image processor.
             mask_ratio: share of the patches to hide; 0 hides none.
-            noise: (B, L), the patches with the highest values are hidden; drawn where not given. With
+            noise: (B, L), the patches with the highest values are hidden; drawn if not given. With
                 `config.mask_unit_size`, (B, number of squares).
-            mask: (B, L), the patches to replace by the mask token, where there is one; drawn where not given.
+            mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
@@ -530,7 +530,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
 
     `config.mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
     `"token"` encodes the full sequence with mask tokens and predicts with a linear head. Target, loss and the shape of
-    masks are options as well, so that the rivals of Table 6 are configurations of this class:
+    masks are options as well, so the rivals in Table 6 are configurations of this class:
 
     | | `pretraining_target` | `mask_style` | `pretraining_loss` | masks |
     |---|---|---|---|---|
@@ -551,16 +551,16 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self.post_init()
 
     def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Undo the image processor: normalized (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bit)."""
+        """Undo the normalization: (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bits)."""
         mean = torch.tensor(self.config.image_mean, device=pixel_values.device).view(-1, 1, 1)
         std = torch.tensor(self.config.image_std, device=pixel_values.device).view(-1, 1, 1)
         return (pixel_values.float() * std + mean) * 255
 
     def targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What is predicted of every patch, float32 (B, L, `config.num_target_values`).
+        """Targets of every patch, float32 (B, L, `config.num_target_values`).
 
-        `hog`: HOG values. `pixels`: the patch of `pixel_values`. `normalized_pixels`: the same, less the mean of the
-        patch and over its standard deviation (MAE, section 3).
+        `hog`: HOG values. `pixels`: the patch of `pixel_values`. `normalized_pixels`: the same, minus the mean of the
+        patch, divided by its standard deviation (MAE, section 3).
 
         Args:
             pixel_values: normalized (B, C, H, W).
@@ -634,7 +634,7 @@ class FerPllClassifier(nn.Linear):
 class FerPllForImageClassification(FerPllPreTrainedModel):
     """Expression classifier (paper, section 3.3): logit k is <w_k, h_k> + b_k, one output row per class.
 
-    h_k is the state of label query k, or the mean of the patch tokens where `config.add_query_decoder` is off.
+    h_k is the state of label query k, or the mean of the patch tokens if `config.add_query_decoder` is off.
     """
 
     def __init__(self, config: FerPllConfig) -> None:
@@ -646,7 +646,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
 
     @property
     def label_queries(self) -> nn.Parameter | None:
-        """(K, d), or `None` without a query decoder; what the uniformity loss acts on."""
+        """(K, d), or `None` without a query decoder; the uniformity loss acts on them."""
         return None if self.fer_pll.query_decoder is None else self.fer_pll.query_decoder.label_queries
 
     @can_return_tuple
@@ -680,7 +680,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
-# Checkpoints carry this file, so that they load with `trust_remote_code=True` where the package is absent.
+# Checkpoints carry this file, so they load with `trust_remote_code=True` without the package.
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,4 +1,4 @@
-"""Which labels an audit doubts, and what annotators confuse."""
+"""Figure of a label audit: corrected labels, and classes that annotators confuse."""
 
 import os
 from collections.abc import Sequence
@@ -18,10 +18,10 @@ def plot_audit(
 
     Args:
         counts: (K, K) rows, row = given label, column = corrected label; the diagonal is not drawn.
-        annotators: (K, K) shares of votes, row = class that the face is believed to show, column = what they say.
+        annotators: (K, K) shares of votes, row = estimated class of the face, column = class that annotators name.
         class_names: K names.
         path: PNG file to write.
-        source: what the rows were judged by, for the heading.
+        source: what judged the rows, for the heading.
     """
     counts, annotators = np.array(counts), np.asarray(annotators)
     rows = counts.sum()

@@ -1,4 +1,4 @@
-"""Confusion matrices."""
+"""Figure of a confusion matrix."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Curves of a run."""
+"""Figures of the curves of runs."""
 
 import itertools
 import os
@@ -28,7 +28,7 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     """Write the curves of a training run as PNG, one panel per quantity that was logged.
 
     Args:
-        log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` where present: loss, eval_loss,
+        log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` if present: loss, eval_loss,
             eval_accuracy, eval_mean_class_accuracy, learning_rate, revised_fraction, mean_margin, confidence_entropy,
             label_recovery, probe_accuracy.
         path: PNG file to write.
@@ -76,12 +76,12 @@ def plot_curves(
     x_label: str,
     y_label: str,
 ) -> None:
-    """Write curves of several trainings as PNG: the mean over the seeds, and a band from the lowest to the highest.
+    """Write curves of several runs as PNG: the mean over the seeds, and a band from the lowest to the highest.
 
     Args:
         curves: for each name in the legend, one curve for each seed: points (x, share), the same x for all seeds.
         path: PNG file to write.
-        title, x_label, y_label: what is drawn.
+        title, x_label, y_label: texts of the figure.
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()

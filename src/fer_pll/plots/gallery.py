@@ -1,4 +1,4 @@
-"""Faces with their votes and confidences."""
+"""Figure of faces with their votes and confidences."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def plot_gallery(
 
     Args:
         images: N images, PIL or arrays (H, W) or (H, W, 3), 8 bit.
-        votes: (N, K) votes of the annotators, drawn as bars; those of candidates in blue.
+        votes: (N, K) votes of the annotators, drawn as bars; votes for candidates are blue.
         candidates: (N, K) bool, the initial candidate sets.
         confidence: (N, K), as revised.
         class_names: K names.
@@ -44,7 +44,7 @@ def plot_gallery(
             f"{shape[0]} images and {shape[1]} class names need votes, candidates and confidence of shape {shape},"
             f" got {votes.shape}, {candidates.shape}, {confidence.shape}"
         )
-    # inches; a card is, from the top: image, heading and bars of the votes, heading and lines of the candidates
+    # inches; a card holds, from the top: image, heading and bars of the votes, heading and lines of the candidates
     card_width, margin, side, heading, bar, line = 2.1, 0.14, 1.82, 0.26, 0.15, 0.19
     names = 0.1 + 0.058 * max(map(len, class_names))
     bars = bar * len(class_names)

@@ -15,7 +15,7 @@ VOTES = np.array([[9, 1, 0], [7, 3, 0], [0, 6, 4], [4, 3, 3], [5, 0, 0]])
 def test_by_hand(monkeypatch, chunk):
     monkeypatch.setattr(confidence_module, "_CHUNK_ROWS", chunk)
     table = ConfidenceTable.from_candidates(CANDIDATES, ("a", "b", "c"), "f", "votes", VOTES)
-    summary = CandidateSummary.of(table, max_candidates=2)
+    summary = CandidateSummary.from_table(table, max_candidates=2)
     assert summary.rows.tolist() == [0, 2, 2, 1]
     np.testing.assert_allclose(summary.margins, [np.nan, 1, 0.7, 0.4], rtol=1e-6)
     assert summary.alone.tolist() == [2, 0, 0] and summary.among.tolist() == [2, 3, 2]
@@ -39,15 +39,15 @@ def test_by_hand(monkeypatch, chunk):
 
 def test_sets_that_no_votes_made_have_no_ties():
     table = ConfidenceTable.from_candidates(CANDIDATES, ("a", "b", "c"), "f")
-    summary = CandidateSummary.of(table)
+    summary = CandidateSummary.from_table(table)
     assert summary.ties is None and "ties" not in str(summary)
     np.testing.assert_allclose(summary.margins, [np.nan, 1, 1 / 2, 1 / 3], rtol=1e-6)
 
 
 def test_a_rule_without_a_bound_has_no_margins_to_tell():
     table = ConfidenceTable.from_candidates(CANDIDATES, ("a", "b", "c"), "f")
-    assert "margin stays below" in str(CandidateSummary.of(table))
-    summary = CandidateSummary.of(table, rule="soft")
+    assert "margin stays below" in str(CandidateSummary.from_table(table))
+    summary = CandidateSummary.from_table(table, rule="soft")
     assert np.isnan(summary.margins).all()
     text = str(summary)
     assert "margin" not in text and [line.split() for line in text.splitlines()[2:5]] == [

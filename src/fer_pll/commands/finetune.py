@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
     start_run(args, options)
     if args.should_save:
-        summary = CandidateSummary.of(trainer.table, options.max_candidates, trainer.method.rule)
+        summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

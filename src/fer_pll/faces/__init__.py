@@ -1,4 +1,4 @@
-"""From any photograph to the crops that a model was trained on: open, detect, align, recognize.
+"""Face detection and alignment: from a photograph to crops like those that a model was trained on.
 
-What detects is the extra `faces` (`pip install 'fer-pll[faces]'`); it is imported when a detector is made.
+Detectors need the extra `faces` (`pip install 'fer-pll[faces]'`); it is imported when a detector is made.
 """

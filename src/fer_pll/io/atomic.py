@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever interrupts the writing."""
+"""Atomic writes: a file or folder is complete or absent, whatever interrupts the writing."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from typing import Any
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives the name to write to, beside `path`; at the end of the block that file takes the place of `path`.
+    """Yields a temporary name beside `path`; at the end of the block that file replaces `path`.
 
-    Where the block raises, or the process is killed, `path` is what it was before. The name keeps the ending, which
-    many writers go by. A killed process leaves it behind, and the next writing of `path` begins it anew. The folder is
-    made where there is none. Permissions follow the umask.
+    If the block raises, or the process is killed, `path` stays as it was. The temporary name keeps the ending, because
+    many writers choose the format by it. A killed process leaves the temporary file behind; the next write to `path`
+    starts it again. The folder is made if it is missing. Permissions follow the umask.
 
     Raises:
         OSError: the file cannot be written.
@@ -38,14 +38,14 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Gives the name of a folder to make, beside `path`; at the end of the block it takes the place of `path`.
+    """Yields the name of a folder to make, beside `path`; at the end of the block that folder replaces `path`.
 
-    A folder that is there is moved aside just before and deleted just after, so that a failure at any moment loses
-    neither. What a killed process leaves beside `path` begins with `.NAME.partial-`.
+    An existing folder is moved aside just before and deleted just after, so a failure at any moment loses neither.
+    What a killed process leaves beside `path` has a name that begins with `.NAME.partial-`.
 
     Args:
-        path: the folder; one that is there and not empty is replaced with `overwrite` only.
-        overwrite: see `path`. What may be lost is for the caller to check.
+        path: the folder. An existing folder that is not empty is replaced only with `overwrite`.
+        overwrite: see `path`. The caller checks what may be lost.
 
     Raises:
         FileExistsError: `path` is a file, or holds something while `overwrite` is off.
@@ -83,12 +83,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
-    """Write a JSON file, whole or not at all (see `whole_file`). What JSON does not know becomes a string."""
+    """Write a JSON file, whole or not at all (see `whole_file`). Values of other types become strings."""
     write_text(path, json.dumps(value, indent=indent, default=str) + "\n")
 
 
 def put_in_place(unfinished: Path, target: Path) -> None:
-    """Rename a finished file to `target`, in the same folder, once its contents are on the disk."""
+    """Rename a finished file to `target`, in the same folder, after its contents have reached the disk."""
     _sync(unfinished)
     unfinished.replace(target)
     _sync(target.parent)
@@ -96,7 +96,7 @@ def put_in_place(unfinished: Path, target: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # which cannot open folders
+    if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:

@@ -1,4 +1,4 @@
-"""Errors in what a user gave, and how they are told."""
+"""Errors in what a user gave, and their messages."""
 
 import errno
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class DataError(ValueError):
-    """Files, folders or options that cannot be used as they are; the message names the place and says what to do."""
+    """Files, folders or options are not usable as they are; the message names the place and says what to do."""
 
 
 class MissingExtra(ImportError, ValueError):
@@ -16,7 +16,7 @@ class MissingExtra(ImportError, ValueError):
 
 @contextmanager
 def naming_a_full_disk(path: Path) -> Iterator[None]:
-    """Turns the error of a disk, quota or file that can grow no more into a DataError that names `path`."""
+    """Turns an error about a full disk, quota or file into a `DataError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -28,4 +28,5 @@ def naming_a_full_disk(path: Path) -> Iterator[None]:
 
 
 def name_some(names: list[str]) -> str:
+    """The first four names, and how many more there are."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

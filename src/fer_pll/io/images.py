@@ -1,4 +1,4 @@
-"""Any image as 8-bit RGB: files, URLs, Pillow images and arrays, of every mode that photographs come in."""
+"""Opening images as 8-bit RGB: files, URLs, Pillow images and arrays, in every mode that photographs have."""
 
 import io
 import os
@@ -16,16 +16,16 @@ _MAX_DOWNLOAD = 200 * 2**20  # bytes
 
 
 class ImageError(ValueError):
-    """An image that cannot be used; the message names it and says why."""
+    """An image is not usable; the message names the image and says why."""
 
 
 def open_image(source: Any, timeout: float | None = 30) -> Image.Image:
     """Opens an image, upright and as RGB.
 
-    - The EXIF orientation is applied; of several frames (GIF, TIFF) the first is taken.
-    - What is transparent becomes white, as on most pages that show such images. Gray, black and white, palette, CMYK
+    - The EXIF orientation is applied. A file with several frames (GIF, TIFF) gives its first.
+    - Transparent pixels become white, as on most pages that show such images. Gray, black and white, palette, CMYK
       and Lab images are converted; color profiles are not applied.
-    - 16 bits are scaled to 8: 65535 becomes 255. Floating point values are refused: their scale is not known.
+    - 16-bit values are scaled to 8 bits: 65535 becomes 255. Floating point values are refused: their scale is unknown.
     - Truncated files, and decompression bombs (more than `PIL.Image.MAX_IMAGE_PIXELS` pixels), are refused.
 
     Args:
@@ -47,18 +47,18 @@ def open_image(source: Any, timeout: float | None = 30) -> Image.Image:
             return _decode(io.BytesIO(_download(os.fspath(source), name, timeout)), name)
         if not Path(name).is_file():
             raise ImageError(f"{name}: there is no such file")
-        if not os.path.getsize(name):
+        if not Path(name).stat().st_size:
             raise ImageError(f"{name}: the file is empty")
         return _decode(name, name)
     return _to_rgb(_from_array(source), "the image")
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Opens the contents of an image file, by the rules of `open_image`.
+    """Opens the contents of an image file, as `open_image` does.
 
     Args:
         data: the file's bytes.
-        name: what messages call it.
+        name: name of the image in messages.
 
     Raises:
         ImageError: as `open_image`.
@@ -84,7 +84,7 @@ def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
         ) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name}: not an image in a format that Pillow reads") from error
-    except Exception as error:  # Pillow's decoders raise of everything on broken files
+    except Exception as error:  # Pillow's decoders raise any kind of exception on broken files
         raise ImageError(f"{name}: cannot be read, perhaps truncated or damaged ({error})") from error
 
 
@@ -122,8 +122,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if type(image) is Image.Image and image.mode == "RGB" and not image.has_transparency_data:
-        return image  # as this function leaves it: nothing to do, not even a copy
-    if image.mode.startswith("I"):  # 16 bits; Pillow gives some of them as 32
+        return image  # already as this function returns images: no copy needed
+    if image.mode.startswith("I"):  # 16 bits; Pillow opens some of these as 32
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{name}: values beyond 16 bits have no known scale; save it with 8 or 16 bits")

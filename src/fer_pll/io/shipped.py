@@ -1,11 +1,11 @@
-"""Where the files lie that come with the package: inside it in a wheel, at the top of a checkout."""
+"""Paths of the files that come with the package: inside it in a wheel, at the top of a checkout."""
 
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 
 DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
-"""Folder of a classifier of the eight expressions of FER+; its README.md is its card."""
+"""Folder of a classifier for the eight expressions of FER+; its README.md is its model card."""
 
 
 def shipped(name: str) -> Path:

@@ -1,8 +1,8 @@
-"""Tables row by row, CSV, JSON lines or Parquet: read with errors that name the place, written whole or not at all."""
+"""Tables as CSV, JSON lines or Parquet, row by row: errors name the place, files are written whole or not at all."""
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def read_csv(file: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
-    """Yields (line, cells) for each line that is not blank, lines counted from 1.
+    """Yields (line, cells) for each line that is not blank; lines are counted from 1.
 
     Raises:
-        DataError: the file is missing, is no UTF-8 text, or no CSV.
+        DataError: the file is missing, is not UTF-8 text, or is not CSV.
     """
     if not file.is_file():
         raise DataError(f"{file} is missing: get it again")
-    with open(file, encoding="utf-8-sig", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.reader(stream, delimiter=separator)
         try:
             for cells in reader:
@@ -40,7 +40,7 @@ def read_columns(
 ) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, cells of the named columns) for each row of a CSV file whose first line names its columns.
 
-    With `columns=None` all cells, and the names of the columns as the first row.
+    With `columns=None` it yields the names of the columns as the first row, then all cells of each row.
 
     Raises:
         DataError: as `read_csv`; a column is missing, or a row has another number of cells than the first line.
@@ -69,11 +69,11 @@ def read_columns(
 def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (place, row) of a table of any of `ENDINGS`; a place is `"votes.csv:17"`, in Parquet counted in rows.
 
-    Commas, semicolons or tabs may separate the cells of a CSV file: what its first line has most of. Its cells are
-    strings.
+    Commas, semicolons or tabs may separate the cells of a CSV file: the one that its first line has most often is
+    taken. The cells of a CSV file are strings.
 
     Raises:
-        DataError: the file is missing, of another kind, empty or malformed; or a column's name stands twice.
+        DataError: the file is missing, of another kind, empty or malformed; or two columns have the same name.
     """
     file = Path(file)
     if file.suffix.lower() not in ENDINGS:
@@ -90,7 +90,7 @@ def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with open(file, encoding="utf-8-sig", errors="replace") as stream:
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
         first_line = stream.readline()
     rows = read_columns(file, separator=max(SEPARATORS, key=first_line.count))
     _, header = next(rows)
@@ -102,7 +102,7 @@ def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         for line, text in enumerate(stream, 1):
             if not text.strip():
                 continue
@@ -116,7 +116,7 @@ def _read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa  # not above: what predicts without torch does without pyarrow
+    import pyarrow as pa  # not above: prediction without torch must not need pyarrow
     import pyarrow.parquet as pq
 
     number = 0
@@ -133,26 +133,28 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 FORMATS = (".csv", ".jsonl", ".parquet")
 _ROWS_PER_GROUP = 4096
 
+_WriteAndFinish = tuple[Callable[[list], object], Callable[[], None]]
+
 
 class TableWriter:
     """Writes rows to `path` as CSV, JSONL or Parquet, by its ending.
 
-    Rows go to `NAME.partial.ENDING` beside it; `close(whole=True)` renames that to `path`. So what was cut off, by
-    Ctrl-C or by a full disk, keeps the name that says so. With `close(whole=False)` it is a well-formed table of the
-    rows so far.
+    Rows go to `NAME.partial.ENDING` beside it; `close(whole=True)` renames that file to `path`. So a table that Ctrl-C
+    or a full disk cut off keeps the name that says so. `close(whole=False)` leaves a well-formed table of the rows so
+    far under that name.
 
     Args:
         path: of the table.
-        columns: their names with their Python types (`str`, `int`, `float`); any value may be None, which is an empty
-            field in CSV.
-        overwrite: replace a table that is there.
+        columns: names of the columns with their Python types (`str`, `int`, `float`). Any value may be None, which is
+            an empty field in CSV.
+        overwrite: replace an existing table.
 
     Raises:
-        ValueError: another ending, or a table of that name is there.
-        OSError: the folder is not there, or cannot be written to.
+        ValueError: the ending is none of `FORMATS`, the folder is missing, or the table exists.
+        OSError: the folder cannot be written to.
     """
 
-    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False):
+    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False) -> None:
         self.path = Path(path)
         ending = self.path.suffix.lower()
         if ending not in FORMATS:
@@ -166,12 +168,12 @@ class TableWriter:
         self._write, self._finish = {".csv": self._csv, ".jsonl": self._jsonl, ".parquet": self._parquet}[ending]()
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row; it has every column."""
+        """Adds a row, which must have every column."""
         with self._named():
             self._write([row[name] for name in self._columns])
 
     def close(self, whole: bool) -> Path:
-        """Ends the file and gives it its name; returns where it is."""
+        """Closes the file, gives it its name if it is whole, and returns its path."""
         with self._named():
             self._finish()
             if not whole:
@@ -181,20 +183,20 @@ class TableWriter:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Adds the name of the file to an error that has none, such as that of a full disk."""
+        """Adds the name of the file to an error without one, such as the error of a full disk."""
         try:
             yield
         except OSError as error:
             reason = f"{error.strerror or error}; what is there is no whole table"
             raise OSError(error.errno, reason, str(self.partial)) from error
 
-    def _csv(self):
+    def _csv(self) -> _WriteAndFinish:
         file = self.partial.open("w", newline="", encoding="utf-8")
         writer = csv.writer(file)
         writer.writerow(self._columns)
         return writer.writerow, file.close
 
-    def _jsonl(self):
+    def _jsonl(self) -> _WriteAndFinish:
         file = self.partial.open("w", encoding="utf-8")
 
         def write(values: list) -> None:
@@ -203,14 +205,14 @@ class TableWriter:
 
         return write, file.close
 
-    def _parquet(self):
+    def _parquet(self) -> _WriteAndFinish:
         import pyarrow
         import pyarrow.parquet
 
         types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
         schema = pyarrow.schema([(name, types[kind]) for name, kind in self._columns.items()])
         writer = pyarrow.parquet.ParquetWriter(self.partial, schema)
-        rows = []
+        rows: list[list] = []
 
         def flush() -> None:
             columns = zip(*rows, strict=True) if rows else [[] for _ in schema]

@@ -1,1 +1,1 @@
-"""From what annotators said to what the loss sees: candidate sets and confidences."""
+"""Candidate sets and confidences: from annotators' votes to what the loss sees."""

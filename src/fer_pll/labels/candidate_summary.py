@@ -1,4 +1,4 @@
-"""What the candidate sets of a training look like, before it begins."""
+"""Sizes and contents of the candidate sets at the start of a run."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -17,12 +17,13 @@ class CandidateSummary:
     Args:
         class_names: K names.
         rows: (K + 1,) rows by the size of their set; the first is 0.
-        margins: (K + 1,) by the size, the largest margin of Eq. 5 that a row could reach with its first confidences; a
-            threshold from there on never fires. NaN where there is no such row, or the rule knows no bound.
+        margins: (K + 1,) by the size, the largest margin of Eq. 5 that a row could reach with its first confidences. A
+            threshold that is not below it never fires. NaN where there is no such row, or the rule has no bound.
         alone: (K,) rows that have the class as their only candidate.
-        among: (K,) rows that have it among several.
-        share: (K,) of the classes among the labels, as the first confidences have it.
-        ties: rows with more than `max_candidates`, because their last ones tie; `None` where no votes made the sets.
+        among: (K,) rows that have the class as one of several candidates.
+        share: (K,) share of each class in the first confidences.
+        ties: rows with more than `max_candidates` labels, because the last ones tie; `None` where votes did not make
+            the sets.
     """
 
     class_names: tuple[str, ...]
@@ -34,10 +35,16 @@ class CandidateSummary:
     ties: int | None
 
     @classmethod
-    def of(
+    def from_table(
         cls, table: ConfidenceTable, max_candidates: int | None = None, rule: str | RevisionRule = "margin"
     ) -> Self:
-        """Of a table as training begins, and its rule; `max_candidates` where the sets were made from votes."""
+        """Summarize a confidence table at the start of a run.
+
+        Args:
+            table: as the run starts.
+            max_candidates: as it was given when the sets were made from votes; else `None`.
+            rule: name of the revision rule, or the rule; it gives the margins.
+        """
         bound = find_rule(rule).bound
         num_classes = len(table.class_names)
         rows = torch.zeros(num_classes + 1, dtype=torch.int64)
@@ -54,9 +61,15 @@ class CandidateSummary:
             among += candidates[sizes > 1].sum(dim=0)
             share += confidence.double().sum(dim=0)
         margins[margins == -torch.inf] = torch.nan
-        ties = None if max_candidates is None else int(rows[max_candidates + 1 :].sum())
-        arrays = (tensor.numpy() for tensor in (rows, margins, alone, among, share / len(table)))
-        return cls(table.class_names, *arrays, ties)
+        return cls(
+            class_names=table.class_names,
+            rows=rows.numpy(),
+            margins=margins.numpy(),
+            alone=alone.numpy(),
+            among=among.numpy(),
+            share=(share / len(table)).numpy(),
+            ties=None if max_candidates is None else int(rows[max_candidates + 1 :].sum()),
+        )
 
     def __str__(self) -> str:
         """A table for the console."""

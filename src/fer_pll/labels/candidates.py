@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-_FINGERPRINT_ROWS = 65_536  # row ids turned into JSON at a time; the fingerprint does not depend on it
+_FINGERPRINT_ROWS = 65_536  # row ids turned into JSON at a time; the fingerprint is the same for any number
 
 
 def check_votes(votes: ArrayLike) -> np.ndarray:
@@ -38,8 +38,8 @@ def from_votes(
         votes: (N, K), votes (or shares of votes) for each class, >= 0.
         max_candidates: size of a candidate set, 1 ... K; called K in section 4.5.
         min_votes: votes that a label needs to be a candidate, > 0.
-        ties: what becomes of labels with as many votes as the last one that fits. "keep" lets all of them in, so that
-            the true label is not lost by chance and a set can exceed `max_candidates`. "drop" fills the set up to
+        ties: what happens to labels with as many votes as the last one that fits. "keep" takes all of them, so that
+            the true label is not lost by chance; a set can then exceed `max_candidates`. "drop" fills the set up to
             `max_candidates` in class order and drops the rest, so that no set exceeds it.
 
     Returns:
@@ -71,11 +71,11 @@ def from_votes(
 
 
 def draw_votes(votes: ArrayLike, number: int, seed: int = 0) -> np.ndarray:
-    """As if fewer annotators had been asked: `number` votes of each row, drawn without replacement.
+    """`number` votes of each row, drawn without replacement, as if fewer annotators had been asked.
 
     Args:
         votes: (N, K), whole numbers >= 0. A row with fewer than `number` votes keeps all it has.
-        number: votes that are left, >= 1.
+        number: votes to keep, >= 1.
         seed: of the draw; a row's draw depends on the rows before it.
 
     Returns:
@@ -114,9 +114,9 @@ def from_labels(
     set_size: int | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """Candidate sets around one given label per row, which always stays (section 4.2 of the paper, after LW).
+    """Candidate sets that hold one given label per row (section 4.2 of the paper, after LW).
 
-    Others join it in one of three ways:
+    Other labels join it in one of three ways:
 
     - uniform: each with `flip_probability` q, so that a set has 1 + q (K - 1) labels on average;
     - class-dependent: label j joins the given label i with `transition[i, j]`;
@@ -126,7 +126,7 @@ def from_labels(
         labels: (N,) whole numbers from 0 to K-1.
         num_classes: K.
         flip_probability: q, 0 <= q < 1; unused with `transition` or `set_size`.
-        transition: (K, K), entries from 0 to 1; its diagonal is not looked at.
+        transition: (K, K), entries from 0 to 1; its diagonal is ignored.
         set_size: k, 1 ... K.
         seed: of the draw. A row's draw depends on its place, not on the rows after it.
 
@@ -175,8 +175,8 @@ def from_predictions(
     Args:
         probabilities: (N, K), >= 0.
         labels: (N,) the given labels, if there are any.
-        max_candidates: size of each set, 1 ... K. Of equally probable labels the first in class order comes in.
-        keep_given: the given label is always in the set, in the place of the least probable one if need be.
+        max_candidates: size of each set, 1 ... K. Among equally probable labels the first in class order comes in.
+        keep_given: the given label is always in the set; if necessary it replaces the least probable one.
 
     Returns:
         (N, K) bool, exactly `max_candidates` True per row.
@@ -205,12 +205,12 @@ def from_posterior(probabilities: ArrayLike, coverage: float = 0.95) -> np.ndarr
 
     Args:
         probabilities: (N, K), >= 0.
-        coverage: share of the probability that a set holds at least, 0 < coverage <= 1; labels without any stay out.
+        coverage: least share of the probability in a set, 0 < coverage <= 1; labels without probability stay out.
             The paper's sets of two hold 95 % of FER+'s votes (section 4.5).
 
     Returns:
-        (N, K) bool: the fewest labels that hold so much, the most probable ones. Of equally probable labels the first
-        in class order comes in.
+        (N, K) bool: the fewest most probable labels that hold this share. Among equally probable labels the first in
+        class order comes in.
 
     Raises:
         ValueError: for probabilities that are missing, not finite, negative or all zero, and for another coverage.
@@ -220,7 +220,7 @@ def from_posterior(probabilities: ArrayLike, coverage: float = 0.95) -> np.ndarr
         raise ValueError(f"coverage must lie in (0, 1], got {coverage!r}")
     ranking = np.argsort(-probabilities, axis=1, kind="stable")
     ranked = np.take_along_axis(probabilities, ranking, axis=1)
-    before = ranked.cumsum(axis=1) - ranked  # what the more probable labels hold without this one
+    before = ranked.cumsum(axis=1) - ranked  # sum over the more probable labels
     needed = before < coverage * ranked.sum(axis=1, keepdims=True) * (1 - 1e-12)
     chosen = np.zeros(probabilities.shape, dtype=bool)
     np.put_along_axis(chosen, ranking, needed & (ranked > 0), axis=1)
@@ -236,20 +236,20 @@ def _check_probabilities(probabilities: ArrayLike) -> np.ndarray:
     return probabilities
 
 
-def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
+def check_candidates(candidates: Iterable[ArrayLike], num_classes: int) -> np.ndarray:
     """A user's own candidate sets, booleans or 0 / 1, as bool (N, num_classes).
 
     Raises ValueError naming the first row that has another length, other values, or no candidate.
     """
     if not isinstance(candidates, np.ndarray) or candidates.dtype == object:  # rows may differ in length
-        candidates = list(candidates)
-        for row, entries in enumerate(candidates):
+        rows = list(candidates)
+        for row, entries in enumerate(rows):
             if np.size(entries) != num_classes:
                 raise ValueError(
                     f"candidates row {row} has {np.size(entries)} entries, but there are {num_classes} classes;"
                     " give one entry per class"
                 )
-        candidates = np.array(candidates)
+        candidates = np.array(rows)
     if candidates.ndim != 2 or candidates.shape[1] != num_classes:
         raise ValueError(
             f"candidates must have shape (rows, {num_classes}), one entry per class, got {candidates.shape}"
@@ -264,16 +264,15 @@ def check_candidates(candidates: ArrayLike, num_classes: int) -> np.ndarray:
     return candidates
 
 
-def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: ArrayLike) -> str:
-    """SHA-256 (hex) of what confidences belong to: class names, row ids and candidate sets, in the order of
-    the rows.
+def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], candidates: Iterable[ArrayLike]) -> str:
+    """SHA-256 (hex) of the data that confidences belong to: class names, row ids and candidate sets in row order.
 
-    Unlike `datasets.Dataset._fingerprint` it survives saving, reloading and transforms. It is taken over the JSON of
+    Unlike `datasets.Dataset._fingerprint` it survives saving, reloading and transforms. The hash covers the JSON of
     the class names, one line of JSON per row id, and the (N, K) candidates as bytes 0 / 1, row by row.
 
     Args:
         class_names: K names.
-        row_ids: N strings; anything that gives a list when sliced will do.
+        row_ids: N strings, in any container that gives a list when sliced.
         candidates: (N, K), see `check_candidates`.
     """
     candidates = check_candidates(candidates, len(class_names))
@@ -286,11 +285,11 @@ def dataset_fingerprint(class_names: Sequence[str], row_ids: Sequence[str], cand
             row = next(i for i, row_id in enumerate(chunk, start) if not isinstance(row_id, str))
             raise ValueError(f"row_ids row {row} is {row_ids[row]!r}; row ids must be strings")
         sha256.update(json.dumps(chunk, separators=("\n", ":"))[1:-1].encode() + b"\n")
-    sha256.update(np.ascontiguousarray(candidates).reshape(-1))
+    sha256.update(np.ascontiguousarray(candidates).reshape(-1).data)
     return sha256.hexdigest()
 
 
-def _refuse_rows(refused: np.ndarray, table: np.ndarray, name: str, reason: str) -> None:
+def _refuse_rows(refused: ArrayLike, table: np.ndarray, name: str, reason: str) -> None:
     rows = np.flatnonzero(refused)
     if rows.size:
         shown = ", ".join(f"{entry:g}" for entry in table[rows[0]])

@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
@@ -19,17 +19,17 @@ from .candidates import check_candidates, check_votes
 from .revision import RevisionRule, find_rule, response_margin, uniform_confidence
 
 FORMAT_VERSION = "1"
-_CHUNK_ROWS = 65_536  # what goes over all rows takes as many at a time, so as to need no second table
+_CHUNK_ROWS = 65_536  # loops over all rows take so many at a time, which avoids a second table in memory
 
 STRUCK_OUT = 0.01
-"""A candidate counts as struck out where its confidence is below this."""
+"""A candidate with a confidence below this counts as struck out."""
 
 
 class Revision(NamedTuple):
     """What one call of `ConfidenceTable.revise` did to the B rows of its batch.
 
-    An index that stands twice in the batch counts where it stands first; its repetitions are neither `revised` nor
-    `ambiguous`. Take statistics over the ambiguous rows: a row that is decided has nothing left to revise.
+    Of an index that occurs twice in the batch the first occurrence counts; its repetitions are neither `revised` nor
+    `ambiguous`. Take statistics over the ambiguous rows: a decided row has nothing left to revise.
     """
 
     revised: Tensor  # (B,) bool: the row's confidence changed
@@ -43,15 +43,15 @@ def warn_if_threshold_cannot_fire(
     """Warn, with the numbers, about ambiguous rows whose margin can never exceed the threshold of Eq. 5.
 
     Args:
-        table: as training begins.
-        rule: name in `REVISION_RULES`, or a rule; without a `bound` there is nothing to warn about.
-        threshold: of the rule; its default where not given.
+        table: as the run starts.
+        rule: name in `REVISION_RULES`, or a rule; a rule without a `bound` gives no warning.
+        threshold: of the rule; its default if not given.
         reversible: whether rows are revised from their initial candidates.
     """
     rule = find_rule(rule)
     if rule.bound is None or rule.setting is None:
         return
-    threshold = rule.value({rule.setting.name: threshold})
+    threshold = rule.setting.value({rule.setting.name: threshold})
     num_classes = len(table.class_names)
     rows, dead = torch.zeros(2, num_classes + 1, dtype=torch.int64).unbind()
     highest = torch.zeros(num_classes + 1)
@@ -81,44 +81,44 @@ def warn_if_threshold_cannot_fire(
 class ConfidenceTable:
     """The confidence vectors C_i of all N training rows, looked up and revised by row index.
 
-    Invariants: rows are >= 0, sum to 1 and are zero outside the candidate set. A look-up or a revision takes time
-    proportional to the batch, whatever N; so does `summary`, whose figures are kept up to date by `write`. The table
-    takes 5 K + 4 bytes a row; what goes over all rows does so in parts.
+    Invariants: rows are >= 0, sum to 1 and are zero outside the candidate set. The time of a look-up or a revision
+    depends on the batch, not on N. The time of `summary` is constant, because `write` keeps its figures up to date.
+    The table takes 5 K + 4 bytes a row; loops over all rows work in parts.
     """
 
     confidence: Tensor  # (N, K) float32
     candidates: Tensor  # (N, K) bool
-    revised_epoch: Tensor  # (N,) int32: the epoch that revised the row last, -1 = never
+    revised_epoch: Tensor  # (N,) int32: the last epoch that revised the row, -1 = never
     class_names: tuple[str, ...]
     fingerprint: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.true_labels: Tensor | None = None
         self._count()
 
     @classmethod
     def from_candidates(
         cls,
-        candidates: ArrayLike,
+        candidates: Iterable[ArrayLike],
         class_names: Sequence[str],
         fingerprint: str,
         confidence_init: Literal["uniform", "votes", "column"] = "uniform",
         votes: ArrayLike | None = None,
         confidence: ArrayLike | None = None,
     ) -> Self:
-        """The table at the start of training.
+        """The table at the start of a run.
 
         Args:
             candidates: (N, K) bool, see `candidates.check_candidates`.
             class_names: K names.
             fingerprint: of the data set, see `candidates.dataset_fingerprint`.
-            confidence_init: "uniform" is C_i = Y_i / |Y_i| (section 3.3.2); "votes" is the shares of the votes that
-                fall inside the candidate set; "column" is `confidence`, as an earlier training left it.
-            votes: (N, K), used by "votes" only. A candidate without a vote has confidence 0 then, for good.
+            confidence_init: "uniform" is C_i = Y_i / |Y_i| (section 3.3.2); "votes" is each candidate's share of the
+                votes inside the candidate set; "column" is `confidence`, as an earlier run left it.
+            votes: (N, K), used by "votes" only. A candidate without a vote then has confidence 0 for the whole run.
             confidence: (N, K), used by "column" only: rows >= 0 with sum 1, zero outside the candidates.
         """
         allowed = torch.tensor(check_candidates(candidates, len(class_names)))
-        weights = {"votes": votes, "column": confidence}.get(confidence_init)
+        weights: np.ndarray | None = None
         if confidence_init == "votes":
             if votes is None:
                 raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
@@ -143,7 +143,7 @@ class ConfidenceTable:
             if not total.all():
                 row = part.start + int((total[:, 0] == 0).nonzero()[0])
                 raise ValueError(f'row {row}: no candidate has a vote; drop the row or use confidence_init="uniform"')
-            start[part] = inside if confidence_init == "column" else inside / total  # its last bits stay as they are
+            start[part] = inside if confidence_init == "column" else inside / total  # a column keeps its exact bits
         return cls(
             confidence=start,
             candidates=allowed,
@@ -156,7 +156,7 @@ class ConfidenceTable:
         return len(self.confidence)
 
     def chunks(self) -> Iterator[slice]:
-        """Slices that go through all rows in parts small enough not to count."""
+        """Slices that cover all rows, in parts that need little memory."""
         return _chunks(len(self))
 
     def to(self, device: torch.device | str) -> Self:
@@ -167,7 +167,7 @@ class ConfidenceTable:
         return self
 
     def set_true_labels(self, true_labels: ArrayLike | None) -> None:
-        """Let `summary` tell the label recovery. True labels (N,), -1 = unknown; never used for anything else."""
+        """Make `summary` report the label recovery. True labels (N,), -1 = unknown; nothing else uses them."""
         if true_labels is not None:
             true_labels = torch.as_tensor(true_labels, device=self.confidence.device).to(torch.int16)
         self.true_labels = true_labels
@@ -175,7 +175,7 @@ class ConfidenceTable:
 
     def lookup(self, index: Tensor) -> Tensor:
         """Confidences (B, K) float32 of the rows `index` (B,) int64. Raises IndexError outside 0 ... N-1."""
-        if index.numel() and not (0 <= index.min() and index.max() < len(self)):
+        if index.numel() and not (index.min() >= 0 and index.max() < len(self)):
             outside = index[(index < 0) | (index >= len(self))][0]
             raise IndexError(
                 f"row index {int(outside)} lies outside the confidence table of {len(self)} rows;"
@@ -201,12 +201,12 @@ class ConfidenceTable:
             logits: (B, K), detached here.
             epoch: written to `revised_epoch` of the rows that change.
             rule: name in `REVISION_RULES`, or a rule.
-            value: of the rule's setting; its default where not given.
-            reversible: revise from the initial candidates, C = Y / |Y|, in the place of the last C, so that no
-                decision is final.
+            value: of the rule's setting; its default if not given.
+            reversible: revise from the initial candidates, C = Y / |Y|, instead of the last C, so that no decision is
+                final.
 
         Raises:
-            IndexError: an index that the table does not have.
+            IndexError: an index lies outside the table.
             ValueError: logits of another shape, an unknown rule, or a value outside its range.
         """
         rule = find_rule(rule)
@@ -223,16 +223,16 @@ class ConfidenceTable:
         before = uniform_confidence(candidates) if reversible else confidence
         proposal, response = rule.revise(before, candidates, logits, value)
         margin = response_margin(response)
-        # A row whose logits hold NaN stays as it is, whatever it would be revised from.
+        # A row whose logits hold NaN stays unchanged, also with `reversible`.
         revised = ambiguous & (proposal != confidence).any(dim=1) & ~margin.isnan()
         self.write(index[revised], proposal[revised], epoch)
         return Revision(revised, margin, ambiguous)
 
     @torch.no_grad()
     def write(self, index: Tensor, confidence: Tensor, epoch: int) -> None:
-        """Put confidences (B, K) in the place of those of the rows `index` (B,), none of which occurs twice.
+        """Replace the confidences of the rows `index` (B,), each of which occurs once, by others (B, K).
 
-        Keeping the invariants is the caller's business. `revised_epoch` of the rows becomes `epoch`.
+        The caller keeps the invariants. `revised_epoch` of the rows becomes `epoch`.
         """
         self._totals -= self._totals_of(index)
         self.confidence[index] = confidence
@@ -240,11 +240,11 @@ class ConfidenceTable:
         self._totals += self._totals_of(index)
 
     def summary(self) -> dict[str, float]:
-        """How far disambiguation has come, in time that does not depend on N.
+        """Progress of the disambiguation, in time that does not depend on N.
 
         `revised_fraction`: of the rows with more than one candidate, the share that was ever revised.
-        `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, where true labels were set: see
-        `evaluation.metrics.label_recovery`.
+        `confidence_entropy`: mean entropy of all rows in nats. `label_recovery`, if true labels were set: see
+        `metrics.classification.label_recovery`.
         """
         revised, entropy, recovered = self._totals.clamp(min=0).tolist()  # a sum of zeros may round to below zero
         figures = {"revised_fraction": revised / max(self.num_ambiguous, 1), "confidence_entropy": entropy / len(self)}
@@ -253,7 +253,7 @@ class ConfidenceTable:
         return figures
 
     def _totals_of(self, rows: Tensor | slice) -> Tensor:
-        """(3,) float64: of some rows, how many were revised, their summed entropy, how many labels they recover."""
+        """(3,) float64: for some rows, how many were revised, the sum of entropies, how many labels are right."""
         confidence = self.confidence[rows]
         totals = [(self.revised_epoch[rows] >= 0).sum(), torch.special.entr(confidence.double()).sum()]
         if self.true_labels is None:
@@ -276,7 +276,7 @@ class ConfidenceTable:
         return torch.cat([torch.special.entr(self.confidence[part]).sum(dim=1) for part in self.chunks()])
 
     def labels(self) -> Tensor:
-        """Label of the largest confidence of each row, (N,) int64; of equal ones the first in class order."""
+        """Label with the largest confidence of each row, (N,) int64; among equals, the first in class order."""
         return self.confidence.argmax(dim=1)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -295,7 +295,7 @@ class ConfidenceTable:
 
     @classmethod
     def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:
-        """Raise as `load` does where a file cannot be used with a data set; reads no more than its head."""
+        """Raise the errors of `load` if a file does not belong to a data set; reads the file's header only."""
         with _open_table(path) as file:
             _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
 
@@ -307,8 +307,8 @@ class ConfidenceTable:
 
         Args:
             path: the file.
-            class_names: of the data set that the table is to be used with; where not given, whichever the file names.
-            fingerprint: of that data set, likewise; the table's candidate sets are what it can be checked with.
+            class_names: of the data set for the table; if not given, those in the file are accepted.
+            fingerprint: of that data set; if not given, that in the file is accepted.
 
         Raises:
             FileNotFoundError: no such file.
@@ -317,7 +317,7 @@ class ConfidenceTable:
         with _open_table(path) as file:
             metadata = file.metadata() or {}
             _check_metadata(path, metadata, class_names, fingerprint)
-            tensors = {name: _read_tensor(file, name) for name in file.keys()}
+            tensors = {name: _read_tensor(file, name) for name in file.keys()}  # noqa: SIM118  # it has no __iter__
         class_names = tuple(json.loads(metadata["class_names"]))
         return cls(**tensors, class_names=class_names, fingerprint=metadata["fingerprint"])
 
@@ -349,7 +349,7 @@ def _check_metadata(
 
 
 def _read_tensor(file: safe_open, name: str) -> Tensor:
-    """A tensor of the file in memory of its own (one mapped from the file would change with it), part by part."""
+    """A tensor of the file, copied part by part: a tensor mapped from the file would change with the file."""
     stored = file.get_slice(name)
     shape = stored.get_shape()
     if not shape or not shape[0]:
@@ -363,11 +363,12 @@ def _read_tensor(file: safe_open, name: str) -> Tensor:
 def check_confidence(confidence: ArrayLike, candidates: Tensor) -> np.ndarray:
     """Confidences as float32 (N, K).
 
-    Raises ValueError naming the first row that is negative, no distribution, or not zero outside its candidates.
+    Raises ValueError naming the first row that is negative, is not a distribution, or is not zero outside its
+    candidates.
     """
     confidence = np.asarray(confidence, dtype=np.float32)
     if confidence.shape != tuple(candidates.shape):
-        return confidence  # the caller says it
+        return confidence  # the caller reports the shape
     for part in _chunks(len(confidence)):
         rows, allowed = confidence[part], candidates[part].numpy()
         sound = (rows >= 0).all(axis=1) & (abs(rows.sum(axis=1) - 1) < 1e-4) & ~(rows * ~allowed).any(axis=1)
@@ -385,7 +386,7 @@ def _chunks(num_rows: int) -> Iterator[slice]:
 
 
 def first_occurrences(index: Tensor) -> Tensor:
-    """(B,) bool: False where the same value stands further left."""
+    """(B,) bool: False where the same value occurs further left."""
     values, order = index.sort(stable=True)
     first = torch.ones_like(index, dtype=torch.bool)
     first[order[1:]] = values[1:] != values[:-1]

@@ -1,4 +1,4 @@
-"""What annotators' answers say of the true labels, when good annotators count for more than bad ones."""
+"""True labels estimated from annotators' answers, where good annotators count for more than bad ones."""
 
 from collections.abc import Sequence
 
@@ -10,15 +10,16 @@ from ..io.errors import MissingExtra
 def dawid_skene_posterior(
     rows: Sequence[int], annotators: Sequence[str], labels: Sequence[int], num_rows: int, num_classes: int
 ) -> np.ndarray:
-    """Probability of each label given all answers, by crowd-kit's `DawidSkene`.
+    """Probability of each label given all answers, from crowd-kit's `DawidSkene`.
 
-    The model (Dawid and Skene, 1979) gives each annotator a confusion matrix, found together with the true labels by
-    expectation maximization from the majority's labels. It judges annotators by how they agree with the others: of one
-    with few answers it knows little, and annotators who err alike deceive it.
+    The model (Dawid and Skene, 1979) gives each annotator a confusion matrix. Expectation maximization finds these
+    matrices together with the true labels, starting from the majority's labels. The model judges annotators by their
+    agreement with the others: it knows little about an annotator with few answers, and annotators who make the same
+    mistakes deceive it.
 
     Args:
-        rows, annotators, labels: of each answer: the row it is for, who gave it, and the label, 0 ... K-1. Every row
-            has at least one.
+        rows, annotators, labels: for each answer, the row, the annotator, and the label, 0 ... K-1. Every row has at
+            least one answer.
         num_rows: N.
         num_classes: K.
 
@@ -38,5 +39,5 @@ def dawid_skene_posterior(
 
     answers = pd.DataFrame({"task": rows, "worker": annotators, "label": labels})
     probabilities = DawidSkene().fit_predict_proba(answers)
-    # Its columns are the labels that somebody gave, in no order.
+    # The columns are the labels that somebody gave, in no particular order.
     return probabilities.reindex(index=range(num_rows), columns=range(num_classes), fill_value=0.0).to_numpy()

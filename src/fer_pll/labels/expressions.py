@@ -1,4 +1,4 @@
-"""The expressions by name, and how people call them."""
+"""Names of the expressions, and their synonyms."""
 
 from collections.abc import Iterable
 
@@ -19,12 +19,12 @@ SYNONYMS = {
 
 
 def in_order_of_expressions(names: Iterable[str]) -> list[str]:
-    """Class names in FER+'s order where all of them are its expressions, else as they come."""
+    """Class names in FER+'s order if all of them are expressions of FER+, else in the given order."""
     names = list(names)
     return [name for name in EXPRESSIONS if name in names] if set(names) <= set(EXPRESSIONS) else names
 
 
 def canonical_name(name: str) -> str:
-    """A class name as we write it: lower case, and FER+'s word where it is a synonym of one."""
+    """A class name as we write it: lower case, and a synonym replaced by FER+'s word."""
     name = name.strip().lower()
     return SYNONYMS.get(name, name)

@@ -1,6 +1,6 @@
 """Losses of partial label learning (paper, Tables 4 and 5).
 
-Each takes logits z (B, K) of any float type, and what is known of the labels, and gives the loss of each row, (B,)
+Each takes logits z (B, K) of any float type and what is known about the labels, and returns the loss of each row, (B,)
 float32; p = softmax(z). All are computed in float32 or wider, also under autocast.
 """
 
@@ -62,8 +62,8 @@ def lw_loss(
 ) -> Tensor:
     """Leveraged weighted loss (Wen et al., 2021): `sum_{k in Y} w_k s(z_k) + beta sum_{k not in Y} w_k s(-z_k)`.
 
-    The weights w are p, renormalized inside and outside Y separately; no gradient flows through them. With
-    s(z) = sigmoid(-z) this is LW, with `-log p_k` inside and `-log(1 - p_k)` outside in its place LWC.
+    The weights w are p, renormalized inside and outside Y separately; no gradient flows through them. LW has
+    s(z) = sigmoid(-z); LWC has `-log p_k` inside Y and `-log(1 - p_k)` outside in place of s.
 
     Args:
         candidates: Y, (B, K) bool.
@@ -88,7 +88,7 @@ def _softmax_inside(logits: Tensor, inside: Tensor) -> Tensor:
 
 
 def log_one_minus_p(logits: Tensor) -> Tensor:
-    """log(1 - p), (B, K), without cancellation: the log-sum-exp of all other logits less that of all."""
+    """log(1 - p), (B, K), without cancellation: the log-sum-exp of all other logits minus that of all."""
     num_classes = logits.shape[1]
     itself = torch.eye(num_classes, dtype=torch.bool, device=logits.device)
     others = logits[:, None, :].expand(-1, num_classes, -1).masked_fill(itself, float("-inf")).logsumexp(dim=2)
@@ -122,7 +122,7 @@ def supervised_contrastive_loss(
 
         -1/|P(q)| sum_{k+ in P(q)} log(exp(q . k+ / tau) / sum_k exp(q . k / tau))
 
-    where P(q) are the keys with the label of q; 0 for a query without one.
+    where P(q) are the keys with the label of q; the loss of a query without such a key is 0.
 
     Args:
         queries: (B, D), unit vectors.

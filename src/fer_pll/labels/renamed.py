@@ -1,4 +1,4 @@
-"""Names that losses and revision rules had in the version before, as its settings and records still say them."""
+"""Former names of losses and revision rules, which settings and records of the previous version still have."""
 
 import warnings
 from typing import Any
@@ -10,11 +10,11 @@ _NOW = {
 
 
 def current_name(setting: str, value: Any) -> Any:
-    """What the value of a setting is called today; warns where that is something else than before.
+    """Today's name for the value of a setting; warns if the name has changed.
 
     Args:
         setting: `loss` or `revision`; the values of other settings kept their names.
-        value: as it was written down; what is no name is given back as it is.
+        value: as it was written down; a value that is not a former name is returned unchanged.
     """
     now = _NOW.get(setting, {}).get(value) if isinstance(value, str) else None
     if now is None:

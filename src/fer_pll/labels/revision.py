@@ -1,4 +1,4 @@
-"""The rules that revise confidences during training (paper, Eq. 4 and 5)."""
+"""Rules that revise confidences during training (paper, Eq. 4 and 5)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# -- Responses v(C, Y, z): what a rule makes of confidences, candidates and logits, all (B, K).
+# -- Responses v(C, Y, z): the score that a rule gives each label from confidences, candidates and logits, all (B, K).
 
 
 def margin_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def margin_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> T
 def margin_softmax_response(confidence: Tensor, candidates: Tensor, logits: Tensor) -> Tensor:
     """v_k = exp(z_k) / sum_{j: C_j > 0} exp(z_j) where C_k > 0, else 0; (B, K), rows sum to 1.
 
-    Unlike Eq. 4 it does not change when all logits of a row shift together.
+    Unlike Eq. 4, it stays the same when all logits of a row shift together.
     """
     return _restricted_softmax(logits, confidence > 0)
 
@@ -38,16 +38,16 @@ def response_margin(response: Tensor) -> Tensor:
     return largest - second
 
 
-# -- Updates C'(C, v, value): what a rule makes of its response, (B, K); `value` is that of its setting.
+# -- Updates C'(C, v, value): the new confidences from a rule's response, (B, K); `value` is that of its setting.
 
 
 def decide(confidence: Tensor, response: Tensor, threshold: float) -> Tensor:
-    """Eq. 5 of the paper: the leading candidate takes all as soon as it leads by more than a threshold.
+    """Eq. 5 of the paper: the leading candidate gets all the confidence once it leads by more than a threshold.
 
         C' = one-hot(argmax v) if v_(1) - v_(2) > threshold else C
 
-    All other entries of a decided row become zero, as the sentence below Eq. 5 says and its formula leaves out. Of
-    equal leaders the first class leads, but their margin is 0, which never exceeds the threshold.
+    All other entries of a decided row become zero: the sentence below Eq. 5 says so, its formula leaves it out. Among
+    equal leaders the first class leads, but the margin is then 0, which never exceeds the threshold.
     """
     one_hot = torch.zeros_like(confidence).scatter_(1, response.argmax(dim=1, keepdim=True), 1.0)
     return torch.where((response_margin(response) > threshold)[:, None], one_hot, confidence)
@@ -63,7 +63,7 @@ def blend(confidence: Tensor, response: Tensor, momentum: float) -> Tensor:
 
 @dataclass(frozen=True)
 class RuleSetting:
-    """The number that a rule has; as a setting of the training its name begins with `revision_`."""
+    """The number that a rule needs; it is a setting of the run, and its name begins with `revision_`."""
 
     name: str
     default: float
@@ -72,15 +72,20 @@ class RuleSetting:
     below: float = 1.0
 
     def check(self, value: float) -> float:
-        """The value; `ValueError` naming the setting where it lies outside of minimum <= value < below."""
+        """The value; raises `ValueError` naming the setting unless minimum <= value < below."""
         if not self.minimum <= value < self.below:
             raise ValueError(f"{self.name}={value} must lie in [{self.minimum:g}, {self.below:g}).")
         return value
 
+    def value(self, settings: Mapping[str, Any]) -> float:
+        """The value among the settings of a run, or the default; checked, see `check`."""
+        value = settings.get(self.name)
+        return self.check(self.default if value is None else value)
+
 
 @dataclass(frozen=True)
 class RevisionRule:
-    """A rule that revises confidences, and what is to be told of it.
+    """A rule that revises confidences, and its texts for `--help` and the model card.
 
     Put one of your own into `REVISION_RULES`, or hand it to `ConfidenceTable.revise` or `FerPllTrainer`:
 
@@ -88,15 +93,15 @@ class RevisionRule:
                                lambda confidence, response, _: one_hot(response.argmax(1), response.shape[1]).float())
 
     Args:
-        name: of the rule, what `--revision` and the model card call it.
-        summary: what it does to an image's confidences, for `--help` and the card; no sentence, without a period.
+        name: of the rule, in `--revision` and the model card.
+        summary: what it does to an image's confidences, for `--help` and the card; not a sentence, without a period.
         response: (C, Y, z) -> v, all (B, K), C and v float32, v >= 0 and zero outside the candidates, NaN where z is;
-            it must detach z. `None`: there is no revision by `ConfidenceTable`.
+            it must detach z. `None`: `ConfidenceTable` revises nothing.
         update: (C, v, value) -> C', (B, K) float32, rows >= 0 with sum 1, zero outside the candidates.
-        setting: whose value the update gets; `None` where it needs none.
+        setting: the update gets its value; `None` if the update needs no value.
         after_loss: the loss of a visit sees the confidence that the row's previous visit left.
-        final: rows that came down to one label are not revised again, unless every visit begins with the candidates.
-        bound: C (N, K) -> (N,), what the margin v_(1) - v_(2) of a row never exceeds. `None`: nothing is known.
+        final: rows with one label left are not revised again, unless every visit starts from the candidates.
+        bound: C (N, K) -> (N,), an upper bound of each row's margin v_(1) - v_(2). `None`: no bound is known.
         describe: (settings, candidate_sets) -> a sentence for the card, see `sentence`.
     """
 
@@ -111,24 +116,21 @@ class RevisionRule:
     describe: Callable[[Mapping[str, Any], Mapping[str, Any]], str] | None = None
 
     def value(self, settings: Mapping[str, Any]) -> float | None:
-        """The value of the rule's setting among those of a training, its default where it is not among them."""
-        if self.setting is None:
-            return None
-        value = settings.get(self.setting.name)
-        return self.setting.check(self.setting.default if value is None else value)
+        """The value of the rule's setting, see `RuleSetting.value`; `None` for a rule without a setting."""
+        return None if self.setting is None else self.setting.value(settings)
 
     def revise(
         self, confidence: Tensor, candidates: Tensor, logits: Tensor, value: float | None = None
     ) -> tuple[Tensor, Tensor]:
         """The confidences C' that follow C, and the response v to it, both (B, K) float32.
 
-        A row whose response holds NaN, as that of logits with NaN does, stays as it is.
+        A row whose response holds NaN stays unchanged; logits with NaN give such a response.
 
         Args:
             confidence: C, float32 (B, K), rows >= 0 with sum 1, zero outside the candidates.
             candidates: Y, bool (B, K).
             logits: z, (B, K), any float type; used detached and in float32, also under autocast.
-            value: of the rule's setting; its default where not given.
+            value: of the rule's setting; its default if not given.
 
         Raises:
             ValueError: the value lies outside its range, or the rule has no response.
@@ -141,11 +143,11 @@ class RevisionRule:
         return torch.where(response.isnan().any(dim=1, keepdim=True), confidence, revised), response
 
     def sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
-        """What a model card says of the revision in a training that is through.
+        """The sentence of a model card about the revision in a finished run.
 
         Args:
-            settings: of the training: the rule's setting, `revision_warmup_epochs`, `reversible`. What is not among
-                them is not told.
+            settings: of the run: the rule's setting, `revision_warmup_epochs`, `reversible`. The sentence leaves out
+                those that are missing.
             candidate_sets: numbers of the confidence table: `rows`, `ambiguous`, `revised`.
         """
         if self.describe is not None:
@@ -164,7 +166,7 @@ def _from_epoch(settings: Mapping[str, Any]) -> str:
 
 
 def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
-    """Of a rule that decides by a threshold; `leader` is the clause of who leads, with `{}` for the number."""
+    """The `describe` of a rule with a threshold; `leader` is the clause about who leads, with `{}` for the number."""
 
     def describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
         leads = leader.format(settings.get(THRESHOLD.name, "the threshold"))
@@ -184,9 +186,9 @@ def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, 
 
 
 def describe_each_visit(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any], what: str) -> str:
-    """The sentence of a rule that revises whenever an image is seen; `what` it then does, without a period.
+    """The sentence for a rule that revises at every visit; `what` it then does, without a period.
 
-    Arguments as of `RevisionRule.sentence`.
+    The other arguments are those of `RevisionRule.sentence`.
     """
     never = "" if candidate_sets["revised"] else " The training ended before any image was revised."
     return f"Each time the image is seen{_from_epoch(settings)}, {what}.{never}"
@@ -201,7 +203,7 @@ def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:
-    """Upper bound (N,) of the margin of Eq. 5 for each row of confidences (N, K): 1/|Y| where they are uniform.
+    """Upper bound (N,) of the margin of Eq. 5 for each row of confidences (N, K): 1/|Y| for uniform ones.
 
     v_(1) - v_(2) = C_(1) sigmoid(z_1) - v_(2) <= max C, since 0 <= sigmoid <= 1.
     """
@@ -264,11 +266,11 @@ REVISION_RULES: dict[str, RevisionRule] = {
         RevisionRule("none", "as they begin", describe=lambda *_: "They were not revised during training."),
     )
 }
-"""The rules by name. One of your own is an entry here, see `RevisionRule`."""
+"""The rules by name. Add a rule of your own as an entry, see `RevisionRule`."""
 
 
 def find_rule(rule: str | RevisionRule) -> RevisionRule:
-    """A rule by its name, or the rule itself; `ValueError` with the names that there are."""
+    """The rule of a name, or the rule itself; raises `ValueError` listing the names for an unknown one."""
     if isinstance(rule, RevisionRule):
         return rule
     if rule not in REVISION_RULES:

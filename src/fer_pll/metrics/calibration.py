@@ -1,9 +1,10 @@
-"""What is put right in a trained classifier's output rows: its bias towards frequent classes, its certainty.
+"""Post-hoc calibration: temperature scaling and logit adjustment, folded into the classifier.
 
-Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks"): softmax probabilities of a trained
-network are usually too sure, or, where soft labels trained it, not sure enough. One number repairs most of that: the
-logits are divided by the temperature that makes the labels of rows outside the training most likely. The most likely
-class stays the same. Folded into the output rows of the classifier, it is there for all who use the checkpoint.
+Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks"): the softmax probabilities of a
+trained network are usually too confident; after training with soft labels they are not confident enough. One number
+repairs most of that: the logits are divided by the temperature that makes the labels of rows outside the training set
+most likely. The most likely class stays the same. The temperature is folded into the output rows of the classifier, so
+everyone who uses the checkpoint gets it.
 """
 
 import numpy as np
@@ -15,7 +16,7 @@ from scipy.special import log_softmax
 from ..model.modeling_fer_pll import FerPllForImageClassification
 
 LIMITS = 0.05, 20.0
-"""Of the temperature; labels that the logits always get right, or that they know nothing of, have no best one."""
+"""Range of the temperature. There is no best one if the logits are always right, or unrelated to the labels."""
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
@@ -26,7 +27,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         labels: (N,) of rows that the model was not trained on.
 
     Raises:
-        ValueError: no rows, another number of labels, or a label that is no class.
+        ValueError: there are no rows, the number of labels differs, or a label is not a class.
     """
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
@@ -44,20 +45,20 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 @torch.no_grad()
 def fold_temperature(model: FerPllForImageClassification, temperature: float) -> None:
-    """Divide the model's logits by a temperature for good: its output rows <w_k, h> + b_k, all alike."""
-    model.classifier.weight /= temperature
-    model.classifier.bias /= temperature
+    """Divide the model's logits by a temperature permanently, in all its output rows <w_k, h> + b_k."""
+    model.classifier.weight.div_(temperature)
+    model.classifier.bias.div_(temperature)
 
 
 @torch.no_grad()
 def fold_balance(model: FerPllForImageClassification, shares: ArrayLike, strength: float) -> None:
-    """Lower the model's logits by `strength * log(shares)` for good, so that it names rare classes more often.
+    """Lower the model's logits by `strength * log(shares)` permanently, so that it names rare classes more often.
 
     Logit adjustment after training (Menon et al. 2021, "Long-tail learning via logit adjustment"): with 1 the model
-    answers as if all classes were as frequent, which serves the mean class accuracy; 0 changes nothing.
+    answers as if all classes were equally frequent, which favors the mean class accuracy; 0 changes nothing.
 
     Args:
-        shares: (K,) of the classes in the training, all positive.
+        shares: (K,) of the classes in the training set, all positive.
         strength: tau >= 0.
 
     Raises:
@@ -66,4 +67,4 @@ def fold_balance(model: FerPllForImageClassification, shares: ArrayLike, strengt
     shares = torch.as_tensor(shares, dtype=torch.float64)
     if (shares <= 0).any():
         raise ValueError(f"class {int((shares <= 0).nonzero()[0])} has no share in the training: nothing balances it.")
-    model.classifier.bias -= strength * shares.log().to(model.classifier.bias)
+    model.classifier.bias.sub_(strength * shares.log().to(model.classifier.bias))

@@ -2,7 +2,7 @@
 
 `classification_report` computes all of them at once.
 
-Every reference label must be defined: -1 is refused, since whoever leaves rows out should know how many.
+Every reference label must be defined: -1 is refused, because whoever leaves rows out should know how many.
 """
 
 import numpy as np
@@ -21,8 +21,7 @@ def classification_report(probabilities: ArrayLike, labels: ArrayLike) -> dict[s
         rows) and confusion_matrix (K lists of K counts: row = reference, column = prediction).
 
     Raises:
-        ValueError: for a label that is undefined (-1) or not below K, for rows that are no probabilities, or where
-            there are no rows.
+        ValueError: a label is undefined (-1) or not below K, a row is not a distribution, or there are no rows.
     """
     probabilities = np.asarray(probabilities, dtype=np.float32)
     predictions, num_classes = probabilities.argmax(axis=1), probabilities.shape[1]
@@ -50,7 +49,7 @@ def mean_class_accuracy(predictions: ArrayLike, references: ArrayLike) -> float:
 
 
 def per_class_recall(predictions: ArrayLike, references: ArrayLike, num_classes: int) -> np.ndarray:
-    """Share of each class's rows that are predicted right, (num_classes,) float64; NaN for a class without rows."""
+    """Share of each class's rows with a correct prediction, (num_classes,) float64; NaN for a class without rows."""
     matrix = confusion_matrix(predictions, references, num_classes)
     rows = matrix.sum(axis=1)
     return np.divide(matrix.diagonal(), rows, out=np.full(num_classes, np.nan), where=rows > 0)
@@ -91,10 +90,10 @@ def expected_calibration_error(probabilities: ArrayLike, references: ArrayLike, 
 
 
 def label_recovery(confidence: ArrayLike, true_labels: ArrayLike) -> float:
-    """Share of rows whose largest confidence stands at the true label, over the rows with a known one.
+    """Share of rows whose largest confidence is that of the true label, among rows with a known true label.
 
-    Of equal confidences the first in class order is taken, as by `ConfidenceTable.labels`: rows that are still tied
-    count by their class order, not by their ambiguity.
+    Among equal confidences the first in class order counts, as in `ConfidenceTable.labels`. So the class order decides
+    whether a tied row counts as recovered.
 
     Args:
         confidence: (N, K).

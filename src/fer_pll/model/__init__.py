@@ -1,5 +1,5 @@
-"""What a checkpoint needs.
+"""Model, configuration and image processor: the code that a checkpoint needs.
 
-These files travel with it to the Hub as remote code, so they import nothing of ours outside this folder. Nothing is
-imported here, because `face_crop` is read without torch as well.
+These files travel with a checkpoint to the Hub as remote code, so they import nothing of ours outside this folder.
+This module imports nothing, because programs without torch import `face_crop`.
 """

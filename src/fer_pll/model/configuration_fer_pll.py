@@ -1,6 +1,6 @@
 """Configuration of the fer-pll models."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -10,16 +10,16 @@ RETIRED = {
     "finetuning_mask_ratio": (0, "predictions do not depend on it: set it to 0 in config.json to train without it"),
     "hog_window_size": (0, "only pre-training depended on it: set it to 0 in config.json to use the weights"),
 }
-"""Settings of earlier versions: the value that changes nothing, and what is said of any other."""
+"""Settings of earlier versions: the value that changes nothing, and the message for any other value."""
 
 
 def drop_retired(settings: dict[str, Any]) -> None:
-    """Take the settings that earlier versions wrote, and this one does not have, out of `settings`.
+    """Remove from `settings` those that earlier versions wrote and this version does not have.
 
-    `calibration_temperature` goes whatever it is: it was a record, which training.json holds as well.
+    `calibration_temperature` is removed whatever its value: it was only a record, which training.json holds as well.
 
     Raises:
-        ValueError: one has a value with which the model would compute something else; the message names it.
+        ValueError: with a setting's value the model would compute something else; the message names the setting.
     """
     settings.pop("calibration_temperature", None)
     for name, (unused, consequence) in RETIRED.items():
@@ -51,16 +51,16 @@ class FerPllConfig(PreTrainedConfig):
         position_embedding_type (`"sincos"` or `"learned"`): fixed 2D sine-cosine positions, or trained ones.
 
     Pre-training (paper, sections 3.2 and 4.2):
-        mask_ratio (`float`, defaults to 0.4): share of the patches that is hidden.
+        mask_ratio (`float`, defaults to 0.4): share of hidden patches.
         mask_style (`"visible"` or `"token"`): `"visible"` encodes the visible patches only and predicts the others
-            from a small decoder that is thrown away afterwards; `"token"` puts a mask token in the place of each
-            hidden patch embedding and encodes the full sequence, with a linear head.
+            with a small decoder that is thrown away afterwards; `"token"` replaces the embedding of each hidden patch
+            by a mask token and encodes the full sequence, with a linear head.
         mask_shape (`"random"` or `"blocks"`): single patches, or rectangles of them (BEiT, MaskFeat; with `"token"`).
-            Of rectangles `mask_ratio` is the largest share.
+            For rectangles, `mask_ratio` is the largest share.
         mask_unit_size (`int`, defaults to `patch_size`): side in pixels of the squares that random masks are made of
             (SimMIM has 32; with `"token"`).
-        pretraining_target (`"hog"`, `"pixels"` or `"normalized_pixels"`): what is predicted of a hidden patch; the
-            last are the pixels less their mean and over their standard deviation (MAE).
+        pretraining_target (`"hog"`, `"pixels"` or `"normalized_pixels"`): what the model predicts for a hidden
+            patch. The last are the pixels minus their mean, divided by their standard deviation (MAE).
         pretraining_loss (`"l2"` or `"l1"`): mean squared or mean absolute error.
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`,
             default to 512, 2, 8 and 2048): the decoder of `"visible"`.
@@ -76,13 +76,18 @@ class FerPllConfig(PreTrainedConfig):
         query_decoder_num_hidden_layers (`int`, defaults to 2).
 
     Raises:
-        StrictDataclassError: of `huggingface_hub`, for a value of a wrong type or outside its range, or where sizes do
-            not fit each other.
-        ValueError: for a setting that an earlier version had, with a value that this one cannot follow.
+        StrictDataclassError: of `huggingface_hub`; a value has a wrong type or lies outside its range, or sizes do not
+            fit each other.
+        ValueError: a setting of an earlier version has a value that this version cannot follow.
     """
 
     model_type = "fer_pll"
-    keys_to_ignore_at_inference = ["query_states", "hidden_states", "attentions", "cross_attentions"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "query_states",
+        "hidden_states",
+        "attentions",
+        "cross_attentions",
+    ]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -122,7 +127,7 @@ class FerPllConfig(PreTrainedConfig):
     # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
     problem_type: Literal["single_label_classification"] = "single_label_classification"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
@@ -135,17 +140,22 @@ class FerPllConfig(PreTrainedConfig):
         return self.image_size // self.patch_size
 
     @property
+    def patches_per_mask_unit(self) -> int:
+        """Patches per side of the squares that random masks are made of."""
+        return (self.mask_unit_size or self.patch_size) // self.patch_size
+
+    @property
     def num_hog_values(self) -> int:
         """HOG values per patch: cells in the patch x orientations x channels (108 at 16 / 8 / 9 / 3)."""
         return (self.patch_size // self.hog_cell_size) ** 2 * self.hog_orientations * self.num_channels
 
     @property
     def num_target_values(self) -> int:
-        """Values per patch that pre-training predicts."""
+        """Number of values that pre-training predicts per patch."""
         return self.num_hog_values if self.pretraining_target == "hog" else self.patch_size**2 * self.num_channels
 
-    def validate_sizes(self):
-        """Raise `ValueError` where image, patch, cell, widths and masks do not fit."""
+    def validate_sizes(self) -> None:
+        """Raise `ValueError` if image, patch, cell, widths and masks do not fit each other."""
         for name in (
             "hidden_size",
             "num_hidden_layers",
@@ -190,6 +200,7 @@ class FerPllConfig(PreTrainedConfig):
                 f"mask_ratio={self.mask_ratio} of {num_patches} patches: pre-training needs at least one visible and "
                 "one hidden patch."
             )
+        assert self.mask_unit_size is not None  # see __post_init__
         if self.mask_unit_size % self.patch_size or self.image_size % self.mask_unit_size:
             raise ValueError(
                 f"mask_unit_size={self.mask_unit_size} must be a multiple of patch_size={self.patch_size} and divide "
@@ -202,22 +213,22 @@ class FerPllConfig(PreTrainedConfig):
                 "pre-training needs at least one visible and one hidden square."
             )
 
-    def validate_pretraining(self):
-        """Raise `ValueError` for options of pre-training that do not go together."""
+    def validate_pretraining(self) -> None:
+        """Raise `ValueError` for options of pre-training that contradict each other."""
         if self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
             raise ValueError(
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
                 "'visible' hides single patches, as many in each image."
             )
 
-    def validate_ratios(self):
+    def validate_ratios(self) -> None:
         """Raise `ValueError` for a ratio outside [0, 1)."""
         for name in ("mask_ratio", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
 
-    def validate_image_statistics(self):
-        """Raise `ValueError` where mean or standard deviation are of another number of channels."""
+    def validate_image_statistics(self) -> None:
+        """Raise `ValueError` if mean or standard deviation have another number of channels."""
         for name in ("image_mean", "image_std"):
             if len(getattr(self, name)) != self.num_channels:
                 raise ValueError(

@@ -1,23 +1,23 @@
-"""Face crops as `face_crop` in a preprocessor_config.json describes them."""
+"""The description of face crops, `face_crop` in a preprocessor_config.json."""
 
 import math
 from typing import Any
 
 
 def check_face_crop(face_crop: Any) -> dict[str, Any]:
-    """Check the description of a crop, and bring it to the present spelling.
+    """Check the description of a crop, and convert it to the present spelling.
 
     Args:
         face_crop: `name` (text), `template` (five (x, y) in shares of the crop's side: left and right eye, nose, left
             and right corner of the mouth, as seen in the image), `size` (pixels), `color` ("gray" or "rgb") and
             `margin` (share of the side that is added on each side). Earlier checkpoints have `colour` ("grey" or
-            "rgb") in the place of `color`.
+            "rgb") instead of `color`.
 
     Returns:
-        a new dictionary with the keys named above.
+        A new dictionary with the keys named above.
 
     Raises:
-        ValueError: `face_crop` describes no crop; the message names the key at fault.
+        ValueError: `face_crop` does not describe a crop; the message names the key at fault.
     """
 
     def is_number(value: Any) -> bool:

@@ -10,7 +10,7 @@ NUM_DIFFERENCES = 511  # a central difference of two 8-bit values lies in -255..
 
 
 def gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
-    """What one pixel adds to the histogram of its cell, for every gradient that an 8-bit image can have.
+    """Contribution of one pixel to the histogram of its cell, for every gradient that an 8-bit image can have.
 
     Row `|511 g_row + g_col|` holds the magnitude of (g_row, g_col) in the column of its orientation bin and zeros
     elsewhere. Bin k holds the directions from `k * 180 / orientations` degrees up to, not including, the next bin's.
@@ -33,7 +33,7 @@ def gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
 _kept_gradient_table = cache(gradient_table)
 
 
-@torch.compiler.assume_constant_result  # torch.compile takes the table as it is instead of compiling its making
+@torch.compiler.assume_constant_result  # torch.compile takes the finished table and does not compile its computation
 def cached_gradient_table(orientations: int, device: torch.device) -> torch.Tensor:
     return _kept_gradient_table(orientations, device)
 
@@ -120,7 +120,7 @@ def hog_targets(
     if gradient == "sobel":
         pixels = pixels.float().round().clamp(0, 255)
         return nn.functional.normalize(sobel_histograms(pixels, cell_size, orientations), dim=-1)
-    # Export runs this function on tensors without values, which must not get into the cache.
+    # Export runs this function on tensors without values; they must not enter the cache.
     make_table = gradient_table if torch.compiler.is_exporting() else cached_gradient_table
     table = make_table(orientations, pixels.device)
     # One channel at a time: quicker than all at once, whose memory would not stay in the processor's cache.

@@ -1,6 +1,7 @@
 """Image processor of the fer-pll models."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -16,36 +17,37 @@ class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class FerPllImageProcessor(PilBackend):
-    """Any image to normalized `pixel_values` (B, C, H, W).
+    """Turns any image into normalized `pixel_values` (B, C, H, W).
 
-    Color images become gray for a model of one channel (ITU-R 601-2 luma), gray ones RGB for a model of three.
-    Resizing is always Pillow's, also where torchvision is installed, so that a checkpoint gives the same logits on
-    every machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
+    Color images become gray for a model of one channel (ITU-R 601-2 luma), gray images RGB for a model of three.
+    Pillow always does the resizing, also if torchvision is installed, so a checkpoint gives the same logits on every
+    machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
 
     Args:
         num_channels: 1 or 3, as the model's `config.num_channels`.
         image_mean, image_std: one value per channel, of pixels scaled to 0..1; default to 0.5.
-        face_crop: how the images of the training show their faces, as `check_face_crop` says, so that a detected
-            face can be cropped likewise; None where that is not known. It travels with the checkpoint, and changes
-            nothing here: this class gets images that are cropped already.
+        face_crop: how the training images show faces, in the form of `check_face_crop`, so that a detected face can
+            be cropped in the same way; None if that is unknown. It travels with the checkpoint and changes nothing
+            here: this class gets images that are cropped already.
         size, resample, ...: as in transformers' image processors.
 
     Raises:
-        ValueError: for another number of channels, or a `face_crop` that describes none.
+        ValueError: the number of channels is neither 1 nor 3, or `face_crop` does not describe a crop.
     """
 
     valid_kwargs = FerPllImageProcessorKwargs
-    model_input_names = ["pixel_values"]
 
     num_channels = 3
     resample = PILImageResampling.BILINEAR
-    size = {"height": 224, "width": 224}
+    size: ClassVar[dict[str, int]] = {"height": 224, "width": 224}
     do_resize = True
     do_rescale = True
     do_normalize = True
+    image_mean: Sequence[float] | None
+    image_std: Sequence[float] | None
     face_crop = None
 
-    def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any):
+    def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.face_crop = None if face_crop is None else check_face_crop(face_crop)
         if self.num_channels not in (1, 3):
@@ -54,14 +56,17 @@ class FerPllImageProcessor(PilBackend):
         self.image_std = self.image_std or (0.5,) * self.num_channels
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
-        """Paths and URLs to images, and arrays of a gray image (H, W) to (1, H, W), which transformers refuses."""
+        """Opens paths and URLs. An array of a gray image (H, W), which transformers refuses, becomes (1, H, W)."""
         images = super().fetch_images(image_url_or_urls)
         return images[None] if not isinstance(images, (list, Image.Image)) and images.ndim == 2 else images
 
-    def process_image(self, image: ImageInput, num_channels: int, **kwargs: Any) -> np.ndarray:
+    # transformers hands over all but the image by name.
+    def process_image(  # type: ignore[override]
+        self, image: ImageInput, num_channels: int, **kwargs: Any
+    ) -> np.ndarray:
         """One image (PIL, NumPy or tensor; gray, color or with alpha) to an array (num_channels, H, W).
 
-        8-bit images have their final size already, where `size` has height and width.
+        8-bit images already have their final size if `size` has height and width.
         """
         mode = "L" if num_channels == 1 else "RGB"
         kwargs["do_convert_rgb"] = False
@@ -84,10 +89,10 @@ class FerPllImageProcessor(PilBackend):
         # Gray for a model of three channels: resized once, not in each of three equal channels.
         return np.repeat(pixels, num_channels, axis=0) if image.mode == "L" else pixels
 
-    def resize(self, image: np.ndarray, size: SizeDict, **kwargs: Any) -> np.ndarray:
+    def resize(self, image: np.ndarray, size: SizeDict, *args: Any, **kwargs: Any) -> np.ndarray:
         if image.dtype == np.uint8 and image.shape[1:] == (size.height, size.width):
             return image
-        return super().resize(image, size, **kwargs)
+        return super().resize(image, size, *args, **kwargs)
 
 
 FerPllImageProcessor.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Which patches are hidden in masked image modeling."""
+"""Masks for masked image modeling."""
 
 import math
 
@@ -42,10 +42,10 @@ def blockwise_masking(
 ) -> torch.Tensor:
     """Hide rectangles of patches until a share of them is hidden (BEiT, algorithm 1; Bao et al., 2022; MaskFeat).
 
-    A rectangle has an area between 16 of 196 patches, or the same share of another grid, and what may still be hidden,
-    and an aspect ratio between 0.3 and 1 / 0.3. It is left out where it reaches the image's full height or width,
-    hides nothing new or too much; ten such in a row end the search. So at most the share is hidden, mostly a little
-    less.
+    The area of a rectangle lies between 16 of 196 patches (the same share of another grid) and the number of patches
+    that may still be hidden; its aspect ratio lies between 0.3 and 1 / 0.3. A rectangle is left out if it reaches the
+    image's full height or width, or hides nothing new or too much. Ten such rectangles in a row end the search. So the
+    hidden share is at most `mask_ratio`, mostly a little less.
 
     Args:
         batch: number of images, B.

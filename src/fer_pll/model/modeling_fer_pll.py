@@ -6,6 +6,8 @@ Shapes in comments: B images, L patches, V visible patches, K classes, d hidden 
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from os import PathLike
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,18 +34,18 @@ class FerPllModelOutput(ModelOutput):
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
-        where hidden patches are replaced by a token.
+        if a token replaces the hidden patches.
     hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
     cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    query_states: torch.FloatTensor | None = None
-    mask: torch.FloatTensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    query_states: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -55,29 +57,29 @@ class FerPllForPreTrainingOutput(ModelOutput):
     mask, ids_restore, hidden_states, attentions: see `FerPllModelOutput`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    mask: torch.FloatTensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class FerPllImageClassifierOutput(ModelOutput):
     """Output of `FerPllForImageClassification`.
 
-    loss: cross-entropy, where `labels` were given.
+    loss: cross-entropy, if `labels` were given.
     logits: (B, K).
     query_states, hidden_states, attentions, cross_attentions: see `FerPllModelOutput`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    query_states: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    query_states: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
@@ -136,7 +138,7 @@ class FerPllAttention(nn.Module):
 
     is_causal = False
 
-    def __init__(self, config: FerPllConfig, hidden_size: int, num_heads: int):
+    def __init__(self, config: FerPllConfig, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.config = config
         self.head_dim = hidden_size // num_heads
@@ -170,7 +172,7 @@ class FerPllAttention(nn.Module):
 
 
 class FerPllMLP(nn.Module):
-    def __init__(self, config: FerPllConfig, hidden_size: int, intermediate_size: int):
+    def __init__(self, config: FerPllConfig, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
@@ -183,13 +185,13 @@ class FerPllMLP(nn.Module):
 class FerPllResidual(nn.Module):
     """Adds a branch to its input, with dropout and stochastic depth in training."""
 
-    def __init__(self, config: FerPllConfig, drop_path_rate: float = 0.0):
+    def __init__(self, config: FerPllConfig, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
-        if self.training:  # else there is nothing to drop; asking the modules takes time that a small model notices
+        if self.training:  # otherwise nothing is dropped, and calling the modules costs a small model noticeable time
             branch = self.dropout(branch)
             if self.drop_path_rate > 0:
                 branch = drop_path(branch, self.drop_path_rate)
@@ -206,7 +208,7 @@ class FerPllLayer(GradientCheckpointingLayer):
         num_heads: int,
         intermediate_size: int,
         drop_path_rate: float = 0.0,
-    ):
+    ) -> None:
         super().__init__()
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = FerPllAttention(config, hidden_size, num_heads)
@@ -223,7 +225,7 @@ class FerPllLayer(GradientCheckpointingLayer):
 class FerPllQueryLayer(GradientCheckpointingLayer):
     """Pre-norm block of the query decoder: label queries attend to the patch tokens."""
 
-    def __init__(self, config: FerPllConfig):
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
         size, heads = config.hidden_size, config.num_attention_heads
         self.layernorm_before = nn.LayerNorm(size, eps=config.layer_norm_eps)
@@ -241,15 +243,16 @@ class FerPllQueryLayer(GradientCheckpointingLayer):
 class FerPllQueryDecoder(nn.Module):
     """One learnable query per class, decoded against the patch tokens (paper, section 3.3; Query2Label)."""
 
-    def __init__(self, config: FerPllConfig):
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
+        assert config.num_labels is not None  # transformers gives every configuration its labels
         self.label_queries = nn.Parameter(torch.empty(config.num_labels, config.hidden_size))
         self.layers = nn.ModuleList(FerPllQueryLayer(config) for _ in range(config.query_decoder_num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
         queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
-        # They are a slice without the class token: each key and value projection would keep a copy for its backward.
+        # The slice without the class token is not contiguous: each projection would keep a copy for its backward.
         patch_tokens = patch_tokens.contiguous()
         for layer in self.layers:
             queries = layer(queries, patch_tokens, **kwargs)
@@ -257,7 +260,7 @@ class FerPllQueryDecoder(nn.Module):
 
 
 class FerPllPatchEmbeddings(nn.Module):
-    def __init__(self, config: FerPllConfig):
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
         self.projection = nn.Conv2d(
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
@@ -271,7 +274,9 @@ class FerPllPatchEmbeddings(nn.Module):
 class FerPllEmbeddings(nn.Module):
     """Patch embeddings with positions, class token and, in training, masking."""
 
-    def __init__(self, config: FerPllConfig, use_mask_token: bool):
+    position_embeddings: torch.Tensor
+
+    def __init__(self, config: FerPllConfig, use_mask_token: bool) -> None:
         super().__init__()
         self.config = config
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
@@ -281,7 +286,7 @@ class FerPllEmbeddings(nn.Module):
         if config.position_embedding_type == "learned":
             self.position_embeddings = nn.Parameter(positions)
         else:
-            # Not a parameter without gradient: `from_pretrained` would give it one.
+            # A buffer, because `from_pretrained` makes every parameter require a gradient.
             self.register_buffer("position_embeddings", positions)
 
     def forward(
@@ -296,14 +301,14 @@ class FerPllEmbeddings(nn.Module):
         tokens = self.patch_embeddings(pixel_values)
         positions = interpolate_positions(self.position_embeddings, *grid)
         ids_keep = ids_restore = None
-        masking = mask_ratio > 0 or noise is not None or mask is not None
-        if masking and self.mask_token is None:
-            if noise is None:
-                noise = torch.rand(tokens.shape[:2], device=tokens.device)
-            ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
-        elif masking:
-            mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
-            tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+        if mask_ratio > 0 or noise is not None or mask is not None:
+            if self.mask_token is None:
+                if noise is None:
+                    noise = torch.rand(tokens.shape[:2], device=tokens.device)
+                ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+            else:
+                mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
+                tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
         tokens = tokens + positions[:, 1:]
         if ids_keep is not None:
             tokens = take_tokens(tokens, ids_keep)
@@ -313,10 +318,10 @@ class FerPllEmbeddings(nn.Module):
     def draw_mask(
         self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
-        """Patches to replace by the mask token, (B, L), 1 where hidden, as the configuration has them drawn."""
+        """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
             return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
-        unit = self.config.mask_unit_size // self.config.patch_size
+        unit = self.config.patches_per_mask_unit
         if noise is None:
             noise = torch.rand(len(tokens), (grid[0] // unit) * (grid[1] // unit), device=tokens.device)
         return unit_masking(noise, mask_ratio, grid, unit)
@@ -325,7 +330,7 @@ class FerPllEmbeddings(nn.Module):
 def check_pixel_values(
     pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
 ) -> tuple[int, int]:
-    """Patches per column and row of the input, after checking that the model can take it."""
+    """Checks that the model can take the input; returns its patches per column and row."""
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
@@ -347,34 +352,35 @@ class FerPllPreTrainedModel(PreTrainedModel):
     config_class = FerPllConfig
     base_model_prefix = "fer_pll"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
     supports_gradient_checkpointing = True
-    # A mean loss per micro-batch: Trainer must divide it by the accumulation steps (it assumes otherwise of every
-    # forward with **kwargs).
+    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
+    # for a forward with **kwargs.
     accepts_loss_kwargs = False
-    _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]
+    _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]  # noqa: RUF012  # no ClassVar there
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {
+    _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
         "hidden_states": FerPllLayer,
         "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
         "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
-    def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """As in transformers, but from the package a new repository gets our card, not the stock one."""
+    # transformers wraps this method in a way that mypy takes for a function of the model as its argument.
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:  # type: ignore[override]
+        """As in transformers, but from the package a new repository gets our model card, not the default one."""
         package = __name__.removesuffix(".model.modeling_fer_pll")
         if package != __name__ and not kwargs.get("create_pr"):  # else this is the copy beside a checkpoint's weights
             options = {name: kwargs.get(name) for name in ("token", "private", "revision")}
             import_module(f"{package}.hub.push").push_card(self, repo_id, **options)
-        return super().push_to_hub(repo_id, **kwargs)
+        return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
-    def save_pretrained(self, save_directory: str, **kwargs):
-        # transformers enters the saved class only; the file that it copies holds the others as well. (A subclass made
-        # elsewhere is saved with the file of its own.)
+    def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
+        # transformers registers only the saved class, but the file that it copies holds the others as well. (A
+        # subclass from elsewhere is saved with its own file.)
         if type(self).__module__ == __name__:
             self.config.auto_map = {
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
@@ -382,13 +388,13 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
             }
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
         if isinstance(module, FerPllClassifier):
-            # Small first logits: otherwise chance decides the first revisions of the confidences, which are final.
+            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
             init.normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
@@ -401,7 +407,8 @@ class FerPllPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Conv2d):
             bound = (6 / (len(module.weight) + module.weight[0].numel())) ** 0.5  # Xavier of the flattened kernel
             init.uniform_(module.weight, -bound, bound)
-            init.zeros_(module.bias)
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:
@@ -421,17 +428,19 @@ class FerPllPreTrainedModel(PreTrainedModel):
 
 
 class FerPllModel(FerPllPreTrainedModel):
-    """ViT encoder, followed by the query decoder where there is one.
+    """ViT encoder, followed by the query decoder if there is one.
 
     Args:
         config: sizes and switches.
         add_query_decoder: overrides `config.add_query_decoder`; the pre-training model has none, so that distributed
             training finds no unused parameters.
-        use_mask_token: whether masked patches are replaced by a token (`mask_style="token"` in pre-training) or
+        use_mask_token: whether a token replaces masked patches (`mask_style="token"` in pre-training) or they are
             dropped.
     """
 
-    def __init__(self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False):
+    def __init__(
+        self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False
+    ) -> None:
         super().__init__(config)
         rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.embeddings = FerPllEmbeddings(config, use_mask_token)
@@ -461,9 +470,9 @@ class FerPllModel(FerPllPreTrainedModel):
         Args:
             pixel_values: (B, C, H, W), normalized by the image processor.
             mask_ratio: share of the patches to hide; 0 hides none.
-            noise: (B, L), the patches with the highest values are hidden; drawn where not given. With
+            noise: (B, L), the patches with the highest values are hidden; drawn if not given. With
                 `config.mask_unit_size`, (B, number of squares).
-            mask: (B, L), the patches to replace by the mask token, where there is one; drawn where not given.
+            mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
@@ -481,7 +490,9 @@ class FerPllModel(FerPllPreTrainedModel):
 class FerPllPreTrainingDecoder(nn.Module):
     """Predicts the target of every patch from the visible ones; used in pre-training only (paper, section 3.2)."""
 
-    def __init__(self, config: FerPllConfig):
+    position_embeddings: torch.Tensor
+
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size)
@@ -519,7 +530,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
 
     `config.mask_style="visible"` encodes the visible patches and predicts the hidden ones with a small decoder;
     `"token"` encodes the full sequence with mask tokens and predicts with a linear head. Target, loss and the shape of
-    masks are options as well, so that the rivals of Table 6 are configurations of this class:
+    masks are options as well, so the rivals in Table 6 are configurations of this class:
 
     | | `pretraining_target` | `mask_style` | `pretraining_loss` | masks |
     |---|---|---|---|---|
@@ -529,7 +540,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
     | SimMIM (Xie et al., 2022) | `pixels` | `token` | `l1` | `mask_unit_size=32` |
     """
 
-    def __init__(self, config: FerPllConfig):
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
         token_style = config.mask_style == "token"
         self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
@@ -540,16 +551,16 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self.post_init()
 
     def to_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Undo the image processor: normalized (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bit)."""
+        """Undo the normalization: (B, C, H, W) to 0..255 in float32 (`hog_targets` rounds to 8 bits)."""
         mean = torch.tensor(self.config.image_mean, device=pixel_values.device).view(-1, 1, 1)
         std = torch.tensor(self.config.image_std, device=pixel_values.device).view(-1, 1, 1)
         return (pixel_values.float() * std + mean) * 255
 
     def targets(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What is predicted of every patch, float32 (B, L, `config.num_target_values`).
+        """Targets of every patch, float32 (B, L, `config.num_target_values`).
 
-        `hog`: HOG values. `pixels`: the patch of `pixel_values`. `normalized_pixels`: the same, less the mean of the
-        patch and over its standard deviation (MAE, section 3).
+        `hog`: HOG values. `pixels`: the patch of `pixel_values`. `normalized_pixels`: the same, minus the mean of the
+        patch, divided by its standard deviation (MAE, section 3).
 
         Args:
             pixel_values: normalized (B, C, H, W).
@@ -623,18 +634,19 @@ class FerPllClassifier(nn.Linear):
 class FerPllForImageClassification(FerPllPreTrainedModel):
     """Expression classifier (paper, section 3.3): logit k is <w_k, h_k> + b_k, one output row per class.
 
-    h_k is the state of label query k, or the mean of the patch tokens where `config.add_query_decoder` is off.
+    h_k is the state of label query k, or the mean of the patch tokens if `config.add_query_decoder` is off.
     """
 
-    def __init__(self, config: FerPllConfig):
+    def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
         self.fer_pll = FerPllModel(config)
+        assert config.num_labels is not None  # transformers gives every configuration its labels
         self.classifier = FerPllClassifier(config.hidden_size, config.num_labels)
         self.post_init()
 
     @property
     def label_queries(self) -> nn.Parameter | None:
-        """(K, d), or `None` without a query decoder; what the uniformity loss acts on."""
+        """(K, d), or `None` without a query decoder; the uniformity loss acts on them."""
         return None if self.fer_pll.query_decoder is None else self.fer_pll.query_decoder.label_queries
 
     @can_return_tuple
@@ -668,7 +680,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
-# Checkpoints carry this file, so that they load with `trust_remote_code=True` where the package is absent.
+# Checkpoints carry this file, so they load with `trust_remote_code=True` without the package.
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -19,7 +19,7 @@ def simplex_queries(num_classes: int, dim: int, generator: torch.Generator | Non
         float32 (K, d).
 
     Raises:
-        ValueError: where no such simplex exists.
+        ValueError: no such simplex exists.
     """
     if num_classes < 2 or dim < num_classes - 1:
         raise ValueError(f"{num_classes} label queries in {dim} dimensions: needs at least 2 classes and d >= K - 1.")
@@ -52,7 +52,7 @@ def uniformity_loss(queries: torch.Tensor, temperature: float, literal: bool = F
         float32 scalar.
 
     Raises:
-        ValueError: for a temperature that is not positive.
+        ValueError: the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"uniform_temperature={temperature} must be greater than 0.")

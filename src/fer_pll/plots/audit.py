@@ -1,10 +1,11 @@
-"""Which labels an audit doubts, and what annotators confuse."""
+"""Figure of a label audit: corrected labels, and classes that annotators confuse."""
 
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import ArrayLike
 
 from .style import FAINT, INK, MUTED
@@ -17,18 +18,17 @@ def plot_audit(
 
     Args:
         counts: (K, K) rows, row = given label, column = corrected label; the diagonal is not drawn.
-        annotators: (K, K) shares of votes, row = class that the face is believed to show, column = what they say.
+        annotators: (K, K) shares of votes, row = estimated class of the face, column = class that annotators name.
         class_names: K names.
         path: PNG file to write.
-        source: what the rows were judged by, for the heading.
+        source: what judged the rows, for the heading.
     """
     counts, annotators = np.array(counts), np.asarray(annotators)
     rows = counts.sum()
     np.fill_diagonal(counts, 0)
     num_classes = len(class_names)
     side = 1.6 + 0.62 * num_classes
-    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.15)
+    figure = Figure(figsize=(2 * side + 1, side + 0.5), layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.15))
     figure.suptitle(f"{rows:,} rows, judged by {source}", color=MUTED, fontsize=10)
     panels = (
         ("Rows that get another label", counts, counts.max(), "{:,}", "corrected label", "given label"),

@@ -1,9 +1,10 @@
-"""What the candidate sets of a training set look like."""
+"""Figure of the candidate sets of a training set."""
 
 import os
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..labels.candidate_summary import CandidateSummary
@@ -11,10 +12,9 @@ from .style import BLUE, FAINT, INK, MUTED, ORANGE, style_axes
 
 
 def plot_candidate_sets(summary: CandidateSummary, path: str | os.PathLike) -> None:
-    """Write the candidate sets of a training as PNG: rows by the size of the set, and what is in the sets by class."""
+    """Write the candidate sets of a run as PNG: number of rows by the size of the set, and by class."""
     num_classes = len(summary.class_names)
-    figure = Figure(figsize=(11, 1.6 + 0.36 * num_classes), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+    figure = Figure(figsize=(11, 1.6 + 0.36 * num_classes), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     by_size, by_class = figure.subplots(1, 2, width_ratios=(1, 1.4))
     for axes in (by_size, by_class):
         style_axes(axes)

@@ -1,10 +1,12 @@
-"""Confusion matrices."""
+"""Figure of a confusion matrix."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
@@ -30,13 +32,16 @@ def plot_confusion_matrix(
     share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
 
     side = 2.2 + 0.78 * num_classes
-    figure = Figure(figsize=(side + 0.9, side), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)
+    figure = Figure(figsize=(side + 0.9, side), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15))
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(matrix.shape):
         if matrix[row, column] or row == column:
-            style = {"ha": "center", "va": "center", "color": "white" if share[row, column] > 0.55 else INK}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "color": "white" if share[row, column] > 0.55 else INK,
+            }
             weight = "bold" if row == column else "normal"
             axes.text(column, row - 0.13, f"{share[row, column]:.0%}", fontsize=11, fontweight=weight, **style)
             axes.text(column, row + 0.22, f"{matrix[row, column]:,}", fontsize=8, **style)

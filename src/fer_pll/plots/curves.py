@@ -1,4 +1,4 @@
-"""Curves of a run."""
+"""Figures of the curves of runs."""
 
 import itertools
 import os
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, RED, style_axes
@@ -27,7 +28,7 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     """Write the curves of a training run as PNG, one panel per quantity that was logged.
 
     Args:
-        log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` where present: loss, eval_loss,
+        log_history: as in transformers' `trainer_state.json`. Drawn over `epoch` if present: loss, eval_loss,
             eval_accuracy, eval_mean_class_accuracy, learning_rate, revised_fraction, mean_margin, confidence_entropy,
             label_recovery, probe_accuracy.
         path: PNG file to write.
@@ -47,8 +48,9 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     last_epoch = max(curve[:, 0].max() for curve in curves.values() if len(curve)) * 1.02
     columns = min(len(panels), 3 if len(panels) <= 6 else 4)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure = Figure(
+        figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    )
     for position, (title, is_share, names) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, position)
         for (key, name), color in zip(names.items(), (BLUE, ORANGE), strict=False):
@@ -74,12 +76,12 @@ def plot_curves(
     x_label: str,
     y_label: str,
 ) -> None:
-    """Write curves of several trainings as PNG: the mean over the seeds, and a band from the lowest to the highest.
+    """Write curves of several runs as PNG: the mean over the seeds, and a band from the lowest to the highest.
 
     Args:
         curves: for each name in the legend, one curve for each seed: points (x, share), the same x for all seeds.
         path: PNG file to write.
-        title, x_label, y_label: what is drawn.
+        title, x_label, y_label: texts of the figure.
     """
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()

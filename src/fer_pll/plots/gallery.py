@@ -1,7 +1,8 @@
-"""Faces with their votes and confidences."""
+"""Figure of faces with their votes and confidences."""
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,7 +30,7 @@ def plot_gallery(
 
     Args:
         images: N images, PIL or arrays (H, W) or (H, W, 3), 8 bit.
-        votes: (N, K) votes of the annotators, drawn as bars; those of candidates in blue.
+        votes: (N, K) votes of the annotators, drawn as bars; votes for candidates are blue.
         candidates: (N, K) bool, the initial candidate sets.
         confidence: (N, K), as revised.
         class_names: K names.
@@ -43,7 +44,7 @@ def plot_gallery(
             f"{shape[0]} images and {shape[1]} class names need votes, candidates and confidence of shape {shape},"
             f" got {votes.shape}, {candidates.shape}, {confidence.shape}"
         )
-    # inches; a card is, from the top: image, heading and bars of the votes, heading and lines of the candidates
+    # inches; a card holds, from the top: image, heading and bars of the votes, heading and lines of the candidates
     card_width, margin, side, heading, bar, line = 2.1, 0.14, 1.82, 0.26, 0.15, 0.19
     names = 0.1 + 0.058 * max(map(len, class_names))
     bars = bar * len(class_names)
@@ -61,8 +62,7 @@ def plot_gallery(
         return figure.add_axes((left / width, bottom / height, axes_width / width, axes_height / height))
 
     def add_heading(left: float, bottom: float, text: str) -> None:
-        style = {"fontsize": 6.5, "color": MUTED, "style": "italic"}
-        figure.text(left / width, 1 - (bottom - 0.06) / height, text, **style)
+        figure.text(left / width, 1 - (bottom - 0.06) / height, text, fontsize=6.5, color=MUTED, style="italic")
 
     for number, image in enumerate(images):
         left = margin + number % columns * card_width
@@ -83,7 +83,7 @@ def plot_gallery(
         axes.set_axis_off()
         _draw_candidates(axes, candidates[number], confidence[number], class_names)
         if true_labels is not None:
-            truth = int(true_labels[number])
+            truth = int(np.asarray(true_labels)[number])
             color = MUTED if truth < 0 else GREEN if truth == confidence[number].argmax() else RED
             text = f"truth: {class_names[truth] if truth >= 0 else 'unknown'}"
             axes.text(0, candidates[number].sum() + 0.5, text, fontsize=7.5, va="center", color=color)
@@ -95,8 +95,15 @@ def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_nam
     places = range(len(class_names))
     axes.barh(places, votes, color=colors, height=0.72)
     for place in np.flatnonzero(votes):
-        style = {"va": "center_baseline", "fontsize": 6.5, "color": colors[place]}
-        axes.annotate(f"{votes[place]:g}", (votes[place], place), (2, 0), textcoords="offset points", **style)
+        axes.annotate(
+            f"{votes[place]:g}",
+            (votes[place], place),
+            (2, 0),
+            textcoords="offset points",
+            va="center_baseline",
+            fontsize=6.5,
+            color=colors[place],
+        )
     axes.set(xlim=(0, max(votes.max(), 1)), ylim=(len(class_names) - 0.5, -0.5))
     axes.set_xticks([])
     axes.set_yticks(places, class_names, fontsize=7)
@@ -111,9 +118,9 @@ def _draw_candidates(axes: Axes, candidates: np.ndarray, confidence: np.ndarray,
     for place, label in enumerate(np.flatnonzero(candidates)):
         struck = confidence[label] < STRUCK_OUT
         weight = "bold" if label == confidence.argmax() else "normal"
-        style = {"y": place + 0.5, "fontsize": 8.5, "va": "center", "color": MUTED if struck else BLUE}
-        name = axes.text(x=0, s=class_names[label], fontweight=weight, **style)
+        style: dict[str, Any] = {"y": place + 0.5, "fontsize": 8.5, "va": "center", "color": MUTED if struck else BLUE}
+        name = axes.text(x=0, s=class_names[int(label)], fontweight=weight, **style)
         axes.text(x=1, s=f"{confidence[label]:.2f}", ha="right", **style)
         if struck:
-            box = name.get_window_extent(axes.figure.canvas.get_renderer()).transformed(axes.transData.inverted())
+            box = name.get_window_extent().transformed(axes.transData.inverted())
             axes.add_line(Line2D((box.x0 - 0.01, box.x1 + 0.01), [place + 0.5] * 2, color=RED, linewidth=1.2))

@@ -1,4 +1,4 @@
-"""What a pre-training predicts."""
+"""Figure of the predictions of masked image modeling."""
 
 import os
 
@@ -11,9 +11,9 @@ from .style import INK, MUTED
 
 
 def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.ndarray:
-    """HOG as an image: in each cell one stroke for each orientation, along the edge, as bright as the bin is full.
+    """HOG as an image: in each cell one stroke per orientation, along the edge; its brightness is the bin's value.
 
-    As `skimage.feature.hog(visualize=True)` draws it, with smooth strokes, for cells too small to be drawn in.
+    Like the image of `skimage.feature.hog(visualize=True)`, but with smooth strokes and cells of any size.
 
     Args:
         cells: (..., rows, columns, orientations), L2-normalized; negative values count as zero.
@@ -43,17 +43,17 @@ def plot_predictions(
     path: str | os.PathLike,
     title: str,
 ) -> None:
-    """Write what a pre-training predicts as PNG: images, what it sees of them, targets and predictions in rows.
+    """Write predictions of pre-training as PNG, in rows: images, their visible parts, targets and predictions.
 
     Args:
         images: (N, H, W, 1 or 3), 0..1.
         mask: (N, rows, columns), 1 where a patch is hidden.
-        targets, predictions: as images of any size, (N, height, width, 1 or 3), 0..1. Of the predictions the hidden
-            patches are drawn; around them, dark, the target.
+        targets, predictions: as images of any size, (N, height, width, 1 or 3), 0..1. The hidden patches of the
+            predictions are drawn, surrounded by a darker target.
         path: PNG file to write.
         title: heading.
     """
-    mask, targets = np.asarray(mask, dtype=bool), np.asarray(targets)
+    mask, images, targets = np.asarray(mask, dtype=bool), np.asarray(images), np.asarray(targets)
     stages = {
         "image": images,
         "visible": np.where(_enlarge(mask, images), 0.5, images),
@@ -75,6 +75,6 @@ def plot_predictions(
 
 
 def _enlarge(mask: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """(N, rows, columns) to the size of images, (N, H, W, 1)."""
+    """Enlarge (N, rows, columns) to the size of the images, (N, H, W, 1)."""
     _, height, width, _ = np.shape(images)
     return mask.repeat(height // mask.shape[1], axis=1).repeat(width // mask.shape[2], axis=2)[..., None]

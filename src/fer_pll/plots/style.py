@@ -1,4 +1,4 @@
-"""Figures as PNG files: metrics, trainings, candidate sets, label audits, what pre-training predicts.
+"""Colors and axes that all figures share.
 
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """

@@ -91,9 +91,9 @@ class BatchAugmentation:
         Returns:
             float32 (B, C, H, W) with whole values 0..255, as an 8-bit image has (HOG targets need them).
         """
-        epoch = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
-        draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
-        draws = torch.from_numpy(draws).to(pixels.device)
+        epochs = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
+        numbers = keyed_uniform(self.seed, epochs, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
+        draws = torch.from_numpy(numbers).to(pixels.device)
         scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
         grid = sampling_grid(self.affine(scale, ratio, x, y, angle, flip), *pixels.shape[2:])
         pixels = nn.functional.grid_sample(
@@ -108,7 +108,15 @@ class BatchAugmentation:
             pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
         return pixels.round_().clamp_(0, 255)
 
-    def affine(self, scale, ratio, x, y, angle, flip) -> torch.Tensor:
+    def affine(
+        self,
+        scale: torch.Tensor,
+        ratio: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        angle: torch.Tensor,
+        flip: torch.Tensor,
+    ) -> torch.Tensor:
         """Sampling matrices (B, 2, 3), in coordinates -1..1 of the input, from uniform draws (B,)."""
         area = self.crop_scale + (1 - self.crop_scale) * scale
         stretch = torch.exp(
@@ -125,7 +133,10 @@ class BatchAugmentation:
         ]
         return torch.stack(rows, dim=1)
 
-    def erase_rectangles(self, pixels, erase, area, x, y) -> torch.Tensor:
+    def erase_rectangles(
+        self, pixels: torch.Tensor, erase: torch.Tensor, area: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        """Erase a rectangle in some of the images (B, C, H, W), by uniform draws (B,)."""
         height, width = pixels.shape[2:]
         side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the image's side
         columns = (torch.arange(width, device=pixels.device) + 0.5) / width

@@ -1,5 +1,7 @@
 """Candidate sets for the rows of a prepared set."""
 
+from typing import Literal
+
 import numpy as np
 from datasets import Dataset
 
@@ -12,7 +14,7 @@ def add_candidates(
     dataset: Dataset,
     max_candidates: int = 2,
     min_votes: int = 1,
-    ties: str = "keep",
+    ties: Literal["keep", "drop"] = "keep",
     flip_probability: float = 0.1,
     set_size: int | None = None,
     transition: np.ndarray | None = None,

@@ -35,14 +35,15 @@ def read_corrections(path: str | Path) -> list[Correction]:
             elsewhere; a row_id that stands twice. The message names the line.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames != COLUMNS:
                 raise DataError(
                     f"{path}: the columns must be {', '.join(COLUMNS)}, as the audit's page writes them; found "
                     f"{', '.join(reader.fieldnames or ['nothing'])}"
                 )
-            corrections, lines = [], {}
+            corrections: list[Correction] = []
+            lines: dict[str, int] = {}  # by row_id
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
@@ -92,7 +93,7 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
         if correction.label and correction.label not in names:
             raise DataError(f"{where}: {correction.label!r} is no class of the data set; it has {', '.join(names)}")
 
-    corrected, changes = DatasetDict(), Counter()
+    corrected, changes = DatasetDict(), Counter[tuple[str, str]]()
     for split, rows in dataset.items():
         here = [(places[c.row_id][0][1], c) for c in corrections if places[c.row_id][0][0] == split]
         relabeled = {row: names.index(c.label) for row, c in here if c.mark == "relabel"}
@@ -116,7 +117,7 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
 
 def _find(dataset: DatasetDict, row_ids: set[str]) -> dict[str, list[tuple[str, int]]]:
     """The places, (split, row), of the rows that have one of the row ids."""
-    places = {}
+    places: dict[str, list[tuple[str, int]]] = {}
     for split, rows in dataset.items():
         for row, row_id in enumerate(rows.select_columns("row_id")["row_id"][:]):
             if row_id in row_ids:
@@ -142,6 +143,6 @@ def _correct(rows: Dataset, relabeled: dict[int, int], dropped: list[int]) -> Da
             columns["majority"][row] = True
     order, features = rows.column_names, rows.features
     for name, values in columns.items():
-        values = list(values) if values.ndim > 1 else values
-        rows = rows.remove_columns(name).add_column(name, values, feature=features[name])
+        column = values if values.ndim == 1 else list(values)
+        rows = rows.remove_columns(name).add_column(name, column, feature=features[name])
     return rows.select_columns(order).select(np.setdiff1d(np.arange(len(rows)), dropped))

@@ -109,7 +109,7 @@ def shards_folder(path: str | Path) -> Path:
 
 
 def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(Unreadable._fields)
         writer.writerows(unreadable)

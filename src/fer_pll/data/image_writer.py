@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..io.atomic import write_json
+from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import ImageError, open_image
 from .dataset import Unreadable
@@ -113,7 +112,8 @@ def write_split(
     if num_records is not None:
         rows_per_shard = min(rows_per_shard, max(_FEWEST_ROWS, -(-num_records // _SHARDS)))
     jobs = _jobs(records, features, folder, crop, rows_per_shard)
-    shards, unreadable = [], []
+    shards: list[Path] = []
+    unreadable: list[Unreadable] = []
     progress = tqdm(desc=f"{split} images", total=num_records, unit="image", disable=None)
     with progress:
         for shard, left_out, num_rows in (run or partial(map, _write_shard))(jobs):
@@ -179,16 +179,17 @@ def _write_shard(job: _Job) -> Written:
             return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.records)
     except (OSError, ValueError):
         pass
-    report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
+    report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):
-        unreadable = _write_images(job)
+        with whole_file(job.shard) as unfinished:
+            unreadable = _write_images(job, unfinished)
         write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
     return job.shard, unreadable, len(job.records)
 
 
-def _write_images(job: _Job) -> list[Unreadable]:
+def _write_images(job: _Job, path: Path) -> list[Unreadable]:
     unreadable = []
-    with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
+    with ArrowWriter(path=str(path), features=job.features, writer_batch_size=64) as writer:
         for record in job.records:
             try:
                 if record.problem:
@@ -212,7 +213,7 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
     if record.data is not None:
         return repr(record.data) if callable(record.data) else hashlib.sha256(record.data).hexdigest()
     try:
-        status = os.stat(record.path)
+        status = record.path.stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

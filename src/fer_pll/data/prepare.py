@@ -122,7 +122,8 @@ def _write(
         for split, records in opened.splits.items()
     }
     if num_proc is None:
-        few = opened.crop is None and None not in counts.values() and sum(counts.values()) < _FEW
+        known = [count for count in counts.values() if count is not None]
+        few = opened.crop is None and len(known) == len(counts) and sum(known) < _FEW
         num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
     with workers(num_proc) as run:

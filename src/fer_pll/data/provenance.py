@@ -6,8 +6,9 @@ load. Sentences for people are made from it here and nowhere else.
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any
 
 from datasets import Dataset
 
@@ -50,7 +51,7 @@ class Provenance:
     parts: list["Provenance"] = field(default_factory=list)
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset) -> Self | None:
+    def from_dataset(cls, dataset: Dataset) -> "Provenance | None":
         """The provenance of a data set, `None` where it does not tell. Concatenated sets have that of each."""
         found = cls.from_json(dataset.info.description)
         if found is None or found.license or found.parts:
@@ -58,16 +59,17 @@ class Provenance:
         return replace(found, license=dataset.info.license or None)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any] | str | None) -> Self | None:
+    def from_json(cls, content: Mapping[str, Any] | str | None) -> "Provenance | None":
         """From `to_dict()`, its JSON, or prose, as it stood in data sets and reports before; `None` from nothing."""
         if not content:
             return None
         if isinstance(content, str):
-            parts = [_from_text(text) for text in _split(content)]
-            return parts[0] if len(parts) == 1 else cls(parts=parts)
+            parts = [part for text in _split(content) if (part := _from_text(text)) is not None]
+            return cls(parts=parts) if len(parts) > 1 else next(iter(parts), None)
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
-        return cls(**values | {"parts": [cls.from_json(part) for part in content.get("parts", ())]})
+        parts = [part for each in content.get("parts", ()) if (part := cls.from_json(each)) is not None]
+        return cls(**values | {"parts": parts})
 
     def to_dict(self) -> dict[str, Any]:
         """What is known, ready for JSON, with the `sentence` for those who read it."""
@@ -88,8 +90,10 @@ class Provenance:
         notes = [self.text or self._rows()]
         if self.drawn_votes is not None:
             notes.append(f"{self.drawn_votes['number']} votes drawn for each row (seed {self.drawn_votes['seed']})")
-        for each in self.corrections:
-            notes.append(f"{each['relabeled']} rows relabeled and {each['dropped']} dropped by {each['file']}")
+        notes += [
+            f"{each['relabeled']} rows relabeled and {each['dropped']} dropped by {each['file']}"
+            for each in self.corrections
+        ]
         if self.held_out is not None:
             notes.append(f"{self.split}: {self.held_out['rows']} of them (seed {self.held_out['seed']})")
         return "; ".join(notes)
@@ -138,14 +142,13 @@ def _is_ours(text: str) -> bool:
         return False
 
 
-def _from_text(text: str) -> Provenance:
+def _from_text(text: str) -> Provenance | None:
     if _is_ours(text):
         return Provenance.from_json(json.loads(text))
     # Prose of before: "FER+ train, protocol all: 26903 of 28709 rows; ...; held_out: 1345 of them (seed 0)"
     head = text.partition(",")[0].partition(":")[0]
-    name, _, split = head.rpartition(" ")
-    if split not in _SPLITS:
-        name, split = head, None
+    before, _, last = head.rpartition(" ")
+    name, split = (before, last) if last in _SPLITS else (head, None)
     drawn = re.search(r"; (train|held_out): \d+ of them", text)
     named = name and len(name) < 60 and "\n" not in name
     return Provenance(name=name if named else None, split=drawn[1] if drawn else split, text=text)

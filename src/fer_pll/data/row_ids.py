@@ -24,8 +24,11 @@ def row_ids(dataset: Dataset) -> Sequence[str]:
 
 
 def _digest(image: object) -> str:
-    stored = image["bytes"] if isinstance(image, dict) else repr(image).encode()
-    if stored is None:
+    if not isinstance(image, dict):
+        stored = repr(image).encode()
+    elif image["bytes"] is not None:
+        stored = image["bytes"]
+    else:
         path = Path(image["path"] or "")
         stored = path.read_bytes() if path.is_file() else os.fsencode(path)
     return hashlib.sha256(stored).hexdigest()

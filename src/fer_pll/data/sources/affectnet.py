@@ -117,7 +117,8 @@ def _list_table(table: Path, images: Path, labels: list[int]) -> Iterator[ImageR
         else:
             try:
                 points = _parse_landmarks([number for number in landmarks.split(";") if number.strip()])
-                face = tuple(_finite(number) for number in box)
+                left, top, width, height = map(_finite, box)
+                face = left, top, width, height
             except ValueError as error:
                 problem = f"{error}: correct the row or get {table.name} again"
         yield ImageRecord(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)

@@ -36,7 +36,7 @@ class Opened:
     class_names: Sequence[str]
     splits: Mapping[str, Iterable[ImageRecord]]
     columns: Sequence[str] = ()
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     crop: Crop | None = None

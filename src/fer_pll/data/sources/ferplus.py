@@ -156,7 +156,7 @@ def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
 class _CsvLayout:
     """`fer2013.csv` (images) beside `fer2013new.csv` (votes)."""
 
-    def __init__(self, source: Path):
+    def __init__(self, source: Path) -> None:
         self.source = source
         self.image_file = source / _IMAGES_CSV
         self.rows: list[Row] = []
@@ -197,7 +197,7 @@ class _CsvLayout:
 class _FolderLayout:
     """`FER2013Train`, `FER2013Valid`, `FER2013Test`: images and a `label.csv` each."""
 
-    def __init__(self, source: Path):
+    def __init__(self, source: Path) -> None:
         self.source = source
         self.rows: list[Row] = []
         self.image_files: list[Path] = []
@@ -227,7 +227,7 @@ class _FolderLayout:
 
 def _count_rows(file: Path) -> int:
     """Counts the lines below the first, blank ones left out, without splitting them."""
-    with open(file, "rb") as stream:
+    with file.open("rb") as stream:
         return max(sum(not line.isspace() for line in stream) - 1, 0)
 
 

@@ -259,13 +259,15 @@ class _Problem(ValueError):
 class _Reader:
     """Reads rows: which columns, the classes that come out, and those that the source counts and lists."""
 
-    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]):
+    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]) -> None:
         self.columns = columns
         self.class_names = class_names
         self.of_source = of_source
 
     def read(self, row: dict[str, Any], row_id: str) -> ImageRecord:
-        wanted, values, problem = self.columns, {"label": -1}, None
+        wanted, problem = self.columns, None
+        values: dict[str, Any] = {"label": -1}
+        assert wanted.image is not None  # `find_columns` has filled it in
         image = row[wanted.image]
         image = image if isinstance(image, Mapping) else {"bytes": image, "path": None}
         path, data = image.get("path"), image.get("bytes")
@@ -274,14 +276,14 @@ class _Reader:
                 raise _Problem(f"column {wanted.image!r} is empty: take the row out")
             if wanted.label is not None:
                 values["label"] = self._label(wanted.label, row[wanted.label])
+                if values["label"] < 0 and wanted.votes is None and wanted.candidates is None:
+                    raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is no label")
             if wanted.votes is not None:
-                values["votes"] = self._votes(row)
+                values["votes"] = self._votes(wanted.votes, row)
                 if wanted.label is None:
                     values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
             if wanted.candidates is not None:
                 values["candidates"] = self._candidates(wanted.candidates, row[wanted.candidates])
-            if values == {"label": -1}:
-                raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is no label")
         except _Problem as error:
             problem = str(error)
         return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)
@@ -302,8 +304,7 @@ class _Reader:
             raise _Problem(f"column {column!r} is {value!r}, which is none of {', '.join(self.class_names)}")
         return self.class_names.index(name)
 
-    def _votes(self, row: dict[str, Any]) -> list[int]:
-        columns = self.columns.votes
+    def _votes(self, columns: str | Sequence[str], row: dict[str, Any]) -> list[int]:
         if isinstance(columns, str):
             entries = self._list(columns, row[columns])
             given = {name: (f"column {columns!r}", entry) for name, entry in zip(self.of_source, entries, strict=True)}

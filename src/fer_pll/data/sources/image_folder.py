@@ -54,8 +54,8 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]],
         if loose is not None:
             raise DataError(f"{loose} lies in no folder of a class: move it into one, e.g. {folder / 'happiness'}")
         found[split] = {}
-        for class_name, class_folder in _folders(folder).items():
-            class_name = canonical_name(class_name)
+        for folder_name, class_folder in _folders(folder).items():
+            class_name = canonical_name(folder_name)
             if class_name in found[split]:
                 raise DataError(
                     f"{class_folder} and {found[split][class_name]} are both {class_name}: put them together"

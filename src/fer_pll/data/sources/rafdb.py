@@ -59,9 +59,9 @@ def list_rafdb(source: str | Path, images: str = "aligned") -> dict[str, list[Im
         if name in seen:
             raise DataError(f"{file}:{line} lists {name} again, after line {seen[name]}: take one of them out")
         seen[name] = line
-        label = CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])
+        columns = {"label": CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])}
         path = root / IMAGES[images].format(stem)
-        splits[split].append(ImageRecord(path, f"{file.name}:{line}", {"label": label}))
+        splits[split].append(ImageRecord(path, f"{file.name}:{line}", columns))
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
         raise DataError(f"{file} lists no images: get it again")

@@ -97,11 +97,10 @@ def list_votes(
         )
     listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
-    for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
+    for place, path, given, columns in listed(file, chain([first_row], rows), class_names, classes):
         image = _resolve(file, place, root, path)
-        if split is None:
-            split = "validation" if _share_of(path, seed) < validation_share else "train"
-        elif split not in SPLITS:
+        split = given or ("validation" if _share_of(path, seed) < validation_share else "train")
+        if split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
         problem = None if any(entries) else f"has no {name} at all: take the row out or add some"

@@ -11,7 +11,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, Self
 
 import fsspec
 import pyarrow as pa
@@ -35,7 +36,8 @@ Row = tuple[int, str, bytes | str | ImageError]
 class Shard(Protocol):
     """A part of a data set: `name` says where it lies, `rows(start)` reads its images from number `start` on."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def rows(self, start: int = 0) -> Iterator[Row]: ...
 
@@ -94,10 +96,10 @@ class _StrictTarInfo(tarfile.TarInfo):
     """Raises where `tarfile` takes an archive that is cut off, or garbled, for one that ends there."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, at byte {archive.offset}") from error
@@ -125,9 +127,11 @@ class TarShard:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
-                    yield number, f"{self.name}:{number} ({member.name})", archive.extractfile(member).read()
+                    contents = archive.extractfile(member)
+                    assert contents is not None  # as for every regular file
+                    yield number, f"{self.name}:{number} ({member.name})", contents.read()
                 number += 1
-                archive.members.clear()  # tarfile keeps them all
+                archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; tarfile keeps them all
 
 
 @dataclass(frozen=True)
@@ -195,13 +199,18 @@ def find_shards(source: str) -> list[Shard]:
     Raises:
         DataError: nothing is there, or nothing that could be an image or a shard.
     """
-    if is_prepared(source):
+    here = Path(source) if "://" not in source else None  # an address may be too long for a file's name
+    if here is not None and is_prepared(here):
         rows = len(load_dataset(source, "train"))
         starts = range(0, rows, IMAGES_PER_SHARD)
         return [PreparedShard(source, start, min(start + IMAGES_PER_SHARD, rows)) for start in starts]
-    if os.path.isdir(source):
-        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-    elif "://" in source or glob.has_magic(source) or "{" in source or os.path.isfile(source):
+    if here is not None and here.is_dir():
+        files = sorted(
+            os.path.join(folder, name)  # noqa: PTH118  # the names of shards begin as the user wrote it, also with ./
+            for folder, _, names in os.walk(source)
+            for name in names
+        )
+    elif here is None or glob.has_magic(source) or "{" in source or here.is_file():
         files = [file for pattern in _numbered(source) for file in _matching(pattern)]
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         files = _hub_files(source)
@@ -209,7 +218,7 @@ def find_shards(source: str) -> list[Shard]:
         raise DataError(f"--data {source}: there is no such file or folder")
     shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
     shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
-    images = [file for file in files if is_image(os.path.basename(_address(file)))]
+    images = [file for file in files if is_image(Path(_address(file)).name)]
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = tuple(images[start : start + IMAGES_PER_SHARD])
         shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
@@ -223,7 +232,7 @@ def find_shards(source: str) -> list[Shard]:
 
 def is_image(file_name: str) -> bool:
     """Whether a file is an image, by its ending; hidden files are none."""
-    return os.path.splitext(file_name)[1].lower() in IMAGE_ENDINGS and not file_name.startswith(".")
+    return Path(file_name).suffix.lower() in IMAGE_ENDINGS and not file_name.startswith(".")
 
 
 def _address(file: str) -> str:

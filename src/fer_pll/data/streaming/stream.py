@@ -78,7 +78,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def __init__(
         self, sources: Sequence[str], buffer_size: int = 4096, seed: int = 0, rank: int = 0, world_size: int = 1
-    ):
+    ) -> None:
         self.shards: list[Shard] = [shard for source in sources for shard in find_shards(source)]
         names = [shard.name for shard in self.shards]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -124,7 +124,8 @@ class ImageStream(torch.utils.data.IterableDataset):
         yield from self._images(reader, readers)
 
     def _images(self, reader: int, readers: int) -> Iterator[dict[str, Any]]:
-        left_out, first_epoch = [], 0  # since the last image
+        left_out: list[Unreadable] = []  # since the last image
+        first_epoch = 0  # of these
         for entry, position in self._shuffled(reader, readers):
             try:
                 image = _open(entry)
@@ -156,10 +157,11 @@ class ImageStream(torch.utils.data.IterableDataset):
         while True:
             visit, row = block[0].visit, block[0].row
             order = np.random.default_rng((self.seed, reader, visit, row)).permutation(len(block))
+            block = [block[i] for i in reversed(order)]  # popped from the end, so that memory lets go of what is used
             following = None
-            for offset, i in enumerate(order, 1):
+            for offset in range(1, len(order) + 1):
                 following = following or next(blocks)  # reads one image
-                entry, block[i] = block[i], None
+                entry = block.pop()
                 if offset > used:
                     yield entry, Position(visit, row, offset)
             used = 0
@@ -167,7 +169,7 @@ class ImageStream(torch.utils.data.IterableDataset):
 
     def _blocks(self, entries: Iterator[_Entry]) -> Iterator[list[_Entry] | None]:
         """Blocks of `buffer_size` images, fewer at the end of a pass; `None` whenever an image was read."""
-        block = []
+        block: list[_Entry] = []
         for entry in entries:
             if block and (len(block) == self.buffer_size or entry.epoch != block[0].epoch):
                 yield block

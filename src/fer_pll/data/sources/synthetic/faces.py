@@ -192,7 +192,7 @@ class _Canvas:
     head turns; the others are its outline, which keeps its place.
     """
 
-    def __init__(self, size: int, view: View, fill: float):
+    def __init__(self, size: int, view: View, fill: float) -> None:
         self.image = PILImage.new("L", (size, size), int(fill))
         self.pen = ImageDraw.Draw(self.image)
         self.unit = size / 48

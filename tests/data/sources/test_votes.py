@@ -174,9 +174,9 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "path,fear,fear\na.png,1,1\n", "names the column 'fear' twice"),
         ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
-        ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is none of the classes"),
+        ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,candidates\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
-        ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is none of the classes"),
+        ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,annotator,label\na.png,,fear\n", "votes.csv:2 has no annotator"),
         ("votes.csv", "path,annotator,label\na.png,e,\n", "votes.csv:2 has no label"),
         (

@@ -184,15 +184,17 @@ def _write_shard(job: _Job) -> Written:
         pass
     report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):
-        with whole_file(job.shard) as unfinished:
-            unreadable = _write_images(job, unfinished)
+        unreadable = _write_images(job)
         write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
     return job.shard, unreadable, len(job.records)
 
 
-def _write_images(job: _Job, path: Path) -> list[Unreadable]:
+def _write_images(job: _Job) -> list[Unreadable]:
     unreadable = []
-    with ArrowWriter(path=str(path), features=job.features, writer_batch_size=64) as writer:
+    with (
+        whole_file(job.shard) as unfinished,
+        ArrowWriter(path=str(unfinished), features=job.features, writer_batch_size=64) as writer,
+    ):
         for record in job.records:
             try:
                 if record.problem:

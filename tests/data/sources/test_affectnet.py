@@ -157,7 +157,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 def test_objects_in_npy_files_are_not_unpickled(tmp_path):
     write_folder(tmp_path / "train_set", {0: 1})
     np.save(tmp_path / "train_set" / "annotations" / "0_exp.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="no NumPy array"):
+    with pytest.raises(DataError, match="is not a NumPy array"):
         list(list_affectnet(tmp_path)["train"])
 
 

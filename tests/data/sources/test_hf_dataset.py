@@ -188,7 +188,7 @@ def test_pandas_loses_types_but_not_images(save):
             {"candidates": ([[False] * 3], List(Value("bool")))},
             "'candidates' is .*, an empty candidate set",
         ),
-        ((0,), None, {"candidates": ([[True] * 2], List(Value("bool")))}, "column 'candidates' has 2 entries where 3"),
+        ((0,), None, {"candidates": ([[True] * 2], List(Value("bool")))}, "column 'candidates' has 2 entries for 3"),
         ((0,), None, {"candidates": (["happy|bored"], Value("string"))}, "column 'candidates' is 'bored', which is"),
         (
             (0,),

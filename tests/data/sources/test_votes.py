@@ -182,13 +182,13 @@ HEADER = "path,happiness,surprise\n"
         (
             "votes.csv",
             "path,annotator,label\na.png,e,fear\na.png,e,anger\n",
-            "annotator e has answered for a.png before",
+            "annotator e already answered for a.png",
         ),
         ("votes.csv", "path,fear,split\na.png,1,dev\n", "split 'dev' is not one of train, validation, test"),
         (
             "votes.csv",
             "path,annotator,label,split\na.png,e,fear,train\na.png,f,fear,test\n",
-            "a.png is in split test, but in votes.csv:2 in train",
+            "a.png is in split test, but votes.csv:2 has it in train",
         ),
         ("votes.csv", b"path,fear\n\xff\xfe.png,1\n", "is not comma-separated UTF-8 text"),
         ("votes.jsonl", '{"path": "a.png", "fear": 1}\n{"path": \n', "votes.jsonl:2 is no JSON"),

@@ -110,7 +110,7 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
     pq.write_table(pa.table({"image": FILES, "mask": FILES, "id": list(range(20))}), path)
     assert [row[2] for row in ParquetShard(str(path)).rows()] == FILES
     pq.write_table(pa.table({"left": FILES, "right": FILES}), path)
-    with pytest.raises(ValueError, match="2 columns hold images, of left, right: call the one"):
+    with pytest.raises(ValueError, match="2 columns hold images, of left, right: name the one"):
         next(ParquetShard(str(path)).rows())
     pq.write_table(pa.table({"id": [1]}), path)
     with pytest.raises(ValueError, match="0 columns"):

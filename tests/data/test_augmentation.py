@@ -108,7 +108,7 @@ def test_erasing_replaces_a_rectangle_by_the_mean():
 
 def test_collator_yields_bytes_and_rows(toy_processor):
     dataset = make_dataset(5)
-    batch = PixelCollator(toy_processor)([{**dataset[i], "index": i} for i in (3, 0, 4)])
+    batch = PixelCollator(toy_processor)([{**dataset[i], "index": i} for i in (3, 0, 4)])  # as the trainer does
     assert batch["pixel_values"].dtype == torch.uint8 and batch["pixel_values"].shape == (3, 1, 16, 16)
     assert batch["index"].tolist() == [3, 0, 4] and batch["labels"].tolist() == [
         dataset[i]["label"] for i in (3, 0, 4)

@@ -67,12 +67,12 @@ def test_row_ids_that_need_quotes_are_found(dataset, corrections):
     ("lines", "said"),
     [
         (["row:99,drop,"], "line 2: row 'row:99' is not in the data set"),
-        (["row:1,keep,", "row:1,drop,"], "line 3: row 'row:1' stands in line 2 already"),
-        (["row:1,relabel,pride"], "'pride' is no class of the data set; it has left, right, top, bottom"),
+        (["row:1,keep,", "row:1,drop,"], "line 3: row 'row:1' is already in line 2"),
+        (["row:1,relabel,pride"], "'pride' is not a class of the data set; it has left, right, top, bottom"),
         (["row:1,relabel,"], "needs a label"),
         (["row:1,drop,left"], "takes no label"),
         (["row:1,remove,"], "mark 'remove'"),
-        (["row:1,drop"], "line 2: it has not 3 fields"),
+        (["row:1,drop"], "line 2: it does not have 3 fields"),
         ([f"row:{i},drop," for i in range(8)], "every row of the split 'train' is dropped"),
     ],
 )
@@ -84,7 +84,7 @@ def test_what_cannot_be_applied_is_refused_by_line(dataset, corrections, lines, 
 
 def test_a_row_id_of_several_rows_is_refused(dataset, corrections):
     twice = DatasetDict(train=dataset["train"], test=dataset["train"])
-    with pytest.raises(DataError, match="stands 2 times in the data set"):
+    with pytest.raises(DataError, match="is in the data set 2 times"):
         apply_corrections(twice, corrections("row:1,drop,"))
 
 
@@ -94,5 +94,5 @@ def test_other_files_are_refused(dataset, corrections, tmp_path):
     with pytest.raises(DataError, match="cannot be read: No such file"):
         apply_corrections(dataset, tmp_path / "nowhere.csv")
     (tmp_path / "marks.csv").write_bytes(b"row_id,mark,label\n\xff\xfe,drop,\n")
-    with pytest.raises(DataError, match="no CSV file in UTF-8"):
+    with pytest.raises(DataError, match="not a CSV file in UTF-8"):
         apply_corrections(dataset, tmp_path / "marks.csv")

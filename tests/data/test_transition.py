@@ -33,19 +33,19 @@ def test_by_the_names_of_the_classes(tmp_path, encoding, newline):
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
-        ("Sad", "Happy", "transition.csv:1: 'happiness' stands there twice"),
-        ("Sad", "bored", "transition.csv:1: 'bored' stands there though it is no class"),
-        ("given,Sad", "given", "transition.csv:1: 'sadness' stands there not at all"),
-        ("sadness,,0.125,0\n", "", "transition.csv: 'sadness' stands there not at all"),
-        ("sadness,", "neutral,", "transition.csv:4: 'neutral' is none of the classes .*, or has a line before"),
-        ("sadness,", "bored,", "transition.csv:4: 'bored' is none of the classes neutral, happiness, sadness, or"),
-        ("0.25", "1.5", "transition.csv:2: '1.5', for neutral beside happiness, is no probability"),
+        ("Sad", "Happy", "transition.csv:1: 'happiness' is there twice"),
+        ("Sad", "bored", "transition.csv:1: 'bored' is not a class"),
+        ("given,Sad", "given", "transition.csv:1: 'sadness' is missing"),
+        ("sadness,,0.125,0\n", "", "transition.csv: 'sadness' is missing"),
+        ("sadness,", "neutral,", "transition.csv:4: 'neutral' is not one of the classes .*, or already has a line"),
+        ("sadness,", "bored,", "transition.csv:4: 'bored' is not one of the classes neutral, happiness, sadness, or"),
+        ("0.25", "1.5", "transition.csv:2: '1.5', for neutral beside happiness, is not a probability"),
         ("0.25", "-0.1", "transition.csv:2: '-0.1'"),
         ("0.25", "nan", "transition.csv:2: 'nan'"),
         ("0.25", "", "transition.csv:2: ''"),
         ("0.25", "much", "transition.csv:2: 'much'"),
         ("0.25,", "0.25", "transition.csv:2 has 3 columns where 4 should be"),
-        (",", ";", "transition.csv:1: 'neutral' stands there not at all"),
+        (",", ";", "transition.csv:1: 'neutral' is missing"),
     ],
 )
 def test_malformed_tables_are_named_by_line(tmp_path, before, after, reason):

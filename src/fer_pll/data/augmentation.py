@@ -1,8 +1,8 @@
-"""From images to the pixels that a model sees: collation, and augmentation of whole batches.
+"""Augmentation of whole batches of faces, on the device that trains.
 
-Batches travel as 8-bit pixels and are augmented and normalized on the training device. Every random number depends
-only on (seed, epoch, row index, purpose), so that neither the number of processes and workers nor an interruption
-changes them.
+Batches travel as 8-bit pixels; the training device augments and normalizes them. Every random number depends only on
+(seed, epoch, row index, purpose). The number of processes and workers does not change it, and an interruption does not
+either.
 """
 
 import math
@@ -14,11 +14,11 @@ from torch import nn
 
 
 def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Random numbers in [0, 1) that depend on nothing but their key.
+    """Random numbers in [0, 1) that depend only on their key.
 
     Args:
-        seed: of the training.
-        epoch: of the training, or (B,) that of each row.
+        seed: the seed of the run.
+        epoch: the epoch, or (B,) one for each row.
         index: (B,) row numbers.
         count: numbers per row.
 
@@ -40,11 +40,11 @@ def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: 
 
 
 def sampling_grid(affine: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Where in the input each pixel is taken from: (B, H, W, 2), x before y, from matrices (B, 2, 3).
+    """The place in the input that each pixel is taken from: (B, H, W, 2), x before y, from matrices (B, 2, 3).
 
-    What `torch.nn.functional.affine_grid` with `align_corners=False` gives, up to rounding, and many times quicker on
-    a CPU: in the place of a matrix product for each pixel it adds what column and row contribute. In memory x and y
-    lie apart.
+    The result is that of `torch.nn.functional.affine_grid` with `align_corners=False`, up to rounding. On a CPU this
+    is many times faster: it adds what the column and the row contribute, instead of one matrix product for each pixel.
+    In memory, x and y lie apart.
     """
     columns = (2 * torch.arange(width, device=affine.device) + 1) / width - 1  # of the pixels' centers
     rows = (2 * torch.arange(height, device=affine.device) + 1) / height - 1
@@ -60,7 +60,7 @@ class BatchAugmentation:
     One bilinear resampling does crop, rotation and flip at once, so images are blurred only once.
 
     Args:
-        seed: of the training.
+        seed: the seed of the run.
         crop_scale: smallest share of the image's area that a crop keeps (the largest is 1).
         crop_ratio: largest width / height of a crop, relative to the image's own (the smallest is its inverse).
         rotation: largest angle in degrees, either way.
@@ -80,20 +80,20 @@ class BatchAugmentation:
     def __call__(
         self, pixels: torch.Tensor, index: torch.Tensor, epoch: int | torch.Tensor, view: int = 0
     ) -> torch.Tensor:
-        """Augment.
+        """Augment a batch.
 
         Args:
             pixels: uint8 (B, C, H, W).
             index: (B,) row numbers, the key of each image's random numbers.
-            epoch: of the training, or (B,) that of each image.
-            view: another number changes the same image in another way.
+            epoch: the epoch, or (B,) one for each image.
+            view: each number gives another random version of the same image.
 
         Returns:
-            float32 (B, C, H, W) with whole values 0..255, as an 8-bit image has (HOG targets need them).
+            float32 (B, C, H, W) with whole values 0..255, as in an 8-bit image (HOG targets need them).
         """
-        epoch = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
-        draws = keyed_uniform(self.seed, epoch, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
-        draws = torch.from_numpy(draws).to(pixels.device)
+        epochs = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
+        numbers = keyed_uniform(self.seed, epochs, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
+        draws = torch.from_numpy(numbers).to(pixels.device)
         scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
         grid = sampling_grid(self.affine(scale, ratio, x, y, angle, flip), *pixels.shape[2:])
         pixels = nn.functional.grid_sample(
@@ -108,7 +108,15 @@ class BatchAugmentation:
             pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
         return pixels.round_().clamp_(0, 255)
 
-    def affine(self, scale, ratio, x, y, angle, flip) -> torch.Tensor:
+    def affine(
+        self,
+        scale: torch.Tensor,
+        ratio: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        angle: torch.Tensor,
+        flip: torch.Tensor,
+    ) -> torch.Tensor:
         """Sampling matrices (B, 2, 3), in coordinates -1..1 of the input, from uniform draws (B,)."""
         area = self.crop_scale + (1 - self.crop_scale) * scale
         stretch = torch.exp(
@@ -125,7 +133,10 @@ class BatchAugmentation:
         ]
         return torch.stack(rows, dim=1)
 
-    def erase_rectangles(self, pixels, erase, area, x, y) -> torch.Tensor:
+    def erase_rectangles(
+        self, pixels: torch.Tensor, erase: torch.Tensor, area: torch.Tensor, x: torch.Tensor, y: torch.Tensor
+    ) -> torch.Tensor:
+        """Erase a rectangle in some of the images (B, C, H, W), by uniform draws (B,)."""
         height, width = pixels.shape[2:]
         side = (0.02 + 0.18 * area).sqrt()[:, None]  # of the image's side
         columns = (torch.arange(width, device=pixels.device) + 0.5) / width

@@ -1,5 +1,7 @@
 """Candidate sets for the rows of a prepared set."""
 
+from typing import Literal
+
 import numpy as np
 from datasets import Dataset
 
@@ -12,19 +14,19 @@ def add_candidates(
     dataset: Dataset,
     max_candidates: int = 2,
     min_votes: int = 1,
-    ties: str = "keep",
+    ties: Literal["keep", "drop"] = "keep",
     flip_probability: float = 0.1,
     set_size: int | None = None,
     transition: np.ndarray | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Adds the column `candidates` (K bools per row), unless the set has one of its own.
+    """Adds the column `candidates` (K bools per row), unless the set already has one.
 
-    From the column `votes` by `labels.candidates.from_votes` where there is one, else from the column `label` by
-    `labels.candidates.from_labels`; the options are theirs.
+    A set with a column `votes` gets its candidates by `labels.candidates.from_votes`; any other set gets them from the
+    column `label` by `labels.candidates.from_labels`. The options are those of these two functions.
 
     Raises:
-        DataError: `transition` is given where there are votes or candidates.
+        DataError: `transition` is given, but the set has votes or candidates.
     """
     own = next((column for column in ("candidates", "votes") if column in dataset.column_names), None)
     if transition is not None and own is not None:

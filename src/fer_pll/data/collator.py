@@ -1,4 +1,4 @@
-"""Rows of a prepared set to a batch of 8-bit pixels."""
+"""Collator from rows of a prepared set to a batch of 8-bit pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from ..model.image_processing_fer_pll import FerPllImageProcessor
 
 @dataclass
 class PixelCollator:
-    """Rows of a prepared data set to a batch of 8-bit pixels.
+    """Turns rows of a prepared data set into a batch of 8-bit pixels.
 
-    Yields uint8 `pixel_values` (B, C, H, W), resized by the image processor and, where the rows have them,
-    int64 `index` (B,), which the trainer adds, `row_id` (B strings), int64 `labels` (B,) and, if asked for, `votes`
-    (B, K).
+    The batch has uint8 `pixel_values` (B, C, H, W), resized by the image processor. Where the rows have them, it also
+    has int64 `index` (B,), which the trainer adds, `row_id` (B strings), int64 `labels` (B,) and, if asked for,
+    `votes` (B, K).
     """
 
     image_processor: FerPllImageProcessor

@@ -1,4 +1,4 @@
-"""Corrections of labels, as the page of `fer-pll audit` writes them, applied to a prepared data set."""
+"""Label corrections: the file that the page of `fer-pll audit` writes, applied to a prepared data set."""
 
 import csv
 from collections import Counter
@@ -15,7 +15,7 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # what a relabeled row changes
+_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # those that a relabeled row changes
 
 
 class Correction(NamedTuple):
@@ -31,54 +31,53 @@ def read_corrections(path: str | Path) -> list[Correction]:
     """Reads a CSV file with the columns `row_id`, `mark` (keep, relabel or drop) and `label`.
 
     Raises:
-        DataError: the file cannot be read or has other columns; an unknown mark; a relabel without a label, or a label
-            elsewhere; a row_id that stands twice. The message names the line.
+        DataError: the file cannot be read or has other columns; a mark is unknown; a relabel has no label, or another
+            mark has one; a row_id is there twice. The message names the line.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if reader.fieldnames != COLUMNS:
                 raise DataError(
                     f"{path}: the columns must be {', '.join(COLUMNS)}, as the audit's page writes them; found "
                     f"{', '.join(reader.fieldnames or ['nothing'])}"
                 )
-            corrections, lines = [], {}
+            corrections: list[Correction] = []
+            lines: dict[str, int] = {}  # by row_id
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
                 if None in row or None in row.values():
-                    raise DataError(f"{where}: it has not {len(COLUMNS)} fields: mend or delete the line")
+                    raise DataError(f"{where}: it does not have {len(COLUMNS)} fields: correct or delete the line")
                 row_id, mark, label = row["row_id"], row["mark"].strip(), row["label"].strip()
                 if mark not in MARKS:
-                    raise DataError(f"{where}: mark {mark!r} of row {row_id!r} is none of {', '.join(MARKS)}")
+                    raise DataError(f"{where}: mark {mark!r} of row {row_id!r} is not one of {', '.join(MARKS)}")
                 if (mark == "relabel") != bool(label):
                     needs = "needs a label" if mark == "relabel" else f"takes no label, found {label!r}"
                     raise DataError(f"{where}: {mark} of row {row_id!r} {needs}")
                 if row_id in lines:
-                    raise DataError(
-                        f"{where}: row {row_id!r} stands in line {lines[row_id]} already: keep one of them"
-                    )
+                    raise DataError(f"{where}: row {row_id!r} is already in line {lines[row_id]}: keep one of them")
                 lines[row_id] = reader.line_num
                 corrections.append(Correction(reader.line_num, row_id, mark, label))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV file in UTF-8 ({error})") from error
+        raise DataError(f"{path} is not a CSV file in UTF-8 ({error})") from error
     return corrections
 
 
 def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDict, str]:
     """The data set with the corrections of a file, and a report of what changed.
 
-    A relabeled row has the new class as `label`; all its `votes` go there and, where the set has ready `candidates`,
-    it is the only one; the row counts as `majority`. A dropped row is left out. `true_label` stays.
+    A relabeled row gets the new class as its `label`. All its `votes` go to that class, and where the set has
+    `candidates`, it is the only one. The row counts as `majority`. A dropped row is left out. `true_label` stays.
 
     Args:
         dataset: all splits of a prepared set; row ids are looked for in each.
         path: see `read_corrections`.
 
     Raises:
-        DataError: as `read_corrections`, and for a row_id that no row or several rows have, a class that the set does
-            not have, and corrections that leave a split empty.
+        DataError: as `read_corrections`; also where no row or several rows have a row_id, where the set does not have
+            a class, and where a split would be left empty.
     """
     corrections = read_corrections(path)
     names = next(iter(dataset.values())).features["label"].names
@@ -87,12 +86,14 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
         where = f"{path}, line {correction.line}: row {correction.row_id!r}"
         found = places.get(correction.row_id, [])
         if len(found) != 1:
-            count = "is not in the data set" if not found else f"stands {len(found)} times in the data set"
-            raise DataError(f"{where} {count}: these corrections belong to other data, or it was prepared otherwise")
+            count = "is not in the data set" if not found else f"is in the data set {len(found)} times"
+            raise DataError(
+                f"{where} {count}: the corrections belong to other data, or to a set prepared with other options"
+            )
         if correction.label and correction.label not in names:
-            raise DataError(f"{where}: {correction.label!r} is no class of the data set; it has {', '.join(names)}")
+            raise DataError(f"{where}: {correction.label!r} is not a class of the data set; it has {', '.join(names)}")
 
-    corrected, changes = DatasetDict(), Counter()
+    corrected, changes = DatasetDict(), Counter[tuple[str, str]]()
     for split, rows in dataset.items():
         here = [(places[c.row_id][0][1], c) for c in corrections if places[c.row_id][0][0] == split]
         relabeled = {row: names.index(c.label) for row, c in here if c.mark == "relabel"}
@@ -116,7 +117,7 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
 
 def _find(dataset: DatasetDict, row_ids: set[str]) -> dict[str, list[tuple[str, int]]]:
     """The places, (split, row), of the rows that have one of the row ids."""
-    places = {}
+    places: dict[str, list[tuple[str, int]]] = {}
     for split, rows in dataset.items():
         for row, row_id in enumerate(rows.select_columns("row_id")["row_id"][:]):
             if row_id in row_ids:
@@ -142,6 +143,6 @@ def _correct(rows: Dataset, relabeled: dict[int, int], dropped: list[int]) -> Da
             columns["majority"][row] = True
     order, features = rows.column_names, rows.features
     for name, values in columns.items():
-        values = list(values) if values.ndim > 1 else values
-        rows = rows.remove_columns(name).add_column(name, values, feature=features[name])
+        column = values if values.ndim == 1 else list(values)
+        rows = rows.remove_columns(name).add_column(name, column, feature=features[name])
     return rows.select_columns(order).select(np.setdiff1d(np.arange(len(rows)), dropped))

@@ -1,4 +1,4 @@
-"""Crops for `write_split`: the face in an image, by what the data set tells or by a detector."""
+"""Crops for `write_split`: the face in an image, by the annotations of the data set or by a detector."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from .image_writer import ImageRecord
 
 @dataclass(frozen=True)
 class CropToBox:
-    """Cuts out the face's box, where the data set has one; an image without one is a face already.
+    """Cuts out the face's box. An image without a box is taken for a face crop.
 
     Args:
         max_side: a crop with a longer side is reduced to this many pixels.
@@ -40,9 +40,9 @@ class CropToBox:
 
 @dataclass(frozen=True)
 class CropToTemplate:
-    """Brings the face's landmarks to those of a crop, see `faces.alignment`.
+    """Moves the face's landmarks to those of a crop, see `faces.alignment`.
 
-    Landmarks are the data set's or, where it has none, those of the largest face that a detector finds.
+    The landmarks are those of the data set. Where it has none, a detector finds those of the largest face.
     """
 
     crop: FaceCrop

@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: saved whole or not at all, and read back with errors that say what is wrong."""
+"""Prepared data sets on disk: saving (whole or not at all) and loading (with errors that say what is wrong)."""
 
 import csv
 from collections.abc import Sequence
@@ -27,14 +27,11 @@ COLUMNS = ("image", "row_id", "label")
 OPTIONAL_COLUMNS = ("votes", "candidates", "confidence", "majority", "true_label")
 """The columns that a source may add."""
 
-
 REPORT = "unreadable.csv"
-"""File in a prepared set: the images that were left out, and why."""
-
+"""File in a prepared set that lists the images that were left out, and why."""
 
 HELD_OUT = "held_out"
-"""Split of training rows that are not trained on: what is fitted after the run is fitted on them."""
-
+"""Split of training rows that are not trained on. Calibration is fitted on them after the run."""
 
 _DICT_FILE = "dataset_dict.json"
 
@@ -58,9 +55,10 @@ class Unreadable(NamedTuple):
 
 
 def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
-    """Checks that a prepared set may be saved at `path`: nothing is there, or a prepared set that may be replaced.
+    """Checks that a prepared set may be saved at `path`.
 
-    `overwrite` replaces a prepared set and nothing else: a folder that holds other files is never deleted.
+    It may where nothing is there yet. With `overwrite` it may also replace a prepared set, and nothing else: a folder
+    that holds other files is never deleted.
 
     Raises:
         DataError: `path` is a file, holds something while `overwrite` is off, or holds something that is not a
@@ -80,8 +78,8 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
     foreign = [name for name in entries if name not in ours]
     if foreign or _DICT_FILE not in entries:
         raise DataError(
-            f"{path} holds {name_some(foreign or entries)}, which is no part of a prepared data set, so it is not "
-            "replaced: choose another folder, or move those files away yourself"
+            f"{path} holds {name_some(foreign or entries)}, which does not belong to a prepared data set, so it is "
+            "not replaced: choose another folder, or move those files away yourself"
         )
 
 
@@ -90,7 +88,7 @@ def save_dataset(
 ) -> None:
     """Saves `dataset` at `path`, whole or not at all (see `io.atomic.whole_folder`).
 
-    Images that were left out are listed in `REPORT`, where there are any.
+    `REPORT` lists the images that were left out, where there are any.
 
     Raises:
         DataError: as `check_output_folder`.
@@ -103,13 +101,13 @@ def save_dataset(
 
 
 def shards_folder(path: str | Path) -> Path:
-    """Where the parts of a set lie until it is whole: beside it, hidden; a repeated run finds them again."""
+    """The hidden folder beside a set that holds its parts until it is whole. A repeated run finds them there."""
     path = Path(path).resolve()
     return path.parent / f".{path.name}.shards"
 
 
 def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(Unreadable._fields)
         writer.writerows(unreadable)
@@ -123,7 +121,7 @@ def is_prepared(path: str | Path) -> bool:
 def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
     """Reads a prepared set back: all its splits, or the one named `split`.
 
-    The column `index` of sets that an earlier version prepared is left out: the trainer numbers the rows.
+    Sets that an earlier version prepared have a column `index`; it is left out, because the trainer numbers the rows.
 
     Raises:
         DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, or has no
@@ -155,7 +153,7 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
 
 
 def load_images(paths: Sequence[str | Path]) -> Dataset:
-    """The training images of several prepared sets as one: `image` and `row_id`.
+    """The training images of several prepared sets as one set with the columns `image` and `row_id`.
 
     Raises:
         DataError: as `load_dataset`.

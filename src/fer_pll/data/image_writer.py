@@ -1,9 +1,11 @@
-"""Images to the rows of a prepared split: several workers, bounded memory, and a run that can be cut off."""
+"""Image writer: reads, checks and crops images and writes them as the rows of a prepared split.
+
+Several workers share the work, memory is bounded, and an interrupted call can be continued.
+"""
 
 import hashlib
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,16 +21,16 @@ from datasets.arrow_writer import ArrowWriter
 from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
-from ..io.atomic import write_json
+from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import ImageError, open_image
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
-"""Rows that one worker holds at a time, and that an interruption can cost; fewer where the split is small."""
+"""Rows that one worker holds at a time, and so the most that an interruption costs; fewer in small splits."""
 
 BYTES_PER_SHARD = 64 * 2**20
-"""A shard ends also where the images that come as bytes become more than this."""
+"""A shard also ends where the images that come as bytes exceed this size."""
 
 _FEWEST_ROWS = 32  # of a shard: less is not worth a file and a message to another process
 _SHARDS = 16  # of a small split, so that several workers have a share in it
@@ -41,18 +43,18 @@ class ImageRecord(NamedTuple):
 
     path: Path
     row_id: str
-    columns: dict[str, Any]  # of the row beside `image` and `row_id`
+    columns: dict[str, Any]  # those beside `image` and `row_id`
     box: tuple[float, float, float, float] | None = None  # of the face: left, top, width, height in pixels
-    landmarks: tuple[float, ...] | None = None  # x and y by turns, in pixels
-    problem: str | None = None  # why the row cannot be used, where that is known already
-    # The bytes of the image's file, where it does not lie at `path`, or what makes them: that runs in the workers, so
-    # it must be picklable, and its repr must say which image it makes.
+    landmarks: tuple[float, ...] | None = None  # x, y, x, y ... in pixels
+    problem: str | None = None  # why the row cannot be used, where that is already known
+    # The bytes of the image's file, where it does not lie at `path`, or a function that makes them. It runs in the
+    # workers, so it must be picklable, and its repr must say which image it makes.
     data: bytes | Callable[[], bytes] | None = None
 
 
 Crop = Callable[[PILImage.Image, ImageRecord], PILImage.Image]
-"""From a whole image to the face in it, or DataError where that cannot be. It runs in the workers, so it must be
-picklable; its repr says what it does, so that shards made otherwise are not used again."""
+"""Makes the face from a whole image, or raises DataError. It runs in the workers, so it must be picklable. Its repr
+says what it does, so that shards of another crop are not used again."""
 
 Written = tuple[Path, list[Unreadable], int]  # a shard, the rows left out of it, and the rows that went to it
 Run = Callable[[Iterator["_Job"]], Iterator[Written]]
@@ -60,17 +62,17 @@ Run = Callable[[Iterator["_Job"]], Iterator[Written]]
 
 @contextmanager
 def workers(num_proc: int) -> Iterator[Run]:
-    """What `write_split` writes its shards with: this process or, for `num_proc` > 1, as many others, until the end.
+    """The processes that write the shards of `write_split`: this one or, for `num_proc` > 1, so many others.
 
     Raises:
-        DataError: `num_proc` is no number from 1 up.
+        DataError: `num_proc` is less than 1.
     """
     if num_proc < 1:
         raise DataError(f"num_proc is {num_proc}; give the number of processes, 1 or more")
     if num_proc == 1:
         yield partial(map, _write_shard)
         return
-    from fer_pll_cli import leave_out_transformers  # which workers do not need, and which takes seconds to import
+    from fer_pll_cli import leave_out_transformers  # workers do not need it, and its import takes seconds
 
     with ProcessPoolExecutor(num_proc, get_context("spawn"), initializer=leave_out_transformers) as pool:
         yield partial(_run, pool, 2 * num_proc)
@@ -86,26 +88,26 @@ def write_split(
     strict: bool = False,
     split: str = "train",
 ) -> tuple[Dataset, list[Unreadable]]:
-    """Read or make, check and crop the images of records, and write them into shards of `ROWS_PER_SHARD` rows.
+    """Reads (or makes), checks and crops the images of records, and writes them into shards of `ROWS_PER_SHARD` rows.
 
-    What memory holds does not grow with the number of images. Shards that an interrupted call left are used again
-    where they hold the same rows, whole. An image that needs no change keeps the bytes of its file.
+    Memory does not grow with the number of images. A shard that an interrupted call left is used again where it holds
+    the same rows. An image that needs no change keeps the bytes of its file.
 
     Args:
-        records: in their order; they must come in the same order again for shards to be used again.
-        features: of the result; those of `ImageRecord.columns` and `image`, `row_id`.
-        folder: for the shards. The data set reads from there until it is saved elsewhere.
-        num_records: for the progress bar, and for the size of the shards.
-        crop: what is made of each image. Its errors are reported as those of reading.
+        records: the rows. A repeated call must give them in the same order for shards to be used again.
+        features: features of the result: those of `ImageRecord.columns`, and `image` and `row_id`.
+        folder: folder for the shards. The data set reads from there until it is saved elsewhere.
+        num_records: number of records, for the progress bar and for the size of the shards.
+        crop: makes the face from each image. Its errors are reported like errors of reading.
         run: see `workers`; this process where not given.
         strict: raise at the first image that cannot be used.
-        split: its name.
+        split: name of the split.
 
     Returns:
         the rows, and the images left out.
 
     Raises:
-        DataError: with `strict`, at the first such image; also where none is left.
+        DataError: with `strict`, an image cannot be used; without it, none can.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +115,8 @@ def write_split(
     if num_records is not None:
         rows_per_shard = min(rows_per_shard, max(_FEWEST_ROWS, -(-num_records // _SHARDS)))
     jobs = _jobs(records, features, folder, crop, rows_per_shard)
-    shards, unreadable = [], []
+    shards: list[Path] = []
+    unreadable: list[Unreadable] = []
     progress = tqdm(desc=f"{split} images", total=num_records, unit="image", disable=None)
     with progress:
         for shard, left_out, num_rows in (run or partial(map, _write_shard))(jobs):
@@ -154,7 +157,7 @@ def _jobs(
 
 
 def _run(pool: ProcessPoolExecutor, most: int, jobs: Iterator[_Job]) -> Iterator[Written]:
-    """Results in the order of the jobs, of which at most so many exist at a time. A single one is done here."""
+    """Results in the order of the jobs. At most `most` jobs exist at a time. A single job is done in this process."""
     first = list(islice(jobs, 2))
     if len(first) < 2:
         yield from map(_write_shard, first)
@@ -179,7 +182,7 @@ def _write_shard(job: _Job) -> Written:
             return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.records)
     except (OSError, ValueError):
         pass
-    report.unlink(missing_ok=True)  # written last, it says that the shard beside it is whole
+    report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):
         unreadable = _write_images(job)
         write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
@@ -188,7 +191,10 @@ def _write_shard(job: _Job) -> Written:
 
 def _write_images(job: _Job) -> list[Unreadable]:
     unreadable = []
-    with ArrowWriter(path=str(job.shard), features=job.features, writer_batch_size=64) as writer:
+    with (
+        whole_file(job.shard) as unfinished,
+        ArrowWriter(path=str(unfinished), features=job.features, writer_batch_size=64) as writer,
+    ):
         for record in job.records:
             try:
                 if record.problem:
@@ -203,7 +209,7 @@ def _write_images(job: _Job) -> list[Unreadable]:
 
 
 def _key(job: _Job) -> str:
-    """Changes with whatever the shard is made of: rows, files by size and time, features, crop."""
+    """A digest of everything the shard is made of: rows, files by size and time, features, crop."""
     rows = [(*record._replace(data=None), _state_of_image(record)) for record in job.records]
     return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
 
@@ -212,7 +218,7 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
     if record.data is not None:
         return repr(record.data) if callable(record.data) else hashlib.sha256(record.data).hexdigest()
     try:
-        status = os.stat(record.path)
+        status = record.path.stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns

@@ -1,4 +1,4 @@
-"""`fer_pll.prepare`: the files of a data set, as its users have them, to a prepared set on disk."""
+"""`fer_pll.prepare`: makes a prepared set on disk from the files of a data set, as its users have them."""
 
 import shutil
 from collections.abc import Callable, Sized
@@ -27,7 +27,7 @@ from .sources import SOURCES, Opened
 from .splits import hold_out as hold_out_rows
 from .splits import keep_drawn_votes
 
-_FEW = 1000  # images that are read or drawn before other processes have started
+_FEW = 1000  # images that one process reads or draws before other processes have started
 
 
 def prepare(
@@ -47,33 +47,35 @@ def prepare(
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DatasetDict:
-    """Prepare a data set: read its files, check and crop its images, save what training needs, whole or not at all.
+    """Prepare a data set: read its files, check and crop its images, and save what training needs.
 
-    A call that was interrupted leaves what it has done beside `out`; the same call goes on from there.
+    The set is saved whole or not at all. An interrupted call leaves its work beside `out`, and the same call continues
+    from there.
 
     Args:
         name: one of `data.sources.SOURCES`: ferplus, rafdb, affectnet, votes, folder, dataset, synthetic.
         source: where the files of the data set are; synthetic needs none.
-        out: folder of the prepared set; must not exist yet, or be empty.
+        out: folder of the prepared set. It must not exist yet, or be empty.
         overwrite: replace the prepared set that is in `out`.
-        strict: stop at the first image that cannot be used; else it is left out and listed in `unreadable.csv`.
-        num_proc: processes that read or draw. Where not given, all cores, or this process alone for fewer images than
-            it takes time to start others.
+        strict: stop at the first image that cannot be used. Without it, such images are left out and listed in
+            `unreadable.csv`.
+        num_proc: processes that read or draw. Where not given: all cores, or this process alone where there are so few
+            images that starting others takes longer.
         crop: crop the faces of photographs as this model (a checkpoint or a name in hub_configs) wants them.
-        detector: where `crop` is given and the data have no landmarks: `retinaface`, `yunet` or `yunet:MODEL.onnx`.
-        draw_votes: leave the training rows so many votes each, see `splits.keep_drawn_votes`.
-        draw_seed: of that draw.
+        detector: `retinaface`, `yunet` or `yunet:MODEL.onnx`; used with `crop` where the data have no landmarks.
+        draw_votes: number of votes that each training row keeps, see `splits.keep_drawn_votes`.
+        draw_seed: seed of that draw.
         corrections: marks.csv of `fer-pll audit`: relabel and drop the rows marked so.
         hold_out: share of the training rows for a split `held_out`.
-        report: gets a line for whatever was changed or left out.
-        options: those of the source, as `fer-pll prepare NAME --help` lists them, with underscores.
+        report: called with a line of text for each thing that was changed or left out.
+        options: the options of the source, as `fer-pll prepare NAME --help` lists them, with underscores.
 
     Returns:
         the prepared set, as `load_dataset(out)` gives it.
 
     Raises:
-        DataError: an unknown name or option, files that are missing or malformed, or a folder that is taken. A
-            prepared set that is in `out` stays as it was.
+        DataError: a name or option is unknown, files are missing or malformed, or the folder is in use. A prepared set
+            in `out` stays as it was.
     """
     if name not in SOURCES:
         raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
@@ -81,7 +83,7 @@ def prepare(
     parsed = SOURCES[name].options(**values)
     check_output_folder(out, overwrite)
     if corrections is not None:
-        read_corrections(corrections)  # what is wrong with the file shows before the images are read
+        read_corrections(corrections)  # errors in the file show before the images are read
     if draw_votes is not None and draw_votes < 1:
         raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
     face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
@@ -115,14 +117,15 @@ def prepare(
 def _write(
     opened: Opened, out: str | Path, num_proc: int | None, strict: bool
 ) -> tuple[DatasetDict, list[Unreadable]]:
-    """The records of all splits as data sets that know where they come from, and the images left out."""
+    """The records of all splits as data sets with their provenance, and the images that were left out."""
     features = prepared_features(opened.class_names, opened.columns)
     counts = {
         split: opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
         for split, records in opened.splits.items()
     }
     if num_proc is None:
-        few = opened.crop is None and None not in counts.values() and sum(counts.values()) < _FEW
+        known = [count for count in counts.values() if count is not None]
+        few = opened.crop is None and len(known) == len(counts) and sum(known) < _FEW
         num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
     with workers(num_proc) as run:

@@ -1,13 +1,14 @@
 """Provenance: which rows of which data set a prepared split holds, what was left out, and on what terms.
 
-It is kept as JSON in `dataset.info.description`, so that it travels with a `Dataset` through select, filter, save and
-load. Sentences for people are made from it here and nowhere else.
+JSON text in `dataset.info.description` keeps it, so that it travels with a `Dataset` through select, filter, save and
+load. Only this module makes sentences for people from it.
 """
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any
 
 from datasets import Dataset
 
@@ -23,16 +24,16 @@ class Provenance:
         name: what people call the data set, e.g. "FER+"; `None` for data that have no name.
         source: the name in `data.sources.SOURCES`.
         split: the split of the prepared set.
-        protocol: which rows of the data set were asked for.
+        protocol: the rows of the data set that were asked for.
         kept: rows that were prepared.
         dropped: rows that were left out, by reason.
         drawn_votes: `number` and `seed`, where votes were drawn as if fewer annotators had been asked.
-        corrections: for each file of corrections `file`, `relabeled` and `dropped`.
-        held_out: where the split is a part of another, `of` which one, its `rows`, and the `seed` of the draw.
+        corrections: `file`, `relabeled` and `dropped` for each file of corrections.
+        held_out: for a split that is a part of another one: `of` (that split), `rows`, and `seed` of the draw.
         license: terms of the data, in a sentence.
         hub_id: name on the Hub, where the data came from there.
-        text: the sentence, where nothing else is known: prepared sets of before had prose only.
-        parts: the provenance of each set, where several were put together. Nothing else is known then.
+        text: the sentence, where nothing else is known: earlier versions stored prose only.
+        parts: the provenance of each set, where several were put together. The other fields are empty then.
     """
 
     name: str | None = None
@@ -50,64 +51,67 @@ class Provenance:
     parts: list["Provenance"] = field(default_factory=list)
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset) -> Self | None:
-        """The provenance of a data set, `None` where it does not tell. Concatenated sets have that of each."""
+    def from_dataset(cls, dataset: Dataset) -> "Provenance | None":
+        """The provenance of a data set, or `None` where it has none. Concatenated sets have one part each."""
         found = cls.from_json(dataset.info.description)
         if found is None or found.license or found.parts:
             return found
         return replace(found, license=dataset.info.license or None)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any] | str | None) -> Self | None:
-        """From `to_dict()`, its JSON, or prose, as it stood in data sets and reports before; `None` from nothing."""
+    def from_json(cls, content: Mapping[str, Any] | str | None) -> "Provenance | None":
+        """From `to_dict()`, its JSON, or the prose of earlier versions; `None` from nothing."""
         if not content:
             return None
         if isinstance(content, str):
-            parts = [_from_text(text) for text in _split(content)]
-            return parts[0] if len(parts) == 1 else cls(parts=parts)
+            parts = [part for text in _split(content) if (part := _from_text(text)) is not None]
+            return cls(parts=parts) if len(parts) > 1 else next(iter(parts), None)
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
-        return cls(**values | {"parts": [cls.from_json(part) for part in content.get("parts", ())]})
+        parts = [part for each in content.get("parts", ()) if (part := cls.from_json(each)) is not None]
+        return cls(**values | {"parts": parts})
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, ready for JSON, with the `sentence` for those who read it."""
+        """The known fields, ready for JSON, and the `sentence` for readers."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         values["parts"] = [part.to_dict() for part in self.parts]
         return {name: value for name, value in values.items() if value} | {"sentence": self.sentence()}
 
     def attach(self, dataset: Dataset) -> None:
-        """Keep it in the data set's `info`, in place."""
+        """Store it in the data set's `info`, in place."""
         content = {name: value for name, value in self.to_dict().items() if name != "sentence"}
         dataset.info.description = json.dumps(content)
         dataset.info.license = self.terms() or ""
 
     def sentence(self) -> str:
-        """All of it but the license, for model cards and the console."""
+        """A sentence for model cards and the console, with everything but the license."""
         if self.parts:
             return "; ".join(part.sentence() for part in self.parts)
         notes = [self.text or self._rows()]
         if self.drawn_votes is not None:
             notes.append(f"{self.drawn_votes['number']} votes drawn for each row (seed {self.drawn_votes['seed']})")
-        for each in self.corrections:
-            notes.append(f"{each['relabeled']} rows relabeled and {each['dropped']} dropped by {each['file']}")
+        notes += [
+            f"{each['relabeled']} rows relabeled and {each['dropped']} dropped by {each['file']}"
+            for each in self.corrections
+        ]
         if self.held_out is not None:
             notes.append(f"{self.split}: {self.held_out['rows']} of them (seed {self.held_out['seed']})")
         return "; ".join(notes)
 
     def terms(self) -> str | None:
-        """The license; of several sets each one once."""
+        """The license. Several sets give each license once."""
         if not self.parts:
             return self.license
         return " ".join(dict.fromkeys(terms for part in self.parts if (terms := part.terms()))) or None
 
     def title(self) -> str:
-        """What the data set is called on a card."""
+        """The name of the data set on a model card."""
         if self.parts:
             return " + ".join(dict.fromkeys(part.title() for part in self.parts))
         return self.name or self.hub_id or "unnamed data"
 
     def dataset_type(self) -> str:
-        """What the metadata of a model card call it: its name on the Hub or, without one, a name of that form."""
+        """The name in the metadata of a model card: the name on the Hub or, without one, a name of that form."""
         if self.hub_id is not None:
             return self.hub_id
         return re.sub(r"[^a-z0-9]+", "-", self.title().lower().replace("+", "plus")).strip("-")
@@ -126,7 +130,7 @@ class Provenance:
 
 
 def _split(description: str) -> list[str]:
-    """The descriptions that `datasets` has put together into one: JSON has no empty lines, prose may have some."""
+    """The descriptions that `datasets` has joined into one. JSON has no empty lines, but prose may have some."""
     texts = description.strip().split(_BETWEEN)
     return texts if all(_is_ours(text) for text in texts) else [description.strip()]
 
@@ -138,14 +142,13 @@ def _is_ours(text: str) -> bool:
         return False
 
 
-def _from_text(text: str) -> Provenance:
+def _from_text(text: str) -> Provenance | None:
     if _is_ours(text):
         return Provenance.from_json(json.loads(text))
-    # Prose of before: "FER+ train, protocol all: 26903 of 28709 rows; ...; held_out: 1345 of them (seed 0)"
+    # Prose of earlier versions: "FER+ train, protocol all: 26903 of 28709 rows; ...; held_out: 1345 of them (seed 0)"
     head = text.partition(",")[0].partition(":")[0]
-    name, _, split = head.rpartition(" ")
-    if split not in _SPLITS:
-        name, split = head, None
+    before, _, last = head.rpartition(" ")
+    name, split = (before, last) if last in _SPLITS else (head, None)
     drawn = re.search(r"; (train|held_out): \d+ of them", text)
     named = name and len(name) < 60 and "\n" not in name
     return Provenance(name=name if named else None, split=drawn[1] if drawn else split, text=text)

@@ -1,4 +1,4 @@
-"""What names a row, whatever happens to its data set: its `row_id` or, without one, a digest of its image."""
+"""Names of rows that stay the same when the data set changes: `row_id` or, without one, a digest of the image."""
 
 import hashlib
 import os
@@ -11,8 +11,8 @@ from datasets import Dataset, Image
 def row_ids(dataset: Dataset) -> Sequence[str]:
     """N names, in the order of the rows: the column `row_id` or, where there is none, SHA-256 digests of the images.
 
-    A digest is taken over the bytes of the image's file, in the data set or at the path that it names, so that saving
-    and moving the set changes nothing; where there is no file, over the path. No image is decoded. Rows with equal
+    A digest covers the bytes of the image's file, in the data set or at the path that it names, so that saving or
+    moving the set does not change it. Where there is no file, it covers the path. No image is decoded. Rows with equal
     images have equal names.
     """
     if "row_id" in dataset.column_names:
@@ -24,8 +24,11 @@ def row_ids(dataset: Dataset) -> Sequence[str]:
 
 
 def _digest(image: object) -> str:
-    stored = image["bytes"] if isinstance(image, dict) else repr(image).encode()
-    if stored is None:
+    if not isinstance(image, dict):
+        stored = repr(image).encode()
+    elif image["bytes"] is not None:
+        stored = image["bytes"]
+    else:
         path = Path(image["path"] or "")
         stored = path.read_bytes() if path.is_file() else os.fsencode(path)
     return hashlib.sha256(stored).hexdigest()

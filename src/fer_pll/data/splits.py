@@ -15,17 +15,19 @@ def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
     """The data set with the split `HELD_OUT`, drawn from `train`, whose other rows keep their order.
 
     Args:
-        dataset: with a split `train`.
-        share: of the rows of `train`, rounded to whole rows.
-        seed: of the draw.
+        dataset: a prepared set with a split `train`.
+        share: share of the rows of `train`, rounded to whole rows.
+        seed: seed of the draw.
 
     Raises:
-        DataError: no rows would be left, or none held out.
+        DataError: one of the two parts would have no rows.
     """
     train = dataset["train"]
     number = round(share * len(train))
     if not 0 < number < len(train):
-        raise DataError(f"--hold-out {share} of {len(train)} training rows: both parts need rows, choose such as 0.05")
+        raise DataError(
+            f"--hold-out {share} of {len(train)} training rows: both parts need rows, so choose a share such as 0.05"
+        )
     held_out = np.zeros(len(train), dtype=bool)
     held_out[np.random.default_rng(seed).permutation(len(train))[:number]] = True
     parts = {"train": train.select(np.flatnonzero(~held_out)), HELD_OUT: train.select(np.flatnonzero(held_out))}
@@ -38,13 +40,13 @@ def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
 
 
 def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
-    """The data set as if `number` annotators had been asked, to see how many of the lost labels training recovers.
+    """The data set as if only `number` annotators had been asked, to see how many lost labels training recovers.
 
-    `votes` becomes what `labels.candidates.draw_votes` draws from it, `label` the first top of that. `true_label`,
-    where there is none yet, is the winner of all votes, or -1 where several labels share the top.
+    `votes` becomes the draw that `labels.candidates.draw_votes` makes from it, and `label` the first top of that draw.
+    A set without `true_label` gets one: the winner of all votes, or -1 where several labels share the top.
 
     Raises:
-        DataError: there are no votes, or `number` is no number from 1 up.
+        DataError: there are no votes, or `number` is less than 1.
     """
     if "votes" not in dataset.column_names:
         raise DataError(f"--draw-votes {number}: the data set has no votes; it has {', '.join(dataset.column_names)}")

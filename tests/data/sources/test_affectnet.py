@@ -105,7 +105,7 @@ def test_classes_are_those_of_ferplus():
     ("cell", "value", "problem"),
     [
         ("facial_landmarks", "1;2;3", "3 coordinates of landmarks where 2 x 68 should be: correct the row"),
-        ("facial_landmarks", text_of(face()).replace("1009.00", "nan", 1), "is no position"),
+        ("facial_landmarks", text_of(face()).replace("1009.00", "nan", 1), "is not a position"),
         ("facial_landmarks", text_of(face()).replace("1009.00", "x", 1), "could not convert"),
         ("facial_landmarks", "", "0 coordinates"),
         ("face_x", "NULL", "could not convert"),
@@ -127,7 +127,7 @@ def test_a_row_that_cannot_be_used_is_a_problem_of_that_row(tmp_path, cell, valu
 @pytest.mark.parametrize("expression", ["11", "-1", "happy", "", "nan", "inf"])
 def test_an_unknown_expression_is_an_error(tmp_path, expression):
     write_tables(tmp_path, [("a.jpg", 1), ("b.jpg", expression)])
-    with pytest.raises(DataError, match=r"training.csv:3: expression .* is no number from 0 to 10"):
+    with pytest.raises(DataError, match=r"training.csv:3: expression .* is not a number from 0 to 10"):
         list(list_affectnet(tmp_path)["train"])
 
 
@@ -147,7 +147,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     lnd.unlink()
     assert "0_lnd.npy is missing" in next(list_affectnet(tmp_path / "b")["train"]).problem
     (tmp_path / "b" / "train_set" / "annotations" / "1_exp.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match="1_exp.npy is missing or no NumPy array"):
+    with pytest.raises(DataError, match="1_exp.npy is missing or is not a NumPy array"):
         list(list_affectnet(tmp_path / "b")["train"])
     write_folder(tmp_path / "c" / "train_set", {})
     with pytest.raises(DataError, match="has no file like 0_exp.npy"):
@@ -157,7 +157,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 def test_objects_in_npy_files_are_not_unpickled(tmp_path):
     write_folder(tmp_path / "train_set", {0: 1})
     np.save(tmp_path / "train_set" / "annotations" / "0_exp.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="no NumPy array"):
+    with pytest.raises(DataError, match="is not a NumPy array"):
         list(list_affectnet(tmp_path)["train"])
 
 

@@ -163,11 +163,11 @@ def test_pandas_loses_types_but_not_images(save):
 @pytest.mark.parametrize(
     ("labels", "feature", "columns", "reason"),
     [
-        ((-1,), None, {}, "column 'label' is -1, which is no label"),
-        ((None,), None, {}, "column 'label' is None, which is no label"),
-        (("bored",), Value("string"), {}, "column 'label' is 'bored', which is none of neutral, happiness"),
-        ((0,), None, {"votes": ([[1, 2]], List(Value("int64")))}, "column 'votes' has 2 entries where 3 classes are"),
-        ((0,), None, {"votes": ([None], List(Value("int64")))}, "column 'votes' has nothing where 3 classes are"),
+        ((-1,), None, {}, "column 'label' is -1, which is not a label"),
+        ((None,), None, {}, "column 'label' is None, which is not a label"),
+        (("bored",), Value("string"), {}, "column 'label' is 'bored', which is not one of neutral, happiness"),
+        ((0,), None, {"votes": ([[1, 2]], List(Value("int64")))}, "column 'votes' has 2 entries for 3 classes"),
+        ((0,), None, {"votes": ([None], List(Value("int64")))}, "column 'votes' has nothing for 3 classes"),
         ((0,), None, {"votes": ([[0, 0, 0]], List(Value("int64")))}, "has no votes for neutral, happiness, sadness"),
         (
             (0,),
@@ -188,7 +188,7 @@ def test_pandas_loses_types_but_not_images(save):
             {"candidates": ([[False] * 3], List(Value("bool")))},
             "'candidates' is .*, an empty candidate set",
         ),
-        ((0,), None, {"candidates": ([[True] * 2], List(Value("bool")))}, "column 'candidates' has 2 entries where 3"),
+        ((0,), None, {"candidates": ([[True] * 2], List(Value("bool")))}, "column 'candidates' has 2 entries for 3"),
         ((0,), None, {"candidates": (["happy|bored"], Value("string"))}, "column 'candidates' is 'bored', which is"),
         (
             (0,),
@@ -249,7 +249,7 @@ def test_nothing_to_learn_from(save):
 
 def test_a_row_id_stands_once(save):
     listed = list_dataset(save(make((0, 1, 2), name=text("a", "b", "a"))), Columns(row_id="name"))
-    with pytest.raises(DataError, match=r"train\[2\]: name 'a' stands twice"):
+    with pytest.raises(DataError, match=r"train\[2\]: name 'a' is there twice"):
         rows_of(listed)
 
 
@@ -265,7 +265,7 @@ def test_classes_that_are_one(save):
 
 def test_no_data_set(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty is no data set that can be opened"):
+    with pytest.raises(DataError, match="empty is not a data set that can be opened"):
         list_dataset(tmp_path / "empty")
     (tmp_path / "a.parquet").write_bytes(b"")
     with pytest.raises(DataError, match="a.parquet is a file: name the folder"):

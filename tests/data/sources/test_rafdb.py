@@ -32,7 +32,7 @@ def basic(tmp_path):
     return root
 
 
-@pytest.mark.parametrize(("pictures", "size"), [("aligned", (100, 100)), ("original", (300, 200))])
+@pytest.mark.parametrize(("images", "size"), [("aligned", (100, 100)), ("original", (300, 200))])
 def test_both_forms_are_listed_with_the_names_of_ferplus(basic, images, size):
     for source in (basic, basic.parent):
         splits = list_rafdb(source, images)

@@ -85,13 +85,18 @@ def test_what_a_source_names(shards, tmp_path):
     [
         ("{tmp}/none/none", "no such file or folder"),
         ("{tmp}", "no Parquet files, no tar files and no images .* among 1 files"),
-        ("{tmp}/*.parquet", "no file fits"),
+        ("{tmp}/*.parquet", "no file matches"),
     ],
 )
 def test_a_source_that_holds_nothing_is_named(tmp_path, source, message):
     (tmp_path / "list.csv").write_text("a")
     with pytest.raises(DataError, match=message):
         find_shards(source.format(tmp=tmp_path))
+
+
+def test_an_address_may_be_longer_than_a_name_on_disk():
+    signed = f"https://host/faces.tar?signature={'a' * 300}"
+    assert find_shards(signed) == [TarShard(signed)]
 
 
 def test_a_name_that_neither_a_folder_nor_the_hub_knows(monkeypatch):
@@ -105,7 +110,7 @@ def test_the_column_of_images_is_found_or_asked_for(tmp_path):
     pq.write_table(pa.table({"image": FILES, "mask": FILES, "id": list(range(20))}), path)
     assert [row[2] for row in ParquetShard(str(path)).rows()] == FILES
     pq.write_table(pa.table({"left": FILES, "right": FILES}), path)
-    with pytest.raises(ValueError, match="2 columns hold images, of left, right: call the one"):
+    with pytest.raises(ValueError, match="2 columns hold images, of left, right: name the one"):
         next(ParquetShard(str(path)).rows())
     pq.write_table(pa.table({"id": [1]}), path)
     with pytest.raises(ValueError, match="0 columns"):

@@ -25,7 +25,7 @@ EXPRESSIONS_OF_LABEL = {
     6: "anger",
     7: "contempt",
 }
-"""8 to 10 are none, uncertain and no face."""
+"""The labels 8 to 10 mean none, uncertain and no face."""
 NUM_LABELS = 11
 NUM_LANDMARKS = 68
 
@@ -44,31 +44,31 @@ _COLUMNS = (
 
 
 def affectnet_classes(num_classes: int) -> tuple[str, ...]:
-    """The expressions of AffectNet-8, or of AffectNet-7, which leaves contempt out; in the order of FER+."""
+    """The expressions of AffectNet-8, or of AffectNet-7, which has no contempt, in the order of FER+."""
     if num_classes not in (7, 8):
         raise DataError(f"AffectNet has 7 or 8 expressions, not {num_classes}")
     return EXPRESSIONS[:num_classes]
 
 
 def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterator[ImageRecord]]:
-    """What the annotations list, in either layout that people have.
+    """Lists the annotated images, in either layout that people have.
 
     - `training.csv` and `validation.csv`, with the images in `Manually_Annotated_Images`;
     - `train_set` and `val_set`, with `images/0.jpg`, `annotations/0_exp.npy` and `annotations/0_lnd.npy`.
 
-    Rows without an expression (none, uncertain, no face), and with `num_classes=7` those of contempt, are not listed.
+    Rows without an expression (none, uncertain, no face) are left out, and with `num_classes=7` those of contempt too.
 
     Args:
         source: the folder.
         num_classes: 8, or 7.
 
     Returns:
-        by split, iterators, so that 440,000 rows need not be in memory. `landmarks` are five points, made from the
-        68; the first layout has the face's `box` too. A row whose box or landmarks are malformed has a `problem`.
+        one iterator for each split, so that memory need not hold 440,000 rows. `landmarks` are five points, made from
+        the 68. The first layout also has the face's `box`. A row with a malformed box or landmarks has a `problem`.
 
     Raises:
-        DataError: the folder has neither layout; while it is read, for a table that is malformed, and an expression
-            that is no number from 0 to 10.
+        DataError: the folder has neither layout. Also while the rows are read: a table is malformed, or an expression
+            is not a number from 0 to 10.
     """
     label_of_expression = {name: label for label, name in EXPRESSIONS_OF_LABEL.items()}
     labels = [label_of_expression[name] for name in affectnet_classes(num_classes)]
@@ -117,7 +117,8 @@ def _list_table(table: Path, images: Path, labels: list[int]) -> Iterator[ImageR
         else:
             try:
                 points = _parse_landmarks([number for number in landmarks.split(";") if number.strip()])
-                face = tuple(_finite(number) for number in box)
+                left, top, width, height = map(_finite, box)
+                face = left, top, width, height
             except ValueError as error:
                 problem = f"{error}: correct the row or get {table.name} again"
         yield ImageRecord(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
@@ -150,7 +151,7 @@ def _load(file: Path) -> np.ndarray:
     try:
         return np.load(file)  # refuses pickles, which could run code
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} is missing or no NumPy array ({error}): get it again") from error
+        raise DataError(f"{file} is missing or is not a NumPy array ({error}): get it again") from error
 
 
 def _parse_label(place: str, text: str) -> int:
@@ -159,7 +160,7 @@ def _parse_label(place: str, text: str) -> int:
     except (ValueError, OverflowError):
         label = -1
     if not 0 <= label < NUM_LABELS:
-        raise DataError(f"{place}: expression {text!r} is no number from 0 to {NUM_LABELS - 1}: get the file again")
+        raise DataError(f"{place}: expression {text!r} is not a number from 0 to {NUM_LABELS - 1}: get the file again")
     return label
 
 
@@ -173,7 +174,7 @@ def _parse_landmarks(numbers: list[str] | np.ndarray) -> tuple[float, ...]:
 def _finite(number: str | float) -> float:
     value = float(number)
     if not np.isfinite(value):
-        raise ValueError(f"{number!r} is no position")
+        raise ValueError(f"{number!r} is not a position")
     return value
 
 

@@ -1,7 +1,7 @@
-"""The contract of a data source: one object that knows the files of a data set, and nothing of how they are stored.
+"""The contract of a data source: one object that knows the files of a data set, but not how a prepared set is stored.
 
-A source yields records; `data.prepare` crops, checks and writes them. To add a data set, write a file beside this one
-that defines a `Source`, and name it in `SOURCES` of `__init__.py`.
+A source yields records, and `data.prepare` crops, checks and writes them. To add a data set, write a file beside this
+one that defines a `Source`, and name it in `SOURCES` of `__init__.py`.
 """
 
 import argparse
@@ -16,37 +16,37 @@ from ..image_writer import Crop, ImageRecord
 from ..provenance import Provenance
 
 ON_REQUEST = "given by its authors on request, for non-commercial research; its images may not be passed on."
-"""License of the data sets that their authors give away themselves."""
+"""License of the data sets that their authors hand out themselves."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a source lists.
+    """The contents of a data set, as a source lists them.
 
     Args:
         class_names: K names, in the order of the model's outputs.
-        splits: records by split (train, validation, test), to be read once, in an order that is always the same.
-        columns: the optional columns that the records have, of `data.dataset.OPTIONAL_COLUMNS`; `label` they all have.
-        provenance: what is known of all splits; `prepare` adds the split and its rows.
-        dropped: by split, rows that are not among the records, by reason.
-        counts: by split, the number of records, where the splits are no lists and it is known.
-        crop: what is made of each image unless the user wants another crop.
+        splits: records by split (train, validation, test). They are read once; their order must always be the same.
+        columns: the columns of `data.dataset.OPTIONAL_COLUMNS` that the records have. All records have `label`.
+        provenance: what all splits have in common; `prepare` adds the split and its rows.
+        dropped: for each split, the number of rows that are not among the records, by reason.
+        counts: the number of records by split, where it is known but the splits are not lists.
+        crop: the crop of each image, unless the user asks for another one.
     """
 
     class_names: Sequence[str]
     splits: Mapping[str, Iterable[ImageRecord]]
     columns: Sequence[str] = ()
-    provenance: Provenance = Provenance()
+    provenance: Provenance = field(default_factory=Provenance)
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     crop: Crop | None = None
 
 
 class Source(ABC):
-    """A kind of data set: a published one with files of its own, or a layout for users' data.
+    """A kind of data set: a published one with its own files, or a layout for users' data.
 
     Attributes:
-        name: of `fer-pll prepare NAME` and `fer_pll.prepare(NAME)`.
+        name: NAME in `fer-pll prepare NAME` and `fer_pll.prepare(NAME)`.
         summary: one line for the help.
     """
 
@@ -59,21 +59,21 @@ class Source(ABC):
 
     @abstractmethod
     def open(self, options: argparse.Namespace) -> Opened:
-        """Look at the files and list their records. What is wrong with a single row can be its `problem`.
+        """Look at the files and list their records. An error in a single row can be the `problem` of its record.
 
         Args:
-            options: what `add_arguments` declares.
+            options: the options that `add_arguments` declares.
 
         Raises:
             DataError: the files are missing or malformed; the message names the place.
         """
 
     def options(self, **values: Any) -> argparse.Namespace:
-        """The options of `add_arguments` with their defaults, but for the `values` given.
+        """The options of `add_arguments`: the given `values`, and defaults for the others.
 
         Raises:
-            DataError: for an option that this source does not have or that lacks a value, and a value that is none of
-                its choices.
+            DataError: this source does not have an option, a required one has no value, or a value is not one of the
+                choices.
         """
         parser = argparse.ArgumentParser(add_help=False)
         self.add_arguments(parser)
@@ -92,7 +92,7 @@ class Source(ABC):
 
 
 def add_classes_argument(parser: argparse.ArgumentParser, default: str) -> None:
-    """Add `--classes`; `default` says in words which ones they are without it."""
+    """Add `--classes`; `default` says in words what the classes are without it."""
     parser.add_argument(
         "--classes",
         metavar="NAME,NAME,...",
@@ -101,7 +101,7 @@ def add_classes_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def parse_classes(classes: str | Sequence[str] | None) -> list[str] | None:
-    """The names of `--classes` as we write them; `None` where there are none."""
+    """The names in `--classes` by their canonical spelling; `None` where there are none."""
     if not classes:
         return None
     return [canonical_name(name) for name in (classes.split(",") if isinstance(classes, str) else classes)]

@@ -31,7 +31,7 @@ _BYTES = {str(value): value for value in range(256)}
 
 
 class Row(NamedTuple):
-    """One annotated image: its split, where its votes stand, and its ten counts (eight expressions, unknown, NF)."""
+    """One annotated image: its split, the place of its votes, and its ten counts (eight expressions, unknown, NF)."""
 
     split: str
     row_id: str
@@ -39,23 +39,23 @@ class Row(NamedTuple):
 
 
 def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> Opened:
-    """What FER+ lists, in either layout that people have.
+    """Lists the rows of FER+, in either layout that people have.
 
     - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
       other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
     - The folders `FER2013Train`, `FER2013Valid`, `FER2013Test`, as FERPlus's `generate_training_data.py` writes
-      them: images and a `label.csv` each, with or without the column of face boxes. (Three names stand on two
-      Training rows each; that script writes one image over the other, so both rows have the second one.)
+      them: images and a `label.csv` each, with or without the column of face boxes. (Three names belong to two
+      Training rows each. That script writes one image over the other, so both rows have the second one.)
 
-    Training becomes `train`, PublicTest (FER2013Valid) `validation`, PrivateTest (FER2013Test) `test`, as far as they
-    are there. Everything is checked before the first record is listed. The files are read row by row: the pixels are
-    never in memory together.
+    Training becomes `train`, PublicTest (FER2013Valid) `validation`, and PrivateTest (FER2013Test) `test`; not all of
+    them need be there. Everything is checked before the first record is listed. The files are read row by row: memory
+    never holds all pixels together.
 
     Args:
         source: The folder.
         protocol: Which rows are kept, as in `protocol_masks`: `"all"` or `"majority"`.
-        drop_duplicates: Remove from `train` every row whose image, pixel for pixel, is also that of a validation or
-            test row, and of the rows of `train` that share an image all but the first. Validation and test never
+        drop_duplicates: Remove from `train` every row whose image is also, pixel for pixel, that of a validation or
+            test row. Of the rows of `train` that share an image, keep the first only. Validation and test never
             change. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
             split: 337 copies of PublicTest images (one of them the black image of a row without a face) and 1,149
             repeats go, 26,903 stay.
@@ -63,10 +63,10 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     Returns:
         records with the image's PNG (gray, 48 x 48), a `row_id` (`"fer2013new.csv:17"`: file and line, counted from
         1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the eight) and `majority`
-        (whether the row is in the `majority` protocol); how many rows were dropped, and why.
+        (whether the row is in the `majority` protocol). `dropped` says how many rows were dropped, and why.
 
     Raises:
-        DataError: a file or column is missing, the files do not belong together, or a row is malformed; the message
+        DataError: a file or column is missing, the files do not belong together, or a row is malformed. The message
             names file and line.
     """
     if protocol not in PROTOCOLS:
@@ -76,7 +76,7 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     in_all, in_majority = protocol_masks(np.array([row.votes for row in rows]))
     kept = in_all if protocol == "all" else in_majority
 
-    # One digest of 16 bytes per image; this pass also checks every pixel row before anything is written.
+    # One digest of 16 bytes for each image. This pass also checks every row of pixels before anything is written.
     digests = [
         hashlib.blake2b(pixels, digest_size=16).digest()
         for _, pixels in tqdm(layout.images(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
@@ -105,7 +105,7 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
 
 
 def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Says which rows belong to the protocols `all` and `majority`.
+    """The rows of the protocols `all` and `majority`.
 
     A row is in `all` when its top entry of the ten, the first of ties, is one of the eight expressions. It is in
     `majority` (the rule of the FER+ authors) when, after entries with a single vote are set to zero, one expression
@@ -156,7 +156,7 @@ def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
 class _CsvLayout:
     """`fer2013.csv` (images) beside `fer2013new.csv` (votes)."""
 
-    def __init__(self, source: Path):
+    def __init__(self, source: Path) -> None:
         self.source = source
         self.image_file = source / _IMAGES_CSV
         self.rows: list[Row] = []
@@ -165,7 +165,7 @@ class _CsvLayout:
             row_id = f"{_VOTES_CSV}:{line}"
             split = _parse_usage(f"{votes_file}:{line}", usage)
             self.rows.append(Row(split, row_id, _parse_votes(f"{votes_file}:{line}", counts)))
-        # Counting takes any file for lines of text: first make sure that it is the right kind of file.
+        # Counting accepts any file as lines of text, so first make sure that it is the right kind of file.
         next(read_columns(self.image_file, ("pixels", "Usage")), None)
         num_images = _count_rows(self.image_file)
         if num_images != len(self.rows):
@@ -177,7 +177,7 @@ class _CsvLayout:
             raise DataError(f"{votes_file} has no rows: get it again")
 
     def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Yields (position, 2,304 pixel bytes) for ascending row positions; other rows are passed over unparsed."""
+        """Yields (position, 2,304 pixel bytes) for ascending row positions, and skips other rows unparsed."""
         wanted = iter(positions)
         next_position = next(wanted, None)
         for position, (line, (pixels, usage)) in enumerate(read_columns(self.image_file, ("pixels", "Usage"))):
@@ -197,7 +197,7 @@ class _CsvLayout:
 class _FolderLayout:
     """`FER2013Train`, `FER2013Valid`, `FER2013Test`: images and a `label.csv` each."""
 
-    def __init__(self, source: Path):
+    def __init__(self, source: Path) -> None:
         self.source = source
         self.rows: list[Row] = []
         self.image_files: list[Path] = []
@@ -226,8 +226,8 @@ class _FolderLayout:
 
 
 def _count_rows(file: Path) -> int:
-    """Counts the lines below the first, blank ones left out, without splitting them."""
-    with open(file, "rb") as stream:
+    """Counts the lines below the first, without blank ones and without splitting them."""
+    with file.open("rb") as stream:
         return max(sum(not line.isspace() for line in stream) - 1, 0)
 
 
@@ -276,7 +276,7 @@ def _read_image(file: Path, row_id: str) -> bytes:
     try:
         with PILImage.open(file) as image:
             size, mode, pixels = image.size, image.mode, image.tobytes()
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these, by the byte that is broken
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these, depending on the broken byte
         raise DataError(f"{file} (listed in {row_id}) is not a readable image: {error}; get it again") from error
     if size != (SIDE, SIDE) or mode != "L":
         raise DataError(
@@ -302,8 +302,8 @@ class FerPlus(Source):
             "--protocol",
             choices=PROTOCOLS,
             default="all",
-            help="rows kept: all = the most voted of the ten entries is one of the eight expressions (default); "
-            "majority = without single votes, an expression holds more than half of the votes",
+            help="rows to keep: all = the most voted of the ten entries is one of the eight expressions (default); "
+            "majority = an expression holds more than half of the votes, where single votes do not count",
         )
         parser.add_argument(
             "--keep-duplicates",

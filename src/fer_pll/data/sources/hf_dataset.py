@@ -1,4 +1,4 @@
-"""Any `datasets` data set of faces, from the Hub or from disk: images with labels, votes or candidate sets."""
+"""Data sets of `datasets`, from the Hub or from disk: images with labels, votes or candidate sets."""
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,19 +20,25 @@ from .votes import whole_number
 
 LABEL_COLUMNS = ("label", "labels", "expression", "emotion")
 
-_ERRORS = (DatasetsError, pa.ArrowException, OSError, ValueError, KeyError)  # of files that are missing or damaged
+_ERRORS = (
+    DatasetsError,
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    KeyError,
+)  # those that missing or damaged files raise
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a data set hold what; what is None is found by name and type.
+    """The columns of a data set, by their content. A column that is None is found by name and type.
 
     Args:
-        image: images: a `datasets` Image, or the bytes of image files.
+        image: a `datasets` Image, or the bytes of image files.
         label: a ClassLabel, names, or numbers that count the classes from 0.
-        votes: a list of K votes, or for each of several columns the votes for the class it is named after.
+        votes: a list of K votes, or several columns, each named after a class, with the votes for it.
         candidates: a list of K booleans, of names or of numbers, or names with `|` between them.
-        row_id: what `row_id` becomes; each value may stand once. Where there is none, it is `train[17]`, from 0.
+        row_id: names of the rows, each of them once. Without it, `row_id` is like `train[17]`, counted from 0.
     """
 
     image: str | None = None
@@ -48,15 +54,15 @@ def open_dataset(
     """The splits of a data set, without reading its images.
 
     Args:
-        source: a folder written by `save_to_disk`; a folder of Parquet or Arrow files or of images, which is read
-            where it lies, without a copy in the cache of `datasets`; else a name on the Hub, which is downloaded.
-        config, revision: of a data set on the Hub that has several.
+        source: a folder written by `save_to_disk`, or a folder of Parquet or Arrow files or of images, which is read
+            in place, without a copy in the cache of `datasets`. Any other name is downloaded from the Hub.
+        config, revision: those of a data set on the Hub that has several.
 
     Returns:
-        by split: train, validation, test.
+        rows by split: train, validation, test.
 
     Raises:
-        DataError: there is no such data set, it cannot be opened, or has a split of another name.
+        DataError: there is no such data set, it cannot be opened, or it has a split of another name.
     """
     path = Path(source)
     if path.is_file():
@@ -70,8 +76,8 @@ def open_dataset(
             found = load_dataset(str(source), name=config, revision=revision)
     except _ERRORS as error:
         raise DataError(
-            f"{source} is no data set that can be opened ({type(error).__name__}: {error}): name a folder, or a data "
-            "set on the Hub, and --config where it has several"
+            f"{source} is not a data set that can be opened ({type(error).__name__}: {error}): name a folder, or a "
+            "data set on the Hub, and --config where it has several"
         ) from error
     splits: dict[str, Dataset | IterableDataset] = {}
     for name, rows in found.items() if isinstance(found, Mapping) else [("train", found)]:
@@ -92,24 +98,24 @@ def list_dataset(
     config: str | None = None,
     revision: str | None = None,
 ) -> Opened:
-    """What a data set lists.
+    """Lists the rows of a data set.
 
-    Its classes are `class_names`, else the names of its ClassLabel, else FER+'s expressions; names may be capitalised
-    or synonyms (`expressions.SYNONYMS`). Lists of votes or candidates are in the order of the ClassLabel's names,
-    where there is one, else of the classes. A row of which anything is missing, malformed or of another class has a
-    `problem` that names the column, and votes for another class do not count.
+    Its classes are `class_names`, else the names of its ClassLabel, else the expressions of FER+. Names may be
+    capitalized, or synonyms (`expressions.SYNONYMS`). Lists of votes or candidates are in the order of the names of
+    the ClassLabel, where there is one, else in the order of the classes. Where a value is missing, malformed or of
+    another class, the row has a `problem` that names the column. Votes for another class do not count.
 
     Args:
-        source, config, revision: as `open_dataset` takes them.
-        columns: which to read.
-        class_names: of the classes, in the order of the model's outputs.
+        source, config, revision: see `open_dataset`.
+        columns: the columns to read.
+        class_names: names of the classes, in the order of the model's outputs.
 
     Returns:
-        see `Opened`; `label` is the first top of the votes where there is no column for it.
+        see `Opened`. `label` is the first top of the votes where there is no column for it.
 
     Raises:
-        DataError: as `open_dataset`; a column is missing or of no use for what it should hold, classes of numbers have
-            no names, two names are the same class; while the rows are read, where one cannot be.
+        DataError: as `open_dataset`; also where a column is missing or has the wrong type, where numbered classes have
+            no names, and where two names are the same class. Also while the rows are read: one cannot be read.
     """
     opened = open_dataset(source, config, revision)
     features = next(iter(opened.values())).features or Features()
@@ -125,7 +131,7 @@ def list_dataset(
     for names in (of_source, class_names):
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; put them together")
+            raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; join them")
     reader = _Reader(columns, class_names, of_source)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
     counts = {split: len(rows) for split, rows in opened.items() if isinstance(rows, Dataset)}
@@ -137,11 +143,11 @@ def list_dataset(
 
 
 def find_columns(source: str, features: Features, columns: Columns, class_names: Sequence[str] | None) -> Columns:
-    """`columns` with those filled in that can be told by name and type, and all of them checked.
+    """Fills in the columns that name and type can tell, and checks all of them.
 
     Raises:
-        DataError: a column is missing, or holds nothing of the kind; no or several columns hold images; there is
-            neither label nor votes nor candidates; labels are numbers and nothing names their classes.
+        DataError: a column is missing or has the wrong type; no column or several hold images; there are neither
+            labels nor votes nor candidates; or labels are numbers and nothing names their classes.
     """
 
     def check(option: str, name: str, fits: Callable[[Any], bool], kind: str) -> str:
@@ -216,7 +222,7 @@ def _is_list(feature: Any) -> bool:
 
 
 def _is_image(feature: Any) -> bool:
-    if isinstance(feature, Mapping):  # an Image whose type was lost on the way, as pandas does
+    if isinstance(feature, Mapping):  # an Image that lost its type on the way, as in pandas
         feature = feature.get("bytes")
     return isinstance(feature, Image) or (isinstance(feature, Value) and "binary" in feature.dtype)
 
@@ -238,7 +244,7 @@ def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader:
                 row_id = str(row[wanted.row_id])
                 if row_id in seen:
                     raise DataError(
-                        f"{source}, {place}: {wanted.row_id} {row_id!r} stands twice: number the rows anew"
+                        f"{source}, {place}: {wanted.row_id} {row_id!r} is there twice: number the rows again"
                     )
                 seen.add(row_id)
             yield reader.read(row, row_id)
@@ -257,37 +263,39 @@ class _Problem(ValueError):
 
 
 class _Reader:
-    """Reads rows: which columns, the classes that come out, and those that the source counts and lists."""
+    """Reads rows: from `columns`, to `class_names`, where `of_source` are the classes that the data set lists."""
 
-    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]):
+    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]) -> None:
         self.columns = columns
         self.class_names = class_names
         self.of_source = of_source
 
     def read(self, row: dict[str, Any], row_id: str) -> ImageRecord:
-        wanted, values, problem = self.columns, {"label": -1}, None
+        wanted, problem = self.columns, None
+        values: dict[str, Any] = {"label": -1}
+        assert wanted.image is not None  # `find_columns` has filled it in
         image = row[wanted.image]
         image = image if isinstance(image, Mapping) else {"bytes": image, "path": None}
         path, data = image.get("path"), image.get("bytes")
         try:
             if not (path or data):
-                raise _Problem(f"column {wanted.image!r} is empty: take the row out")
+                raise _Problem(f"column {wanted.image!r} is empty: remove the row")
             if wanted.label is not None:
                 values["label"] = self._label(wanted.label, row[wanted.label])
+                if values["label"] < 0 and wanted.votes is None and wanted.candidates is None:
+                    raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is not a label")
             if wanted.votes is not None:
-                values["votes"] = self._votes(row)
+                values["votes"] = self._votes(wanted.votes, row)
                 if wanted.label is None:
                     values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
             if wanted.candidates is not None:
                 values["candidates"] = self._candidates(wanted.candidates, row[wanted.candidates])
-            if values == {"label": -1}:
-                raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is no label")
         except _Problem as error:
             problem = str(error)
         return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)
 
     def _label(self, column: str, value: Any) -> int:
-        """Number of the class; -1 where it is not known."""
+        """Number of the class, or -1 where it is not known."""
         if isinstance(value, str):
             name = canonical_name(value)
         elif value is None or value == -1:
@@ -299,11 +307,10 @@ class _Reader:
                 f"column {column!r} is {value!r}, but the classes are numbered to {len(self.of_source) - 1}"
             )
         if name not in self.class_names:
-            raise _Problem(f"column {column!r} is {value!r}, which is none of {', '.join(self.class_names)}")
+            raise _Problem(f"column {column!r} is {value!r}, which is not one of {', '.join(self.class_names)}")
         return self.class_names.index(name)
 
-    def _votes(self, row: dict[str, Any]) -> list[int]:
-        columns = self.columns.votes
+    def _votes(self, columns: str | Sequence[str], row: dict[str, Any]) -> list[int]:
         if isinstance(columns, str):
             entries = self._list(columns, row[columns])
             given = {name: (f"column {columns!r}", entry) for name, entry in zip(self.of_source, entries, strict=True)}
@@ -317,7 +324,7 @@ class _Reader:
                 except DataError as error:
                     raise _Problem(str(error)) from error
         if not any(votes):
-            raise _Problem(f"has no votes for {', '.join(self.class_names)}: take the row out or add some")
+            raise _Problem(f"has no votes for {', '.join(self.class_names)}: remove the row or add some")
         return votes
 
     def _candidates(self, column: str, value: Any) -> list[bool]:
@@ -331,13 +338,13 @@ class _Reader:
             if label >= 0:
                 candidates[label] = True
         if not any(candidates):
-            raise _Problem(f"column {column!r} is {value!r}, an empty candidate set: take the row out or add some")
+            raise _Problem(f"column {column!r} is {value!r}, an empty candidate set: remove the row or add some")
         return candidates
 
     def _list(self, column: str, value: Any) -> list[Any]:
         if value is None or len(value) != len(self.of_source):
             length = "nothing" if value is None else f"{len(value)} entries"
-            raise _Problem(f"column {column!r} has {length} where {len(self.of_source)} classes are: {value!r}")
+            raise _Problem(f"column {column!r} has {length} for {len(self.of_source)} classes: {value!r}")
         return value
 
 
@@ -348,24 +355,25 @@ class HfDataset(Source):
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "source",
-            help="folder written by save_to_disk, or with Parquet or Arrow files or images as `datasets` reads them; "
-            "else a name on the Hub",
+            help="folder written by save_to_disk, folder with Parquet or Arrow files or images as `datasets` reads "
+            "them, or a name on the Hub",
         )
         parser.add_argument("--config", metavar="NAME", help="configuration, where the data set has several")
         parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the Hub (default: main)")
         for option, what in {
             "image": "the images (default: the only column of images)",
-            "label": "one label an image (default: label, labels, expression or emotion, else the first ClassLabel)",
+            "label": "one label for each image (default: label, labels, expression or emotion, else the first "
+            "ClassLabel)",
             "candidates": "candidate sets: booleans, names, or names with | between them (default: candidates, if "
             "any)",
-            "row-id": "where each row comes from (default: row_id, if any, else the row's number)",
+            "row-id": "the names of the rows (default: row_id, if any, else the row's number)",
         }.items():
             parser.add_argument(f"--{option}", metavar="COLUMN", help=f"column with {what}")
         parser.add_argument(
             "--votes",
             metavar="COLUMN[,COLUMN...]",
-            help="column with a list of votes, one for each class, or columns named after the classes with the votes "
-            "for each (default: votes, if any, or the columns so named)",
+            help="column with a list of votes, one for each class; or columns named after the classes, each with the "
+            "votes for its class (default: votes, if any, or the columns with such names)",
         )
         add_classes_argument(parser, "those that the label names, else the eight expressions of FER+")
 

@@ -1,4 +1,4 @@
-"""A folder of images for each class, as many data sets come: one label for each image."""
+"""A folder of images for each class, a layout of many data sets: one label for each image."""
 
 import argparse
 from pathlib import Path
@@ -21,18 +21,18 @@ IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".web
 
 
 def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]], list[str]]:
-    """What lies in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, which is all `train` then.
+    """Lists the images in `SOURCE/SPLIT/CLASS/`, or in `SOURCE/CLASS/`, where all of them are `train`.
 
-    Names of folders may be capitalised; train, val, valid, validation and test are splits, whatever else holds
-    images is a class (also by a synonym, see `expressions.SYNONYMS`). Images are found by their ending, also in
-    folders further down, in the order of their paths.
+    Names of folders may be capitalized. The folders train, val, valid, validation and test are splits. Every other
+    folder with images is a class; its name may be a synonym (see `expressions.SYNONYMS`). Images are found by their
+    ending, in subfolders too, and listed in the order of their paths.
 
     Returns:
-        by split, images with `label`; and the names of the classes: expressions of FER+ in its order where all
-        classes are such, else in alphabetical order.
+        records with `label` by split, and the names of the classes. Where all classes are expressions of FER+, they
+        are in its order, else in alphabetical order.
 
     Raises:
-        DataError: no such folder, no images in it, images outside of any class, or two folders of one class.
+        DataError: there is no such folder, it has no images, images lie outside any class, or a class has two folders.
     """
     source = Path(source)
     if not source.is_dir():
@@ -43,23 +43,21 @@ def list_image_folder(source: str | Path) -> tuple[dict[str, list[ImageRecord]],
         others = sorted(set(top) - set(splits))
         raise DataError(
             f"{source} holds splits ({', '.join(splits)}) and other folders ({', '.join(others)[:200]}) side by side: "
-            "move either away"
+            "move one kind away"
         )
     found: dict[str, dict[str, Path]] = {}  # folders of the classes, by split
     for name, folder in (splits or {"train": source}).items():
         split = SPLIT_OF_FOLDER[name]
         if split in found:
-            raise DataError(f"{source} has two folders for the split {split}: put them together")
+            raise DataError(f"{source} has two folders for the split {split}: join them")
         loose = next((path for path in sorted(folder.iterdir()) if _is_image(path)), None)
         if loose is not None:
             raise DataError(f"{loose} lies in no folder of a class: move it into one, e.g. {folder / 'happiness'}")
         found[split] = {}
-        for class_name, class_folder in _folders(folder).items():
-            class_name = canonical_name(class_name)
+        for folder_name, class_folder in _folders(folder).items():
+            class_name = canonical_name(folder_name)
             if class_name in found[split]:
-                raise DataError(
-                    f"{class_folder} and {found[split][class_name]} are both {class_name}: put them together"
-                )
+                raise DataError(f"{class_folder} and {found[split][class_name]} are both {class_name}: join them")
             found[split][class_name] = class_folder
     names = in_order_of_expressions(sorted({name for folders in found.values() for name in folders}))
 

@@ -9,7 +9,7 @@ from ..image_writer import ImageRecord
 from ..provenance import Provenance
 from .base import ON_REQUEST, Opened, Source
 
-LIST = "EmoLabel/list_patition_label.txt"  # so spelled by its authors
+LIST = "EmoLabel/list_patition_label.txt"  # its authors spell it so
 EXPRESSIONS_OF_LABEL = {
     1: "surprise",
     2: "fear",
@@ -25,17 +25,18 @@ IMAGES = {"aligned": "Image/aligned/{}_aligned.jpg", "original": "Image/original
 
 
 def list_rafdb(source: str | Path, images: str = "aligned") -> dict[str, list[ImageRecord]]:
-    """What the partition file lists: 12,271 images of `train` and 3,068 of `test`.
+    """Lists the images of the partition file: 12,271 images of `train` and 3,068 of `test`.
 
     Args:
         source: the folder `basic`, or the one that holds it.
         images: `"aligned"` (faces of 100 x 100 pixels) or `"original"` (photographs).
 
     Returns:
-        by split, in the order of the file; `row_id` is `"list_patition_label.txt:17"`, its line counted from 1.
+        records by split, in the order of the file. `row_id` is `"list_patition_label.txt:17"`, with the line counted
+        from 1.
 
     Raises:
-        DataError: the folder or the file is missing, or a line is malformed; the message names the line.
+        DataError: the folder or the file is missing, or a line is malformed. The message names the line.
     """
     if images not in IMAGES:
         raise DataError(f"images={images!r} is not known: choose {' or '.join(IMAGES)}")
@@ -57,11 +58,11 @@ def list_rafdb(source: str | Path, images: str = "aligned") -> dict[str, list[Im
         if int(label) not in EXPRESSIONS_OF_LABEL:
             raise DataError(f"{file}:{line}: label {label.strip()} is not one of 1 to 7: get the file again")
         if name in seen:
-            raise DataError(f"{file}:{line} lists {name} again, after line {seen[name]}: take one of them out")
+            raise DataError(f"{file}:{line} lists {name} again, after line {seen[name]}: remove one of them")
         seen[name] = line
-        label = CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])
+        columns = {"label": CLASSES.index(EXPRESSIONS_OF_LABEL[int(label)])}
         path = root / IMAGES[images].format(stem)
-        splits[split].append(ImageRecord(path, f"{file.name}:{line}", {"label": label}))
+        splits[split].append(ImageRecord(path, f"{file.name}:{line}", columns))
     splits = {split: rows for split, rows in splits.items() if rows}
     if not splits:
         raise DataError(f"{file} lists no images: get it again")

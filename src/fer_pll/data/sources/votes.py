@@ -1,4 +1,4 @@
-"""Votes of one's own: a table that says for each image, or for each answer, what annotators chose."""
+"""Tables of votes: for each image, or for each answer, what annotators chose."""
 
 import argparse
 import hashlib
@@ -32,37 +32,37 @@ def list_votes(
     seed: int = 0,
     coverage: float | None = None,
 ) -> dict[str, list[ImageRecord]]:
-    """What a table of votes lists, CSV (or with tabs or semicolons), JSON lines or Parquet.
+    """Lists the images of a table of votes: CSV (or with tabs or semicolons), JSON lines or Parquet.
 
-    Three forms:
+    The table has one of three forms:
 
-    - one row for each image: `path`, and for each class a column of its name with the number of votes. Classes
+    - one row for each image: `path`, and a column for each class, by its name, with the number of votes. Classes
       without a column have no votes;
     - one row for each answer: `path`, `annotator`, `label` (a class name);
-    - ready candidate sets: `path` and `candidates`, class names with `|` between them; `label`, where it is known.
+    - candidate sets: `path` and `candidates` (class names with `|` between them), and `label` where it is known.
 
-    Names of classes may be capitalised, or synonyms (see `expressions.SYNONYMS`). Where there is a column `split`, it
-    says train, validation or test; else all is train, less `validation_share`.
+    Names of classes may be capitalized, or synonyms (see `expressions.SYNONYMS`). A column `split` says train,
+    validation or test. Without it, all rows are train, except for `validation_share`.
 
     Args:
         file: the table.
-        root: folder that the paths start from; that of the table where not given. No path may lead out of it.
+        root: folder that the paths start from; the folder of the table where not given. No path may lead out of it.
         class_names: K names.
-        validation_share: share of the images that becomes `validation`, drawn by path and seed, so that it stays
-            the same when rows are added.
-        seed: of that draw.
-        coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), with all
-            splits together. The images have `candidates` then, the most probable labels that hold this share of the
-            probability, as `confidence` their probabilities, and the most probable label as `label`.
+        validation_share: share of the images that becomes `validation`. The draw depends on path and seed only, so it
+            stays the same when rows are added.
+        seed: seed of that draw.
+        coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), over all
+            splits together. `candidates` are then the most probable labels that hold this share of the probability,
+            `confidence` has their probabilities, and `label` is the most probable label.
 
     Returns:
-        by split, images with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
-        where it is not known). One without any vote or candidate has a `problem`.
+        records by split, with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
+        where it is not known). An image without any vote or candidate has a `problem`.
 
     Raises:
-        DataError: for a table that `read_rows` refuses, a missing column, a name that is no class, votes that are no
-            whole numbers >= 0, an image listed twice, two answers of one annotator for an image, a path that leads
-            out of `root`, an unknown split; the message names file and row.
+        DataError: `read_rows` refuses the table, a column is missing, a name is not a class, votes are not whole
+            numbers >= 0, an image is listed twice, an annotator has two answers for an image, a path leads out of
+            `root`, or a split is unknown. The message names file and row.
     """
     file = Path(file)
     root = Path(root) if root is not None else file.parent
@@ -88,7 +88,7 @@ def list_votes(
             "one of them"
         )
     if len(set(classes.values())) < len(classes):
-        raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class; put them together")
+        raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class: join them")
 
     if coverage is not None and not answers:
         raise DataError(
@@ -97,14 +97,13 @@ def list_votes(
         )
     listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
-    for place, path, split, columns in listed(file, chain([first_row], rows), class_names, classes):
+    for place, path, given, columns in listed(file, chain([first_row], rows), class_names, classes):
         image = _resolve(file, place, root, path)
-        if split is None:
-            split = "validation" if _share_of(path, seed) < validation_share else "train"
-        elif split not in SPLITS:
+        split = given or ("validation" if _share_of(path, seed) < validation_share else "train")
+        if split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
-        problem = None if any(entries) else f"has no {name} at all: take the row out or add some"
+        problem = None if any(entries) else f"has no {name} at all: remove the row or add some"
         splits[split].append(ImageRecord(image, place, columns, problem=problem))
     return {name: images for name, images in splits.items() if images}
 
@@ -141,7 +140,7 @@ def _one_row_each(file: Path, rows: Iterator[tuple[str, dict[str, Any]]]) -> Ite
     for place, row in rows:
         path = _path(file.parent / place, row)
         if path in seen:
-            raise DataError(f"{file.parent / place} lists {path} again, after {seen[path]}: put the two rows together")
+            raise DataError(f"{file.parent / place} lists {path} again, after {seen[path]}: join the two rows")
         seen[path] = place
         yield place, path, row
 
@@ -153,8 +152,8 @@ def _columns_of(votes: np.ndarray) -> dict[str, Any]:
 def _class(where: Path, name: str, class_names: list[str]) -> int:
     if canonical_name(name) not in class_names:
         raise DataError(
-            f"{where}: label {name!r} is none of the classes {', '.join(class_names)}: correct it, or name the "
-            "classes with --classes"
+            f"{where}: label {name!r} is not one of the classes {', '.join(class_names)}: correct it, or name "
+            "the classes with --classes"
         )
     return class_names.index(canonical_name(name))
 
@@ -176,15 +175,15 @@ def _count_answers(
         label = _class(where, _text(where, row, "label"), class_names)
         if (path, annotator) in answered:
             raise DataError(
-                f"{where}: annotator {annotator} has answered for {path} before, in {answered[path, annotator]}: take "
-                "one of the answers out"
+                f"{where}: annotator {annotator} already answered for {path}, in {answered[path, annotator]}: "
+                "remove one of the answers"
             )
         answered[path, annotator] = place
         split = _split(row)
         first = images.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
         if first[1] != split:
             raise DataError(
-                f"{where}: {path} is in split {split}, but in {first[0]} in {first[1]}: correct one of them"
+                f"{where}: {path} is in split {split}, but {first[0]} has it in {first[1]}: correct one of them"
             )
         first[2][label] += 1
         if coverage is not None:
@@ -199,7 +198,7 @@ def _count_answers(
 def _weigh_annotators(
     columns: list[dict[str, Any]], given: list[tuple[str, str, int]], paths: list[str], coverage: float
 ) -> None:
-    """Puts into the images' columns what `list_votes` says of `coverage`."""
+    """Sets `label`, `candidates` and `confidence` in the images' columns, as `list_votes` says of `coverage`."""
     number = {path: row for row, path in enumerate(paths)}
     rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
     posterior = dawid_skene_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
@@ -215,12 +214,12 @@ def _weigh_annotators(
 def _text(where: Path, row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None or not str(value).strip():
-        raise DataError(f"{where} has no {column}: fill it in or take the row out")
+        raise DataError(f"{where} has no {column}: fill it in or remove the row")
     return str(value).strip()
 
 
 def _path(where: Path, row: dict[str, Any]) -> str:
-    """The image's path, one spelling for each file; tables from Windows separate folders by backslashes."""
+    """The image's path in one spelling for each file. Tables from Windows separate folders by backslashes."""
     return posixpath.normpath(_text(where, row, "path").replace("\\", "/"))
 
 
@@ -230,7 +229,7 @@ def _split(row: dict[str, Any]) -> str | None:
 
 
 def whole_number(where: str | Path, column: str, value: Any) -> int:
-    """A number of votes. Raises DataError, naming the place and the column, for what is no whole number from 0 up."""
+    """A number of votes. Raises DataError, naming place and column, where it is not a whole number from 0 up."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()
@@ -255,7 +254,7 @@ def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
 
 
 def _share_of(path: str, seed: int) -> float:
-    """A number in [0, 1) that depends on nothing but path and seed."""
+    """A number in [0, 1) that depends on path and seed only."""
     digest = hashlib.blake2b(f"{seed}\n{path}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -280,15 +279,15 @@ class Votes(Source):
             metavar="S",
             help="share of the images without a `split` that becomes the validation set (default: 0)",
         )
-        parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of that draw (default: 0)")
+        parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="seed of that draw (default: 0)")
         parser.add_argument(
             "--weigh-annotators",
             nargs="?",
             type=float,
             const=0.95,
             metavar="SHARE",
-            help="where there is a row for each answer: candidates are the most probable labels that hold SHARE "
-            "(default: 0.95) of the probability when good annotators count for more (Dawid-Skene); train with "
+            help="for a table with a row for each answer: let good annotators count for more (Dawid-Skene). "
+            "Candidates are the most probable labels that hold SHARE (default: 0.95) of the probability. Train with "
             "--confidence_init column to start from the probabilities. Needs the extra `crowd`",
         )
 

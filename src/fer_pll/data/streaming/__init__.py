@@ -1,1 +1,1 @@
-"""Images that are too many for the disk, read as a stream."""
+"""Streams of images, for data that are larger than the disk."""

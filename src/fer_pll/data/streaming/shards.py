@@ -1,7 +1,7 @@
-"""Images in bulk: shards of a data set (Parquet files, tar files, folders of images), read without being copied.
+"""Shards of data sets of images (Parquet files, tar files, folders of images), read without a copy.
 
-A shard is here, on a server or on the Hub, and is read from its beginning to its end. Images stay encoded until
-training needs them.
+A shard is on this machine, on a server or on the Hub. It is read from its beginning to its end. Images stay encoded
+until training needs them.
 """
 
 import glob
@@ -11,7 +11,8 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, Self
 
 import fsspec
 import pyarrow as pa
@@ -25,24 +26,25 @@ from ..dataset import is_prepared, load_dataset
 from ..sources.image_folder import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-IMAGES_PER_SHARD = 1024  # of folders and prepared sets, which come in no shards
+IMAGES_PER_SHARD = 1024  # for folders and prepared sets, which have no shards of their own
 _PARQUET_ROWS = 64  # that memory holds at a time
 
 Row = tuple[int, str, bytes | str | ImageError]
-"""Number of an image in its shard, its `row_id`, and its file's contents, its file's path, or why there is none."""
+"""An image: its number in the shard, its `row_id`, and the contents or the path of its file, or why there is none."""
 
 
 class Shard(Protocol):
-    """A part of a data set: `name` says where it lies, `rows(start)` reads its images from number `start` on."""
+    """A part of a data set: `name` says where it is, and `rows(start)` reads its images from number `start` on."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def rows(self, start: int = 0) -> Iterator[Row]: ...
 
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """A Parquet file with a column of images, as `datasets` writes it. What comes before `start` is not read."""
+    """A Parquet file with a column of images, as `datasets` writes it. Row groups before `start` are not read."""
 
     name: str
 
@@ -62,7 +64,7 @@ class ParquetShard:
                             if number >= start:
                                 yield number, f"{self.name}:{number}", _contents(cell)
                             number += 1
-                except Exception as error:  # of pyarrow and of servers; the other row groups may be whole
+                except Exception as error:  # from pyarrow and servers; the other row groups may be whole
                     reason = ImageError(f"rows {number} to {last - 1} cannot be read ({_in_one_line(error)})")
                     yield max(number, start), f"{self.name}:{number}", reason
 
@@ -76,7 +78,7 @@ def _image_column(schema: pa.Schema) -> str:
         columns = ["image"]
     if len(columns) != 1:
         raise ValueError(
-            f"{len(columns)} columns hold images, of {', '.join(schema.names)}: call the one to train on `image`"
+            f"{len(columns)} columns hold images, of {', '.join(schema.names)}: name the one to train on `image`"
         )
     return columns[0]
 
@@ -91,13 +93,13 @@ def _contents(cell: dict | bytes | None) -> bytes | ImageError:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raises where `tarfile` takes an archive that is cut off, or garbled, for one that ends there."""
+    """Raises where an archive is cut off or damaged; `tarfile` itself would take that place for its end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
             return super().fromtarfile(archive)
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, at byte {archive.offset}") from error
@@ -105,10 +107,10 @@ class _StrictTarInfo(tarfile.TarInfo):
 
 @dataclass(frozen=True)
 class TarShard:
-    """A tar file of images, compressed or not: a shard of a WebDataset, or a folder that was packed.
+    """A tar file of images, compressed or not: a shard of a WebDataset, or a packed folder.
 
-    As in a WebDataset, files that have the same name up to its first dot belong together; the first of them that is
-    an image counts. Other files are passed over.
+    As in a WebDataset, files with the same name up to its first dot belong together. The first image among them
+    counts. Other files are skipped.
     """
 
     name: str
@@ -125,14 +127,16 @@ class TarShard:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
-                    yield number, f"{self.name}:{number} ({member.name})", archive.extractfile(member).read()
+                    contents = archive.extractfile(member)
+                    assert contents is not None  # as for every regular file
+                    yield number, f"{self.name}:{number} ({member.name})", contents.read()
                 number += 1
-                archive.members.clear()  # tarfile keeps them all
+                archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; tarfile keeps them all
 
 
 @dataclass(frozen=True)
 class FolderShard:
-    """Image files of a folder."""
+    """A part of the image files of a folder."""
 
     name: str
     files: tuple[str, ...]
@@ -167,7 +171,7 @@ def _encoded_images(folder: str) -> Dataset:
 
 
 def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
-    """The rows of a shard; where it cannot be read, or not any further, the last row says so."""
+    """The rows of a shard. Where it cannot be read to its end, the last row says so."""
     number = start - 1
     try:
         for row in shard.rows(start):
@@ -175,7 +179,7 @@ def read_shard(shard: Shard, start: int = 0) -> Iterator[Row]:
             yield row
         if number < 0:
             yield 0, shard.name, ImageError("there are no images in it")
-    except Exception as error:  # of file systems, servers, pyarrow, tarfile and decompressors
+    except Exception as error:  # from file systems, servers, pyarrow, tarfile and decompressors
         what = "it" if number < 0 else f"the rest, from row {number + 1},"
         yield number + 1, shard.name, ImageError(f"{what} cannot be read ({_in_one_line(error)})")
 
@@ -186,22 +190,27 @@ def find_shards(source: str) -> list[Shard]:
     Args:
         source: one of
 
-            - a folder written by fer-pll prepare, of which the split `train` is taken;
+            - a folder written by fer-pll prepare: its split `train`;
             - a folder with Parquet files, tar files or images, at any depth;
-            - such a file, or a pattern of such files (`*`, `?`, `[...]`, `**` and `{000..127}`), here or at an address
-              that fsspec understands (`https://`, `hf://datasets/...`, `s3://`);
-            - the name of a data set on the Hub, of which the split `train` is taken.
+            - such a file, or a pattern of such files (`*`, `?`, `[...]`, `**` and `{000..127}`), on this machine or at
+              an address that fsspec understands (`https://`, `hf://datasets/...`, `s3://`);
+            - the name of a data set on the Hub: its split `train`.
 
     Raises:
-        DataError: nothing is there, or nothing that could be an image or a shard.
+        DataError: nothing is there, or no file is an image or a shard.
     """
-    if is_prepared(source):
+    here = Path(source) if "://" not in source else None  # an address may be too long for a file's name
+    if here is not None and is_prepared(here):
         rows = len(load_dataset(source, "train"))
         starts = range(0, rows, IMAGES_PER_SHARD)
         return [PreparedShard(source, start, min(start + IMAGES_PER_SHARD, rows)) for start in starts]
-    if os.path.isdir(source):
-        files = sorted(os.path.join(folder, name) for folder, _, names in os.walk(source) for name in names)
-    elif "://" in source or glob.has_magic(source) or "{" in source or os.path.isfile(source):
+    if here is not None and here.is_dir():
+        files = sorted(
+            os.path.join(folder, name)  # noqa: PTH118  # Path would drop the ./ that the user wrote
+            for folder, _, names in os.walk(source)
+            for name in names
+        )
+    elif here is None or glob.has_magic(source) or "{" in source or here.is_file():
         files = [file for pattern in _numbered(source) for file in _matching(pattern)]
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         files = _hub_files(source)
@@ -209,7 +218,7 @@ def find_shards(source: str) -> list[Shard]:
         raise DataError(f"--data {source}: there is no such file or folder")
     shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
     shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
-    images = [file for file in files if is_image(os.path.basename(_address(file)))]
+    images = [file for file in files if is_image(Path(_address(file)).name)]
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = tuple(images[start : start + IMAGES_PER_SHARD])
         shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
@@ -222,12 +231,12 @@ def find_shards(source: str) -> list[Shard]:
 
 
 def is_image(file_name: str) -> bool:
-    """Whether a file is an image, by its ending; hidden files are none."""
-    return os.path.splitext(file_name)[1].lower() in IMAGE_ENDINGS and not file_name.startswith(".")
+    """Whether a file is an image, by its ending. Hidden files are not."""
+    return Path(file_name).suffix.lower() in IMAGE_ENDINGS and not file_name.startswith(".")
 
 
 def _address(file: str) -> str:
-    """Without what a signed link has behind the file's name."""
+    """The file's name in lower case, without the query of a signed link."""
     return file.split("?")[0].lower() if "://" in file else file.lower()
 
 
@@ -247,17 +256,17 @@ def _matching(pattern: str) -> list[str]:
     file_system, path = fsspec.url_to_fs(pattern)
     try:
         found = sorted(file_system.glob(path))
-    except Exception as error:  # of servers and file systems of all kinds
+    except Exception as error:  # from servers and file systems of all kinds
         raise DataError(f"--data {pattern}: cannot be listed ({_in_one_line(error)})") from error
     if not found:
-        raise DataError(f"--data {pattern}: no file fits this pattern")
+        raise DataError(f"--data {pattern}: no file matches this pattern")
     return [file_system.unstrip_protocol(name) for name in found] if "://" in pattern else found
 
 
 def _hub_files(name: str) -> list[str]:
     try:
         files = load_dataset_builder(name).config.data_files
-    except Exception as error:  # of the Hub, the network and the data set
+    except Exception as error:  # from the Hub, the network and the data set
         raise DataError(
             f"--data {name}: there is no such folder here, and no such data set on the Hub ({_in_one_line(error)})"
         ) from error

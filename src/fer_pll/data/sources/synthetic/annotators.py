@@ -22,7 +22,7 @@ class Scene:
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Scene":
-        """A scene at random; half of them blend in an expression that the truth is easily taken for."""
+        """A random scene. Half of them blend in an expression that is easily confused with the truth."""
         blended, blend, intensity = rng.random(3).tolist()
         truth = int(rng.choice(len(EXPRESSIONS), p=PRIOR))
         second = int(rng.choice(len(EXPRESSIONS), p=CONFUSIONS[truth]))
@@ -42,11 +42,11 @@ class Scene:
         return units
 
 
-# How often each expression is the truth: uneven, as in images from the web, though less so.
+# The share of each expression among the truths: uneven, as in images from the web, but less so.
 PRIOR = np.array([0.20, 0.18, 0.13, 0.13, 0.12, 0.08, 0.09, 0.07])
 
 
-# Row: the truth; column: what it is taken for when it is mistaken. The diagonal is zero.
+# Row: the truth; column: the expression that annotators take it for by mistake. The diagonal is zero.
 CONFUSIONS = np.array(
     [
         # neut  hap   sur   sad   ang   dis   fear  cont
@@ -69,14 +69,14 @@ def annotate(scene: Scene, reliability: np.ndarray, rng: np.random.Generator, co
 
         P(a, k) = r_a [(1 - s) v(k) + s 1(k = d)] + (1 - r_a) M(truth, k)
 
-    - v, what the image shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity, m(second) =
-      blend intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves little doubt, a blend
-      draws votes to the second expression and a weak face to neutral.
-    - s and d, what the image does not show: an image is contested with probability `contested`, and then a share
-      s ~ Beta(9, 7) of the careful annotators is misled to the same wrong expression d ~ M(truth, .); otherwise s = 0.
-      Both are drawn anew for every image, and nothing in it tells whether, or to what, its annotators were misled: a
-      majority that is wrong for this reason is noise, which the other images of the truth can correct.
-    - r_a, the reliability of annotator a; careless votes follow M, a table of common confusions (zero diagonal).
+    - v stands for what the image shows: v(k) is proportional to m(k)^3 with m(truth) = (1 - blend) intensity,
+      m(second) = blend intensity, and (1 - intensity) / 2 added to m(neutral). A strong, unmixed face leaves little
+      doubt, a blend draws votes to the second expression, and a weak face draws votes to neutral.
+    - s and d stand for what the image does not show. An image is contested with probability `contested`. Then a share
+      s ~ Beta(9, 7) of the careful annotators is misled to the same wrong expression d ~ M(truth, .). Otherwise s = 0.
+      Both are drawn again for every image, and nothing in the image tells whether, or to what, its annotators were
+      misled. A majority that is wrong for this reason is noise, which other images of the same truth can correct.
+    - r_a is the reliability of annotator a. Careless votes follow M, a table of common confusions (zero diagonal).
 
     Args:
         reliability: (annotators,) floats in 0..1.

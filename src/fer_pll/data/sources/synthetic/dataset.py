@@ -1,9 +1,9 @@
 """Faces drawn from facial action units, with simulated annotators: real enough to learn from, free to ship.
 
-Every expression is a set of action units of the Facial Action Coding System (Ekman, Friesen & Hager 2002) in the
-combinations that the literature gives for it. An image shows one expression, or a blend of two, on a person of its
-own under a view of its own; simulated annotators vote for what they see (`annotate`), and the expression that was
-drawn stays beside the votes as the true label.
+Every expression is a set of action units of the Facial Action Coding System (Ekman, Friesen & Hager 2002), in the
+combinations that the literature gives for it. An image shows one expression, or a blend of two. Every image has its
+own person and its own view. Simulated annotators vote for what they see (`annotate`). The drawn expression stays
+beside the votes as the true label.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Drawing:
-    """One face, which is drawn when called: the image depends on these fields alone."""
+    """One face, which a call draws. The image depends on these fields only."""
 
     split: str
     index: int
@@ -38,7 +38,7 @@ class Drawing:
     variation: float = 1.0
 
     def scene(self) -> tuple[Scene, np.random.Generator]:
-        """What the face shows, and the random stream that goes on with how it looks."""
+        """The scene of the face, and the random stream that continues with its looks."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), self.index, 0])
         return Scene.sample(rng), rng
 
@@ -62,18 +62,18 @@ def drawn_faces(
     variation: float = 1.0,
     contested: float = 0.3,
 ) -> Iterator[ImageRecord]:
-    """The rows `indices` of a split; row i depends on (`seed`, `split`, i) alone, whichever rows are asked for.
+    """The rows `indices` of a split. Row i depends on (`seed`, `split`, i) only, not on the other rows.
 
-    Every row shows a person of its own, so no identity is shared within or between splits. The image does not depend
-    on `num_annotators` or `contested`.
+    Every row shows another person, so no identity is shared within or between splits. The image does not depend on
+    `num_annotators` or `contested`.
 
     Yields:
         records with `votes` (how many annotators chose each of `EXPRESSIONS`, see `annotate`), `label` (the most
-        voted, the first of ties), `majority` (without single votes one expression holds more than half) and
-        `true_label` (what is drawn); `data` is a `Drawing`.
+        voted, the first of ties), `majority` (one expression holds more than half of the votes, where
+        single votes do not count) and `true_label` (the drawn expression). `data` is a `Drawing`.
     """
     place = SPLITS.index(split)
-    # No split stands at place 3, so this random stream is no row's.
+    # No split has place 3, so no row has this random stream.
     reliability = np.random.default_rng([seed, len(SPLITS)]).uniform(0.93, 1.0, num_annotators)
     for index in indices:
         drawing = Drawing(split, index, image_size, seed, variation)
@@ -90,7 +90,7 @@ def drawn_faces(
 
 
 def _perform(scene: Scene, rng: np.random.Generator) -> dict[str, float]:
-    """The scene's action units as one person shows them at one moment: unevenly, perhaps speaking, with a habit."""
+    """The scene's action units as one person shows them at one moment: uneven, perhaps speaking, with a habit."""
     units = scene.action_units()
     uneven = np.exp(0.25 * rng.standard_normal(len(units))).tolist()
     units = {name: strength * factor for (name, strength), factor in zip(units.items(), uneven, strict=True)}
@@ -122,8 +122,8 @@ class Synthetic(Source):
             type=float,
             default=1.0,
             metavar="V",
-            help="how much people, poses and light differ, from 0 (hardly) to 1, like the web (default); a network "
-            "learns from lower values sooner",
+            help="how much people, poses and light differ, from 0 (hardly) to 1 (as on the web, default); a network "
+            "learns sooner from lower values",
         )
         parser.add_argument(
             "--contested",

@@ -79,7 +79,7 @@ class Identity:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, variation: float = 1.0) -> "Identity":
-        """A person at random; `variation` scales how far from the average people are."""
+        """A random person. `variation` scales the distance of people from the average."""
         normal = (variation * rng.standard_normal(16)).tolist()
         uniform = rng.random(6)
         long_hair = bool(uniform[1] < 0.45)
@@ -133,7 +133,7 @@ class View:
 
     @classmethod
     def sample(cls, rng: np.random.Generator, variation: float = 1.0) -> "View":
-        """A view at random; `variation` scales how far from a frontal image in even light views are."""
+        """A random view. `variation` scales the distance of views from a frontal image in even light."""
         normal = (variation * rng.standard_normal(10)).tolist()
         uniform = rng.random(5)
         mirrored = bool(uniform[0] < 0.5)
@@ -192,7 +192,7 @@ class _Canvas:
     head turns; the others are its outline, which keeps its place.
     """
 
-    def __init__(self, size: int, view: View, fill: float):
+    def __init__(self, size: int, view: View, fill: float) -> None:
         self.image = PILImage.new("L", (size, size), int(fill))
         self.pen = ImageDraw.Draw(self.image)
         self.unit = size / 48
@@ -266,7 +266,7 @@ def _draw_relief(
 ) -> None:
     """Soft light and shadow on the skin: cheeks, eye sockets, nose bridge, beard, and the folds that action units cut.
 
-    Broad forms and folds are painted on two small canvases around mid-gray, blurred, and added to the image.
+    Two small canvases around mid-gray hold broad forms and folds. They are blurred and added to the image.
     """
     broad = _Canvas(canvas.image.width // 2, canvas.view, 128)
     folds = _Canvas(canvas.image.width // 2, canvas.view, 128)
@@ -403,8 +403,8 @@ def _draw_nose(canvas: _Canvas, person: Identity, au: Mapping[str, float]) -> No
 
 
 def mouth_corners(person: Identity, action_units: Mapping[str, float]) -> np.ndarray:
-    """Where the corners of the mouth lie: (2, 2) floats, (x, y) of the left then of the right corner in the image,
-    in 48ths of the image's side from the point between the eyes, y downwards, before the view is applied."""
+    """Positions of the mouth's corners before the view is applied: (2, 2) floats, (x, y) of the corner at the left of
+    the image, then of the right one, in 48ths of the image's side from the point between the eyes, y downwards."""
     au = dict.fromkeys(ACTION_UNITS, 0.0) | dict(action_units)
     corners = []
     for side in (-1, 1):
@@ -498,7 +498,7 @@ def _draw_hair(canvas: _Canvas, person: Identity) -> None:
 
 
 def _develop(image: PILImage.Image, view: View, image_size: int) -> np.ndarray:
-    """From the supersampled drawing to the image: light, contrast, blur, noise, 8 bits."""
+    """Makes the image from the supersampled drawing: light, contrast, blur, noise, 8 bits."""
     if view.mirrored:
         image = image.transpose(PILImage.Transpose.FLIP_LEFT_RIGHT)
     image = image.reduce(image.width // image_size)
@@ -520,15 +520,15 @@ def draw_face(
 
     Args:
         action_units: intensity in 0..1 of each action unit that is active; names of `ACTION_UNITS`.
-        person: whose face it is.
-        view: how the image is taken; from the front, evenly lit and without noise by default.
+        person: the person who shows the face.
+        view: the way the image is taken; by default from the front, in even light and without noise.
         image_size: side of the square image in pixels, at least 24.
 
     Returns:
         (image_size, image_size) uint8, gray.
 
     Raises:
-        DataError: an unknown action unit, an intensity outside 0..1, or `image_size` below 24.
+        DataError: an action unit is unknown, an intensity is outside 0..1, or `image_size` is below 24.
     """
     for name, intensity in action_units.items():
         if name not in ACTION_UNITS:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, g
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..data.augmentation import BatchAugmentation
 from ..hub.card_settings import CardMark, OnCard, card_settings
@@ -57,7 +58,7 @@ class ImageTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Every parameter takes part in every step, so searching is a waste."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule, after the warm-up."})
-    report_to: None | str | list[str] = field(
+    report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report metrics besides the console, e.g. tensorboard."}
     )
     logging_nan_inf_filter: bool = field(
@@ -67,7 +68,7 @@ class ImageTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Replace the run that lies in the output folder (else it is an error)."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Half precision on a CPU is refused unless one says that the CPU is meant.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
@@ -171,7 +172,7 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.contrastive_temperature <= 0:
             raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
@@ -182,9 +183,8 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         if self.queue_size < 1:
             raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
         if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
-            )
+            strategy = HubStrategy(self.hub_strategy).value
+            raise ValueError(f"hub_strategy={strategy!r}: with moco only the finished encoder is pushed; use end.")
 
 
 @dataclass
@@ -247,7 +247,7 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.loss = current_name("loss", self.loss)
         _check_choice("loss", self.loss, tuple(METHODS))

@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import PixelCollator
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import ImageTrainingArguments
 from .checkpoint_mixin import CheckpointMixin
@@ -32,7 +34,7 @@ PRIVATE_METHODS_CALLED = ("_finish_current_push", "_get_output_dir")
 """Private methods of Trainer that are called only."""
 
 
-def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
+def check_image_processor(model: PreTrainedModel, image_processor: FerPllImageProcessor) -> None:
     """Raise `ValueError` where an image processor does not make the images that a fer-pll model was configured for.
 
     Other models do not say what images they take, or say it themselves when they see them.
@@ -48,7 +50,8 @@ def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProc
                 f"{name} is {of_model} in the model's config.json and {of_processor} in preprocessor_config.json: "
                 "make them equal, the HOG targets are computed from the de-normalized images."
             )
-    size, image_size = image_processor.size, model.config.image_size
+    size: Any = image_processor.size  # a SizeDict, whatever the class had
+    image_size = model.config.image_size
     if (size.height, size.width) != (image_size, image_size):
         raise ValueError(
             f"The model takes {image_size} x {image_size} pixels (config.json), the image processor makes "
@@ -65,11 +68,10 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
     over the time that passed.
     """
 
-    args: ImageTrainingArguments
-    processing_class: BaseImageProcessor
+    processing_class: FerPllImageProcessor
     num_views = 1  # how many times each image is augmented in training
 
-    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any) -> None:
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))
@@ -102,7 +104,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         # Trainer knows two groups; layer-wise learning rates need one for each depth.
         if self.optimizer is None:
             model = model or self.model
@@ -115,7 +117,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         """Of `images_per_second`."""
         self._images_since, self._last_log = 0, time.perf_counter()
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._start_measuring()
         return super().train(*args, **kwargs)
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from ..model.modeling_fer_pll import FerPllForPreTraining
 from ..plots.pretraining import hog_strokes, plot_predictions
+from .base_trainer import ImageTrainer
 from .linear_probe import LinearProbe
-from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class PreTrainingMonitor(TrainerCallback):
         probe: run at the start, with each checkpoint and at the end, and logged as `probe_accuracy`.
     """
 
-    def __init__(self, trainer: Trainer, picture_steps: int | None, probe: LinearProbe | None):
+    def __init__(self, trainer: ImageTrainer, picture_steps: int | None, probe: LinearProbe | None) -> None:
         self.trainer = trainer
         self.picture_steps = picture_steps
         self.probe = probe
@@ -60,7 +60,7 @@ class PreTrainingMonitor(TrainerCallback):
         self.run_probe()
 
     @contextmanager
-    def evaluating(self) -> Iterator[torch.nn.Module]:
+    def evaluating(self) -> Iterator[PreTrainedModel]:
         """The model in evaluation, with random numbers that are the same each time and taken from nobody."""
         model, device = self.trainer.model, self.trainer.args.device
         was_training = model.training
@@ -87,17 +87,19 @@ class PreTrainingMonitor(TrainerCallback):
 
     def draw(self) -> None:
         """Write an image of what the model predicts into the run's folder, and to TensorBoard where that is used."""
+        pixel_values = self.images
         with self.evaluating() as model:
-            outputs = model(pixel_values=self.images)
-            targets = model.targets(self.images)
-        grid = [side // model.config.patch_size for side in self.images.shape[2:]]
+            assert isinstance(model, FerPllForPreTraining) and pixel_values is not None  # it has trained a step
+            outputs = model(pixel_values=pixel_values)
+            targets = model.targets(pixel_values)
+        grid = [side // model.config.patch_size for side in pixel_values.shape[2:]]
         step = self.trainer.state.global_step
-        path = RunFolder(self.trainer.args.output_dir).images / f"step-{step:07}.png"
+        path = self.trainer.run_folder.images / f"step-{step:07}.png"
         images = (
-            model.to_pixels(self.images).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
+            model.to_pixels(pixel_values).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
             outputs.mask.unflatten(1, grid).cpu().numpy(),
-            as_images(model, targets, self.images),
-            as_images(model, outputs.logits.float(), self.images),
+            as_images(model, targets, pixel_values),
+            as_images(model, outputs.logits.float(), pixel_values),
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

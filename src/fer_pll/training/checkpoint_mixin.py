@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from ..io.atomic import write_json
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
-from .arguments import ImageTrainingArguments
 from .checkpoints import (
     NonFiniteLossError,
     begin_checkpoint,
@@ -21,19 +20,11 @@ from .checkpoints import (
     write_processes,
 )
 from .initialization import check_settings_taken_over
-from .run_folder import RunFolder
+from .run_trainer import RunTrainer
 
 
-class CheckpointMixin(Trainer):
+class CheckpointMixin(RunTrainer):
     """Checkpoints that are whole or not taken for such, and what a training must not go on with."""
-
-    args: ImageTrainingArguments
-    _resumed = False
-
-    @property
-    def run_folder(self) -> RunFolder:
-        """The output folder."""
-        return RunFolder(self.args.output_dir)
 
     @property
     def processes(self) -> dict[str, int]:
@@ -50,16 +41,21 @@ class CheckpointMixin(Trainer):
         if isinstance(self.model, FerPllPreTrainedModel):
             check_settings_taken_over(self.model.config, checkpoint)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(self.run_folder.path)
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} yet.")
+                raise ValueError(f"There is no complete checkpoint in {self.run_folder.path} yet.")
         if resume_from_checkpoint:
             self.check_checkpoint(resume_from_checkpoint)
             warn_if_processes_differ(resume_from_checkpoint, self.processes)
         self._resumed = bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def training_step(
         self,
@@ -78,13 +74,14 @@ class CheckpointMixin(Trainer):
         step = self.state.global_step
         names = inputs["row_id"] if "row_id" in inputs else inputs["index"].tolist()
         rows = gather_object([] if loss.isfinite() else list(names))
+        checkpoint: str | None
         if self.state_is_finite():
             checkpoint = str(self.run_folder.checkpoint(step).path)
             if not is_complete(checkpoint):
                 self._save_checkpoint(self.model, trial=None)
             state = f"What the step began with is in {checkpoint}"
         else:  # an earlier step broke it, with a loss that was still finite
-            checkpoint = last_checkpoint(self.args.output_dir)
+            checkpoint = last_checkpoint(self.run_folder.path)
             state = f"The weights are not finite either; the last checkpoint is {checkpoint}"
         report = self.run_folder.non_finite_loss
         if self.args.should_save:

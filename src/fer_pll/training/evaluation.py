@@ -56,7 +56,7 @@ def evaluate(
         ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
     """
     dataset = load_dataset(data, split)
-    model = load_weights(AutoModelForImageClassification, str(checkpoint))
+    model: Any = load_weights(AutoModelForImageClassification, str(checkpoint))  # type: ignore[type-var]  # an Auto class
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     image_processor = AutoImageProcessor.from_pretrained(checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
@@ -130,6 +130,6 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> di
         labels: (N,), all defined.
         names: K names.
     """
-    metrics = classification_report(probabilities, labels)
+    metrics: dict[str, Any] = dict(classification_report(probabilities, labels))
     metrics["per_class_recall"] = dict(zip(names, metrics["per_class_recall"], strict=True))
     return {"rows": len(labels), **metrics}

@@ -136,7 +136,7 @@ class FineTuningOptions:
         return shown | ({"transition": Path(self.transition).name} if self.transition else {})
 
     @classmethod
-    def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
+    def from_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
         """What `fer-pll finetune` was told when it made the folder `run`; `changes` go over its arguments.
 
         Raises:

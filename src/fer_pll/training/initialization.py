@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -271,9 +271,10 @@ def fit_projection(source: Source, config: FerPllConfig) -> None:
 
 def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, list[str]]:
     """`from_pretrained` in float32, and which weights are random because none was found that fits."""
-    model, info = load_weights(
+    loaded: Any = load_weights(  # with `output_loading_info` it is a pair
         model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
+    model, info = loaded
     random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     return model, [key for key in model.state_dict() if key in random]
 

@@ -26,7 +26,7 @@ class LinearProbe:
         ValueError: where there are fewer than 30 labeled rows, or one class only.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor, max_rows: int = 3000):
+    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor, max_rows: int = 3000) -> None:
         labels = dataset.select_columns("label").with_format("numpy")["label"][:]
         labeled = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:max_rows]
         self.num_training = len(labeled) * 2 // 3

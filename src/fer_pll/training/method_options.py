@@ -40,7 +40,7 @@ def add_method_options(parser: HfArgumentParser) -> None:
         raise ValueError(f"the setting {name!r} of loss={having[name][0]!r} has the name of another one: rename it.")
     group = parser.add_argument_group("settings of one loss")
     for method in METHODS.values():
-        for action in HfArgumentParser(method.Settings, add_help=False)._actions:
+        for action in HfArgumentParser(method.Settings, add_help=False)._actions:  # type: ignore[arg-type]  # its own type, too narrow
             if having[action.dest][0] != method.name:
                 continue  # an earlier method has one of the same name
             action.help = f"{action.help} (loss {', '.join(having[action.dest])}; default: {action.default})"

@@ -30,10 +30,12 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
     """
 
     DIM = 128
+    queue: torch.Tensor  # (Q, DIM), unit vectors
+    next_place: torch.Tensor  # () int64
 
     def __init__(
         self, config: FerPllConfig, queue_size: int = 65536, temperature: float = 0.07, momentum: float = 0.999
-    ):
+    ) -> None:
         super().__init__(config)
         self.temperature, self.momentum = temperature, momentum
         self.fer_pll, self.projection = self._encoder()

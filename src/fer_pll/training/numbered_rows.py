@@ -16,7 +16,7 @@ class NumberedRows(torch.utils.data.Dataset):
         dataset: N rows.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset.remove_columns("index") if "index" in dataset.column_names else dataset
 
     def __len__(self) -> int:

@@ -36,10 +36,12 @@ def parameter_groups(
     Raises:
         ValueError: for a `layer_decay` with a model whose layers we do not know.
     """
-    ours = isinstance(model, FerPllPreTrainedModel)
-    if layer_decay != 1.0 and not ours:
+    if isinstance(model, FerPllPreTrainedModel):
+        num_layers = model.config.num_hidden_layers
+    elif layer_decay == 1.0:
+        num_layers = 0
+    else:
         raise ValueError(f"layer_decay={layer_decay} is for the models of fer-pll; use 1 with {type(model).__name__}.")
-    num_layers = model.config.num_hidden_layers if ours else 0
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from ..data.dataset import is_prepared, load_dataset, load_images
@@ -85,7 +86,7 @@ class PreTrainingOptions:
             train_dataset = load_images(self.data)
         config, image_processor = load_config(self.config, mask_ratio=args.mask_ratio)
         model, initialization = initialize(partial(pretraining_model, args=args), config, self.init_from)
-        if args.objective == "moco":
+        if isinstance(model, FerPllForMomentumContrast):
             model.start_alike()
         if initialization is not None and args.should_log:
             print(initialization, flush=True)
@@ -117,7 +118,8 @@ class FerPllPreTrainer(StreamTrainer):
         args: FerPllPreTrainingArguments,
         probe: LinearProbe | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
+        self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if not whole and (probe is not None or args.picture_steps):
@@ -134,20 +136,16 @@ class FerPllPreTrainer(StreamTrainer):
         super()._save_checkpoint(model, trial)
 
     @property
-    def num_views(self) -> int:
-        return 2 if self.args.objective == "moco" else 1
-
-    @property
-    def published_model(self) -> FerPllPreTrainedModel:
+    def published_model(self) -> PreTrainedModel:
         model = super().published_model
-        return model.fer_pll if self.args.objective == "moco" else model
+        return model.fer_pll if isinstance(model, FerPllForMomentumContrast) else model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         # Key encoder and queue are for resuming; what is published is the encoder.
         if output_dir is None and self.args.objective == "moco":
             if self.args.should_save:
-                self.published_model.save_pretrained(self.args.output_dir)
-                self.processing_class.save_pretrained(self.args.output_dir)
+                self.published_model.save_pretrained(self.run_folder.path)
+                self.processing_class.save_pretrained(self.run_folder.path)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save")
         else:
@@ -158,8 +156,8 @@ class FerPllPreTrainer(StreamTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ):
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if self.monitor.images is None:
             self.monitor.images = inputs["pixel_values"][:NUM_IMAGES]
         outputs = model(pixel_values=inputs["pixel_values"])

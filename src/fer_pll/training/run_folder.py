@@ -25,7 +25,7 @@ class RunFolder:
         path: the folder; it need not exist yet.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = path = Path(path)
         # what the run was told, and what it was
         self.settings_file = path / "settings.json"
@@ -90,7 +90,7 @@ class RunFolder:
                 f"{self.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
             ) from error
 
-    def table_and_rows(self, data: str | os.PathLike | None = None) -> tuple[ConfidenceTable, Dataset]:
+    def table_and_rows(self, data: str | Path | None = None) -> tuple[ConfidenceTable, Dataset]:
         """The confidences that the run left, and the N rows of its training set, in the same order.
 
         Args:
@@ -114,7 +114,7 @@ class RunFolder:
         return table, training_rows(table, data, str(self.path))
 
 
-def training_rows(table: ConfidenceTable, data: str | os.PathLike, whose: str) -> Dataset:
+def training_rows(table: ConfidenceTable, data: str | Path, whose: str) -> Dataset:
     """The N rows that a table of confidences belongs to, in its order.
 
     Args:

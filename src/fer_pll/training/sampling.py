@@ -29,7 +29,7 @@ class ClassBalancedSampler(Sampler[int]):
         seed: of the training.
     """
 
-    def __init__(self, table: ConfidenceTable, seed: int):
+    def __init__(self, table: ConfidenceTable, seed: int) -> None:
         inverse = (1 / class_prior(table)).nan_to_num(posinf=0.0)
         weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
         self.cumulative = weights.numpy().cumsum()

@@ -32,8 +32,9 @@ class SettingsParser(HfArgumentParser):
         options: as of `argparse.ArgumentParser`.
     """
 
-    def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any):
-        super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)
+    def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any) -> None:
+        # transformers declares its dataclass type as one that no class has
+        super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)  # type: ignore[arg-type]
         self.yaml_name = yaml_name
         add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
@@ -113,10 +114,11 @@ class SettingsParser(HfArgumentParser):
 
 
 class _HelpAll(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, help: str):
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
-    def __call__(self, parser: SettingsParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        assert isinstance(parser, SettingsParser)
         print(parser.format_help(everything=True), end="")
         parser.exit()
 
@@ -127,7 +129,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == 0:
             return super()._format_action_invocation(action)
-        metavar = {int: "N", float: "X"}.get(action.type, "VALUE")
+        metavar = "N" if action.type is int else "X" if action.type is float else "VALUE"
         return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:

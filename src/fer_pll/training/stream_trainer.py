@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from ..data.dataset import Unreadable
 from ..data.streaming.stream import ImageStream, Position
@@ -35,7 +36,7 @@ class StreamTrainer(ImageTrainer):
 
     args: FerPllPreTrainingArguments
 
-    def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any) -> None:
         dataset = kwargs["train_dataset"]
         self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
@@ -49,7 +50,7 @@ class StreamTrainer(ImageTrainer):
             self._batches = 0  # that this process has trained on
             self._pass = 0
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.stream is not None:
             self._report = _Report(self.run_folder.unreadable(self.args.process_index))
         return super().train(*args, **kwargs)
@@ -70,12 +71,12 @@ class StreamTrainer(ImageTrainer):
             generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
         )
 
-    def set_initial_training_values(self, *args: Any):
+    def set_initial_training_values(self, *args: Any) -> tuple[int, int, int, int, int, int | None, int]:
         # Trainer allows a stream any number of epochs, and trains a run that is at its end for one more step.
-        num_train_epochs, *others = super().set_initial_training_values(*args)
-        return (num_train_epochs if self.stream is None else 1, *others)
+        values = super().set_initial_training_values(*args)
+        return values if self.stream is None else (1, *values[1:])
 
-    def get_batch_samples(self, *args: Any):
+    def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor | int | None]:
         batches, number = super().get_batch_samples(*args)
         if self.stream is not None:
             for batch in batches:
@@ -98,11 +99,10 @@ class StreamTrainer(ImageTrainer):
                 logs["unreadable"] = len(self._report.known)
         super().log(logs, start_time)
 
-    @property
-    def _must_stay(self) -> dict[str, Any]:
-        """What the positions of a checkpoint are good for."""
+    def _must_stay(self, stream: ImageStream) -> dict[str, Any]:
+        """What must be the same for the positions of a checkpoint to hold."""
         return {
-            "stream": self.stream.fingerprint,
+            "stream": stream.fingerprint,
             "world_size": self.args.world_size,
             "workers": max(1, self.args.dataloader_num_workers),
         }
@@ -110,29 +110,29 @@ class StreamTrainer(ImageTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         if self.stream is not None:
             progress = {"batches": self._batches, "pass": self._pass, "positions": self._positions}
-            state = self._must_stay | progress
+            state = self._must_stay(self.stream) | progress
             path = RunFolder(output_dir).stream(self.args.process_index)
             path.parent.mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
             write_json(path, state)
         super()._save_rng_state(output_dir)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.stream is not None:
-            self._go_to(checkpoint)
+        if self.stream is not None and checkpoint is not None:
+            self._go_to(self.stream, checkpoint)
 
-    def _go_to(self, checkpoint: str) -> None:
+    def _go_to(self, stream: ImageStream, checkpoint: str) -> None:
         """Set the stream to where it was at a checkpoint."""
         run = RunFolder(checkpoint)
         states = {path.name: json.loads(path.read_text()) for path in run.path.glob(run.stream("*").name)}
         state = states.get(run.stream(self.args.process_index).name, {})
-        if all(state.get(name) == value for name, value in self._must_stay.items()):
+        if all(state.get(name) == value for name, value in self._must_stay(stream).items()):
             self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
             self._batches, self._pass = state["batches"], state["pass"]
-            self.stream.start_at(self._positions, first_worker=self._batches % state["workers"])
+            stream.start_at(self._positions, first_worker=self._batches % state["workers"])
             return
         self._pass = max((state["pass"] + 1 for state in states.values()), default=0)
-        self.stream.start_at({}, epoch=self._pass)
+        stream.start_at({}, epoch=self._pass)
         logger.warning(
             "%s was written with other images, shuffled otherwise, or with other processes or workers: the training "
             "goes on with a new pass over the images.",
@@ -144,9 +144,9 @@ class StreamTrainer(ImageTrainer):
 class _StreamCollator:
     """Rows of a stream to a batch, with the passes of its images, and how far its reader is."""
 
-    collator: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return self.collator(rows) | {
             "epoch": torch.tensor([row["epoch"] for row in rows]),
             "reader": rows[-1]["reader"],
@@ -165,11 +165,11 @@ class _EpochOfAStream(TrainerCallback):
 class _Report:
     """The table of what could not be read: each shard and each image once, over all passes and interruptions."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.known: set[tuple[str, ...]] = set()
         if self.path.is_file():
-            with open(self.path, encoding="utf-8", newline="") as stream:
+            with self.path.open(encoding="utf-8", newline="") as stream:
                 self.known = {tuple(row[:2]) for row in islice(csv.reader(stream), 1, None)}
 
     def add(self, problems: Iterable[Unreadable]) -> None:
@@ -179,7 +179,7 @@ class _Report:
             return
         begun = self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8", newline="") as stream:
+        with self.path.open("a", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows(new if begun else [Unreadable._fields, *new])
         if not begun:
             logger.warning(

@@ -1,13 +1,13 @@
 """Training with candidate sets: a Trainer that carries the confidences of its data set (paper, Algorithm 1)."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, List, Value
 from torch.utils.data import Sampler
-from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
@@ -17,6 +17,7 @@ from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..labels.revision import RevisionRule
 from ..metrics.classification import classification_report
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
@@ -25,7 +26,9 @@ from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
 
 
-def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) -> ConfidenceTable:
+def start_table(
+    dataset: Dataset, class_names: list[str], confidence_init: Literal["uniform", "votes", "column"]
+) -> ConfidenceTable:
     """The confidences that a training begins with, in the order of the data set.
 
     Args:
@@ -104,14 +107,14 @@ def make_method(
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """Sample accuracy, mean class accuracy, recall per class and calibration error of an evaluation, offline."""
     logits = torch.from_numpy(prediction.predictions).float()
-    metrics = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
+    metrics: dict[str, Any] = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
     return {name: metrics[name] for name in ("accuracy", "mean_class_accuracy", "ece")}
 
 
 class StepCallback(TrainerCallback):
     """Tells the trainer of the two moments that Trainer has no method for."""
 
-    def __init__(self, trainer: "FerPllTrainer"):
+    def __init__(self, trainer: "FerPllTrainer") -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
@@ -161,19 +164,23 @@ class FerPllTrainer(ImageTrainer):
     """
 
     args: FerPllTrainingArguments
+    table: ConfidenceTable  # optional only in the base class, as is the method
+    method: Method
+    train_dataset: Dataset
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: FerPllTrainingArguments,
-        processing_class: BaseImageProcessor,
+        processing_class: FerPllImageProcessor,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
         revision: str | RevisionRule | None = None,
         **kwargs: Any,
-    ):
-        class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    ) -> None:
+        id2label: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # int keys once loaded
+        class_names = [id2label[i] for i in range(len(id2label))]
         self.table = start_table(train_dataset, class_names, args.confidence_init)
         if "true_label" in train_dataset.column_names:
             self.table.set_true_labels(numpy_column(train_dataset, "true_label"))
@@ -208,7 +215,9 @@ class FerPllTrainer(ImageTrainer):
         self.steps_per_epoch = 1  # of the optimizer; known once training begins
         self.add_callback(StepCallback(self))
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
         """The micro-batches of a step, and how many rows they hold on all processes.
 
         Each gets `counts`, (B,) bool: False where accelerate repeats a row to fill up the epoch's last batch; and
@@ -244,8 +253,8 @@ class FerPllTrainer(ImageTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ):
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         pixel_values = inputs["pixel_values"]
         if not model.training:
             outputs = model(pixel_values=pixel_values)
@@ -322,17 +331,17 @@ class FerPllTrainer(ImageTrainer):
         if "initial_candidates" in dataset.column_names:
             del columns["initial_candidates"]
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-        for name, (values, feature) in columns.items():
-            values = values.cpu().numpy()
-            if values.ndim == 2:
-                values = pa.FixedSizeListArray.from_arrays(values.reshape(-1), num_classes)
-            dataset = dataset.add_column(name, values, feature=feature)
+        for name, (tensor, feature) in columns.items():
+            values = tensor.cpu().numpy()
+            column = values if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(values.ravel(), num_classes)
+            dataset = dataset.add_column(name, column, feature=feature)
         return dataset
 
     def save_confidence(self, folder: str | None = None) -> None:
         """Write the table to `folder` (the output folder where not given) as `confidence.safetensors`."""
         if self.args.should_save:
-            self.table.save(RunFolder(folder or self.args.output_dir).confidence)
+            run = self.run_folder if folder is None else RunFolder(folder)
+            self.table.save(run.confidence)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
@@ -367,6 +376,7 @@ class FerPllTrainer(ImageTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None  # Trainer calls this where there is one
         self._load_table(self.state.best_model_checkpoint)
 
     def _load_table(self, checkpoint: str) -> None:

@@ -77,7 +77,7 @@ class Method:
     columns: tuple[str, ...] = ()
     """What the method needs in `Batch.columns`: `labels`, `votes`, the training set's `label` and `votes`."""
 
-    def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions):
+    def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         """Called before the trainer wraps the model, so that a method can add parameters to it.
 
         Raises:

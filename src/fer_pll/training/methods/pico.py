@@ -1,17 +1,19 @@
 """PiCO, contrastive label disambiguation (Wang et al., 2022)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...hub.card_settings import OnCard
+from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss, supervised_contrastive_loss
 from ...labels.revision import RevisionRule, describe_each_visit, response_margin
-from .base import Batch, Method
+from .base import Batch, Method, MethodOptions
 
 HEAD = "contrastive_head"
 
@@ -57,11 +59,11 @@ class PiCO(Method):
             default=0.07, metadata={"help": "Temperature of the contrastive loss."}
         )
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if self.contrastive_temperature <= 0:
                 raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
 
-    def __init__(self, model, table, options):
+    def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
         linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
         if not linear:
@@ -72,17 +74,19 @@ class PiCO(Method):
         # Trained and resumed with the model, but no part of what is published.
         model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
         self.model = model
-        self.key_model = copy.deepcopy(model).to(self.device).requires_grad_(False).train()
+        key_model: nn.Module = copy.deepcopy(model)
+        key_model.to(self.device)  # type: ignore[arg-type]  # transformers' wrapper of it lost its self
+        self.key_model = key_model.requires_grad_(False).train()
         self.features: dict[str, Tensor] = {}
         for name, encoder in (("query", model), ("key", self.key_model)):
-            encoder.classifier.register_forward_pre_hook(self._keep_features(name))
+            encoder.get_submodule("classifier").register_forward_pre_hook(self._keep_features(name))
         num_classes = len(table.class_names)
         self.prototypes = torch.zeros(num_classes, self.DIM, device=self.device)
         self.queue = torch.zeros(self.QUEUE, self.DIM, device=self.device)
         self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=self.device)
         self.queued = 0  # keys that were ever put into the queue
 
-    def _keep_features(self, name: str):
+    def _keep_features(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             features = inputs[0]
             if features.ndim == 4:  # convolutional, (B, d, 1, 1)
@@ -147,8 +151,8 @@ class PiCO(Method):
     def after_optimizer_step(self) -> None:
         for slow, fast in zip(self.key_model.parameters(), self.model.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - self.MOMENTUM)
-        for slow, fast in zip(self.key_model.buffers(), self.model.buffers(), strict=True):
-            slow.copy_(fast)
+        for copied, buffer in zip(self.key_model.buffers(), self.model.buffers(), strict=True):
+            copied.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""What a pre-training has learned so far: images of its predictions, and a linear probe of its features."""
+"""Monitoring of pre-training: images of the predictions, and a linear probe of the features."""
 
 import logging
 import random
@@ -24,12 +24,12 @@ NUM_IMAGES = 6
 class PreTrainingMonitor(TrainerCallback):
     """Draws predictions and probes features while a model is pre-trained.
 
-    Works on the main process alone, with random numbers of its own: a training is the same with it and without.
+    Works on the main process alone, with random numbers of its own. It does not change the run.
 
     Args:
-        trainer: of the training; its first batch gives the images that are drawn.
-        picture_steps: draw after every so many steps, 0 = never, `None` = whenever a checkpoint is saved.
-        probe: run at the start, with each checkpoint and at the end, and logged as `probe_accuracy`.
+        trainer: its first batch gives the images to draw.
+        picture_steps: draw every so many steps; 0: never; `None`: with each checkpoint.
+        probe: runs at the start, with each checkpoint and at the end; logged as `probe_accuracy`.
     """
 
     def __init__(self, trainer: ImageTrainer, picture_steps: int | None, probe: LinearProbe | None) -> None:
@@ -53,7 +53,7 @@ class PreTrainingMonitor(TrainerCallback):
             self.look()
 
     def look(self) -> None:
-        """What is done whenever a checkpoint is saved."""
+        """Draw and probe, as for each checkpoint."""
         self.last_look = self.trainer.state.global_step
         if self.picture_steps is None:
             self.draw()
@@ -61,7 +61,7 @@ class PreTrainingMonitor(TrainerCallback):
 
     @contextmanager
     def evaluating(self) -> Iterator[PreTrainedModel]:
-        """The model in evaluation, with random numbers that are the same each time and taken from nobody."""
+        """The model in evaluation mode. Random numbers are the same each time, and the run's own are not used up."""
         model, device = self.trainer.model, self.trainer.args.device
         was_training = model.training
         python, numpy = random.getstate(), np.random.get_state()
@@ -86,10 +86,10 @@ class PreTrainingMonitor(TrainerCallback):
         self.trainer.log({"probe_accuracy": accuracy})
 
     def draw(self) -> None:
-        """Write an image of what the model predicts into the run's folder, and to TensorBoard where that is used."""
+        """Write an image of the model's predictions to the run's folder, and to TensorBoard if that is in use."""
         pixel_values = self.images
         with self.evaluating() as model:
-            assert isinstance(model, FerPllForPreTraining) and pixel_values is not None  # it has trained a step
+            assert isinstance(model, FerPllForPreTraining) and pixel_values is not None  # after the first step
             outputs = model(pixel_values=pixel_values)
             targets = model.targets(pixel_values)
         grid = [side // model.config.patch_size for side in pixel_values.shape[2:]]
@@ -104,7 +104,7 @@ class PreTrainingMonitor(TrainerCallback):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             plot_predictions(*images, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these images")
-        except OSError as error:  # a full disk: for an image no training ends
+        except OSError as error:  # a full disk: no reason to end the run
             path.unlink(missing_ok=True)
             logger.warning("%s could not be written: %s", path, error)
             return
@@ -117,12 +117,12 @@ def as_images(model: FerPllForPreTraining, values: torch.Tensor, pixel_values: t
     """Targets, or predictions of them, as images: HOG as strokes, pixels as they are.
 
     Args:
-        model: whose `targets` they are.
+        model: the model that made them.
         values: (B, L, values per patch).
-        pixel_values: the images that they belong to, (B, C, H, W).
+        pixel_values: the images, (B, C, H, W).
 
     Returns:
-        (B, height, width, channels), 0..1. HOG has one channel: the mean over those of the images.
+        (B, height, width, channels), 0..1. HOG has one channel: the mean over the images' channels.
     """
     config, patch = model.config, model.config.patch_size
     batch, channels, height, width = pixel_values.shape

@@ -1,4 +1,4 @@
-"""Training on a stream of images: counted in steps, resumed at the very next image."""
+"""Pre-training on a stream of images: it counts steps, and resumes at exactly the next image."""
 
 import csv
 import json
@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 class StreamTrainer(ImageTrainer):
-    """An `ImageTrainer` whose `train_dataset` may be a `ImageStream`.
+    """An `ImageTrainer` whose `train_dataset` may be an `ImageStream`.
 
-    To Trainer a stream is one long epoch of `max_steps` steps. With each checkpoint every process writes the positions
-    of its readers behind the last image that was trained on, and goes on there after an interruption; Trainer alone
-    would read and decode again all that came before. What cannot be read is listed in `unreadable.csv` in the output
-    folder (`unreadable-1.csv` by process 1, and so on).
+    For Trainer, a stream is one long epoch of `max_steps` steps. With each checkpoint, every process writes how far
+    its readers had come at the last image that was trained on, and goes on there after an interruption. Trainer alone
+    would read and decode everything before it again. Images that cannot be read are listed in `unreadable.csv` in the
+    output folder (`unreadable-1.csv` by process 1, and so on).
     """
 
     args: FerPllPreTrainingArguments
@@ -41,8 +41,8 @@ class StreamTrainer(ImageTrainer):
         self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
             if args.max_steps <= 0:
-                raise ValueError("--max_steps: needed, because a stream does not know how many images it has.")
-            args.ignore_data_skip = True  # the stream goes to its place itself
+                raise ValueError("--max_steps: a stream needs it, because it does not know how many images it has.")
+            args.ignore_data_skip = True  # the stream itself goes to its place
         super().__init__(model, args, **kwargs)
         if self.stream is not None:
             self.add_callback(_EpochOfAStream())
@@ -58,7 +58,7 @@ class StreamTrainer(ImageTrainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         if self.stream is None:
             return super().get_train_dataloader()
-        # Not prepared by accelerate: the stream shares itself out, and no process ends before the others.
+        # Not prepared by accelerate: the stream divides itself among processes, and none ends before the others.
         args = self.args
         return torch.utils.data.DataLoader(
             self.stream,
@@ -68,11 +68,11 @@ class StreamTrainer(ImageTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
-            generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
+            generator=torch.Generator(),  # for the workers' seeds, else drawn from the run's numbers
         )
 
     def set_initial_training_values(self, *args: Any) -> tuple[int, int, int, int, int, int | None, int]:
-        # Trainer allows a stream any number of epochs, and trains a run that is at its end for one more step.
+        # Trainer allows a stream any number of epochs, and would train a finished run for one more step.
         values = super().set_initial_training_values(*args)
         return values if self.stream is None else (1, *values[1:])
 
@@ -87,7 +87,7 @@ class StreamTrainer(ImageTrainer):
                 self._report.add(unreadable)
                 if unreadable and self.args.on_bad_data == "stop":
                     raise DataError(
-                        f"{unreadable[0].row_id}: {unreadable[0].reason}. Mend it, or leave out what cannot be read "
+                        f"{unreadable[0].row_id}: {unreadable[0].reason}. Repair it, or leave out what cannot be read "
                         "(--on_bad_data skip), and go on with --resume_from_checkpoint last."
                     )
         return batches, number
@@ -112,7 +112,7 @@ class StreamTrainer(ImageTrainer):
             progress = {"batches": self._batches, "pass": self._pass, "positions": self._positions}
             state = self._must_stay(self.stream) | progress
             path = RunFolder(output_dir).stream(self.args.process_index)
-            path.parent.mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
+            path.parent.mkdir(parents=True, exist_ok=True)  # on other machines, Trainer makes it only later
             write_json(path, state)
         super()._save_rng_state(output_dir)
 
@@ -134,15 +134,15 @@ class StreamTrainer(ImageTrainer):
         self._pass = max((state["pass"] + 1 for state in states.values()), default=0)
         stream.start_at({}, epoch=self._pass)
         logger.warning(
-            "%s was written with other images, shuffled otherwise, or with other processes or workers: the training "
-            "goes on with a new pass over the images.",
+            "%s was written with other images, another shuffling, or other processes or workers: the run goes on with "
+            "a new pass over the images.",
             checkpoint,
         )
 
 
 @dataclass
 class _StreamCollator:
-    """Rows of a stream to a batch, with the passes of its images, and how far its reader is."""
+    """Makes a batch of a stream's rows. Adds each image's pass, and how far the reader is."""
 
     collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
@@ -156,14 +156,14 @@ class _StreamCollator:
 
 
 class _EpochOfAStream(TrainerCallback):
-    """Makes `state.epoch` the share of the steps that are done, which Trainer counts from 0 when it skips nothing."""
+    """Sets `state.epoch` to the share of the steps that are done. Trainer alone would restart it on resuming."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         state.epoch = state.global_step / state.max_steps
 
 
 class _Report:
-    """The table of what could not be read: each shard and each image once, over all passes and interruptions."""
+    """The list of what could not be read: each shard and image once, over all passes and interruptions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,7 +173,7 @@ class _Report:
                 self.known = {tuple(row[:2]) for row in islice(csv.reader(stream), 1, None)}
 
     def add(self, problems: Iterable[Unreadable]) -> None:
-        """Append what is not in it yet, and warn where it is the first."""
+        """Append the problems that are not in the list yet. Warn of the first one."""
         new = [problem for problem in problems if problem[:2] not in self.known]
         if not new:
             return
@@ -183,7 +183,7 @@ class _Report:
             csv.writer(stream).writerows(new if begun else [Unreadable._fields, *new])
         if not begun:
             logger.warning(
-                "%s: %s. It is left out, and listed in %s with whatever else cannot be read.",
+                "%s: %s. It is left out, and listed in %s like everything else that cannot be read.",
                 new[0].row_id,
                 new[0].reason,
                 self.path,

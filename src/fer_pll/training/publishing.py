@@ -1,4 +1,4 @@
-"""What a training tells the world: the card of its model, and pushes of what belongs on the Hub."""
+"""Publishing a run: the card of its model, and pushes to the Hub."""
 
 import logging
 import shutil
@@ -30,28 +30,28 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingMixin(RunTrainer):
-    """Our card in the place of Trainer's, and pushes of the files that belong on the Hub.
+    """Writes our card instead of Trainer's, and pushes only the files that belong on the Hub.
 
-    Trainer pushes whatever lies in the output folder, pickles and settings with paths included, and from a checkpoint
-    everything but the code.
+    Trainer pushes everything in the output folder, pickles and settings with paths included, and everything in a
+    checkpoint except the code.
     """
 
-    table: ConfidenceTable | None = None  # the confidences, where a training has any
-    method: Method | None = None  # of learning from candidate sets, likewise
-    data_settings: Mapping[str, Any] = {}  # how the training set was made, for the card
+    table: ConfidenceTable | None = None  # the confidences, if the run has any
+    method: Method | None = None  # of learning from candidate sets, if there is one
+    data_settings: Mapping[str, Any] = {}  # of the candidate sets, for the card
     push_in_progress: Any  # in Trainer's types None, and its jobs a single one
 
     @cached_property
     def _hub(self) -> HfApi:
-        """Its pushes in the background follow each other."""
+        """The client for pushes in the background, which follow each other."""
         return HfApi()
 
     def evaluation_results(self) -> dict[str, dict[str, float]]:
-        """Metrics for the model card, by what was evaluated; none where nothing was."""
+        """Metrics for the model card, by the name of the evaluation."""
         return {}
 
     def compute_record(self) -> dict[str, Any]:
-        """What the training ran on and, unless it is the rest of one that was cut off, for how long."""
+        """Hardware and versions of the run and, unless it was resumed, its duration in hours."""
         on_gpu = self.args.device.type == "cuda"
         record = {
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({torch.get_num_threads()} threads)",
@@ -66,11 +66,11 @@ class PublishingMixin(RunTrainer):
 
     @property
     def published_model(self) -> PreTrainedModel:
-        """What the card is about: the model, unless only a part of it is saved in the end."""
+        """The model that the card describes: ours, or the part of it that is saved in the end."""
         return self.accelerator.unwrap_model(self.model)
 
     def card_settings(self) -> dict[str, Any]:
-        """The settings that the card shows: no path of the machine is among them."""
+        """The settings on the card. No path of the machine is among them."""
         return self.args.card_settings() | dict(self.data_settings)
 
     def create_model_card(
@@ -83,7 +83,7 @@ class PublishingMixin(RunTrainer):
         **options: Any,
     ) -> None:
         """Write `training.json`, and the card made from it, to the output folder."""
-        # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
+        # Trainer's card says nothing about candidate sets, crops and limits, and each push would put it over ours.
         if not self.is_world_process_zero():
             return
         model = self.published_model
@@ -124,12 +124,12 @@ class PublishingMixin(RunTrainer):
         private: bool | None = None,
         **card_options: Any,
     ) -> CommitInfo | Future | None:
-        """Save the model and push what of the output folder belongs on the Hub (see `published_files`).
+        """Save the model and push the files that belong on the Hub (see `published_files`).
 
-        Arguments as of `Trainer.push_to_hub`; `card_options` go to `create_model_card`.
+        Arguments as in `Trainer.push_to_hub`; `card_options` go to `create_model_card`.
 
         Raises:
-            PushError: the push did not come through; the output folder is whole, and can be pushed again.
+            PushError: the push failed. The output folder is whole, and can be pushed again.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -154,7 +154,7 @@ class PublishingMixin(RunTrainer):
             with whole_file(output / name) as unfinished:
                 shutil.copy(Path(checkpoint_folder) / name, unfinished)
         self.create_model_card()
-        # From a copy of its own: while it is on its way, the files of the next checkpoint take their place.
+        # From a copy: the next checkpoint may replace the files before this push has ended.
         copy = tempfile.TemporaryDirectory(dir=output, prefix=".push-")
         for name in published_files(output):
             (Path(copy.name) / name).parent.mkdir(exist_ok=True)
@@ -181,7 +181,7 @@ class PublishingMixin(RunTrainer):
         token: str | None = None,
         revision: str | None = None,
     ) -> Future:
-        """Push a folder in the background, one after the other: to `path_in_repo` all that a training resumes from."""
+        """Push a folder in the background: with `path_in_repo` all files to resume from, else the published ones."""
         if path_in_repo:
             files = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
             files = [name for name in files if name != TRAINING_ARGS_NAME]
@@ -201,6 +201,6 @@ class PublishingMixin(RunTrainer):
 
 
 def _warn_of_failed_push(job: Future) -> None:
-    """Training goes on, and the next push brings what this one should have brought."""
+    """Warn only: the run goes on, and the next push brings these files too."""
     if job.exception() is not None:
         logger.warning("A checkpoint was not pushed, training goes on. %s", job.exception())

@@ -53,8 +53,8 @@ class FineTuningOptions:
     transition: OnCard[str | None] = field(
         default=None,
         metadata={
-            "help": "Instead of flip_probability: CSV file with a line for each label and a column for each class, "
-            "the probability that it joins; see fer_pll.data.transition."
+            "help": "Instead of flip_probability: CSV file with a line for each given label and a column for each "
+            "class: the probability that the class joins; see fer_pll.data.transition."
         },
     )
     add_query_decoder: bool | None = field(

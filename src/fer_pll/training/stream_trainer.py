@@ -41,7 +41,7 @@ class StreamTrainer(ImageTrainer):
         self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
             if args.max_steps <= 0:
-                raise ValueError("--max_steps: a stream needs it, because it does not know how many images it has.")
+                raise ValueError("--max_steps: needed, because a stream does not know how many images it has.")
             args.ignore_data_skip = True  # the stream itself goes to its place
         super().__init__(model, args, **kwargs)
         if self.stream is not None:

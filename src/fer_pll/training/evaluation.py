@@ -82,7 +82,11 @@ def evaluate(
     protocols = {"all": defined}
     if "majority" in dataset.column_names:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
-    results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()}
+    results = {
+        name: protocol_metrics(probabilities[rows], labels[rows], names)
+        for name, rows in protocols.items()
+        if rows.any()
+    }
     provenance = Provenance.from_dataset(dataset) or Provenance(split=split)
     if not (provenance.name or provenance.hub_id or provenance.parts):
         provenance = replace(provenance, name=Path(data).resolve().name)
@@ -122,7 +126,7 @@ def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
     return shared
 
 
-def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+def protocol_metrics(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """All metrics of one protocol, ready for JSON.
 
     Args:

@@ -207,7 +207,7 @@ def test_a_method_of_ones_own_is_on_the_command_line_once_it_is_registered(tmp_p
     assert "How warm, at most 100 %. (loss warm; default: 1.0)" in text and "(loss pico, warm; default: 0.07)" in text
 
     warm.Settings = make_dataclass("Clash", [("learning_rate", float, field(default=1.0, metadata={"help": "?"}))])
-    with pytest.raises(ValueError, match="the setting 'learning_rate' of loss='warm' has the name of another one"):
+    with pytest.raises(ValueError, match="the setting 'learning_rate' of loss='warm' has the name of another option"):
         parse(tmp_path, "")
 
 

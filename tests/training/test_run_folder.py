@@ -53,4 +53,4 @@ def test_settings_that_are_missing_or_damaged_are_named(tmp_path, content):
     with pytest.raises(ValueError, match=said):
         _ = RunFolder(tmp_path).settings
     with pytest.raises(ValueError, match=said):
-        FineTuningOptions.of_run(tmp_path)
+        FineTuningOptions.from_run(tmp_path)

@@ -54,7 +54,7 @@ def cross_validate(run: RunFolder, dataset: Dataset, table: ConfidenceTable, num
     if is_published(run.path):
         raise ValueError("--cross-validate trains models: name the folder of the run, not its published confidences.")
     folder = run.out_of_fold
-    script, args = FineTuningOptions.of_run(
+    script, args = FineTuningOptions.from_run(
         run.path,
         output_dir=str(folder),
         overwrite=False,

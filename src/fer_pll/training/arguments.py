@@ -1,4 +1,4 @@
-"""Settings of the two trainings. Every field is a command-line option of the scripts and a key of the YAML files."""
+"""Settings of pre-training and fine-tuning. Every field is a command-line option and a key of the YAML files."""
 
 import warnings
 from argparse import SUPPRESS
@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, g
 
 import torch
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..data.augmentation import BatchAugmentation
 from ..hub.card_settings import CardMark, OnCard, card_settings
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass
 class ImageTrainingArguments(TrainingArguments):
-    """What both trainings share: augmentation, layer-wise learning rates, and defaults that carry our columns."""
+    """Settings that both share: augmentation, layer-wise learning rates, and defaults that keep our columns."""
 
     CARD_SETTINGS_OF_TRAINER: ClassVar[tuple[str, ...]] = (
         "num_train_epochs",
@@ -35,40 +36,38 @@ class ImageTrainingArguments(TrainingArguments):
         "adam_beta2",
         "seed",
     )
-    """Of transformers' own settings those that the card shows; ours are marked `OnCard`."""
+    """The settings of transformers that the card shows. Ours are marked `OnCard`."""
 
     crop_scale: OnCard[float] = field(
-        default=1.0, metadata={"help": "Smallest share of the area that a random crop keeps (1: no random crops)."}
+        default=1.0, metadata={"help": "Smallest share of the area that a random crop keeps; 1 switches crops off."}
     )
     crop_ratio: OnCard[float] = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
     rotation: OnCard[float] = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
     flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the images."})
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
-    erase: OnCard[float] = field(
-        default=0.0, metadata={"help": "Share of the images in which a random rectangle is erased."}
-    )
+    erase: OnCard[float] = field(default=0.0, metadata={"help": "Share of the images that lose a random rectangle."})
     layer_decay: OnCard[float] = field(
-        default=1.0, metadata={"help": "Factor by which the learning rate falls per encoder block towards the input."}
+        default=1.0, metadata={"help": "Factor on the learning rate for each encoder block towards the input."}
     )
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Must stay false: `image` and `candidates` are needed."}
+        default=False, metadata={"help": "Must stay false: the trainer needs `image` and `candidates`."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Every parameter takes part in every step, so searching is a waste."}
+        default=False, metadata={"help": "Not needed: every parameter takes part in every step."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule, after the warm-up."})
-    report_to: None | str | list[str] = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser fails on another order
         default="none", metadata={"help": "Where to report metrics besides the console, e.g. tensorboard."}
     )
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Nothing to filter: a loss that is not finite ends the training."}
+        default=False, metadata={"help": "Not needed: a loss that is not finite ends the run."}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Replace the run that lies in the output folder (else it is an error)."}
+        default=False, metadata={"help": "Replace the run in the output folder. Without it, files there are an error."}
     )
 
-    def __post_init__(self):
-        # Half precision on a CPU is refused unless one says that the CPU is meant.
+    def __post_init__(self) -> None:
+        # transformers refuses half precision on a CPU unless the CPU is asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.bf16 and self.use_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2":
@@ -102,7 +101,7 @@ class ImageTrainingArguments(TrainingArguments):
         return shown | card_settings(self)
 
     def augmentation(self) -> BatchAugmentation:
-        """The random changes of a training batch, keyed by `seed`."""
+        """The random changes to a training batch, keyed by `seed`."""
         return BatchAugmentation(
             seed=self.seed,
             crop_scale=self.crop_scale,
@@ -133,45 +132,43 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     objective: OnCard[Literal["masked", "moco"]] = field(
         default="masked",
         metadata={
-            "help": "masked: predict hidden patches, of which the model config says what and how (HOG, MaskFeat, MAE, "
-            "SimMIM); moco: tell two views of an image from the views of others."
+            "help": "masked: predict hidden patches; the model config says what and how (HOG, MaskFeat, MAE, SimMIM). "
+            "moco: tell two views of an image from the views of others."
         },
     )
     mask_ratio: OnCard[float | None] = field(
-        default=None, metadata={"help": "Share of the patches that is hidden; overrides the model config."}
+        default=None, metadata={"help": "Share of the patches to hide; overrides the model config."}
     )
     shuffle_buffer: int = field(
         default=4096,
         metadata={
-            "help": "Streams: images that are shuffled together. Every DataLoader worker of every process holds "
-            "about so many, encoded (4096 of 30 kB are 120 MB). The shards come in a new order in each pass."
+            "help": "Streams: how many images are shuffled together. Every DataLoader worker of every process holds "
+            "about this many encoded images (4096 of 30 kB are 120 MB). Each pass has a new order of the shards."
         },
     )
     on_bad_data: Literal["skip", "stop"] = field(
         default="skip",
         metadata={
-            "help": "Streams: what is done with a shard that is missing or damaged and an image that cannot be read. "
-            "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder; stop: end the "
-            "training before the batch that lacks it."
+            "help": "Streams: what to do about a shard that is missing or damaged, or an image that cannot be read. "
+            "skip: leave it out and list it, with the reason, in unreadable.csv in the output folder. stop: end the "
+            "run before the batch that lacks it."
         },
     )
     picture_steps: int | None = field(
         default=None,
         metadata={
-            "help": "Draw what is predicted of six images after every so many steps (into pictures/ in the output "
-            "folder); 0 for never. Default: with each checkpoint."
+            "help": "Draw the predictions for six images every so many steps, into pictures/ in the output folder; 0: "
+            "never. Default: with each checkpoint."
         },
     )
-    contrastive_temperature: _OfMoco[float] = field(
-        default=0.07, metadata={"help": "Temperature of the loss of moco."}
-    )
-    queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "Earlier images that moco compares with."})
+    contrastive_temperature: _OfMoco[float] = field(default=0.07, metadata={"help": "Temperature of the moco loss."})
+    queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "How many earlier images moco compares with."})
     encoder_momentum: _OfMoco[float] = field(
         default=0.999,
-        metadata={"help": "How slowly the key encoder of moco follows: the share that it keeps each step."},
+        metadata={"help": "Momentum of the key encoder of moco: the share that it keeps in each step."},
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.contrastive_temperature <= 0:
             raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
@@ -182,9 +179,8 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         if self.queue_size < 1:
             raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
         if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":
-            raise ValueError(
-                f"hub_strategy={self.hub_strategy.value!r}: with moco only the finished encoder is pushed; use end."
-            )
+            strategy = HubStrategy(self.hub_strategy).value
+            raise ValueError(f"hub_strategy={strategy!r}: with moco only the finished encoder is pushed; use end.")
 
 
 @dataclass
@@ -200,12 +196,12 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         },
     )
     method_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": SUPPRESS})
-    """The settings of the loss's own (`Method.Settings`), each of which is an option of the command line."""
+    """The loss's own settings (`Method.Settings`). Each is an option of the command line."""
     confidence_init: OnCard[Literal["uniform", "votes", "column"]] = field(
         default="uniform",
         metadata={
-            "help": "First confidences: uniform over the candidates, the shares of the votes inside them (votes), or "
-            "the column `confidence` that an earlier training left (column)."
+            "help": "Confidences at the start. uniform: equal over the candidates; votes: the shares of the votes on "
+            "the candidates; column: the column `confidence` from an earlier run."
         },
     )
     revision: OnCard[str | None] = field(
@@ -213,41 +209,41 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         metadata={
             "help": "How confidences are revised. "
             + _escape("; ".join(f"{name}: {rule.summary}" for name, rule in REVISION_RULES.items()))
-            + ". Default: what belongs to the loss: "
+            + ". Default: the rule that belongs to the loss, "
             + ", ".join(f"{method.find_rule().name} with {name}" for name, method in METHODS.items())
             + "."
         },
     )
     revision_threshold: OnCard[float] = field(default=THRESHOLD.default, metadata={"help": THRESHOLD.help})
     revision_warmup_epochs: OnCard[float] = field(
-        default=0.0, metadata={"help": "Epochs before the first revision (0.5 is half an epoch)."}
+        default=0.0, metadata={"help": "Epochs before the first revision; 0.5 is half an epoch."}
     )
     revision_momentum: OnCard[float] = field(default=MOMENTUM.default, metadata={"help": MOMENTUM.help})
     reversible: OnCard[bool] = field(
         default=False,
-        metadata={"help": "Revise from the initial candidates at each visit, so that no decision is final."},
+        metadata={"help": "Revise from the initial candidates at each visit; no decision is final."},
     )
     class_balance: OnCard[Literal["none", "sampler", "logit_adjustment"]] = field(
         default="none",
         metadata={
-            "help": "What is done for rare classes: none, sampler (each class is drawn as often, by the first "
-            "confidences) or logit_adjustment (the log of the classes' shares is added to the logits in training)."
+            "help": "Help for rare classes. sampler: draw each class equally often, by the first confidences; "
+            "logit_adjustment: add the log of the class shares to the logits in training."
         },
     )
     uniform_weight: OnCard[float] = field(
         default=1.0,
-        metadata={"help": "Weight of the uniformity loss of the label queries (Eq. 3); 0 switches it off."},
+        metadata={"help": "Weight of the uniformity loss on the label queries (Eq. 3); 0 switches it off."},
     )
     uniform_temperature: OnCard[float] = field(default=0.1, metadata={"help": "Temperature of the uniformity loss."})
     uniform_literal: bool = field(
         default=False,
-        metadata={"help": "Eq. 3 as printed, whose gradient vanishes at the paper's temperatures; for Table 8."},
+        metadata={"help": "Eq. 3 as printed. Its gradient vanishes at the paper's temperatures; for Table 8."},
     )
     drop_path_rate: OnCard[float | None] = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.loss = current_name("loss", self.loss)
         _check_choice("loss", self.loss, tuple(METHODS))
@@ -262,14 +258,14 @@ class FerPllTrainingArguments(ImageTrainingArguments):
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **changes: Any) -> Self:
-        """From the `to_dict()` that a run wrote down, also by the version before; `changes` go over it.
+        """Settings from the `to_dict()` that a run wrote, also with the version before. `changes` override it.
 
         Raises:
-            TypeError: a setting that there is not.
-            ValueError: a setting out of its range.
+            TypeError: a setting does not exist.
+            ValueError: a setting is out of its range.
         """
         settings = {name: value for name, value in settings.items() if not name.endswith("_token")}
-        # The version before had this one of PiCO's among the settings of all losses.
+        # In the version before, all losses had this setting of PiCO.
         temperature = settings.pop("contrastive_temperature", None)
         if temperature is not None and settings.get("loss") == "pico":
             settings["method_settings"] = {"contrastive_temperature": temperature}

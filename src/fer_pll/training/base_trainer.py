@@ -1,13 +1,15 @@
-"""What all trainings share: 8-bit pixels augmented and normalized on the device, optimizer groups, and the log."""
+"""Base class of the trainers: augmentation and normalization on the device, optimizer groups, and the log."""
 
 import time
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import BaseImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 
 from ..data.collator import PixelCollator
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import ImageTrainingArguments
 from .checkpoint_mixin import CheckpointMixin
@@ -25,17 +27,17 @@ PRIVATE_METHODS = (
     "_save_checkpoint",
     "_save_rng_state",
 )
-"""Methods of transformers' Trainer that our trainers override although they are private there, so that a release of
-transformers can break them. A test compares the list with the code, and with the Trainer that is installed."""
+"""Private methods of transformers' Trainer that our trainers override. A release of transformers can break these. A
+test compares the list with the code, and with the Trainer that is installed."""
 
 PRIVATE_METHODS_CALLED = ("_finish_current_push", "_get_output_dir")
-"""Private methods of Trainer that are called only."""
+"""Private methods of Trainer that we call but do not override."""
 
 
-def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProcessor) -> None:
-    """Raise `ValueError` where an image processor does not make the images that a fer-pll model was configured for.
+def check_image_processor(model: PreTrainedModel, image_processor: FerPllImageProcessor) -> None:
+    """Raise `ValueError` if an image processor does not make the images that a fer-pll model is configured for.
 
-    Other models do not say what images they take, or say it themselves when they see them.
+    Other models are not checked: they do not say what images they take, or complain themselves.
     """
     if not isinstance(model, FerPllPreTrainedModel):
         return
@@ -46,9 +48,10 @@ def check_image_processor(model: PreTrainedModel, image_processor: BaseImageProc
         if of_model != of_processor:
             raise ValueError(
                 f"{name} is {of_model} in the model's config.json and {of_processor} in preprocessor_config.json: "
-                "make them equal, the HOG targets are computed from the de-normalized images."
+                "make them equal. The HOG targets are computed from the de-normalized images."
             )
-    size, image_size = image_processor.size, model.config.image_size
+    size: Any = image_processor.size  # a SizeDict, whatever the class had
+    image_size = model.config.image_size
     if (size.height, size.width) != (image_size, image_size):
         raise ValueError(
             f"The model takes {image_size} x {image_size} pixels (config.json), the image processor makes "
@@ -61,20 +64,19 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
 
     A row's number is its place in the data set: the DataLoader adds it under the key `index`. The collator yields
     8-bit pixels; `_prepare_inputs` augments (in training) and normalizes them on the device. Random numbers are keyed
-    by (seed, epoch, index). Logs have `images_per_second`: images trained on since the log before, on all processes,
-    over the time that passed.
+    by (seed, epoch, index). Logs have `images_per_second`: the images that all processes trained on since the last
+    log, divided by the time since then.
     """
 
-    args: ImageTrainingArguments
-    processing_class: BaseImageProcessor
+    processing_class: FerPllImageProcessor
     num_views = 1  # how many times each image is augmented in training
 
-    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any) -> None:
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))
         super().__init__(model, args, **kwargs)
-        # Our losses are means over the micro-batch; Trainer divides them by the accumulation steps.
+        # Our losses are means over the micro-batch, so Trainer must divide them by the accumulation steps.
         self.loss_is_scaled_for_ga = False
         self.augmentation = args.augmentation()
         mean, std = image_processor.image_mean, image_processor.image_std
@@ -84,7 +86,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
 
     @property
     def current_epoch(self) -> int:
-        """Number of the running epoch, from 0; the same after an interruption."""
+        """Number of the current epoch, from 0. A resumed run counts on."""
         return int(self.state.epoch or 0)
 
     def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
@@ -95,15 +97,15 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         pixels = inputs["pixel_values"]
-        epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows in which pass over the data each image is
+        epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows each image's pass over the data
         if self.model.training:
             views = (self.augmentation(pixels, inputs["index"], epoch, view) for view in range(self.num_views))
             pixels = torch.cat(list(views))  # (V * B, C, H, W), all images of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs
 
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        # Trainer knows two groups; layer-wise learning rates need one for each depth.
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        # Trainer makes two groups; layer-wise learning rates need one for each depth.
         if self.optimizer is None:
             model = model or self.model
             groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.args.layer_decay)
@@ -112,10 +114,10 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         return self.optimizer
 
     def _start_measuring(self) -> None:
-        """Of `images_per_second`."""
+        """Restart the measurement of `images_per_second`."""
         self._images_since, self._last_log = 0, time.perf_counter()
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._start_measuring()
         return super().train(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""A trained classifier with calibrated probabilities, saved as a checkpoint of its own."""
+"""Calibration of a trained classifier, saved as a new checkpoint."""
 
 import json
 from pathlib import Path
@@ -29,23 +29,23 @@ def calibrate(
     balance: float = 0.0,
     half: bool = False,
 ) -> dict[str, Any]:
-    """Fit a temperature on rows that a classifier was not trained on, and fold it into its output rows.
+    """Fit a temperature on rows that a classifier was not trained on, and fold it into the output layer.
 
     Args:
         checkpoint: output folder of `fer-pll finetune`.
-        data: folder of the prepared data set; its classes are the model's.
+        data: folder of a prepared data set with the model's classes.
         out: new folder for the calibrated checkpoint.
-        split: to fit the temperature on.
-        balance: tau >= 0; first each class's logit is lowered by tau times the log of its share in the run's
+        split: the split to fit the temperature on.
+        balance: tau >= 0. Each class's logit is first lowered by tau times the log of the class's share in the run's
             confidences, see `metrics.calibration.fold_balance`.
-        half: save the weights in float16; they are loaded as float32 all the same.
+        half: save the weights in float16; they are still loaded as float32.
 
     Returns:
-        `balance`, `rows` (that have a label), `temperature`, and `ece_before` and `ece_after`, the calibration error
-        on these rows, as shares.
+        `balance`, `rows` (how many have a label), `temperature`, and the calibration error on these rows, as shares:
+        `ece_before` and `ece_after`.
 
     Raises:
-        ValueError: checkpoint or data cannot be read or have other classes, no row has a label, `out` holds files.
+        ValueError: checkpoint or data cannot be read, their classes differ, no row has a label, or `out` holds files.
     """
     out = Path(out)
     if balance < 0:

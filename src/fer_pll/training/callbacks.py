@@ -1,4 +1,4 @@
-"""What a pre-training has learned so far: images of its predictions, and a linear probe of its features."""
+"""Monitoring of pre-training: images of the predictions, and a linear probe of the features."""
 
 import logging
 import random
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.integrations import TensorBoardCallback
 
 from ..model.modeling_fer_pll import FerPllForPreTraining
 from ..plots.pretraining import hog_strokes, plot_predictions
+from .base_trainer import ImageTrainer
 from .linear_probe import LinearProbe
-from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +24,15 @@ NUM_IMAGES = 6
 class PreTrainingMonitor(TrainerCallback):
     """Draws predictions and probes features while a model is pre-trained.
 
-    Works on the main process alone, with random numbers of its own: a training is the same with it and without.
+    Works on the main process alone, with random numbers of its own. It does not change the run.
 
     Args:
-        trainer: of the training; its first batch gives the images that are drawn.
-        picture_steps: draw after every so many steps, 0 = never, `None` = whenever a checkpoint is saved.
-        probe: run at the start, with each checkpoint and at the end, and logged as `probe_accuracy`.
+        trainer: its first batch gives the images to draw.
+        picture_steps: draw every so many steps; 0: never; `None`: with each checkpoint.
+        probe: runs at the start, with each checkpoint and at the end; logged as `probe_accuracy`.
     """
 
-    def __init__(self, trainer: Trainer, picture_steps: int | None, probe: LinearProbe | None):
+    def __init__(self, trainer: ImageTrainer, picture_steps: int | None, probe: LinearProbe | None) -> None:
         self.trainer = trainer
         self.picture_steps = picture_steps
         self.probe = probe
@@ -53,15 +53,15 @@ class PreTrainingMonitor(TrainerCallback):
             self.look()
 
     def look(self) -> None:
-        """What is done whenever a checkpoint is saved."""
+        """Draw and probe, as for each checkpoint."""
         self.last_look = self.trainer.state.global_step
         if self.picture_steps is None:
             self.draw()
         self.run_probe()
 
     @contextmanager
-    def evaluating(self) -> Iterator[torch.nn.Module]:
-        """The model in evaluation, with random numbers that are the same each time and taken from nobody."""
+    def evaluating(self) -> Iterator[PreTrainedModel]:
+        """The model in evaluation mode. Random numbers are the same each time, and the run's own are not used up."""
         model, device = self.trainer.model, self.trainer.args.device
         was_training = model.training
         python, numpy = random.getstate(), np.random.get_state()
@@ -86,23 +86,25 @@ class PreTrainingMonitor(TrainerCallback):
         self.trainer.log({"probe_accuracy": accuracy})
 
     def draw(self) -> None:
-        """Write an image of what the model predicts into the run's folder, and to TensorBoard where that is used."""
+        """Write an image of the model's predictions to the run's folder, and to TensorBoard if that is in use."""
+        pixel_values = self.images
         with self.evaluating() as model:
-            outputs = model(pixel_values=self.images)
-            targets = model.targets(self.images)
-        grid = [side // model.config.patch_size for side in self.images.shape[2:]]
+            assert isinstance(model, FerPllForPreTraining) and pixel_values is not None  # after the first step
+            outputs = model(pixel_values=pixel_values)
+            targets = model.targets(pixel_values)
+        grid = [side // model.config.patch_size for side in pixel_values.shape[2:]]
         step = self.trainer.state.global_step
-        path = RunFolder(self.trainer.args.output_dir).images / f"step-{step:07}.png"
+        path = self.trainer.run_folder.images / f"step-{step:07}.png"
         images = (
-            model.to_pixels(self.images).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
+            model.to_pixels(pixel_values).permute(0, 2, 3, 1).div(255).clamp(0, 1).cpu().numpy(),
             outputs.mask.unflatten(1, grid).cpu().numpy(),
-            as_images(model, targets, self.images),
-            as_images(model, outputs.logits.float(), self.images),
+            as_images(model, targets, pixel_values),
+            as_images(model, outputs.logits.float(), pixel_values),
         )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             plot_predictions(*images, path, title=f"step {step:,}: loss {outputs.loss:.4f} on these images")
-        except OSError as error:  # a full disk: for an image no training ends
+        except OSError as error:  # a full disk: no reason to end the run
             path.unlink(missing_ok=True)
             logger.warning("%s could not be written: %s", path, error)
             return
@@ -115,12 +117,12 @@ def as_images(model: FerPllForPreTraining, values: torch.Tensor, pixel_values: t
     """Targets, or predictions of them, as images: HOG as strokes, pixels as they are.
 
     Args:
-        model: whose `targets` they are.
+        model: the model that made them.
         values: (B, L, values per patch).
-        pixel_values: the images that they belong to, (B, C, H, W).
+        pixel_values: the images, (B, C, H, W).
 
     Returns:
-        (B, height, width, channels), 0..1. HOG has one channel: the mean over those of the images.
+        (B, height, width, channels), 0..1. HOG has one channel: the mean over the images' channels.
     """
     config, patch = model.config, model.config.patch_size
     batch, channels, height, width = pixel_values.shape

@@ -1,15 +1,14 @@
-"""What keeps a training from being lost: whole checkpoints, exact resuming, and a stop before NaN spreads."""
+"""Safety of long runs: whole checkpoints, exact resuming, and a stop before NaN spreads."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
 
 from ..io.atomic import write_json
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
-from .arguments import ImageTrainingArguments
 from .checkpoints import (
     NonFiniteLossError,
     begin_checkpoint,
@@ -21,23 +20,15 @@ from .checkpoints import (
     write_processes,
 )
 from .initialization import check_settings_taken_over
-from .run_folder import RunFolder
+from .run_trainer import RunTrainer
 
 
-class CheckpointMixin(Trainer):
-    """Checkpoints that are whole or not taken for such, and what a training must not go on with."""
-
-    args: ImageTrainingArguments
-    _resumed = False
-
-    @property
-    def run_folder(self) -> RunFolder:
-        """The output folder."""
-        return RunFolder(self.args.output_dir)
+class CheckpointMixin(RunTrainer):
+    """Writes checkpoints that can be trusted, refuses to resume from others, and stops at a NaN or infinite loss."""
 
     @property
     def processes(self) -> dict[str, int]:
-        """What must stay the same for a resumed training to go on bit for bit."""
+        """Numbers that must stay the same for a resumed run to go on bit for bit."""
         return {
             "world_size": self.args.world_size,
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
@@ -45,21 +36,26 @@ class CheckpointMixin(Trainer):
         }
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise `ValueError` where this training cannot go on from a checkpoint. Changes nothing."""
+        """Raise `ValueError` if this run cannot go on from a checkpoint. Changes nothing."""
         check_checkpoint(checkpoint)
         if isinstance(self.model, FerPllPreTrainedModel):
             check_settings_taken_over(self.model.config, checkpoint)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any):
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_checkpoint(self.run_folder.path)
             if resume_from_checkpoint is None:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} yet.")
+                raise ValueError(f"There is no complete checkpoint in {self.run_folder.path} yet.")
         if resume_from_checkpoint:
             self.check_checkpoint(resume_from_checkpoint)
             warn_if_processes_differ(resume_from_checkpoint, self.processes)
         self._resumed = bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
     def training_step(
         self,
@@ -68,23 +64,24 @@ class CheckpointMixin(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # Of all processes, so that they stop together. Nothing was changed by this step yet.
+        # Of all processes, so that they stop together. This step has changed nothing yet.
         if not self.accelerator.gather(loss.isfinite().view(1)).all():
             self._stop_at(loss, inputs)
         return loss
 
     def _stop_at(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Save what this step began with, write down its rows, and raise `NonFiniteLossError`."""
+        """Save the state before this step, write down its rows, and raise `NonFiniteLossError`."""
         step = self.state.global_step
         names = inputs["row_id"] if "row_id" in inputs else inputs["index"].tolist()
         rows = gather_object([] if loss.isfinite() else list(names))
+        checkpoint: str | None
         if self.state_is_finite():
             checkpoint = str(self.run_folder.checkpoint(step).path)
             if not is_complete(checkpoint):
                 self._save_checkpoint(self.model, trial=None)
-            state = f"What the step began with is in {checkpoint}"
-        else:  # an earlier step broke it, with a loss that was still finite
-            checkpoint = last_checkpoint(self.args.output_dir)
+            state = f"The state before the step is in {checkpoint}"
+        else:  # an earlier step broke the weights, with a loss that was still finite
+            checkpoint = last_checkpoint(self.run_folder.path)
             state = f"The weights are not finite either; the last checkpoint is {checkpoint}"
         report = self.run_folder.non_finite_loss
         if self.args.should_save:
@@ -96,15 +93,15 @@ class CheckpointMixin(Trainer):
         )
 
     def state_is_finite(self) -> bool:
-        """Whether what a checkpoint would hold can be trained on."""
+        """Whether a checkpoint written now could be trained on."""
         return all(bool(weight.isfinite().all()) for weight in self.model.state_dict().values())
 
     def save_with_checkpoint(self, checkpoint: str) -> None:
-        """Write what a checkpoint holds besides Trainer's own files; called on the process that saves."""
+        """Write our own files of a checkpoint. Called on the process that saves."""
         write_processes(checkpoint, self.processes)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        # Before everything else: Trainer pushes, deletes old checkpoints and marks this one complete inside.
+        # Ours come first: inside, Trainer marks the checkpoint complete, deletes old ones and pushes.
         checkpoint = str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
         with saving(checkpoint):
             if self.args.should_save:
@@ -115,4 +112,4 @@ class CheckpointMixin(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        self.accelerator.wait_for_everyone()  # the state of the trainer, written next, says that nothing is missing
+        self.accelerator.wait_for_everyone()  # the trainer's state is written next, and marks the checkpoint complete

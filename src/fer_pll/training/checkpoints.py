@@ -1,4 +1,4 @@
-"""Checkpoints that a killed training can rely on: which are complete, and what they were written with."""
+"""Checkpoints that a killed run can rely on: which ones are complete, and what wrote them."""
 
 import json
 import logging
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 def is_complete(checkpoint: str | Path) -> bool:
     """Whether a checkpoint was written to its end.
 
-    `trainer_state.json` is what Trainer writes last, after the files of all processes; a part of it is no JSON.
+    Trainer writes `trainer_state.json` last, after the files of all processes. Half of that file is no JSON.
     """
     try:
         json.loads(RunFolder(checkpoint).trainer_state.read_text())
@@ -30,32 +30,32 @@ def is_complete(checkpoint: str | Path) -> bool:
 
 
 def begin_checkpoint(checkpoint: str | Path) -> None:
-    """Make the folder, incomplete: what an earlier run left there does not pass for complete while it is replaced."""
+    """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten."""
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
     RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
 
 
 class NonFiniteLossError(ValueError):
-    """The loss is NaN or infinite; the message says at which step and rows, and where the training can go on."""
+    """The loss is NaN or infinite. The message says at which step and rows, and where the run can go on."""
 
 
 class SaveError(OSError):
-    """A checkpoint could not be written; the message says where, why, and how the training goes on."""
+    """A checkpoint could not be written. The message says where, why, and how the run can go on."""
 
 
 @contextmanager
 def saving(checkpoint: str | Path) -> Iterator[None]:
-    """What writes a checkpoint goes inside.
+    """Context for the code that writes a checkpoint.
 
-    Where that fails, what was written of it is deleted, so that the disk is no fuller than before; earlier checkpoints
-    stay.
+    If writing fails, the files written so far are deleted, so that the disk is no fuller than before. Earlier
+    checkpoints stay.
 
     Raises:
         SaveError: the checkpoint could not be written.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch has no error of its own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # PyTorch raises RuntimeError for a full disk
         if is_complete(checkpoint):  # something else failed, such as a push to the Hub
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -71,23 +71,23 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the highest step in a run's folder, `None` where there is none.
+    """The complete checkpoint of the highest step in a run's folder; `None` if there is none.
 
-    Half-written ones, of a run that was killed while it wrote, are passed over with a message in the log.
+    Half-written checkpoints, of a run that was killed while it wrote, are skipped with a warning in the log.
     """
     checkpoints = sort_checkpoints(str(output_dir)) if Path(output_dir).is_dir() else []
     for checkpoint in reversed(checkpoints):
         if is_complete(checkpoint):
             return checkpoint
         logger.warning(
-            "%s is half-written (the run was killed meanwhile): the checkpoint before it is used, if there is one.",
+            "%s is half-written (the run was killed meanwhile): the one before it is used, if there is one.",
             checkpoint,
         )
     return None
 
 
 def check_checkpoint(checkpoint: str | Path) -> None:
-    """Raise `ValueError` where a folder is no checkpoint that a training can be resumed from."""
+    """Raise `ValueError` if a folder is not a checkpoint that a run can be resumed from."""
     if not Path(checkpoint).is_dir():
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: there is no such folder.")
     if not is_complete(checkpoint):
@@ -98,12 +98,12 @@ def check_checkpoint(checkpoint: str | Path) -> None:
 
 
 def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
-    """Write down with how many processes, and what batches, a checkpoint was made."""
+    """Write down the number of processes and the batch sizes that made a checkpoint."""
     write_json(RunFolder(checkpoint).processes, processes)
 
 
 def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) -> None:
-    """Say what is no longer bit-identical when a run goes on with other processes or batches than it began with."""
+    """Warn if a run goes on with other processes or batches than before, and say what that changes."""
     path = RunFolder(checkpoint).processes
     before = json.loads(path.read_text()) if path.is_file() else processes
     if before == processes:

@@ -1,4 +1,4 @@
-"""The configurations in `hub_configs`, and the folder that a run writes to."""
+"""The configurations in `hub_configs`, and checks of the output folder before a run."""
 
 import shutil
 from pathlib import Path
@@ -15,10 +15,10 @@ from .run_folder import RunFolder
 
 
 def config_folder(name: str) -> Path:
-    """Folder of a checkpoint's configuration: a path, or a name from `hub_configs`.
+    """Folder of a model's configuration, from a path or a name in `hub_configs`.
 
     Raises:
-        ValueError: where there is none, with the names that exist.
+        ValueError: there is none; the message lists the names.
     """
     if (Path(name) / "config.json").is_file():
         return Path(name)
@@ -29,14 +29,14 @@ def config_folder(name: str) -> Path:
 
 
 def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImageProcessor]:
-    """The model's configuration and its image processor, of a path or a name from `hub_configs`.
+    """The model's configuration and its image processor, from a path or a name in `hub_configs`.
 
     Args:
-        name: of `--config`.
-        changes: other values for the configuration's settings; `None` leaves what is in config.json.
+        name: the value of `--config`.
+        changes: settings that override config.json; `None` keeps its value.
 
     Raises:
-        ValueError: where there is none, or its values do not fit each other.
+        ValueError: there is none, or its values do not fit each other.
     """
     folder = config_folder(name)
     try:
@@ -54,8 +54,8 @@ def check_output_folder(args: Any) -> None:
     """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Changes nothing on disk.
 
     Raises:
-        ValueError: where the folder holds another run and neither `--overwrite` nor `--resume_from_checkpoint` was
-            given, where there is no checkpoint to resume from, or where `--overwrite` would delete what is no run.
+        ValueError: the folder holds files and neither `--overwrite` nor `--resume_from_checkpoint` was given, there is
+            no checkpoint to resume from, or `--overwrite` would delete something that is not a run.
     """
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint == "last":
@@ -77,9 +77,9 @@ def check_output_folder(args: Any) -> None:
 
 
 def start_run(args: Any, script: Any) -> None:
-    """Empty the output folder where `--overwrite` says so, and write down what the run was started with.
+    """Empty the output folder if `--overwrite` was given, and write down the settings of the run.
 
-    To be called once everything else is known to be right, so that a mistake costs no earlier run.
+    Call it after all checks, so that a mistake does not cost an earlier run.
     """
     if not args.should_save:
         return

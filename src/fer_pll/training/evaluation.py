@@ -1,4 +1,4 @@
-"""A checkpoint judged on a prepared data set: metrics for each protocol, predictions, figures."""
+"""Evaluation of a checkpoint on a prepared data set: metrics for each protocol, predictions, figures."""
 
 import json
 from dataclasses import replace
@@ -33,30 +33,30 @@ def evaluate(
     batch_size: int = 256,
     device: str | None = None,
 ) -> dict[str, Any]:
-    """Judge a classifier on one split of a prepared data set.
+    """Evaluate a classifier on one split of a prepared data set.
 
-    Classes are matched by name. Rows of a class that the model does not know are left out, and so, in the choice
-    between classes, are those that the data set does not have.
+    Classes are matched by name. Rows of a class that the model does not know are left out. Predictions choose between
+    the classes that the data set has.
 
     Args:
         checkpoint: folder or Hub name of a classifier.
         data: folder of the prepared data set.
-        split: which of its splits.
-        out: folder for metrics.json, predictions.csv and figures; in the checkpoint's, `evaluation-SPLIT`, where not
-            given. Below the checkpoint's folder, they are found by its model card.
+        split: the split to evaluate on.
+        out: folder for metrics.json, predictions.csv and figures; by default `evaluation-SPLIT` in the checkpoint's
+            folder, where its model card finds them.
         batch_size: images at a time.
-        device: `"cpu"`, `"cuda"`, ...; the GPU, where there is one, where not given.
+        device: `"cpu"`, `"cuda"`, ...; by default the GPU, if there is one.
 
     Returns:
-        what metrics.json holds: `data` (its provenance), `split`, `classes` (K names), `rows_left_out`, and under
-        `protocols`, for `all` and, where the data set says which rows these are, `majority`: `rows`, `accuracy`,
-        `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
+        the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out` and
+        `protocols`. The latter has `all` and, if the data set has a column of that name, `majority`; each with `rows`,
+        `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
 
     Raises:
         ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
     """
     dataset = load_dataset(data, split)
-    model = load_weights(AutoModelForImageClassification, str(checkpoint))
+    model: Any = load_weights(AutoModelForImageClassification, str(checkpoint))  # type: ignore[type-var]  # an Auto class
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     image_processor = AutoImageProcessor.from_pretrained(checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
@@ -82,11 +82,15 @@ def evaluate(
     protocols = {"all": defined}
     if "majority" in dataset.column_names:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
-    results = {name: judge(probabilities[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()}
+    results = {
+        name: protocol_metrics(probabilities[rows], labels[rows], names)
+        for name, rows in protocols.items()
+        if rows.any()
+    }
     provenance = Provenance.from_dataset(dataset) or Provenance(split=split)
     if not (provenance.name or provenance.hub_id or provenance.parts):
         provenance = replace(provenance, name=Path(data).resolve().name)
-    # For the model card, which is published: no paths, and the digest says whose figures these are.
+    # For the model card, which is published: no paths, and a digest of the weights that were evaluated.
     report = {
         "weights": weights_digest(checkpoint),
         "data": provenance.to_dict(),
@@ -108,21 +112,21 @@ def evaluate(
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:
-    """Names of the classes that both know, in the order of the model.
+    """Names of the classes that model and data share, in the order of the model.
 
     Raises:
-        ValueError: where there are fewer than two.
+        ValueError: there are fewer than two.
     """
     shared = [name for name in of_model if name in of_data]
     if len(shared) < 2:
         raise ValueError(
-            f"The checkpoint has the classes {', '.join(of_model)}; the data set has {', '.join(of_data)}: judging "
-            "needs two in common. Name them alike in the config's id2label and in the data set."
+            f"The checkpoint has the classes {', '.join(of_model)}; the data set has {', '.join(of_data)}: "
+            "evaluation needs two in common. Use the same names in the config's id2label and in the data set."
         )
     return shared
 
 
-def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
+def protocol_metrics(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> dict[str, Any]:
     """All metrics of one protocol, ready for JSON.
 
     Args:
@@ -130,6 +134,6 @@ def judge(probabilities: np.ndarray, labels: np.ndarray, names: list[str]) -> di
         labels: (N,), all defined.
         names: K names.
     """
-    metrics = classification_report(probabilities, labels)
+    metrics: dict[str, Any] = dict(classification_report(probabilities, labels))
     metrics["per_class_recall"] = dict(zip(names, metrics["per_class_recall"], strict=True))
     return {"rows": len(labels), **metrics}

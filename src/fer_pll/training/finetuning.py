@@ -1,4 +1,4 @@
-"""What the commands that train a classifier are told of data and model, and what they make of it."""
+"""Command-line options for fine-tuning, and the model and trainer built from them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,37 +22,39 @@ from .trainer import FerPllTrainer
 
 @dataclass
 class FineTuningOptions:
-    """What `fer-pll finetune` is told of data and model, beside the settings of the training."""
+    """Options of `fer-pll finetune` for data and model, beside the training arguments."""
 
     config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
     data: str = field(
-        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, judges by `validation`."}
+        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`."}
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: a checkpoint of fer-pll pretrain, or of ViT (DINO is one) or ViTMAE; "
-            "folder or Hub name. Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain, ViT (such as "
+            "DINO) or ViTMAE. Default: random weights."
         },
     )
     max_candidates: OnCard[int] = field(
-        default=2, metadata={"help": "Labels with the most votes that become candidates."}
+        default=2, metadata={"help": "How many labels, those with the most votes, become candidates."}
     )
-    min_votes: OnCard[int] = field(default=1, metadata={"help": "Votes that a candidate needs."})
-    ties: OnCard[Literal["keep", "drop"]] = field(default="keep", metadata={"help": "Labels tied at the cut."})
+    min_votes: OnCard[int] = field(default=1, metadata={"help": "Smallest number of votes for a candidate."})
+    ties: OnCard[Literal["keep", "drop"]] = field(
+        default="keep", metadata={"help": "What to do with labels tied at the cut."}
+    )
     flip_probability: OnCard[float] = field(
         default=0.1,
-        metadata={"help": "Where the data have one label in the place of votes: how likely each other one joins it."},
+        metadata={"help": "For data with one label instead of votes: probability that each other label joins it."},
     )
     set_size: OnCard[int | None] = field(
         default=None,
-        metadata={"help": "Instead of flip_probability: as many candidates for each image, whichever they are."},
+        metadata={"help": "Instead of flip_probability: this many candidates for each image, drawn at random."},
     )
     transition: OnCard[str | None] = field(
         default=None,
         metadata={
-            "help": "Instead of flip_probability: CSV with a line for each given label, and in the column of each "
-            "other class how likely it joins; see fer_pll.data.transition."
+            "help": "Instead of flip_probability: CSV file with a line for each given label and a column for each "
+            "class: the probability that the class joins; see fer_pll.data.transition."
         },
     )
     add_query_decoder: bool | None = field(
@@ -64,17 +66,17 @@ class FineTuningOptions:
     )
     settings: str | None = field(
         default=None,
-        metadata={"help": "YAML file whose settings win over those of the config's finetune.yaml."},
+        metadata={"help": "YAML file with settings that override the config's finetune.yaml."},
     )
     attn_implementation: str = field(
         default="sdpa",
-        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is faster for few tokens in bf16."},
     )
 
     def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
-        """The rows with their candidate sets, see `data.prepared.add_candidates`.
+        """The rows with their candidate sets, see `data.candidate_sets.add_candidates`.
 
-        Settings that have no say for these data become `None`: nobody shall take them for what was done.
+        Settings that do not apply to these data become `None`, so that no record claims them.
         """
         unused = {"max_candidates", "min_votes", "ties", "flip_probability", "set_size"}
         if "candidates" not in dataset.column_names:
@@ -100,9 +102,9 @@ class FineTuningOptions:
         return dataset
 
     def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-        """The classifier, from `init_from` or random, and its image processor.
+        """The classifier, with weights from `init_from` or random ones, and its image processor.
 
-        A config.json of another model of transformers makes that one, with random weights.
+        A config.json of another model of transformers gives that model, with random weights.
         """
         folder = config_folder(self.config)
         other = AutoConfig.from_pretrained(folder)
@@ -131,16 +133,16 @@ class FineTuningOptions:
         return trainer
 
     def card_settings(self) -> dict[str, Any]:
-        """How the candidate sets were made, for the card; a file by its name, without its folder."""
+        """How the candidate sets were made, for the card. A file is shown by its name, without its folder."""
         shown = card_settings(self)
         return shown | ({"transition": Path(self.transition).name} if self.transition else {})
 
     @classmethod
-    def of_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
-        """What `fer-pll finetune` was told when it made the folder `run`; `changes` go over its arguments.
+    def from_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:
+        """Options and arguments of the `fer-pll finetune` that made the folder `run`. `changes` override arguments.
 
         Raises:
-            ValueError: where the folder has no settings, or others than `fer-pll finetune` writes.
+            ValueError: the folder has no settings, or not those of `fer-pll finetune`.
         """
         folder = RunFolder(run)
         settings = folder.settings

@@ -1,8 +1,8 @@
-"""Models that start from other people's weights, or from a checkpoint of ours: `--init_from`.
+"""Models that start from other weights (`--init_from`): a checkpoint of ours, ViT or ViTMAE.
 
-transformers' ViT (DINO, and DeiT without distillation, are stored as such) and ViTMAE have the modules of our encoder
-under the same names. Two things differ from checkpoint to checkpoint: how pixels are normalized, and how many patches
-there are. Both are accounted for, so that the encoder makes of an image what the source makes of it.
+transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE have the modules of our encoder
+under the same names. Checkpoints differ in two things: the normalization of pixels and the number of patches. Both are
+converted, so that our encoder computes the same for an image as the source.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -35,7 +35,7 @@ PROJECTION = f"{PREFIX}embeddings.patch_embeddings.projection"
 
 NATIVE = {"vit": ViTModel, "vit_mae": ViTMAEModel}
 
-# Why our encoder cannot hold what is often tried.
+# Models that people may try, and why our encoder cannot hold them.
 REFUSED = {
     "deit": "it has a distillation token (DeiT without one is stored as ViT, and can be used)",
     "dinov2": "it has LayerScale",
@@ -44,10 +44,10 @@ REFUSED = {
     "beit": "it has relative positions and LayerScale",
 }
 
-# Sizes of the weights, which config.json must have as well.
+# Sizes of the weights. config.json must have the same.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
 
-# With other values of these the same weights are another function: they come with the weights.
+# Settings that change what the same weights compute, so they are taken over with the weights.
 TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
 
 
@@ -55,8 +55,8 @@ class Source(NamedTuple):
     """A checkpoint in memory.
 
     kind: its `model_type`.
-    weights: by the names that they have in our model.
-    image_mean, image_std: of the pixels that it takes, on a scale of 0..1, for each channel.
+    weights: by their names in our model.
+    image_mean, image_std: its normalization of pixels on a scale of 0..1, for each channel.
     learned_positions: whether its positions were trained.
     """
 
@@ -70,12 +70,12 @@ class Source(NamedTuple):
 
 @dataclass
 class Initialization:
-    """What a model started from, to be printed.
+    """The origin of a model's weights, for printing.
 
-    source: folder or Hub name, and the kind of model that was found there.
-    taken, new: names of the weights that came from there, and of those that did not.
+    source: folder or Hub name, and the kind of model there.
+    taken, new: names of the weights that came from there, and of the random ones.
     num_values: how many numbers were taken.
-    changes: what was done to make weights and model fit.
+    changes: the changes that made weights and model fit each other, in words.
     """
 
     source: str
@@ -90,7 +90,7 @@ class Initialization:
 
 
 def _parts(names: list[str]) -> str:
-    """Modules that hold some weights, and how many each: `fer_pll.layers (96), classifier (2)`."""
+    """The modules of some weights, and how many each has: `fer_pll.layers (96), classifier (2)`."""
     counts = Counter(".".join(name.split(".")[: 1 + name.startswith(PREFIX)]) for name in names)
     return ", ".join(f"{part} ({count})" for part, count in counts.items()) or "nothing"
 
@@ -98,22 +98,22 @@ def _parts(names: list[str]) -> str:
 def initialize(
     build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None
 ) -> tuple[Model, Initialization | None]:
-    """A model with the encoder of another checkpoint. What the checkpoint lacks is random.
+    """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
-    From a checkpoint of ours comes all that both have in the same size, the decoders too; label queries and classifier
-    only if the classes are the same.
+    A checkpoint of ours gives all weights that both have in the same size, decoders included. Label queries and
+    classifier are only taken if the classes are the same.
 
     Args:
-        build: makes the model with random weights; a class of ours will do.
-        config: of the model. The settings in `TAKEN_OVER` become those of the checkpoint, and positions are learned
-            where the checkpoint's are.
-        init_from: a checkpoint of fer-pll, ViT or ViTMAE, folder or Hub name; `None` for random weights.
+        build: makes the model with random weights, such as one of our classes.
+        config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
+            checkpoint did.
+        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE; `None` for random weights.
 
     Returns:
-        the model, and what it started from.
+        the model, and the origin of its weights.
 
     Raises:
-        ValueError: where there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
+        ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
     """
     if init_from is None:
         return build(config), None
@@ -132,7 +132,7 @@ def initialize(
         raise ValueError(
             f"--init_from {init_from}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
         ) from error
-    # The model gets the tensors themselves, so that of the encoder there is never a second copy.
+    # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
         source=f"{init_from} ({source.kind})",
@@ -144,11 +144,11 @@ def initialize(
 
 
 def read_source(init_from: str) -> Source:
-    """Load a checkpoint in its own class: only that knows under which names its files keep the weights.
+    """Load a checkpoint in its own class, which alone knows the names of the weights in its files.
 
     Raises:
-        ValueError: where our encoder cannot hold it.
-        OSError: where there is none, or nothing that says how it takes its images.
+        ValueError: our encoder cannot hold it.
+        OSError: there is no such checkpoint, or it has no image processor.
     """
     config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     kind = config.model_type
@@ -176,7 +176,7 @@ def read_source(init_from: str) -> Source:
 
 
 def check_encoder_is_whole(random: list[str]) -> None:
-    """Raise `ValueError` where weights of the encoder are among those that a checkpoint could not give."""
+    """Raise `ValueError` if any of these weights, which a checkpoint could not give, belongs to the encoder."""
     modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm"))
     missing = [name for name in random if name.startswith(modules) and not name.endswith("mask_token")]
     if missing:
@@ -187,7 +187,7 @@ def check_encoder_is_whole(random: list[str]) -> None:
 
 
 def check_sizes(source: Source, config: FerPllConfig) -> None:
-    """Raise `ValueError` where weights and configuration do not fit each other, with what to change."""
+    """Raise `ValueError` if weights and configuration do not fit each other. The message says what to change."""
     needed = {name: getattr(source.config, name) for name in SIZES}
     if source.config.num_channels != 3:  # weights for color serve gray images as well
         needed["num_channels"] = source.config.num_channels
@@ -198,7 +198,7 @@ def check_sizes(source: Source, config: FerPllConfig) -> None:
 
 
 def take_settings_over(source: Source, config: FerPllConfig) -> list[str]:
-    """Change `config` where its settings would change what the weights compute. Returns the changes, in words."""
+    """Give `config` the settings that the weights depend on. Returns the changes, in words."""
     settings = {name: getattr(source.config, name) for name in TAKEN_OVER}
     if source.learned_positions:
         settings["position_embedding_type"] = "learned"
@@ -211,9 +211,9 @@ def take_settings_over(source: Source, config: FerPllConfig) -> list[str]:
 
 
 def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
-    """Raise `ValueError` where a resumed model would compute something else with a checkpoint's weights.
+    """Raise `ValueError` if a resumed model would compute something else with a checkpoint's weights.
 
-    A model that took settings over from other people's weights has to take them over again when it is resumed.
+    A model that took over settings with its first weights has to take them over again when it is resumed.
     """
     before = FerPllConfig.from_pretrained(checkpoint)
     different = [
@@ -229,7 +229,7 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
 
 def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
-    """Change the source's weights to the images and classes of `config`. Returns the changes, in words."""
+    """Convert the source's weights to the images and classes of `config`. Returns the changes, in words."""
     weights, changes = source.weights, []
     num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
     side = math.isqrt(num_patches)
@@ -251,11 +251,11 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
 
 
 def fit_projection(source: Source, config: FerPllConfig) -> None:
-    """Let the patch projection make of our pixel values what the source's made of its own, for the same image.
+    """Convert the patch projection to our normalization: for the same image it gives the same result.
 
-    A pixel p (0..1) comes to the source as (p - m) / s and to us as y = (p - m') / s'. So the source's value is
-    (s' / s) y + (m' - m) / s, for each channel: a linear map, and so is the projection. To a source for color, the
-    three channels of a gray image are the same pixels: its weights add up.
+    The source sees a pixel p (0..1) as (p - m) / s, our model sees it as y = (p - m') / s'. So the source's value is
+    (s' / s) y + (m' - m) / s for each channel. This map is linear, and so is the projection. For a source with color,
+    the three channels of a gray image are the same pixels, so their weights add up.
     """
     mean, std, our_mean, our_std = (
         torch.tensor(values, dtype=torch.float64).view(-1, 1, 1)
@@ -270,17 +270,18 @@ def fit_projection(source: Source, config: FerPllConfig) -> None:
 
 
 def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, list[str]]:
-    """`from_pretrained` in float32, and which weights are random because none was found that fits."""
-    model, info = load_weights(
+    """The model in float32, and the names of its random weights, for which the files have none that fit."""
+    loaded: Any = load_weights(  # with `output_loading_info` it is a pair
         model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
+    model, info = loaded
     random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     return model, [key for key in model.state_dict() if key in random]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' own account of what it loads, which `Initialization` gives in our terms."""
+    """Silence transformers' own report of what it loads; `Initialization` gives it in our terms."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What frozen features tell of expressions: a linear probe, to watch a pre-training by."""
+"""A linear probe of frozen features, to monitor pre-training."""
 
 from collections.abc import Callable
 
@@ -14,19 +14,19 @@ from transformers import BaseImageProcessor
 class LinearProbe:
     """Accuracy of a logistic regression on the features of labeled images.
 
-    Two thirds of the images train the regression, it is judged on the others. Which, depends on nothing but the data
-    and `max_rows`, so that the accuracies of a training can be compared.
+    Two thirds of the images train the regression; the others test it. The split depends only on the data and
+    `max_rows`, so that accuracies within a run can be compared.
 
     Args:
-        dataset: rows with `image` and `label`, -1 = unknown.
+        dataset: rows with `image` and `label`; -1: unknown.
         image_processor: of the model.
-        max_rows: how many of the labeled rows take part, chosen at random.
+        max_rows: at most this many labeled rows take part, chosen at random.
 
     Raises:
-        ValueError: where there are fewer than 30 labeled rows, or one class only.
+        ValueError: there are fewer than 30 labeled rows, or only one class.
     """
 
-    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor, max_rows: int = 3000):
+    def __init__(self, dataset: Dataset, image_processor: BaseImageProcessor, max_rows: int = 3000) -> None:
         labels = dataset.select_columns("label").with_format("numpy")["label"][:]
         labeled = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:max_rows]
         self.num_training = len(labeled) * 2 // 3
@@ -41,7 +41,7 @@ class LinearProbe:
         self.image_processor = image_processor
 
     def accuracy(self, features: Callable[[torch.Tensor], torch.Tensor], batch_size: int) -> float:
-        """Share of the judged images that are classified right; NaN where features are not finite.
+        """Share of the test images that are classified correctly; NaN if any feature is not finite.
 
         Args:
             features: normalized pixels (B, C, H, W) to features (B, d), on any device.
@@ -55,7 +55,7 @@ class LinearProbe:
         rows = torch.cat(parts).numpy()  # (N, d)
         if not np.isfinite(rows).all():
             return float("nan")
-        # Mild shrinkage: at C = 1, on FER+, the regression fits its training images too well.
+        # Mild shrinkage: at C = 1, on FER+, the regression overfits.
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
         classifier.fit(rows[: self.num_training], self.labels[: self.num_training])
         return float(classifier.score(rows[self.num_training :], self.labels[self.num_training :]))

@@ -1,4 +1,4 @@
-"""The settings of single methods on the command line: one option for each field of a `Method.Settings`."""
+"""Command-line options for the settings of single methods: one for each field of a `Method.Settings`."""
 
 from argparse import SUPPRESS
 from dataclasses import fields
@@ -12,18 +12,18 @@ from .methods import METHODS, revision_names
 
 
 def method_setting_names() -> list[str]:
-    """The own settings of all methods in `METHODS`, each once."""
+    """Names of the settings of all methods in `METHODS`, each once."""
     return list(dict.fromkeys(each.name for method in METHODS.values() for each in fields(method.Settings)))
 
 
 def add_method_options(parser: HfArgumentParser) -> None:
-    """Give a parser of `FerPllTrainingArguments` the options of the methods and rules that are registered by now.
+    """Add the options of all registered methods and rules to a parser of `FerPllTrainingArguments`.
 
-    The methods' own settings have no value unless one is given, see `take_method_options`. `--loss` and `--revision`
-    get their choices, and know the names of the version before. A parser of other dataclasses stays as it is.
+    The methods' own settings have no default value, see `take_method_options`. `--loss` and `--revision` get their
+    choices, and accept the names of the version before. A parser of other dataclasses does not change.
 
     Raises:
-        ValueError: where a method's setting has the name of another option.
+        ValueError: a method's setting has the name of another option.
     """
     actions = {action.dest: action for action in parser._actions}
     if "method_settings" not in actions:
@@ -37,10 +37,12 @@ def add_method_options(parser: HfArgumentParser) -> None:
     taken = having.keys() & actions.keys()
     if taken:
         name = min(taken)
-        raise ValueError(f"the setting {name!r} of loss={having[name][0]!r} has the name of another one: rename it.")
+        raise ValueError(
+            f"the setting {name!r} of loss={having[name][0]!r} has the name of another option: rename it."
+        )
     group = parser.add_argument_group("settings of one loss")
     for method in METHODS.values():
-        for action in HfArgumentParser(method.Settings, add_help=False)._actions:
+        for action in HfArgumentParser(method.Settings, add_help=False)._actions:  # type: ignore[arg-type]  # its own type, too narrow
             if having[action.dest][0] != method.name:
                 continue  # an earlier method has one of the same name
             action.help = f"{action.help} (loss {', '.join(having[action.dest])}; default: {action.default})"
@@ -49,7 +51,7 @@ def add_method_options(parser: HfArgumentParser) -> None:
 
 
 def take_method_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Parsed options with the methods' own settings, as far as they were given, inside of `method_settings`."""
+    """Parsed options, with those of the methods' own settings that were given moved into `method_settings`."""
     if "method_settings" not in options:
         return options
     own = {name: options[name] for name in method_setting_names() if name in options}

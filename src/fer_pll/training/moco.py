@@ -1,4 +1,4 @@
-"""MoCo, momentum contrast: the pre-training of Table 6 that hides nothing (He et al., 2020)."""
+"""MoCo, momentum contrast: the one pre-training in Table 6 without masks (He et al., 2020)."""
 
 import torch
 from accelerate.utils import gather
@@ -15,25 +15,27 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
         loss = -log(exp(q . k / t) / (exp(q . k / t) + sum_j exp(q . n_j / t)))    (InfoNCE, Eq. 1)
         weights of the key encoder = m * (their value) + (1 - m) * weights of the query encoder    (Eq. 2)
 
-    q and k are the unit vectors that encoder and key encoder give two views of an image, n_j those of earlier
-    images, from a queue. Both are projected from the mean of the patch tokens, which is what a classifier on patch
-    tokens builds on, by a network of two layers (as in MoCo v2; Chen et al., 2020).
+    q and k are unit vectors of two views of an image, by the encoder and the key encoder. The n_j are those of earlier
+    images, from a queue. A network of two layers projects them from the mean of the patch tokens (as in MoCo v2; Chen
+    et al., 2020), which is also the input of a classifier on patch tokens.
 
-    Key encoder and queue are part of the state, so that a checkpoint holds all that a resumed training needs. What is
-    kept of a finished training is `fer_pll`.
+    Key encoder and queue are part of the state, so that a checkpoint has all that a resumed run needs. A finished run
+    keeps `fer_pll` only.
 
     Args:
         config: of the encoder.
         queue_size: number of earlier keys, Q.
         temperature: t.
-        momentum: m, for each forward in training.
+        momentum: m, applied at each forward in training.
     """
 
     DIM = 128
+    queue: torch.Tensor  # (Q, DIM), unit vectors
+    next_place: torch.Tensor  # () int64
 
     def __init__(
         self, config: FerPllConfig, queue_size: int = 65536, temperature: float = 0.07, momentum: float = 0.999
-    ):
+    ) -> None:
         super().__init__(config)
         self.temperature, self.momentum = temperature, momentum
         self.fer_pll, self.projection = self._encoder()
@@ -61,7 +63,7 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
         return nn.functional.normalize(projection(states).float(), dim=1)
 
     def forward(self, pixel_values: torch.Tensor) -> ModelOutput:
-        """Loss of a batch; in training, the key encoder follows and the queue takes the keys of all processes.
+        """Loss of a batch. In training, the key encoder follows, and the keys of all processes enter the queue.
 
         Args:
             pixel_values: (2B, C, H, W), normalized: one view of B images, then another.
@@ -91,7 +93,7 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
 
     @torch.no_grad()
     def enqueue(self, keys: torch.Tensor) -> None:
-        """Put keys (n, DIM) into the places of the oldest."""
+        """Replace the oldest keys by these, (n, DIM)."""
         places = (self.next_place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys
         self.next_place.copy_((self.next_place + len(keys)) % len(self.queue))

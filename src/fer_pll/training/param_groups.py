@@ -1,4 +1,4 @@
-"""Parameter groups: weight decay where it belongs, learning rates that fall towards the input."""
+"""Parameter groups: no weight decay for some parameters, and learning rates that fall towards the input."""
 
 import re
 
@@ -6,7 +6,7 @@ from torch import nn
 
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 
-# Not matrices of a linear map: decaying them pulls positions, tokens and label queries towards zero for no reason.
+# Not matrices of a linear map: nothing speaks for pulling them towards zero.
 NO_DECAY = ("cls_token", "mask_token", "position_embeddings", "label_queries")
 
 
@@ -24,22 +24,24 @@ def parameter_groups(
     """Parameter groups for an optimizer.
 
     Args:
-        model: parameters without gradient are left out.
+        model: its parameters without gradient are left out.
         learning_rate: of everything above the encoder; a block at depth i of n gets
             `learning_rate * layer_decay ** (n + 1 - i)` (Clark et al., ELECTRA; the MAE and MaskFeat recipes).
         weight_decay: of weight matrices; biases, norms, tokens, positions and label queries get none.
         layer_decay: factor per block; 1 switches it off.
 
     Returns:
-        one group for each pair (depth, with or without decay), with `params`, `lr` and `weight_decay`.
+        one group for each pair of depth and weight decay (with or without), with `params`, `lr` and `weight_decay`.
 
     Raises:
-        ValueError: for a `layer_decay` with a model whose layers we do not know.
+        ValueError: `layer_decay` is not 1 and the model is not ours, so that its layers are unknown.
     """
-    ours = isinstance(model, FerPllPreTrainedModel)
-    if layer_decay != 1.0 and not ours:
+    if isinstance(model, FerPllPreTrainedModel):
+        num_layers = model.config.num_hidden_layers
+    elif layer_decay == 1.0:
+        num_layers = 0
+    else:
         raise ValueError(f"layer_decay={layer_decay} is for the models of fer-pll; use 1 with {type(model).__name__}.")
-    num_layers = model.config.num_hidden_layers if ours else 0
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

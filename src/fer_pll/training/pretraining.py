@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from ..data.dataset import is_prepared, load_dataset, load_images
@@ -29,15 +30,15 @@ def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) ->
 
 @dataclass
 class PreTrainingOptions:
-    """What `fer-pll pretrain` is told of data and model, beside the settings of the training."""
+    """Options of `fer-pll pretrain` for data and model, beside the training arguments."""
 
     config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
     data: list[str] = field(
         metadata={
             "action": "extend",
-            "help": "What to train on, once or several times, all as one set; of each the split `train`. Folders "
-            "written by fer-pll prepare; or, read as a stream: folders with Parquet files, tar files (WebDataset) or "
-            "images at any depth; patterns of such files, here or at an address ('shards/*.parquet', "
+            "help": "What to train on: one or several sources, joined to one set, each with its split `train`. "
+            "Folders written by fer-pll prepare; or, read as a stream: folders with Parquet files, tar files "
+            "(WebDataset) or images at any depth; patterns of such files, local or at an address ('shards/*.parquet', "
             "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
         }
     )
@@ -45,37 +46,37 @@ class PreTrainingOptions:
         default=False,
         metadata={
             "help": "Read folders written by fer-pll prepare as a stream too. A stream counts steps, not epochs: give "
-            "--max_steps and --save_steps. It is best cut into at least as many shards as there are processes times "
+            "--max_steps and --save_steps. It should have at least as many shards as processes times "
             "--dataloader_num_workers. See also --shuffle_buffer and --on_bad_data."
         },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: a checkpoint of ours, ViT (DINO is one) or ViTMAE; folder or Hub name. "
+            "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE. "
             "Default: random weights."
         },
     )
     probe: str | None = field(
         default=None,
         metadata={
-            "help": "Folder written by fer-pll prepare, with labels. With each checkpoint a linear classifier is "
-            "trained on features of at most 3,000 images of its `train`, to see whether they get better; logged as "
-            "probe_accuracy."
+            "help": "Folder written by fer-pll prepare, with labels. With each checkpoint, a linear classifier is "
+            "trained and tested on the features of at most 3,000 images of `train`, to see whether the features get "
+            "better. Logged as probe_accuracy."
         },
     )
     attn_implementation: str = field(
         default="sdpa",
-        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is quicker for few tokens in bf16."},
+        metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is faster for few tokens in bf16."},
     )
 
     def make_trainer(self, args: FerPllPreTrainingArguments) -> "FerPllPreTrainer":
-        """A trainer of a new model, or of the weights of `init_from`.
+        """A trainer of a new model, with random weights or those of `init_from`.
 
-        Where the data are a stream, which has no epochs, `args.save_strategy` "epoch" becomes "steps".
+        A stream has no epochs: with one, `args.save_strategy` "epoch" becomes "steps".
 
         Raises:
-            ValueError: for data, a configuration or settings that cannot be used.
+            ValueError: data, configuration or settings cannot be used.
         """
         if self.streaming or not all(is_prepared(source) for source in self.data):
             train_dataset = ImageStream(self.data, args.shuffle_buffer, args.seed, args.process_index, args.world_size)
@@ -85,7 +86,7 @@ class PreTrainingOptions:
             train_dataset = load_images(self.data)
         config, image_processor = load_config(self.config, mask_ratio=args.mask_ratio)
         model, initialization = initialize(partial(pretraining_model, args=args), config, self.init_from)
-        if args.objective == "moco":
+        if isinstance(model, FerPllForMomentumContrast):
             model.start_alike()
         if initialization is not None and args.should_log:
             print(initialization, flush=True)
@@ -99,14 +100,14 @@ class PreTrainingOptions:
 
 
 class FerPllPreTrainer(StreamTrainer):
-    """Pre-trains an encoder on the images of prepared data sets or of a stream; labels are never read.
+    """Pre-trains an encoder on the images of prepared data sets or of a stream; it never reads labels.
 
     Args:
         model: a `FerPllForPreTraining` or `FerPllForMomentumContrast`, see `pretraining_model`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image`, or a `ImageStream`.
-        probe: tells how good the features are, see `PreTrainingMonitor`.
+        train_dataset: rows with `image`, or an `ImageStream`.
+        probe: measures the features, see `PreTrainingMonitor`.
     """
 
     args: FerPllPreTrainingArguments
@@ -117,12 +118,13 @@ class FerPllPreTrainer(StreamTrainer):
         args: FerPllPreTrainingArguments,
         probe: LinearProbe | None = None,
         **kwargs: Any,
-    ):
+    ) -> None:
+        self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
         if not whole and (probe is not None or args.picture_steps):
             raise ValueError(
-                "--probe and --picture_steps need the whole model on one process: not with FSDP, DeepSpeed."
+                "--probe and --picture_steps need the whole model on one process, so not FSDP or DeepSpeed."
             )
         draws = whole and args.objective == "masked"
         self.monitor = PreTrainingMonitor(self, args.picture_steps if draws else 0, probe)
@@ -130,24 +132,20 @@ class FerPllPreTrainer(StreamTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         if self.args.should_save:
-            self.monitor.look()  # before: the log that is saved has it
+            self.monitor.look()  # first, so that the saved log has the probe
         super()._save_checkpoint(model, trial)
 
     @property
-    def num_views(self) -> int:
-        return 2 if self.args.objective == "moco" else 1
-
-    @property
-    def published_model(self) -> FerPllPreTrainedModel:
+    def published_model(self) -> PreTrainedModel:
         model = super().published_model
-        return model.fer_pll if self.args.objective == "moco" else model
+        return model.fer_pll if isinstance(model, FerPllForMomentumContrast) else model
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # Key encoder and queue are for resuming; what is published is the encoder.
+        # Key encoder and queue are for resuming; only the encoder is published.
         if output_dir is None and self.args.objective == "moco":
             if self.args.should_save:
-                self.published_model.save_pretrained(self.args.output_dir)
-                self.processing_class.save_pretrained(self.args.output_dir)
+                self.published_model.save_pretrained(self.run_folder.path)
+                self.processing_class.save_pretrained(self.run_folder.path)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save")
         else:
@@ -158,8 +156,8 @@ class FerPllPreTrainer(StreamTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ):
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         if self.monitor.images is None:
             self.monitor.images = inputs["pixel_values"][:NUM_IMAGES]
         outputs = model(pixel_values=inputs["pixel_values"])

@@ -1,4 +1,4 @@
-"""What a training tells the world: the card of its model, and pushes of what belongs on the Hub."""
+"""Publishing a run: the card of its model, and pushes to the Hub."""
 
 import logging
 import shutil
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import CommitInfo, HfApi
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import HubStrategy
 from transformers.utils.hub import PushInProgress
@@ -23,37 +23,35 @@ from ..hub.push import published_files, push_errors, push_files
 from ..io.atomic import whole_file, write_json, write_text
 from ..labels.confidence_table import ConfidenceTable
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
-from .arguments import ImageTrainingArguments
 from .methods import Method
-from .run_folder import RunFolder
+from .run_trainer import RunTrainer
 
 logger = logging.getLogger(__name__)
 
 
-class PublishingMixin(Trainer):
-    """Our card in the place of Trainer's, and pushes of the files that belong on the Hub.
+class PublishingMixin(RunTrainer):
+    """Writes our card instead of Trainer's, and pushes only the files that belong on the Hub.
 
-    Trainer pushes whatever lies in the output folder, pickles and settings with paths included, and from a checkpoint
-    everything but the code.
+    Trainer pushes everything in the output folder, pickles and settings with paths included, and everything in a
+    checkpoint except the code.
     """
 
-    args: ImageTrainingArguments
-    table: ConfidenceTable | None = None  # the confidences, where a training has any
-    method: Method | None = None  # of learning from candidate sets, likewise
-    data_settings: Mapping[str, Any] = {}  # how the training set was made, for the card
-    _resumed = False
+    table: ConfidenceTable | None = None  # the confidences, if the run has any
+    method: Method | None = None  # of learning from candidate sets, if there is one
+    data_settings: Mapping[str, Any] = {}  # of the candidate sets, for the card
+    push_in_progress: Any  # in Trainer's types None, and its jobs a single one
 
     @cached_property
     def _hub(self) -> HfApi:
-        """Its pushes in the background follow each other."""
+        """The client for pushes in the background, which follow each other."""
         return HfApi()
 
     def evaluation_results(self) -> dict[str, dict[str, float]]:
-        """Metrics for the model card, by what was evaluated; none where nothing was."""
+        """Metrics for the model card, by the name of the evaluation."""
         return {}
 
     def compute_record(self) -> dict[str, Any]:
-        """What the training ran on and, unless it is the rest of one that was cut off, for how long."""
+        """Hardware and versions of the run and, unless it was resumed, its duration in hours."""
         on_gpu = self.args.device.type == "cuda"
         record = {
             "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({torch.get_num_threads()} threads)",
@@ -68,22 +66,30 @@ class PublishingMixin(Trainer):
 
     @property
     def published_model(self) -> PreTrainedModel:
-        """What the card is about: the model, unless only a part of it is saved in the end."""
+        """The model that the card describes: ours, or the part of it that is saved in the end."""
         return self.accelerator.unwrap_model(self.model)
 
     def card_settings(self) -> dict[str, Any]:
-        """The settings that the card shows: no path of the machine is among them."""
-        return self.args.card_settings() | self.data_settings
+        """The settings on the card. No path of the machine is among them."""
+        return self.args.card_settings() | dict(self.data_settings)
 
-    def create_model_card(self, model_name: str | None = None, license: str | None = None, **options: Any) -> None:
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        *args: Any,
+        **options: Any,
+    ) -> None:
         """Write `training.json`, and the card made from it, to the output folder."""
-        # Trainer's own card says nothing of candidate sets, crops and limits, and is written over ours at every push.
+        # Trainer's card says nothing about candidate sets, crops and limits, and each push would put it over ours.
         if not self.is_world_process_zero():
             return
         model = self.published_model
         if not isinstance(model, FerPllPreTrainedModel):
-            return super().create_model_card(model_name=model_name, license=license, **options)
-        run = RunFolder(self.args.output_dir)
+            return super().create_model_card(language, license, tags, model_name, *args, **options)
+        run = self.run_folder
         script = run.settings["script"] if run.settings_file.is_file() else {}
         training = training_record(
             self.card_settings(),
@@ -106,10 +112,10 @@ class PublishingMixin(Trainer):
         write_text(run.card, str(card))
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        with push_errors(self.args.hub_model_id or Path(self.args.output_dir).name):
+        with push_errors(self.args.hub_model_id or self.run_folder.path.name):
             super().init_hf_repo(token, private)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # Trainer's returns a Future too, against its annotation
         self,
         commit_message: str | None = "End of training",
         blocking: bool = True,
@@ -118,12 +124,12 @@ class PublishingMixin(Trainer):
         private: bool | None = None,
         **card_options: Any,
     ) -> CommitInfo | Future | None:
-        """Save the model and push what of the output folder belongs on the Hub (see `published_files`).
+        """Save the model and push the files that belong on the Hub (see `published_files`).
 
-        Arguments as of `Trainer.push_to_hub`; `card_options` go to `create_model_card`.
+        Arguments as in `Trainer.push_to_hub`; `card_options` go to `create_model_card`.
 
         Raises:
-            PushError: the push did not come through; the output folder is whole, and can be pushed again.
+            PushError: the push failed. The output folder is whole, and can be pushed again.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -133,7 +139,7 @@ class PublishingMixin(Trainer):
             return None
         self.create_model_card(**card_options)
         self._finish_current_push()
-        future = self._push(self.args.output_dir, commit_message, token=token, revision=revision)
+        future = self._push(self.run_folder.path, commit_message, token=token, revision=revision)
         return future.result() if blocking else future
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -143,15 +149,16 @@ class PublishingMixin(Trainer):
         if in_progress and not self.args.hub_always_push:
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        output = self.run_folder.path
         for name in published_files(checkpoint_folder):
-            with whole_file(Path(self.args.output_dir) / name) as unfinished:
+            with whole_file(output / name) as unfinished:
                 shutil.copy(Path(checkpoint_folder) / name, unfinished)
         self.create_model_card()
-        # From a copy of its own: while it is on its way, the files of the next checkpoint take their place.
-        copy = tempfile.TemporaryDirectory(dir=self.args.output_dir, prefix=".push-")
-        for name in published_files(self.args.output_dir):
+        # From a copy: the next checkpoint may replace the files before this push has ended.
+        copy = tempfile.TemporaryDirectory(dir=output, prefix=".push-")
+        for name in published_files(output):
             (Path(copy.name) / name).parent.mkdir(exist_ok=True)
-            shutil.copy(Path(self.args.output_dir) / name, Path(copy.name) / name)
+            shutil.copy(output / name, Path(copy.name) / name)
         message = f"Training in progress, step {self.state.global_step}"
         jobs = [self._push(copy.name, message)]
         jobs[0].add_done_callback(lambda job: copy.cleanup())
@@ -164,17 +171,17 @@ class PublishingMixin(Trainer):
         if in_progress:
             self.push_in_progress.jobs.extend(jobs)
         else:
-            self.push_in_progress = PushInProgress(jobs)
+            self.push_in_progress = PushInProgress(jobs)  # type: ignore[arg-type]  # a list, see `jobs=None` there
 
     def _push(
         self,
-        folder: str,
+        folder: str | Path,
         commit_message: str | None,
         path_in_repo: str = "",
         token: str | None = None,
         revision: str | None = None,
     ) -> Future:
-        """Push a folder in the background, one after the other: to `path_in_repo` all that a training resumes from."""
+        """Push a folder in the background: with `path_in_repo` all files to resume from, else the published ones."""
         if path_in_repo:
             files = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
             files = [name for name in files if name != TRAINING_ARGS_NAME]
@@ -194,6 +201,6 @@ class PublishingMixin(Trainer):
 
 
 def _warn_of_failed_push(job: Future) -> None:
-    """Training goes on, and the next push brings what this one should have brought."""
+    """Warn only: the run goes on, and the next push brings these files too."""
     if job.exception() is not None:
         logger.warning("A checkpoint was not pushed, training goes on. %s", job.exception())

@@ -1,4 +1,4 @@
-"""The folder that a run writes to: every file in it by name, and what they say together."""
+"""The folder that a run writes to: the names of its files, and the run read back from them."""
 
 import json
 import os
@@ -17,30 +17,30 @@ from ..labels.confidence_table import ConfidenceTable
 
 
 class RunFolder:
-    """The output folder of a pre-training or fine-tuning, or a checkpoint in it.
+    """The output folder of a pre-training or fine-tuning run, or a checkpoint in it.
 
-    The attributes are paths; not every run has all of these files.
+    The attributes are paths. Not every run has all of these files.
 
     Args:
         path: the folder; it need not exist yet.
     """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike) -> None:
         self.path = path = Path(path)
-        # what the run was told, and what it was
+        # settings, and the record of the run
         self.settings_file = path / "settings.json"
         self.training = path / TRAINING_NAME
         self.card = path / CARD_NAME
-        self.trainer_state = path / TRAINER_STATE_NAME  # the log; in a checkpoint it is written last
-        # what was learned, beside the files of the model
+        self.trainer_state = path / TRAINER_STATE_NAME  # the log; a checkpoint's last file to be written
+        # results beside the files of the model
         self.confidence = path / "confidence.safetensors"
-        self.method = path / "method.pt"  # what a method needs to be resumed
-        self.processes = path / "processes.json"  # how many a checkpoint was written by
+        self.method = path / "method.pt"  # the state of a method, to resume it
+        self.processes = path / "processes.json"  # how many wrote a checkpoint
         # figures
         self.candidate_sets = path / "candidate_sets.png"
         self.training_curves = path / "training_curves.png"
-        self.images = path / "pictures"  # what a pre-training predicts, by step
-        # troubles
+        self.images = path / "pictures"  # predictions in pre-training, by step
+        # problems
         self.non_finite_loss = path / "non_finite_loss.json"
         # cross-validation
         self.out_of_fold = path / "out_of_fold"  # of an audit, in the folder of the run
@@ -51,32 +51,32 @@ class RunFolder:
         return RunFolder(self.path / f"checkpoint-{step}")
 
     def fold(self, number: int, num_folds: int) -> Path:
-        """Predictions for one of several parts, counted from 1."""
+        """Predictions for one of several folds, counted from 1."""
         return self.path / f"fold-{number}-of-{num_folds}.safetensors"
 
     def stream(self, process: int | str) -> Path:
-        """How far a process has read its stream; of `"*"`, a pattern for all of them."""
+        """How far a process has read its stream. `"*"` gives the pattern for all of them."""
         return self.path / f"stream_{process}.json"
 
     def unreadable(self, process: int) -> Path:
-        """What a process could not read of a stream."""
+        """The list of what a process could not read in a stream."""
         name = Path(REPORT)
         return self.path / (f"{name.stem}-{process}{name.suffix}" if process else name)
 
     def evaluation(self, split: str) -> Path:
-        """Folder of an evaluation on a split, unless it is told to write elsewhere."""
+        """Default folder of an evaluation on a split."""
         return self.path / f"evaluation-{split}"
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Reports of the evaluations of these very weights, see `hub.card.read_evaluations`."""
+        """Reports of evaluations of exactly these weights, see `hub.card.read_evaluations`."""
         return read_evaluations(self.path)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the run was started with: `script` (data, model) and `arguments` (of the trainer).
+        """The settings of the run: `script` (data, model) and `arguments` (of the trainer).
 
         Raises:
-            ValueError: they are not there, or damaged.
+            ValueError: the file is missing or damaged.
         """
         if not self.settings_file.is_file():
             raise ValueError(
@@ -90,19 +90,19 @@ class RunFolder:
                 f"{self.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
             ) from error
 
-    def table_and_rows(self, data: str | os.PathLike | None = None) -> tuple[ConfidenceTable, Dataset]:
-        """The confidences that the run left, and the N rows of its training set, in the same order.
+    def table_and_rows(self, data: str | Path | None = None) -> tuple[ConfidenceTable, Dataset]:
+        """The run's confidences and the N rows of its training set, in the same order.
 
         Args:
-            data: folder of the prepared data set; where not given, what the run's settings name.
+            data: folder of the prepared data set; by default the one in the run's settings.
 
         Raises:
-            ValueError: no confidences, no data set, or not the data set of the run.
+            ValueError: confidences or data set are missing, or the data set is not the run's.
         """
         if not self.confidence.is_file():
             raise ValueError(
                 f"{self.path} holds no {self.confidence.name}: name the output folder of `fer-pll finetune`, once its "
-                "training is through."
+                "run has ended."
             )
         if data is None:
             data = self.settings["script"].get("data") if self.settings_file.is_file() else None
@@ -114,16 +114,16 @@ class RunFolder:
         return table, training_rows(table, data, str(self.path))
 
 
-def training_rows(table: ConfidenceTable, data: str | os.PathLike, whose: str) -> Dataset:
-    """The N rows that a table of confidences belongs to, in its order.
+def training_rows(table: ConfidenceTable, data: str | Path, whose: str) -> Dataset:
+    """The N rows that belong to a table of confidences, in its order.
 
     Args:
         table: the confidences.
         data: folder of the prepared data set.
-        whose: the confidences are, for the message.
+        whose: the run that the table belongs to, for the message.
 
     Raises:
-        ValueError: it is another data set.
+        ValueError: the table belongs to another data set.
     """
     rows = load_dataset(data, "train")
     names = rows.features["label"].names

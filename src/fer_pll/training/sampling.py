@@ -1,4 +1,4 @@
-"""Sampling that gives rare classes their share."""
+"""Class-balanced sampling."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from ..labels.confidence_table import ConfidenceTable
 
 
 def class_prior(table: ConfidenceTable) -> torch.Tensor:
-    """Share of each class among the labels, as the confidences have it: their mean, (K,) float64."""
+    """Share of each class, estimated as the mean of the confidences, (K,) float64."""
     total = torch.zeros(len(table.class_names), dtype=torch.float64)
     for part in table.chunks():
         total += table.confidence[part].double().sum(dim=0).cpu()
@@ -20,16 +20,16 @@ def class_prior(table: ConfidenceTable) -> torch.Tensor:
 class ClassBalancedSampler(Sampler[int]):
     """Draws N of N rows with replacement, so that each class has the same expected share of the confidences.
 
-    Row i has weight `sum_k C_ik / prior_k`. The weights are those of the confidences that training begins with, so
-    that a resumed epoch draws what the interrupted one did. The draws depend on nothing but (seed, epoch): all
-    processes draw the same.
+    Row i has weight `sum_k C_ik / prior_k`. The weights come from the confidences at the start of the run, so that a
+    resumed epoch has the draws of the interrupted one. The draws depend only on (seed, epoch), so they are the same on
+    all processes.
 
     Args:
-        table: as training begins.
-        seed: of the training.
+        table: the confidences at the start.
+        seed: of the run.
     """
 
-    def __init__(self, table: ConfidenceTable, seed: int):
+    def __init__(self, table: ConfidenceTable, seed: int) -> None:
         inverse = (1 / class_prior(table)).nan_to_num(posinf=0.0)
         weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
         self.cumulative = weights.numpy().cumsum()

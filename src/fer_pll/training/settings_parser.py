@@ -1,4 +1,4 @@
-"""The command line of a training: dataclasses of settings, over the YAML files of a configuration."""
+"""The command line of a run: dataclasses of settings, with defaults from YAML files."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,20 +20,21 @@ Every other setting of transformers' Trainer is an option as well, such as
 
 
 class SettingsParser(HfArgumentParser):
-    """Makes an option of every field of two dataclasses, and reads their defaults from YAML files.
+    """Makes an option for every field of two dataclasses, and reads defaults from YAML files.
 
-    `--help` shows the fields of ours, `--help-all` those of `transformers.TrainingArguments` too.
+    `--help` shows our fields, `--help-all` also those of `transformers.TrainingArguments`.
 
     Args:
-        argument_classes: dataclass of the command's own options, with a field `config` and perhaps one `settings`; and
-            a `TrainingArguments`.
-        yaml_name: file in the configuration's folder that holds defaults, e.g. `"finetune.yaml"`; may be missing where
+        argument_classes: the dataclass of the command's own options, with a field `config` and perhaps `settings`; and
+            a subclass of `TrainingArguments`.
+        yaml_name: the file with defaults in the configuration's folder, e.g. `"finetune.yaml"`. It may be missing if
             the folder has no other YAML file.
-        options: as of `argparse.ArgumentParser`.
+        options: as in `argparse.ArgumentParser`.
     """
 
-    def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any):
-        super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)
+    def __init__(self, argument_classes: tuple[type, type], yaml_name: str, **options: Any) -> None:
+        # transformers' types let no dataclass through
+        super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)  # type: ignore[arg-type]
         self.yaml_name = yaml_name
         add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
@@ -70,18 +71,17 @@ class SettingsParser(HfArgumentParser):
         return f"{self.format_usage()}\n{formatter.format_help()}"
 
     def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """Parse the command line over the YAML file of `--config` and, between them, that of `--settings`.
+        """Parse the command line. It overrides the file of `--settings`, which overrides the YAML file of `--config`.
 
         Args:
-            argv: the command line; `sys.argv[1:]` where not given.
+            argv: the command line; by default `sys.argv[1:]`.
 
         Returns:
             one instance of each class.
 
         Raises:
-            ValueError: for a key of a YAML file that is no setting, a setting of the wrong type or of another loss, an
-                unknown config or one for another command, or a file of `--settings` that is missing or holds something
-                else.
+            ValueError: a key in a YAML file is not a setting, a setting has the wrong type or belongs to another loss,
+                the config is unknown or for another command, or the file of `--settings` is missing or malformed.
         """
         options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
@@ -102,32 +102,33 @@ class SettingsParser(HfArgumentParser):
     def _take_defaults(self, path: Path) -> None:
         settings = yaml.safe_load(path.read_text()) or {}
         if not isinstance(settings, dict):
-            raise ValueError(f"{path} holds no settings; they are lines of the form `name: value`.")
+            raise ValueError(f"{path} holds no settings: it must have lines of the form `name: value`.")
         for key, value in settings.items():
             actions = [action for action in self._actions if action.dest == key]
             if not actions:
                 raise ValueError(f"{path}: {key!r} is not a setting; see {self.prog} --help-all.")
-            for action in actions:  # a switch that is on by default has two, --flip and --no_flip
+            for action in actions:  # a switch that is on by default has two options: --flip and --no_flip
                 action.required = False
                 action.default = self._get_value(action, value) if isinstance(value, str) else value
 
 
 class _HelpAll(argparse.Action):
-    def __init__(self, option_strings: list[str], dest: str, help: str):
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
 
-    def __call__(self, parser: SettingsParser, *_: Any) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        assert isinstance(parser, SettingsParser)
         print(parser.format_help(everything=True), end="")
         parser.exit()
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Names each option once, though it may be spelled with hyphens as well, and only defaults that say something."""
+    """Shows one spelling of each option (hyphens work too), and leaves out the default None."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if action.nargs == 0:
             return super()._format_action_invocation(action)
-        metavar = {int: "N", float: "X"}.get(action.type, "VALUE")
+        metavar = "N" if action.type is int else "X" if action.type is float else "VALUE"
         return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:

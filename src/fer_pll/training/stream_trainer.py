@@ -1,9 +1,9 @@
-"""Training on a stream of images: counted in steps, resumed at the very next image."""
+"""Pre-training on a stream of images: it counts steps, and resumes at exactly the next image."""
 
 import csv
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from ..data.dataset import Unreadable
 from ..data.streaming.stream import ImageStream, Position
@@ -25,23 +26,23 @@ logger = logging.getLogger(__name__)
 
 
 class StreamTrainer(ImageTrainer):
-    """An `ImageTrainer` whose `train_dataset` may be a `ImageStream`.
+    """An `ImageTrainer` whose `train_dataset` may be an `ImageStream`.
 
-    To Trainer a stream is one long epoch of `max_steps` steps. With each checkpoint every process writes the positions
-    of its readers behind the last image that was trained on, and goes on there after an interruption; Trainer alone
-    would read and decode again all that came before. What cannot be read is listed in `unreadable.csv` in the output
-    folder (`unreadable-1.csv` by process 1, and so on).
+    For Trainer, a stream is one long epoch of `max_steps` steps. With each checkpoint, every process writes how far
+    its readers had come at the last image that was trained on, and goes on there after an interruption. Trainer alone
+    would read and decode everything before it again. Images that cannot be read are listed in `unreadable.csv` in the
+    output folder (`unreadable-1.csv` by process 1, and so on).
     """
 
     args: FerPllPreTrainingArguments
 
-    def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any) -> None:
         dataset = kwargs["train_dataset"]
         self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
             if args.max_steps <= 0:
                 raise ValueError("--max_steps: needed, because a stream does not know how many images it has.")
-            args.ignore_data_skip = True  # the stream goes to its place itself
+            args.ignore_data_skip = True  # the stream itself goes to its place
         super().__init__(model, args, **kwargs)
         if self.stream is not None:
             self.add_callback(_EpochOfAStream())
@@ -49,7 +50,7 @@ class StreamTrainer(ImageTrainer):
             self._batches = 0  # that this process has trained on
             self._pass = 0
 
-    def train(self, *args: Any, **kwargs: Any):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self.stream is not None:
             self._report = _Report(self.run_folder.unreadable(self.args.process_index))
         return super().train(*args, **kwargs)
@@ -57,7 +58,7 @@ class StreamTrainer(ImageTrainer):
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         if self.stream is None:
             return super().get_train_dataloader()
-        # Not prepared by accelerate: the stream shares itself out, and no process ends before the others.
+        # Not prepared by accelerate: the stream divides itself among processes, and none ends before the others.
         args = self.args
         return torch.utils.data.DataLoader(
             self.stream,
@@ -67,15 +68,15 @@ class StreamTrainer(ImageTrainer):
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
             pin_memory=args.dataloader_pin_memory and args.device.type != "cpu",
-            generator=torch.Generator(),  # of the workers' seeds, which would be drawn from the training's numbers
+            generator=torch.Generator(),  # for the workers' seeds, else drawn from the run's numbers
         )
 
-    def set_initial_training_values(self, *args: Any):
-        # Trainer allows a stream any number of epochs, and trains a run that is at its end for one more step.
-        num_train_epochs, *others = super().set_initial_training_values(*args)
-        return (num_train_epochs if self.stream is None else 1, *others)
+    def set_initial_training_values(self, *args: Any) -> tuple[int, int, int, int, int, int | None, int]:
+        # Trainer allows a stream any number of epochs, and would train a finished run for one more step.
+        values = super().set_initial_training_values(*args)
+        return values if self.stream is None else (1, *values[1:])
 
-    def get_batch_samples(self, *args: Any):
+    def get_batch_samples(self, *args: Any) -> tuple[list, torch.Tensor | int | None]:
         batches, number = super().get_batch_samples(*args)
         if self.stream is not None:
             for batch in batches:
@@ -86,7 +87,7 @@ class StreamTrainer(ImageTrainer):
                 self._report.add(unreadable)
                 if unreadable and self.args.on_bad_data == "stop":
                     raise DataError(
-                        f"{unreadable[0].row_id}: {unreadable[0].reason}. Mend it, or leave out what cannot be read "
+                        f"{unreadable[0].row_id}: {unreadable[0].reason}. Repair it, or leave out what cannot be read "
                         "(--on_bad_data skip), and go on with --resume_from_checkpoint last."
                     )
         return batches, number
@@ -98,11 +99,10 @@ class StreamTrainer(ImageTrainer):
                 logs["unreadable"] = len(self._report.known)
         super().log(logs, start_time)
 
-    @property
-    def _must_stay(self) -> dict[str, Any]:
-        """What the positions of a checkpoint are good for."""
+    def _must_stay(self, stream: ImageStream) -> dict[str, Any]:
+        """What must be the same for the positions of a checkpoint to hold."""
         return {
-            "stream": self.stream.fingerprint,
+            "stream": stream.fingerprint,
             "world_size": self.args.world_size,
             "workers": max(1, self.args.dataloader_num_workers),
         }
@@ -110,43 +110,43 @@ class StreamTrainer(ImageTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         if self.stream is not None:
             progress = {"batches": self._batches, "pass": self._pass, "positions": self._positions}
-            state = self._must_stay | progress
+            state = self._must_stay(self.stream) | progress
             path = RunFolder(output_dir).stream(self.args.process_index)
-            path.parent.mkdir(parents=True, exist_ok=True)  # Trainer makes it only afterwards on other machines
+            path.parent.mkdir(parents=True, exist_ok=True)  # on other machines, Trainer makes it only later
             write_json(path, state)
         super()._save_rng_state(output_dir)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if self.stream is not None:
-            self._go_to(checkpoint)
+        if self.stream is not None and checkpoint is not None:
+            self._go_to(self.stream, checkpoint)
 
-    def _go_to(self, checkpoint: str) -> None:
+    def _go_to(self, stream: ImageStream, checkpoint: str) -> None:
         """Set the stream to where it was at a checkpoint."""
         run = RunFolder(checkpoint)
         states = {path.name: json.loads(path.read_text()) for path in run.path.glob(run.stream("*").name)}
         state = states.get(run.stream(self.args.process_index).name, {})
-        if all(state.get(name) == value for name, value in self._must_stay.items()):
+        if all(state.get(name) == value for name, value in self._must_stay(stream).items()):
             self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
             self._batches, self._pass = state["batches"], state["pass"]
-            self.stream.start_at(self._positions, first_worker=self._batches % state["workers"])
+            stream.start_at(self._positions, first_worker=self._batches % state["workers"])
             return
         self._pass = max((state["pass"] + 1 for state in states.values()), default=0)
-        self.stream.start_at({}, epoch=self._pass)
+        stream.start_at({}, epoch=self._pass)
         logger.warning(
-            "%s was written with other images, shuffled otherwise, or with other processes or workers: the training "
-            "goes on with a new pass over the images.",
+            "%s was written with other images, another shuffling, or other processes or workers: the run goes on with "
+            "a new pass over the images.",
             checkpoint,
         )
 
 
 @dataclass
 class _StreamCollator:
-    """Rows of a stream to a batch, with the passes of its images, and how far its reader is."""
+    """Makes a batch of a stream's rows. Adds each image's pass, and how far the reader is."""
 
-    collator: Callable[[Sequence[dict[str, Any]]], dict[str, Any]]
+    collator: Callable[[list[dict[str, Any]]], dict[str, Any]]
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return self.collator(rows) | {
             "epoch": torch.tensor([row["epoch"] for row in rows]),
             "reader": rows[-1]["reader"],
@@ -156,34 +156,34 @@ class _StreamCollator:
 
 
 class _EpochOfAStream(TrainerCallback):
-    """Makes `state.epoch` the share of the steps that are done, which Trainer counts from 0 when it skips nothing."""
+    """Sets `state.epoch` to the share of the steps that are done. Trainer alone would restart it on resuming."""
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         state.epoch = state.global_step / state.max_steps
 
 
 class _Report:
-    """The table of what could not be read: each shard and each image once, over all passes and interruptions."""
+    """The list of what could not be read: each shard and image once, over all passes and interruptions."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.known: set[tuple[str, ...]] = set()
         if self.path.is_file():
-            with open(self.path, encoding="utf-8", newline="") as stream:
+            with self.path.open(encoding="utf-8", newline="") as stream:
                 self.known = {tuple(row[:2]) for row in islice(csv.reader(stream), 1, None)}
 
     def add(self, problems: Iterable[Unreadable]) -> None:
-        """Append what is not in it yet, and warn where it is the first."""
+        """Append the problems that are not in the list yet. Warn of the first one."""
         new = [problem for problem in problems if problem[:2] not in self.known]
         if not new:
             return
         begun = self.path.is_file()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8", newline="") as stream:
+        with self.path.open("a", encoding="utf-8", newline="") as stream:
             csv.writer(stream).writerows(new if begun else [Unreadable._fields, *new])
         if not begun:
             logger.warning(
-                "%s: %s. It is left out, and listed in %s with whatever else cannot be read.",
+                "%s: %s. It is left out, and listed in %s like everything else that cannot be read.",
                 new[0].row_id,
                 new[0].reason,
                 self.path,

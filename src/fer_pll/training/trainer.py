@@ -1,13 +1,13 @@
-"""Training with candidate sets: a Trainer that carries the confidences of its data set (paper, Algorithm 1)."""
+"""Training with candidate sets: a Trainer that holds and revises confidences (paper, Algorithm 1)."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, List, Value
 from torch.utils.data import Sampler
-from transformers import BaseImageProcessor, EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
@@ -17,6 +17,7 @@ from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..labels.revision import RevisionRule
 from ..metrics.classification import classification_report
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
@@ -25,16 +26,18 @@ from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
 
 
-def start_table(dataset: Dataset, class_names: list[str], confidence_init: str) -> ConfidenceTable:
-    """The confidences that a training begins with, in the order of the data set.
+def start_table(
+    dataset: Dataset, class_names: list[str], confidence_init: Literal["uniform", "votes", "column"]
+) -> ConfidenceTable:
+    """The confidences at the start of a run, in the order of the data set.
 
     Args:
         dataset: the training set with `candidates` and, for `confidence_init="votes"`, `votes`.
-        class_names: of the model, in the order of its outputs.
+        class_names: the model's classes, in the order of its outputs.
         confidence_init: `"uniform"`, `"votes"` or `"column"`.
 
     Raises:
-        ValueError: for a missing column, another number of classes than the model's, or an empty candidate set.
+        ValueError: a column is missing, the classes are not the model's, or a candidate set is empty.
     """
     if "candidates" not in dataset.column_names:
         raise ValueError(
@@ -76,10 +79,10 @@ def make_method(
     method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
     revision: str | RevisionRule | None = None,
 ) -> Method:
-    """The method of a training, see `FerPllTrainer`.
+    """The method that a run learns by, see `FerPllTrainer`.
 
     Raises:
-        ValueError: an unknown method, or a rule or a setting that does not go with it.
+        ValueError: the method is unknown, or the rule or a setting does not go with it.
     """
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method={method!r}: choose one of {', '.join(METHODS)}, or give a subclass of Method.")
@@ -102,22 +105,22 @@ def make_method(
 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Sample accuracy, mean class accuracy, recall per class and calibration error of an evaluation, offline."""
+    """Accuracy, mean class accuracy and calibration error of an evaluation."""
     logits = torch.from_numpy(prediction.predictions).float()
-    metrics = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
+    metrics: dict[str, Any] = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
     return {name: metrics[name] for name in ("accuracy", "mean_class_accuracy", "ece")}
 
 
 class StepCallback(TrainerCallback):
-    """Tells the trainer of the two moments that Trainer has no method for."""
+    """Calls the trainer at two moments that Trainer has no method for."""
 
-    def __init__(self, trainer: "FerPllTrainer"):
+    def __init__(self, trainer: "FerPllTrainer") -> None:
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
         self.trainer.steps_per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
-        # Trainer does the same, but does not reach a sampler of ours when it skips to the middle of an epoch on
-        # several processes: the epoch would go on in the order of the first.
+        # Trainer does the same, but on several processes it does not reach our sampler when it skips to the middle
+        # of an epoch: the epoch would go on in the order of the first epoch.
         if self.trainer.balanced_sampler is not None:
             self.trainer.balanced_sampler.set_epoch(int(state.epoch or 0))
 
@@ -126,54 +129,57 @@ class StepCallback(TrainerCallback):
 
 
 class FerPllTrainer(ImageTrainer):
-    """Trains an image classifier on candidate sets and finds the true label inside them while it trains.
+    """Trains an image classifier on candidate sets, and finds the true label in each set while it trains.
 
     Each step follows Algorithm 1: uniformity loss of the label queries, revision of the batch's confidences from the
-    current logits, loss with the revised confidences; `args.loss` and `args.revision` choose other methods. The batch
-    carries row numbers only; the confidences are looked up in the live table when the loss is computed, because what
-    a DataLoader worker reads is stale.
+    current logits, loss with the revised confidences. `args.loss` and `args.revision` choose other methods. A batch
+    has row numbers only. The loss looks the confidences up in the live table, because what a DataLoader worker has
+    read is stale.
 
-    On several processes each holds the whole table, and all hold the same one after each step. Every row counts once
-    in an epoch: rows that fill up the last batch have no weight and revise nothing. The loss of a step is the mean
-    over the rows of all processes and micro-batches, so that how many there are changes nothing but rounding.
+    Each process holds the whole table, and after each step all tables are the same. Every row counts once in an
+    epoch: rows that fill up the last batch have no weight and revise nothing. The loss of a step is the mean over the
+    rows of all processes and micro-batches; apart from rounding, it does not depend on how many there are.
 
     Args:
         model: an image classifier of transformers; its `config.id2label` names the classes of the candidate sets. The
-            uniformity loss applies where it has `label_queries`.
+            uniformity loss applies if the model has `label_queries`.
         args: settings.
         processing_class: the checkpoint's image processor.
-        train_dataset: rows with `image` and `candidates`, in an order that stays the same when the training is
-            resumed; `row_id`, where there is one, names them. `true_label`, where known, is only used to log label
-            recovery.
+        train_dataset: rows with `image` and `candidates`, in the same order when a run is resumed. A column `row_id`
+            names them. A column `true_label` is only used to log label recovery.
         eval_dataset: rows with `image` and `label`.
-        method: in the place of `args.loss`: a name in `METHODS`, a subclass of `Method`, or whatever makes one from
-            model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
-        revision: in the place of `args.revision`: a name in `REVISION_RULES`, or a rule.
+        method: replaces `args.loss`: a name in `METHODS`, a subclass of `Method`, or a function that makes a method
+            from model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
+        revision: replaces `args.revision`: a name in `REVISION_RULES`, or a rule.
 
     Attributes:
-        table: the live `ConfidenceTable`, in the order of the data set; after a training with
-            `load_best_model_at_end`, that of the best model.
-        last_table: the table that the last step left.
+        table: the live `ConfidenceTable`, in the order of the data set; after a run with `load_best_model_at_end`,
+            the table of the best model.
+        last_table: the table after the last step.
         method: the `Method` that trains.
 
     Raises:
-        ValueError: where data set and model do not fit (see `start_table`), or method and rule.
+        ValueError: data set and model do not fit each other (see `start_table`), or method and rule do not.
     """
 
     args: FerPllTrainingArguments
+    table: ConfidenceTable  # optional only in the base class, as is the method
+    method: Method
+    train_dataset: Dataset
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: FerPllTrainingArguments,
-        processing_class: BaseImageProcessor,
+        processing_class: FerPllImageProcessor,
         train_dataset: Dataset,
         eval_dataset: Dataset | None = None,
         method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
         revision: str | RevisionRule | None = None,
         **kwargs: Any,
-    ):
-        class_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    ) -> None:
+        id2label: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # int keys once loaded
+        class_names = [id2label[i] for i in range(len(id2label))]
         self.table = start_table(train_dataset, class_names, args.confidence_init)
         if "true_label" in train_dataset.column_names:
             self.table.set_true_labels(numpy_column(train_dataset, "true_label"))
@@ -187,7 +193,7 @@ class FerPllTrainer(ImageTrainer):
         for column in (missing[name] for name in self.method.columns):
             if column not in train_dataset.column_names:
                 raise ValueError(
-                    f"loss={self.method.name!r} needs the column {column!r}; choose another loss or add it."
+                    f"loss={self.method.name!r} needs the column {column!r}: add it, or choose another loss."
                 )
         if args.class_balance == "logit_adjustment":
             prior = class_prior(self.table).clamp(min=1 / len(self.table))
@@ -205,14 +211,16 @@ class FerPllTrainer(ImageTrainer):
         )
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.last_table = self.table
-        self.steps_per_epoch = 1  # of the optimizer; known once training begins
+        self.steps_per_epoch = 1  # of the optimizer; known once training starts
         self.add_callback(StepCallback(self))
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """The micro-batches of a step, and how many rows they hold on all processes.
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The micro-batches of a step, and the number of their rows on all processes.
 
-        Each gets `counts`, (B,) bool: False where accelerate repeats a row to fill up the epoch's last batch; and
-        `revisable`, (B,) bool: True where a row stands for the first time in this step, on any process.
+        Each micro-batch gets `counts`, (B,) bool: False where accelerate repeats a row to fill up the epoch's last
+        batch; and `revisable`, (B,) bool: True where a row appears for the first time in this step, on any process.
         """
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
@@ -223,11 +231,11 @@ class FerPllTrainer(ImageTrainer):
         remainder = len(self.train_dataset) % global_batch
         # Not accelerate's `gradient_state.remainder`: that is lost when a resumed epoch skips to its middle.
         if remainder and self.accelerator.gradient_state.end_of_dataloader and not self.args.dataloader_drop_last:
-            # The epoch's last rows lie on the first processes, what follows them repeats the epoch's first rows.
+            # The first processes have the epoch's last rows; the rows after them repeat the epoch's first ones.
             place = torch.arange(sizes[-1], device=device) + rank * self._train_batch_size
             counts[len(counts) - sizes[-1] :] = place < remainder
         index = torch.cat([batch["index"].to(device) for batch in batches])
-        # In the order in which one process would see them: by micro-batch, then by process.
+        # The order in which a single process would see them: by micro-batch, then by process.
         step = torch.cat([torch.full((size,), i, device=device) for i, size in enumerate(sizes)])
         everywhere = self.accelerator.gather(torch.stack([index, step, counts.long()], dim=1))  # (W * sum, 3)
         order = everywhere[:, 1].argsort(stable=True)
@@ -244,8 +252,8 @@ class FerPllTrainer(ImageTrainer):
         model: torch.nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ):
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         pixel_values = inputs["pixel_values"]
         if not model.training:
             outputs = model(pixel_values=pixel_values)
@@ -272,7 +280,7 @@ class FerPllTrainer(ImageTrainer):
             losses = losses + self.args.uniform_weight * uniformity
         if num_items_in_batch is None:
             loss = losses.mean()
-        else:  # the gradients of the processes are averaged, those of the micro-batches added
+        else:  # gradients are averaged over processes and added over micro-batches
             loss = (losses * inputs["counts"]).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
@@ -301,15 +309,14 @@ class FerPllTrainer(ImageTrainer):
         return settings if rule.setting is None else settings | {rule.setting.name: self.method.rule_value}
 
     def revised_dataset(self, last: bool = False) -> Dataset:
-        """The training set with what training made of its labels.
+        """The training set with the labels that the run arrived at.
 
         Adds `confidence` (K floats), `revised_epoch` (-1: never) and `initial_candidates` (K bools): the candidate
-        sets of this training or, where the set comes from an earlier one and has them already, of the first. It can
-        be trained on again, with `confidence_init="column"` from where it ended.
+        sets of this run, or of the first run if the set already comes from one. Another run can train on it and go on
+        from these confidences, with `confidence_init="column"`.
 
         Args:
-            last: the confidences that the last step left, where `load_best_model_at_end` would give those of the
-                model that was loaded.
+            last: take the confidences after the last step, even if `load_best_model_at_end` loaded another model.
         """
         table = self.last_table if last else self.table
         num_classes = len(table.class_names)
@@ -322,17 +329,17 @@ class FerPllTrainer(ImageTrainer):
         if "initial_candidates" in dataset.column_names:
             del columns["initial_candidates"]
         dataset = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-        for name, (values, feature) in columns.items():
-            values = values.cpu().numpy()
-            if values.ndim == 2:
-                values = pa.FixedSizeListArray.from_arrays(values.reshape(-1), num_classes)
-            dataset = dataset.add_column(name, values, feature=feature)
+        for name, (tensor, feature) in columns.items():
+            values = tensor.cpu().numpy()
+            column = values if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(values.ravel(), num_classes)
+            dataset = dataset.add_column(name, column, feature=feature)
         return dataset
 
     def save_confidence(self, folder: str | None = None) -> None:
-        """Write the table to `folder` (the output folder where not given) as `confidence.safetensors`."""
+        """Write the table as `confidence.safetensors` to `folder`, by default the output folder."""
         if self.args.should_save:
-            self.table.save(RunFolder(folder or self.args.output_dir).confidence)
+            run = self.run_folder if folder is None else RunFolder(folder)
+            self.table.save(run.confidence)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
@@ -342,7 +349,7 @@ class FerPllTrainer(ImageTrainer):
         ConfidenceTable.check(run.confidence, self.table.class_names, self.table.fingerprint)
         if bool(self.method.state_dict()) != run.method.is_file():
             raise ValueError(
-                f"{checkpoint} was written with another loss than {self.method.name!r}; resume it with that."
+                f"{checkpoint} was written with another loss than {self.method.name!r}: resume the run with its own."
             )
 
     def state_is_finite(self) -> bool:
@@ -367,6 +374,7 @@ class FerPllTrainer(ImageTrainer):
 
     def _load_best_model(self) -> None:
         super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None  # Trainer calls this where there is one
         self._load_table(self.state.best_model_checkpoint)
 
     def _load_table(self, checkpoint: str) -> None:

@@ -1,7 +1,7 @@
 """Methods of learning from candidate sets: pairs of a loss and a revision rule, chosen by the name of the loss.
 
-Adding one takes a file with a subclass of `Method`, and its name here. One of your own need not be in the package:
-put it into `METHODS`, or hand it to `FerPllTrainer(method=...)`.
+To add one, write a file with a subclass of `Method` and name it here. Your own method need not be in the package: put
+it into `METHODS`, or pass it to `FerPllTrainer(method=...)`.
 """
 
 from ...labels.revision import REVISION_RULES

@@ -1,4 +1,4 @@
-"""What the trainer asks of a method, and what it tells it of the training and of a batch."""
+"""The interface between the trainer and a method: `Method`, `MethodOptions` and `Batch`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,23 +19,23 @@ class Batch:
     logits: Tensor  # (trained views, B, K); with class_balance="logit_adjustment" they are adjusted
     pixel_values: Tensor  # (V, B, C, H, W), normalized
     index: Tensor  # (B,) int64, rows of the table
-    revisable: Tensor  # (B,) bool, False for a row that this step has seen before
-    columns: dict[str, Tensor]  # those that the method asked for: `labels` (B,), `votes` (B, K)
-    epoch: float  # that have passed
+    revisable: Tensor  # (B,) bool, False for a row that appeared earlier in this step
+    columns: dict[str, Tensor]  # the ones that `Method.columns` names: `labels` (B,), `votes` (B, K)
+    epoch: float  # epochs since the start, with a fraction
     model: torch.nn.Module
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """What the trainer tells a method of the training.
+    """A run's settings for its method.
 
     Args:
         revision: rule, or its name; `None` for the method's own choice.
-        revision_settings: numbers of the rules by their names, e.g. `{"revision_threshold": 0.2}`.
-        warmup_epochs: before the first revision.
+        revision_settings: settings of the rules by name, e.g. `{"revision_threshold": 0.2}`.
+        warmup_epochs: epochs before the first revision.
         reversible: revise from the initial candidates at each visit.
-        num_epochs: of the training.
-        settings: the method's own, by name, see `Method.Settings`.
+        num_epochs: epochs of the run.
+        settings: the method's own settings by name, see `Method.Settings`.
     """
 
     revision: str | RevisionRule | None = None
@@ -47,42 +47,42 @@ class MethodOptions:
 
 
 class Method:
-    """A loss with the rule by which it revises confidences (paper, Algorithm 1). A subclass gives at least `name`,
-    `summary` and `loss`.
+    """A loss with the rule by which it revises confidences (paper, Algorithm 1).
 
-    Class attributes say what the method is and what it needs of the trainer.
+    A subclass defines at least `name`, `summary` and `loss`. Class attributes say what the method is and what it needs
+    from the trainer.
     """
 
     name: str
-    """What `--loss` and the model card call it."""
+    """Its name for `--loss` and on the model card."""
     summary: str
-    """What is minimized, for `--help` and the card, where it follows "The loss is"; without a period."""
+    """What is minimized, for `--help` and the card, where it follows "The loss is". No period at the end."""
 
     @dataclass(frozen=True)
     class Settings:
-        """The method's own settings: fields with a default, a `help` in their metadata, marked `OnCard` where they
-        are to be told, checked in `__post_init__` by a `ValueError` that names them. Each is an option of the command
-        line and a key of the YAML files."""
+        """The method's own settings. Each is an option of the command line and a key of the YAML files.
+
+        A field has a default and a `help` in its metadata, and is marked `OnCard` if the card shows it.
+        `__post_init__` checks the values and raises a `ValueError` that names the setting."""
 
     revision: str | RevisionRule = "none"
-    """The rule that makes the method what its authors published; a rule of the method's own as an object."""
+    """The rule that its authors published: a name, or the rule itself if no other method has it."""
     revisions: tuple[str, ...] | None = None
-    """The rules that it can be combined with; `None`: any."""
+    """The rules that it can be combined with; `None`: all."""
     uses_candidates: bool = True
     """Whether the loss depends on candidate sets or confidences."""
     num_views: int = 1
     """How many times each image is augmented, V."""
     trained_views: int = 1
-    """How many of the views, from the first, go through the model with gradient."""
+    """How many of the views, counted from the first, go through the model with gradient."""
     columns: tuple[str, ...] = ()
-    """What the method needs in `Batch.columns`: `labels`, `votes`, the training set's `label` and `votes`."""
+    """The columns it needs in `Batch.columns`: `labels` (the training set's `label`) and `votes`."""
 
-    def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions):
-        """Called before the trainer wraps the model, so that a method can add parameters to it.
+    def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
+        """The trainer calls this before it wraps the model, so that a method can add parameters to it.
 
         Raises:
-            ValueError: for a rule that does not go with the method, or a setting that it does not have or that is
-                out of its range.
+            ValueError: the rule does not go with the method, or a setting is unknown or out of its range.
         """
         self.table = table
         self.options = options
@@ -95,10 +95,10 @@ class Method:
 
     @classmethod
     def find_rule(cls, revision: str | RevisionRule | None = None) -> RevisionRule:
-        """The rule of that name, or the rule itself, or the method's own choice.
+        """The rule of that name, the rule itself, or the method's own choice.
 
         Raises:
-            ValueError: it does not go with the method; the message has those that do.
+            ValueError: the rule does not go with the method; the message lists those that do.
         """
         revision = cls.revision if revision is None else revision
         own = {} if isinstance(cls.revision, str) else {cls.revision.name: cls.revision}
@@ -115,7 +115,7 @@ class Method:
 
     @classmethod
     def make_settings(cls, settings: Mapping[str, Any]) -> Any:
-        """The method's `Settings` with these values; `ValueError` naming one that it does not have, or cannot be."""
+        """The method's `Settings` with these values; `ValueError` for an unknown setting or a bad value."""
         known = [each.name for each in fields(cls.Settings)]
         for name in settings:
             if name not in known:
@@ -128,10 +128,10 @@ class Method:
             raise ValueError(f"{dict(settings)} are no settings of loss={cls.name!r}: {error}") from error
 
     def sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
-        """What a model card says of the loss, in a sentence that follows one about the candidate sets.
+        """What a model card says about the loss, in a sentence that follows one about the candidate sets.
 
         Args:
-            settings: of the training that a card shows, the method's own among them.
+            settings: the run's settings on the card, the method's own among them.
             candidate_sets: numbers of the confidence table: `rows`, `ambiguous`, `revised`.
         """
         if not self.uses_candidates:
@@ -139,7 +139,7 @@ class Method:
         return f"The loss is {self.summary}."
 
     def revision_sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str | None:
-        """What a model card says of the revision; `None` where the loss uses no confidences and none were revised."""
+        """What a model card says about the revision; `None` if the loss uses no confidences and none were revised."""
         sentence = self.rule.sentence(settings, candidate_sets)
         if self.uses_candidates:
             return sentence
@@ -150,7 +150,7 @@ class Method:
         raise NotImplementedError
 
     def step(self, batch: Batch) -> Tensor:
-        """Revise the batch's rows and give the loss of each, (B,) float32, in the order that the rule asks for."""
+        """Revise the batch's rows and return the loss of each, (B,) float32. The rule decides which comes first."""
         revising = batch.epoch >= self.options.warmup_epochs
         if revising and not self.rule.after_loss:
             self.revise(batch)
@@ -164,7 +164,7 @@ class Method:
         self.revise_by_rule(batch, batch.logits[0])
 
     def revise_by_rule(self, batch: Batch, logits: Tensor) -> None:
-        """Apply the rule with logits (B, K) to all processes' rows; every one ends with the same table."""
+        """Apply the rule with logits (B, K) to the rows of all processes. All of them end with the same table."""
         if self.rule.response is None:
             return
         index, logits = self.gather_revisable(batch, logits.detach())
@@ -175,20 +175,20 @@ class Method:
         self.margins += torch.stack([margins.sum(), margins.new_tensor(len(margins))])
 
     def gather_revisable(self, batch: Batch, *values: Tensor) -> tuple[Tensor, ...]:
-        """`batch.index` and values (B, ...) of the rows to revise, of all processes, the same on each."""
+        """`batch.index` and values (B, ...) of the rows to revise. Gathered from all processes, the same on each."""
         gathered = gather([tensor.contiguous() for tensor in (batch.revisable, batch.index, *values)])
         return tuple(tensor[gathered[0]] for tensor in gathered[1:])
 
     def adjust(self, logits: Tensor) -> Tensor:
-        """Logits (..., K) as the loss sees them: plus log prior under logit adjustment (Menon et al., 2021)."""
+        """Logits (..., K) for the loss: under logit adjustment, plus the log prior (Menon et al., 2021)."""
         return logits if self.log_prior is None else logits.float() + self.log_prior
 
     def after_optimizer_step(self) -> None:
-        """Called when the weights have moved, before anything is logged or saved."""
+        """The trainer calls this after each step of the optimizer, before it logs or saves."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed training needs besides weights and table: tensors and plain values."""
+        """What a resumed run needs besides weights and table: tensors and plain values."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""

@@ -1,4 +1,4 @@
-"""What one does without candidate sets, to compare with."""
+"""Baselines without candidate sets."""
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ class CrossEntropy(Method):
 
 
 class SoftVotes(Method):
-    """Cross-entropy with the shares of all votes, those outside the candidate set as well."""
+    """Cross-entropy with the shares of all votes, including those outside the candidate set."""
 
     name = "soft_votes"
     summary = "the cross-entropy with the shares of all votes"

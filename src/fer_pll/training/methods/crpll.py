@@ -10,7 +10,7 @@ from .base import Batch, Method
 
 
 class CRPLL(Method):
-    """Three views of an image are to agree with one confidence, and with labels that nobody chose none of them is.
+    """Pulls three views of an image towards the same confidences, and away from the labels outside the candidate set.
 
         lambda * sum_v KL(C || p_v) - sum_{k not in Y} log(1 - p_{1,k}),   lambda = min(epoch / 100, 1)
         C' proportional to Y * (prod_v p_v)^(1/V), after the loss

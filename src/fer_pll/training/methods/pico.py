@@ -1,17 +1,19 @@
 """PiCO, contrastive label disambiguation (Wang et al., 2022)."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...hub.card_settings import OnCard
+from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss, supervised_contrastive_loss
 from ...labels.revision import RevisionRule, describe_each_visit, response_margin
-from .base import Batch, Method
+from .base import Batch, Method, MethodOptions
 
 HEAD = "contrastive_head"
 
@@ -21,19 +23,18 @@ def _describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) ->
 
 
 class PiCO(Method):
-    """Prototypes of the classes in a space that a contrastive loss shapes decide between the candidates.
+    """Class prototypes, in a space shaped by a contrastive loss, decide between the candidates.
 
         loss: -sum_k C_k log p_k + 0.5 * supervised contrastive(q; k and the queue)
         C' = phi C + (1 - phi) one-hot(argmax_{k in Y} q . mu_k), before the loss
         mu_c = unit(m mu_c + (1 - m) q) for the rows with predicted candidate c
 
-    q is the embedding of the first view, k that of the second by a copy of the model that follows slowly (momentum
-    encoder); phi falls from 0.95 to 0.8 over the training. Embeddings come from what enters the model's `classifier`,
-    through a small network that is trained along and belongs to the training, not to the published checkpoint.
+    q is the embedding of the first view. k is that of the second view, by a copy of the model that follows slowly
+    (momentum encoder). phi falls from 0.95 to 0.8 over the run. A small network makes the embeddings from the input of
+    the model's `classifier`; it is trained too, but is no part of the published checkpoint.
 
-    A row is revised from `revision_warmup_epochs` on, once all its candidates have prototypes. On several processes
-    each compares its rows with its own keys and the common queue, so the contrastive loss depends on how many there
-    are.
+    A row is revised from `revision_warmup_epochs` on, once all its candidates have prototypes. Each process compares
+    its rows with its own keys and the common queue, so the contrastive loss depends on the number of processes.
     """
 
     name = "pico"
@@ -57,11 +58,11 @@ class PiCO(Method):
             default=0.07, metadata={"help": "Temperature of the contrastive loss."}
         )
 
-        def __post_init__(self):
+        def __post_init__(self) -> None:
             if self.contrastive_temperature <= 0:
                 raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
 
-    def __init__(self, model, table, options):
+    def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
         linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
         if not linear:
@@ -69,20 +70,22 @@ class PiCO(Method):
         width = linear[-1].in_features
         head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)).to(self.device)
         model.add_module(HEAD, head)
-        # Trained and resumed with the model, but no part of what is published.
+        # Trained and resumed with the model, but not published.
         model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
         self.model = model
-        self.key_model = copy.deepcopy(model).to(self.device).requires_grad_(False).train()
+        key_model: nn.Module = copy.deepcopy(model)
+        key_model.to(self.device)  # type: ignore[arg-type]  # transformers' wrapper of it lost its self
+        self.key_model = key_model.requires_grad_(False).train()
         self.features: dict[str, Tensor] = {}
         for name, encoder in (("query", model), ("key", self.key_model)):
-            encoder.classifier.register_forward_pre_hook(self._keep_features(name))
+            encoder.get_submodule("classifier").register_forward_pre_hook(self._keep_features(name))
         num_classes = len(table.class_names)
         self.prototypes = torch.zeros(num_classes, self.DIM, device=self.device)
         self.queue = torch.zeros(self.QUEUE, self.DIM, device=self.device)
         self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=self.device)
-        self.queued = 0  # keys that were ever put into the queue
+        self.queued = 0  # how many keys have entered the queue so far
 
-    def _keep_features(self, name: str):
+    def _keep_features(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             features = inputs[0]
             if features.ndim == 4:  # convolutional, (B, d, 1, 1)
@@ -94,7 +97,7 @@ class PiCO(Method):
         return hook
 
     def embed(self, name: str, encoder: nn.Module) -> Tensor:
-        """Unit vectors (B, DIM) of what the encoder's last forward gave its classifier."""
+        """Unit vectors (B, DIM) from the input of the encoder's classifier in its last forward."""
         return nn.functional.normalize(getattr(encoder, HEAD)(self.features.pop(name)).float(), dim=1)
 
     def step(self, batch: Batch) -> Tensor:
@@ -134,7 +137,7 @@ class PiCO(Method):
 
     @torch.no_grad()
     def remember(self, batch: Batch, queries: Tensor, keys: Tensor, labels: Tensor) -> None:
-        """Move the prototypes and fill the queue, with the rows of all processes, in the same order on each."""
+        """Move the prototypes and fill the queue with the rows of all processes, in the same order on each."""
         _, queries, keys, labels = self.gather_revisable(batch, queries, keys, labels)
         for query, label in zip(queries, labels.tolist(), strict=True):
             moved = self.PROTOTYPE_MOMENTUM * self.prototypes[label] + (1 - self.PROTOTYPE_MOMENTUM) * query
@@ -147,8 +150,8 @@ class PiCO(Method):
     def after_optimizer_step(self) -> None:
         for slow, fast in zip(self.key_model.parameters(), self.model.parameters(), strict=True):
             slow.lerp_(fast.detach(), 1 - self.MOMENTUM)
-        for slow, fast in zip(self.key_model.buffers(), self.model.buffers(), strict=True):
-            slow.copy_(fast)
+        for copied, buffer in zip(self.key_model.buffers(), self.model.buffers(), strict=True):
+            copied.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -2,7 +2,8 @@
 
 import torch
 
-from .base import Batch
+from ...labels.confidence_table import ConfidenceTable
+from .base import Batch, MethodOptions
 from .pll import PLL
 
 
@@ -20,8 +21,8 @@ class RC(PLL):
     revision = "soft"
     revisions = ("soft",)
 
-    def __init__(self, *args):
-        super().__init__(*args)
+    def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
+        super().__init__(model, table, options)
         self.seen: list[Batch] = []  # micro-batches since the last step of the optimizer
 
     def revise(self, batch: Batch) -> None:

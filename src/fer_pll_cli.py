@@ -77,7 +77,9 @@ def leave_out_transformers() -> None:
     What runs an exported model needs neither. Nothing changes where the package is imported already.
     """
     if "fer_pll" not in sys.modules:
-        sys.modules["fer_pll"] = module_from_spec(find_spec("fer_pll"))
+        spec = find_spec("fer_pll")
+        assert spec is not None  # it is installed together with this module
+        sys.modules["fer_pll"] = module_from_spec(spec)
 
 
 def runs_exported_model(command: str, argv: Sequence[str]) -> bool:

@@ -49,10 +49,17 @@ class LabelAudit:
     true_labels: np.ndarray | None
 
     @classmethod
-    def of(
-        cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds=0
+    def from_run_rows(
+        cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds: int = 0
     ) -> Self:
-        """Of the rows of a table, in its order, and out-of-fold predictions (N, K) for them, if there are any."""
+        """From the rows of a run and the confidences that it left.
+
+        Args:
+            dataset: N rows, in the order of the table.
+            table: the confidences.
+            probabilities: out-of-fold predictions (N, K) for the rows, where there are any.
+            num_folds: of these predictions.
+        """
         candidates = table.candidates.numpy()
         given = numpy_column(dataset, "label").astype(np.int64)
         from_votes = "votes" in dataset.column_names
@@ -127,8 +134,7 @@ class LabelAudit:
             lines.append(
                 f"{alone:,} rows have one candidate, which no training doubts: --cross-validate judges them too"
             )
-        known = None if self.true_labels is None else self.true_labels >= 0
-        if known is not None and known.any():
+        if self.true_labels is not None and (known := self.true_labels >= 0).any():
             truth = self.true_labels[known]
             before, after = accuracy(self.given[known], truth), accuracy(self.corrected[known], truth)
             lines.append(f"label recovery: {before:.1%} as given, {after:.1%} corrected ({len(truth):,} known labels)")

@@ -111,7 +111,7 @@ def run_audit(
     probabilities = None
     if num_folds is not None:
         probabilities = cross_validate(RunFolder(run), dataset, confidences, num_folds)
-    audit = LabelAudit.of(dataset, confidences, probabilities, num_folds or 0)
+    audit = LabelAudit.from_run_rows(dataset, confidences, probabilities, num_folds or 0)
     images = dataset.select_columns("image") if "image" in dataset.column_names else None
     page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
 

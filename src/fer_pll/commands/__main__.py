@@ -51,7 +51,9 @@ def help_texts() -> Iterator[tuple[str, str]]:
     summaries = []
     for command in COMMANDS:
         module = import_module(module_name(command))
-        summary = inspect.getdoc(module).splitlines()[0].rstrip(".")
+        description = inspect.getdoc(module)
+        assert description is not None, f"{module.__name__} has no docstring"
+        summary = description.splitlines()[0].rstrip(".")
         summaries.append(f"  {command:13} {summary[0].lower()}{summary[1:]}")
         with patch.dict(os.environ, COLUMNS=str(WIDTH + 2), NO_COLOR="1"):  # argparse leaves two columns free
             parser = module.make_parser()

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -50,7 +51,7 @@ VARIATION = 0.2
 CONTESTED = 0.5
 PRETRAINING_EPOCHS, EPOCHS = 8, 12
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 4,
     "num_attention_heads": 3,
@@ -67,7 +68,7 @@ SIZES = {
     "id2label": dict(enumerate(EXPRESSIONS)),
     "label2id": {name: i for i, name in enumerate(EXPRESSIONS)},
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "learning_rate": 2e-3,
     "adam_beta2": 0.95,
@@ -80,7 +81,7 @@ TRAINING = {
 class ProgressBar(ProgressCallback):
     """Without the log lines between the bars: the figures at the end tell it better."""
 
-    def on_log(self, *args, **kwargs) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
@@ -221,17 +222,20 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     results = {}
     for name, trainer in (("majority", majority), ("candidates", ours)):
         prediction = trainer.predict(judge_by_truth(validation))
+        assert prediction.metrics is not None  # the rows have labels
         results[name] = prediction.metrics
-        predicted = prediction.predictions.argmax(axis=1)
-        matrix = confusion_matrix(predicted, prediction.label_ids, len(EXPRESSIONS))
+        predicted = np.asarray(prediction.predictions).argmax(axis=1)
+        matrix = confusion_matrix(predicted, np.asarray(prediction.label_ids), len(EXPRESSIONS))
         title = f"{name}: {prediction.metrics['test_accuracy']:.1%}"
         plot_confusion_matrix(matrix, EXPRESSIONS, out / f"confusion_matrix_{name}.png", title)
         plot_training_curves(trainer.state.log_history, out / f"training_curves_{name}.png")
+    table = ours.table
+    assert table is not None
     revised = ours.revised_dataset()
     revised.save_to_disk(out / "revised_data")
     # Six faces where the revised label is not what most annotators said, six where it is.
     leads = votes == votes.max(axis=1, keepdims=True)
-    revised_label = ours.table.labels().cpu().numpy()
+    revised_label = table.labels().cpu().numpy()
     overruled = ~leads[np.arange(NUM_TRAIN), revised_label]
     doubtful = (numpy_column(revised, "candidates").sum(axis=1) > 1) & (numpy_column(revised, "revised_epoch") >= 0)
     shown = np.concatenate([np.flatnonzero(doubtful & choice)[:6] for choice in (overruled, ~overruled)])
@@ -252,7 +256,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
 
     recovery = {
         "majority": majority_recovery(votes, truth),
-        "candidates": label_recovery(ours.table.confidence.cpu().numpy(), truth),
+        "candidates": label_recovery(table.confidence.cpu().numpy(), truth),
     }
     print(f"\n{NUM_VALIDATION:,} new faces, judged by the expression that was drawn; {NUM_TRAIN:,} training faces:\n")
     print(f"{'trained on':32} {'accuracy':>9} {'mean class':>11} {'label recovery':>15}")

@@ -11,8 +11,8 @@ first. Each image is put on a canvas of 1.5 times its side.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
         x, y = at * side
         print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
-    name, color = args.name or os.path.basename(os.path.normpath(args.data)), "gray" if modes == {"L"} else "rgb"
+    name, color = args.name or Path(args.data).name, "gray" if modes == {"L"} else "rgb"
     contract = {"name": name, "template": median.round(3).tolist(), "size": side, "color": color, "margin": 0.0}
     print(json.dumps({"face_crop": contract}))
 

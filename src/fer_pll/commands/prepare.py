@@ -134,14 +134,15 @@ def summary(dataset: DatasetDict) -> str:
     if "majority" in dataset[splits[0]].column_names:
         lines.append(("in majority", *(int(numpy_column(dataset[split], "majority").sum()) for split in splits)))
     table = [f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
-    return "\n".join(table + [Provenance.from_dataset(rows).sentence() for rows in dataset.values()])
+    sources = (Provenance.from_dataset(rows) for rows in dataset.values())
+    return "\n".join(table + [source.sentence() for source in sources if source is not None])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = vars(make_parser().parse_args(argv))
     if not sys.stderr.isatty():  # in a log file each update of a bar would be a line
         datasets.disable_progress_bars()
-    said = []
+    said: list[str] = []
     try:
         dataset = prepare(**options, report=said.append)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -107,6 +107,7 @@ def model_card(
     """
     pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
+    names = cast(dict[int, str], config.id2label)  # it turns the keys that JSON made text into numbers
     training = training or {}
     data = Provenance.from_json(training.get("data"))
     started_from = training.get("pretraining")
@@ -129,7 +130,7 @@ def model_card(
         pretraining=pretraining,
         has_head=not isinstance(model, FerPllModel),
         config=config,
-        class_names=[config.id2label[i] for i in range(config.num_labels)],
+        class_names=[names[i] for i in range(len(names))],
         num_parameters=model.num_parameters(),
         data=data and data.sentence(),
         data_license=training.get("data_license") or (data and data.terms()),  # by itself in records of before
@@ -181,7 +182,7 @@ def weights_digest(folder: str | Path) -> str | None:
     """SHA-256 over the safetensors weights of a checkpoint's folder; `None` where there are none."""
     digest, files = hashlib.sha256(), sorted(Path(folder).glob("model*.safetensors"))
     for file in files:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest() if files else None
 
@@ -199,7 +200,7 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     """One row of the card for each protocol of each evaluation."""
     results = []
     for folder, report in evaluations.items():
-        data = Provenance.from_json(report["data"])
+        data = Provenance.from_json(report["data"]) or Provenance()
         results += [
             {
                 "name": f"{data.title()}, {report['split']}, protocol {protocol}",
@@ -214,10 +215,10 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     return results
 
 
-def _sentence(data: Mapping[str, Any] | str | None) -> str | None:
+def _sentence(data: dict[str, Any] | str | None) -> str | None:
     """Of what a record says about its data."""
     provenance = Provenance.from_json(data)
-    return provenance and provenance.sentence()
+    return provenance.sentence() if provenance else None
 
 
 def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:

@@ -28,7 +28,8 @@ def card_settings(options: Any) -> dict[str, Any]:
     shown = {}
     for name, hint in get_type_hints(type(options), include_extras=True).items():
         for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, CardMark) and getattr(options, name) is not None:
-                if mark.only_with is None or getattr(options, mark.only_with[0]) == mark.only_with[1]:
-                    shown[name] = getattr(options, name)
+            if not isinstance(mark, CardMark) or getattr(options, name) is None:
+                continue
+            if mark.only_with is None or getattr(options, mark.only_with[0]) == mark.only_with[1]:
+                shown[name] = getattr(options, name)
     return shown

@@ -88,8 +88,9 @@ def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTa
         ValueError: there is no such data set, or it is none of confidences.
     """
     try:
-        file = Path(name) / DATA_NAME
-        if not Path(name).exists():
+        if Path(name).exists():
+            file = str(Path(name) / DATA_NAME)
+        else:
             file = hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
         rows = Dataset(InMemoryTable(pq.read_table(file)))
     except (OSError, ValueError) as error:  # of a name, the network, the Hub, Parquet

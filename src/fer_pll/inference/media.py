@@ -11,7 +11,11 @@ from PIL import Image
 
 from ..io.images import ImageError, open_image
 
-VIDEOS = frozenset(".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+# fmt: off
+VIDEOS = frozenset((
+    ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+))
+# fmt: on
 
 
 class Shown(NamedTuple):
@@ -42,7 +46,8 @@ def list_files(sources: Iterable[str]) -> list[Path]:
         elif path.exists():
             found = [path]
         elif glob.has_magic(source):
-            found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
+            # Path.glob takes no absolute patterns, and finds hidden files.
+            found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
             found = [entry for entry in found if entry.is_file() and _is_known(entry)]
             if not found:
                 raise ValueError(f"{source}: no image or video fits this pattern")

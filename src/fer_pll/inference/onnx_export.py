@@ -35,7 +35,7 @@ DTYPES = ("float32", "int8")
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -125,7 +125,8 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
 
 def _drawn_images(count: int) -> list[Image.Image]:
     """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion count."""
-    faces = [Image.open(io.BytesIO(Drawing("test", number, image_size=64)())) for number in range(count)]
+    drawn = (Drawing("test", number, image_size=64)() for number in range(count))
+    faces: list[Image.Image] = [Image.open(io.BytesIO(each)) for each in drawn]
     for number in range(1, count, 2):
         colored = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
         faces[number] = colored.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))
@@ -167,6 +168,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
             )
     finally:
         exporter.setLevel(level)
+    assert program is not None  # of the exporter that `dynamo=True` chooses
     program.save(path, external_data=False)
     if dtype == "int8":
         inferred = path.with_suffix(".inferred.onnx")

@@ -29,7 +29,7 @@ class OnnxClassifier:
         ValueError: a file is missing.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         for name in (MODEL_FILE, "config.json", "preprocessor_config.json"):
             if not (folder / name).is_file():
@@ -50,7 +50,8 @@ class OnnxClassifier:
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
         resized = [image.convert(self._mode).resize(self._size, self._resample) for image in images]
-        pixels = np.stack(resized).reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
+        pixels = np.stack([np.asarray(image) for image in resized])
+        pixels = pixels.reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
         return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:

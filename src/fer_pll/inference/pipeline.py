@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
+from transformers import BaseImageProcessor
 from transformers.pipelines.base import ChunkPipeline
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
 from ..io.images import open_image
 from .answers import describe_face
+from .loading import class_names
 
 TASK = "facial-expression-recognition"
 
@@ -39,14 +41,17 @@ class FacialExpressionPipeline(ChunkPipeline):
         ValueError: no crop is known for this model, an image cannot be read, or the extra `faces` is not installed.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    # Pipeline declares these as None; its own subclasses assign them alike.
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
+    image_processor: BaseImageProcessor
     _default_detector: Detector | None = None
 
-    def _sanitize_parameters(
+    # The four methods below narrow the signatures of Pipeline, as its own subclasses do.
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         detector: str | Detector | None = None,
         crop: FaceCrop | str | None = None,
@@ -59,7 +64,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         }
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self, image: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
     ) -> Iterator[dict[str, Any]]:
         """One item for each face; an image without one gets one blank item, so that it has an answer as well."""
@@ -77,13 +82,12 @@ class FacialExpressionPipeline(ChunkPipeline):
             last = number + 1 >= len(faces)
             yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
         return {**model_inputs, "logits": outputs.logits}
 
-    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        names = self.model.config.id2label
-        classes = [names[k] for k in range(len(names))]
+    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
+        classes = class_names(self.model.config)
         return [
             describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes)
             for answer in answers

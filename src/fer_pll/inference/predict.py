@@ -89,12 +89,15 @@ def predict(
     table = TableWriter(out, columns, overwrite) if out is not None else None
     answers = _answers(recognizer.answer, files, every, recognizer.gray)
 
-    counts, expressions, whole = Counter(), Counter(), False
+    counts: Counter[str] = Counter()
+    expressions: Counter[str] = Counter()
+    whole = False
     try:
         try:
-            for shown, faces in answers if table is None else _counted(answers):
-                faces = [{"box": None, "score": None, "expressions": faces}] if cropped and faces else faces
-                counts["unreadable" if shown.problem else "pictures"] += 1
+            for shown, answer in answers if table is None else _counted(answers):
+                faces: list[dict[str, Any]]
+                faces = [{"box": None, "score": None, "expressions": answer}] if cropped and answer else answer
+                counts["unreadable" if shown.problem else "images"] += 1
                 counts["without a face"] += not (shown.problem or faces)
                 counts["faces"] += len(faces)
                 expressions.update(face["expressions"][0]["label"] for face in faces)
@@ -134,28 +137,28 @@ def _with_torch(
     model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
 ) -> _Recognizer:
     # Not above, because transformers loads torch.
-    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+    from transformers import AutoModelForImageClassification, Pipeline, PreTrainedModel, pipeline
 
-    from .loading import load_weights
+    from .loading import class_names, load_weights
     from .pipeline import TASK
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    options = {
-        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+    classifier: PreTrainedModel = load_weights(AutoModelForImageClassification, model, trust_remote_code=False)
+    classes = class_names(classifier.config)
+    options: dict[str, Any] = {
+        "model": classifier,
         "image_processor": model,
         "device": device,
         "batch_size": batch_size,
         "trust_remote_code": False,
     }
+    recognize: Pipeline
     if cropped:
-        recognize = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
+        recognize = pipeline("image-classification", top_k=len(classes), **options)  # None means five
     else:
-        recognize = pipeline(TASK, detector=detector, crop=crop, **options)
-        if crop is None:
-            FaceCrop.from_image_processor(
-                recognize.image_processor, model
-            )  # raises where there is none, before any image is opened
-    classes = [config.id2label[k] for k in range(config.num_labels)]
+        # The task is ours, and not in the types of transformers.
+        recognize = pipeline(TASK, detector=detector, crop=crop, **options)  # type: ignore[call-overload]
+        if crop is None:  # Raise before any image is opened.
+            FaceCrop.from_image_processor(recognize.image_processor, model)
     gray = cropped and _is_gray(getattr(recognize.image_processor, "face_crop", None), model)
     return _Recognizer(classes, gray, recognize)
 
@@ -166,8 +169,10 @@ def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch
         gray = _is_gray(classifier.face_crop, model)
         return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
     face_crop = FaceCrop.from_dict(classifier.face_crop, model) if crop is None else FaceCrop.from_pretrained(crop)
-    options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
-    return _Recognizer(classifier.classes, False, lambda images: classifier.recognize(images, **options))
+    find = load_detector(detector)
+    return _Recognizer(
+        classifier.classes, False, lambda images: classifier.recognize(images, find, face_crop, batch_size)
+    )
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
@@ -237,7 +242,7 @@ def _line(row: dict[str, Any]) -> str:
 class _ImageFolder:
     """Where images with marked faces go, under their own names; a number is added to a name that came before."""
 
-    def __init__(self, path: str, overwrite: bool):
+    def __init__(self, path: str, overwrite: bool) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{path} is a file: name a folder for the images")
@@ -251,6 +256,7 @@ class _ImageFolder:
         self._names[name] += 1
         if self._names[name] > 1:
             name = f"{name}-{self._names[name]}"
+        assert shown.image is not None  # it has faces
         with whole_file(self.path / f"{name}.jpg") as unfinished:
             _marked(shown.image, faces).save(unfinished, "JPEG", quality=92)
 

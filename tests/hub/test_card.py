@@ -240,7 +240,7 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
     single = ConfidenceTable.from_candidates(np.eye(4, dtype=bool), ["left", "right", "top", "bottom"], "fingerprint")
     card = str(model_card(classifier, "toy", training=training_record({"revision": "margin"}, table=single)))
-    assert "a comparison without them" in card
+    assert "a baseline without them" in card
     assert "Eq. 4" not in card
 
 
@@ -253,13 +253,13 @@ MARGIN = {"revision": "margin", "revision_threshold": 0.2}
         ({"revision": "none"}, "They were not revised"),
         ({**MARGIN, "confidence_init": "uniform"}, "start equal for all"),
         ({**MARGIN, "confidence_init": "votes"}, "start as the shares of the"),
-        ({**MARGIN, "confidence_init": "column"}, "start where an earlier training ended"),
+        ({**MARGIN, "confidence_init": "column"}, "start where an earlier run ended"),
         ({"revision": "margin_softmax", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
         ({"revision": "soft"}, "the softmax over its candidates becomes its confidences"),
         ({"revision": "prototype"}, "whose prototype is nearest"),
         ({"loss": "cross_entropy", "revision": "none"}, "did not use them: it is the cross-entropy with the given"),
         ({"loss": "soft_votes", "revision": "none"}, "cross-entropy with the shares of all votes"),
-        ({"flip_probability": 0.1}, "each other label joined it with probability 0.1"),
+        ({"flip_probability": 0.1}, "Each other label was added with probability 0.1"),
         ({"set_size": 3, "flip_probability": 0.1}, "until there were 3"),
     ],
 )

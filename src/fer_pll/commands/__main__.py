@@ -1,6 +1,6 @@
 """Write the texts that `fer-pll NAME --help` prints, from the parsers (`make help-texts`).
 
-They are checked in and travel with the package, so that a help needs none of what the command itself imports.
+They are checked in and part of the package, so that help needs no imports of the command itself.
 """
 
 import argparse
@@ -47,7 +47,7 @@ examples:
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
-    """Name of each file, without .txt, and its text; the same on every machine."""
+    """Name of each file, without .txt, and its text. They are the same on every machine."""
     summaries = []
     for command in COMMANDS:
         module = import_module(module_name(command))

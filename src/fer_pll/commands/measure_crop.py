@@ -2,10 +2,10 @@
 
 Finds the five landmarks in a sample of the images and prints, for each, the
 median place and the interquartile range (IQR), in pixels and in shares of the
-side; then the entry `face_crop` for the preprocessor_config.json of a model
-trained on them.
+side. Then it prints the entry `face_crop` for the preprocessor_config.json of a
+model trained on these images.
 
-A detector finds nothing in images as small as FER+'s: --enlarge enlarges them
+A detector finds no faces in images as small as FER+'s: --enlarge enlarges them
 first. Each image is put on a canvas of 1.5 times its side.
 """
 
@@ -44,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count", type=int, default=2000, metavar="N", help="images to look at (default: %(default)s)"
     )
-    parser.add_argument("--enlarge", type=int, default=1, metavar="N", help="N times, before detection (default: 1)")
+    parser.add_argument(
+        "--enlarge", type=int, default=1, metavar="N", help="enlarge N times before detection (default: 1)"
+    )
     parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
     parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")

@@ -1,4 +1,4 @@
-"""Models with their weights, from safetensors files only: opening a pickle can run whatever its author put into it."""
+"""Loading models from safetensors files only: opening a pickle can run any code that its author put there."""
 
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -22,12 +22,12 @@ def load_weights(model_class: type, checkpoint: str, **options: Any) -> Any: ...
 
 
 def load_weights(model_class: Any, checkpoint: str, **options: Any) -> Any:
-    """`model_class.from_pretrained(checkpoint, **options)`, but never from a pickle.
+    """Call `model_class.from_pretrained(checkpoint, **options)`, but never open a pickle.
 
     Args:
         model_class: a model class, or an Auto class of transformers.
-        checkpoint: folder, or Hub name; a folder of that name goes first.
-        options: of `from_pretrained`.
+        checkpoint: folder or Hub name; where both exist, the folder.
+        options: see `from_pretrained`.
 
     Raises:
         ValueError: the checkpoint has no safetensors file.

@@ -1,4 +1,4 @@
-"""The task `facial-expression-recognition` of `transformers.pipeline`: a photograph to its faces' expressions."""
+"""The task `facial-expression-recognition` of `transformers.pipeline`: from a photograph to its faces' expressions."""
 
 import os
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ class FacialExpressionPipeline(ChunkPipeline):
         recognize = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
         recognize("group.jpg")
 
-    Takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of its faces
-    in the detector's order, empty where there is none; each is a dictionary with
+    It takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of the faces,
+    in the detector's order, empty where there are none. Each face is a dictionary with
 
     - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image,
     - `score`: the detector's,
@@ -35,7 +35,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
-        batch_size: how many faces go through the model together, of however many images.
+        batch_size: number of faces that go through the model together; they may be from several images.
 
     Raises:
         ValueError: no crop is known for this model, an image cannot be read, or the extra `faces` is not installed.
@@ -67,7 +67,7 @@ class FacialExpressionPipeline(ChunkPipeline):
     def preprocess(  # type: ignore[override]
         self, image: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
     ) -> Iterator[dict[str, Any]]:
-        """One item for each face; an image without one gets one blank item, so that it has an answer as well."""
+        """One item for each face. An image without a face gets one blank item, so that it has an answer too."""
         crop = crop or FaceCrop.from_image_processor(
             self.image_processor, self.model.name_or_path or "The model's image processor"
         )
@@ -95,6 +95,6 @@ class FacialExpressionPipeline(ChunkPipeline):
         ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model and image processor. This task needs the package, so its code does not go along."""
+        """Save model and image processor. This task needs the package, so its code is not saved with them."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)

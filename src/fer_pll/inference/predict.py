@@ -18,6 +18,10 @@ from .media import Shown, list_files, show
 from .onnx_runtime import OnnxClassifier
 
 NO_FACE = "no face found"
+
+Answer = tuple[Shown, list[dict[str, Any]]]
+"""Something that was shown, and the pipeline's answer; empty where there is no image."""
+
 _COLUMNS = {
     "file": str,
     "frame": int,
@@ -45,31 +49,31 @@ def predict(
     overwrite: bool = False,
     backend: str = "torch",
 ) -> bool:
-    """Recognizes every face in files, folders, patterns and videos.
+    """Recognize the expression of each face in images and videos.
 
     Args:
         sources: see `fer_pll.inference.media.list_files`.
-        model: folder or Hub name of a classifier, by default the one in the package; for `onnx`, folder that
+        model: folder or Hub name of a classifier (default: the one in the package); for `onnx`, a folder that
             `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
             (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image, the
             detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image without a face and a
-            file that cannot be read get a row that says so.
+            file that cannot be read have a row that says so.
         save_pictures: new or empty folder for the images with their faces marked.
-        cropped: the images are face crops already: no face is looked for, each image is one.
-        crop: checkpoint to take the crop from, where `model` has none.
+        cropped: each image is a face crop already; no faces are searched for.
+        crop: checkpoint whose crop is used where `model` has none.
         detector: see `fer_pll.faces.detection.load_detector`.
-        every: of a video, look at the frames 0, `every`, 2 `every` ...
-        batch_size: faces that go through the model together.
-        device: `cpu`, `cuda` ...; the GPU by default, where there is one. For torch only.
-        overwrite: replace what `out` and `save_pictures` hold.
+        every: use the frames 0, `every`, 2 `every` ... of a video.
+        batch_size: number of faces that go through the model together.
+        device: `cpu`, `cuda` ... (default: the GPU, where there is one). For torch only.
+        overwrite: replace `out`, and write into `save_pictures` even if it holds files.
         backend: `torch`, or `onnx`, which imports neither torch nor transformers.
 
     Returns:
-        whether it came to the end: False where Ctrl-C ended it.
+        whether it reached the end: False where Ctrl-C ended it.
 
     Raises:
-        ValueError, OSError: something that the user can put right.
+        ValueError, OSError: something that the user can fix.
     """
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
@@ -123,9 +127,9 @@ def predict(
 
 
 class _Recognizer(NamedTuple):
-    """A loaded model. `answer` takes images and gives, in their order, what the pipeline of the task answers.
+    """A loaded model. `answer` takes images and gives the answers of the task's pipeline, in the same order.
 
-    `gray` says that it takes face crops, and was trained on gray ones.
+    `gray`: it takes face crops, and was trained on gray ones.
     """
 
     classes: list[str]
@@ -136,7 +140,7 @@ class _Recognizer(NamedTuple):
 def _with_torch(
     model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
 ) -> _Recognizer:
-    # Not above, because transformers loads torch.
+    # Imported here, because transformers loads torch.
     from transformers import AutoModelForImageClassification, Pipeline, PreTrainedModel, pipeline
 
     from .loading import class_names, load_weights
@@ -179,8 +183,8 @@ def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
     return face_crop is not None and FaceCrop.from_dict(face_crop, model).color == "gray"
 
 
-def _counted(answers: Iterable[Any]) -> Iterator[Any]:
-    """Says on a terminal how far it is."""
+def _counted(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Pass answers on, and count them on a terminal."""
     terminal = sys.stderr.isatty()
     for number, answer in enumerate(answers, 1):
         yield answer
@@ -195,11 +199,11 @@ def _answers(
     files: list[Path],
     every: int,
     gray: bool = False,
-) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
-    """Everything that is shown, in its order, with the pipeline's answer, empty where there is no image.
+) -> Iterator[Answer]:
+    """Everything in the files, in order, with its answer.
 
-    With `gray` the pipeline gets gray images, else RGB, as `show` opens them. It takes images ahead until it has a
-    batch of faces: `waiting` is what it has taken and not answered.
+    With `gray` the pipeline gets gray images, otherwise RGB, as `show` opens them. The pipeline reads ahead until it
+    has a batch of faces: `waiting` holds what it has read and not yet answered.
     """
     waiting: deque[Shown] = deque()
 
@@ -220,7 +224,7 @@ def _answers(
 
 def _rows(shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type]) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(columns)
-    # Names of files need not be Unicode, tables must be.
+    # File names need not be Unicode, tables must be.
     empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}
     if not faces:
         yield {**empty, "problem": shown.problem or NO_FACE}
@@ -240,7 +244,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 class _ImageFolder:
-    """Where images with marked faces go, under their own names; a number is added to a name that came before."""
+    """A folder for images with marked faces. They keep their names; a name that is taken gets a number."""
 
     def __init__(self, path: str, overwrite: bool) -> None:
         self.path = Path(path)

@@ -223,7 +223,7 @@ def broken(workspace, folder, how):
         (folder / "run" / "settings.json").unlink()
         return ["run", "--data", workspace.data, "--cross-validate", 2], "has no settings.json"
     if how == "too many folds":
-        return ["run", "--cross-validate", 97], "choose a number from 2 to that of the rows"
+        return ["run", "--cross-validate", 97], "choose a number from 2 to the number of rows"
     if how == "ending":
         return ["run", "--table", "rows.xlsx"], "the ending says the format"
     if how == "other rows":

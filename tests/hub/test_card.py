@@ -200,7 +200,7 @@ def test_what_is_not_known_is_left_out(classifier):
     text = card.split("## Limits")[0]
     assert "## Training" not in text and "|" not in text and "%" not in text
     assert "None were recorded" in text
-    assert "license" not in card and "metrics:" not in card
+    assert "license:" not in card and "metrics:" not in card
 
 
 def test_settings_without_a_value_are_left_out(classifier, tmp_path):
@@ -213,7 +213,7 @@ def test_settings_without_a_value_are_left_out(classifier, tmp_path):
 def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
     crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
     card = str(model_card(classifier, "toy", face_crop=crop))
-    assert "cropped as those of FER+: 48 x 48 pixels, gray." in card
+    assert "cropped like those of FER+: 48 x 48 pixels, gray." in card
     for axis, name in enumerate("xy"):
         assert f"| {name} | " + " | ".join(str(point[axis]) for point in crop["template"]) + " |" in card
     assert "MobileFaceNet" in card and 'pipeline("facial-expression-recognition", model="toy"' in card
@@ -230,7 +230,7 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
     trainer.save_model()
     trainer.create_model_card()
-    assert "cropped as those of FER+" in (tmp_path / "README.md").read_text()
+    assert "cropped like those of FER+" in (tmp_path / "README.md").read_text()
     assert AutoImageProcessor.from_pretrained(tmp_path).face_crop == toy_processor.face_crop
     # From the folder alone the same card can be made again.
     assert folder_card(tmp_path, tmp_path.name).content == (tmp_path / "README.md").read_text()

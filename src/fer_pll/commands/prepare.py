@@ -21,34 +21,42 @@ from ..data.sources import SOURCES
 
 EPILOG = """\
 examples:
-  # FER+: fer2013.csv (Kaggle) and fer2013new.csv (Microsoft FERPlus) in one folder,
-  # or the folders FER2013Train, FER2013Valid, FER2013Test with images and a label.csv each
+  # FER+: fer2013.csv (Kaggle) and fer2013new.csv (Microsoft FERPlus) in one
+  # folder, or the folders FER2013Train, FER2013Valid, FER2013Test with images
+  # and a label.csv each
   fer-pll prepare ferplus path/to/ferplus --out data/ferplus
 
   # FER+, only the rows that the FER+ authors keep
-  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-majority --protocol majority
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-majority \\
+      --protocol majority
 
-  # FER+, as if two annotators had been asked: how many of the ten annotators' labels does training recover?
-  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-two-votes --draw-votes 2 --keep-duplicates
+  # FER+, as if two annotators had been asked: how many of the ten annotators'
+  # labels does training recover?
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-two-votes \\
+      --draw-votes 2 --keep-duplicates
 
   # RAF-DB: the folder `basic` with EmoLabel and Image
   fer-pll prepare rafdb path/to/basic --out data/rafdb
 
-  # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or train_set and val_set
+  # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or
+  # train_set and val_set
   fer-pll prepare affectnet path/to/affectnet --classes 7 --out data/affectnet7
 
-  # votes of your own: path and a column of votes for each class, or path, annotator, label in a row for each answer,
-  # or path and candidates
+  # votes of your own: path and a column of votes for each class, or path,
+  # annotator, label in a row for each answer, or path and candidates
   fer-pll prepare votes path/to/votes.csv --out data/mine --validation-share 0.1
 
   # a folder of images for each class, SPLIT/CLASS/image or CLASS/image
   fer-pll prepare folder path/to/images --out data/mine
 
-  # a data set in the format of `datasets`: saved by save_to_disk, a folder of Parquet files, or a name on the Hub
+  # a data set in the format of `datasets`: saved by save_to_disk, a folder of
+  # Parquet files, or a name on the Hub
   fer-pll prepare dataset path/to/set --out data/mine --label emotion
 
-  # any of them, corrected by the marks that you made on the page of `fer-pll audit`
-  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-corrected --corrections marks.csv
+  # any of them, corrected by the marks that you made on the page of
+  # `fer-pll audit`
+  fer-pll prepare ferplus path/to/ferplus --out data/ferplus-corrected \\
+      --corrections marks.csv
 
   # drawn faces with simulated annotators: no files needed
   fer-pll prepare synthetic --out data/synthetic --num-train 8000

@@ -14,7 +14,7 @@ from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import NoReturn
 
-# In the order in which they are used. A new one is a module, and its name here.
+# In the order of use. To add a command, write its module and put its name here.
 COMMANDS = (
     "demo",
     "prepare",
@@ -39,12 +39,12 @@ def module_name(command: str) -> str:
 
 
 def status(main: Main, argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main`; what its user can put right (`ValueError`, `OSError`) is told in one line.
+    """Run a command's `main`; an error that the user can fix (`ValueError`, `OSError`) is printed in one line.
 
-    Where Python runs in development mode (PYTHONDEVMODE=1), these errors have their traceback.
+    In Python's development mode (PYTHONDEVMODE=1), these errors have their traceback.
 
     Returns:
-        the exit status: that of `main`, 0 for `None`; 1 for an error; 130 for Ctrl-C.
+        the exit status: the one that `main` returned, with 0 for `None`; 1 for an error; 130 for Ctrl-C.
     """
     try:
         return main(argv) or 0
@@ -64,20 +64,22 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def help_file(command: str, argv: Sequence[str]) -> Path | None:
-    """The help that a command line asks for; `None` where it asks for none, or for one that has no file."""
+    """The file with the help that a command line asks for; `None` where it asks for none, or there is no file."""
     if not {"-h", "--help"} & set(argv):
         return None
-    names = [f"{command}-{argv[0]}", command]  # prepare has a help for each source
+    names = [f"{command}-{argv[0]}", command]  # prepare has a help text for each source
     return next((HELP / f"{name}.txt" for name in names if (HELP / f"{name}.txt").is_file()), None)
 
 
 def leave_out_transformers() -> None:
     """Let modules of `fer_pll` be imported without the package's `__init__`, which loads transformers and torch.
 
-    What runs an exported model needs neither. Nothing changes where the package is imported already.
+    An exported model runs without them. Nothing changes if the package is imported already.
     """
     if "fer_pll" not in sys.modules:
-        sys.modules["fer_pll"] = module_from_spec(find_spec("fer_pll"))
+        spec = find_spec("fer_pll")
+        assert spec is not None  # it is installed together with this module
+        sys.modules["fer_pll"] = module_from_spec(spec)
 
 
 def runs_exported_model(command: str, argv: Sequence[str]) -> bool:
@@ -87,11 +89,11 @@ def runs_exported_model(command: str, argv: Sequence[str]) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (`sys.argv[1:]` where not given); without one, print the help.
+    """Run the command line `argv` (default: `sys.argv[1:]`); print the help if it is empty.
 
     Returns:
-        the exit status, see `status`; 2 for a command that there is not. Other command lines that cannot be parsed
-        exit with status 2.
+        the exit status, see `status`; 2 for an unknown command. Other command lines that cannot be parsed end the
+        process with status 2.
     """
     command, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):

@@ -1,7 +1,7 @@
 """Facial expression recognition from candidate label sets.
 
-Importing the package registers its models with the Auto classes of transformers. Everything else that it offers is
-named in `__init__.pyi`, and imported when it is first used.
+Importing the package registers its models with the Auto classes of transformers. All other public
+names are listed in `__init__.pyi`, and imported when they are first used.
 """
 
 import ast
@@ -43,7 +43,7 @@ PIPELINE_REGISTRY.register_pipeline(
     type="image",
 )
 
-# Saved checkpoints carry these files, so that they load with `trust_remote_code=True` where this package is absent.
+# Saved checkpoints contain these files, so that they load with `trust_remote_code=True` without this package.
 FerPllConfig.register_for_auto_class()
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
@@ -52,7 +52,7 @@ FerPllImageProcessor.register_for_auto_class()
 
 
 def _public_names() -> dict[str, tuple[str, str]]:
-    """Module and name there of each public name, as `__init__.pyi` imports them."""
+    """For each public name, its module and its name there, as `__init__.pyi` imports them."""
     stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
     imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     return {alias.asname: (f".{node.module}", alias.name) for node in imports for alias in node.names}

@@ -64,7 +64,7 @@ def make_audit(rows, names=CLASSES, seed=0) -> LabelAudit:
     confidence /= confidence.sum(axis=1, keepdims=True)
     fingerprint = dataset_fingerprint(names, rows["row_id"][:], candidates)
     table = ConfidenceTable.from_candidates(candidates, names, fingerprint, "column", confidence=confidence)
-    return LabelAudit.of(rows, table)
+    return LabelAudit.from_run_rows(rows, table)
 
 
 @pytest.fixture(scope="module")

@@ -179,7 +179,7 @@ def test_one_label_for_each_row_and_ready_candidate_sets(columns):
     confidence[np.arange(6), 3 - candidates[:, ::-1].argmax(axis=1)] += 1 - confidence.sum(axis=1)  # the last leads
     fingerprint = dataset_fingerprint(CLASSES, rows["row_id"][:], candidates)
     table = ConfidenceTable.from_candidates(candidates, CLASSES, fingerprint, "column", confidence=confidence)
-    found = LabelAudit.of(rows, table)
+    found = LabelAudit.from_run_rows(rows, table)
     given = candidates.argmax(axis=1) if "label" in columns else np.array(rows["label"][:])
     assert found.given.tolist() == given.tolist()
     assert found.corrected.tolist() == (3 - candidates[:, ::-1].argmax(axis=1)).tolist()
@@ -223,7 +223,7 @@ def broken(workspace, folder, how):
         (folder / "run" / "settings.json").unlink()
         return ["run", "--data", workspace.data, "--cross-validate", 2], "has no settings.json"
     if how == "too many folds":
-        return ["run", "--cross-validate", 97], "choose a number from 2 to that of the rows"
+        return ["run", "--cross-validate", 97], "choose a number from 2 to the number of rows"
     if how == "ending":
         return ["run", "--table", "rows.xlsx"], "the ending says the format"
     if how == "other rows":

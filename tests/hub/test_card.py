@@ -200,7 +200,7 @@ def test_what_is_not_known_is_left_out(classifier):
     text = card.split("## Limits")[0]
     assert "## Training" not in text and "|" not in text and "%" not in text
     assert "None were recorded" in text
-    assert "license" not in card and "metrics:" not in card
+    assert "license:" not in card and "metrics:" not in card
 
 
 def test_settings_without_a_value_are_left_out(classifier, tmp_path):
@@ -213,7 +213,7 @@ def test_settings_without_a_value_are_left_out(classifier, tmp_path):
 def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
     crop = AutoImageProcessor.from_pretrained(CONFIGS / "fer-pll-tiny-ferplus").face_crop
     card = str(model_card(classifier, "toy", face_crop=crop))
-    assert "cropped as those of FER+: 48 x 48 pixels, gray." in card
+    assert "cropped like those of FER+: 48 x 48 pixels, gray." in card
     for axis, name in enumerate("xy"):
         assert f"| {name} | " + " | ".join(str(point[axis]) for point in crop["template"]) + " |" in card
     assert "MobileFaceNet" in card and 'pipeline("facial-expression-recognition", model="toy"' in card
@@ -230,7 +230,7 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
     trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train)
     trainer.save_model()
     trainer.create_model_card()
-    assert "cropped as those of FER+" in (tmp_path / "README.md").read_text()
+    assert "cropped like those of FER+" in (tmp_path / "README.md").read_text()
     assert AutoImageProcessor.from_pretrained(tmp_path).face_crop == toy_processor.face_crop
     # From the folder alone the same card can be made again.
     assert folder_card(tmp_path, tmp_path.name).content == (tmp_path / "README.md").read_text()
@@ -240,7 +240,7 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
     single = ConfidenceTable.from_candidates(np.eye(4, dtype=bool), ["left", "right", "top", "bottom"], "fingerprint")
     card = str(model_card(classifier, "toy", training=training_record({"revision": "margin"}, table=single)))
-    assert "a comparison without them" in card
+    assert "a baseline without them" in card
     assert "Eq. 4" not in card
 
 
@@ -253,13 +253,13 @@ MARGIN = {"revision": "margin", "revision_threshold": 0.2}
         ({"revision": "none"}, "They were not revised"),
         ({**MARGIN, "confidence_init": "uniform"}, "start equal for all"),
         ({**MARGIN, "confidence_init": "votes"}, "start as the shares of the"),
-        ({**MARGIN, "confidence_init": "column"}, "start where an earlier training ended"),
+        ({**MARGIN, "confidence_init": "column"}, "start where an earlier run ended"),
         ({"revision": "margin_softmax", "revision_threshold": 0.5}, "leads by more than 0.5 in the softmax"),
         ({"revision": "soft"}, "the softmax over its candidates becomes its confidences"),
         ({"revision": "prototype"}, "whose prototype is nearest"),
         ({"loss": "cross_entropy", "revision": "none"}, "did not use them: it is the cross-entropy with the given"),
         ({"loss": "soft_votes", "revision": "none"}, "cross-entropy with the shares of all votes"),
-        ({"flip_probability": 0.1}, "each other label joined it with probability 0.1"),
+        ({"flip_probability": 0.1}, "Each other label was added with probability 0.1"),
         ({"set_size": 3, "flip_probability": 0.1}, "until there were 3"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Which labels of a training set look wrong."""
+"""Label audit: finding the labels of a training set that look wrong."""

@@ -1,4 +1,4 @@
-"""What an audit finds: how doubtful the label of each row is, and in favor of what."""
+"""Results of a label audit: how doubtful the label of each row is, and which label is more probable."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from .label_quality import (
     training_posterior,
 )
 
-_PAIRS = 10  # that the summary lists
+_PAIRS = 10  # listed in the summary
 
 
 @dataclass(frozen=True, eq=False)
 class LabelAudit:
-    """What is known of the labels of N rows, K classes.
+    """What is known about the labels of N rows, K classes.
 
     Args:
-        table: the confidences that a training left, with its candidate sets.
+        table: the confidences that a run left, with its candidate sets.
         row_ids: N strings.
-        votes: (N, K), >= 0: what annotators chose; without votes a one for the label or, where there is none either,
-            for each of the initial candidates.
-        from_votes: whether they are votes.
-        given: (N,) the labels to judge: the column `label`, where it is undefined the most voted.
+        votes: (N, K), >= 0: what annotators chose. Where there are no votes, a one for the label; where there is no
+            label either, a one for each initial candidate.
+        from_votes: whether `votes` are what annotators chose.
+        given: (N,) the labels to judge: the column `label`; where it is undefined, the most voted class.
         posterior: (N, K) float64, see `suspicion`.
-        num_folds: of the cross-validation that the posterior comes from, 0 where it comes from the table.
+        num_folds: folds of the cross-validation that the posterior comes from; 0 where it comes from the table.
         true_labels: (N,), -1 = unknown; `None` where none is known.
     """
 
@@ -49,10 +49,17 @@ class LabelAudit:
     true_labels: np.ndarray | None
 
     @classmethod
-    def of(
-        cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds=0
+    def from_run_rows(
+        cls, dataset: Dataset, table: ConfidenceTable, probabilities: np.ndarray | None = None, num_folds: int = 0
     ) -> Self:
-        """Of the rows of a table, in its order, and out-of-fold predictions (N, K) for them, if there are any."""
+        """From the rows of a run and the confidences that it left.
+
+        Args:
+            dataset: N rows, in the order of the table.
+            table: the confidences.
+            probabilities: out-of-fold predictions (N, K) for the rows, where there are any.
+            num_folds: of these predictions.
+        """
         candidates = table.candidates.numpy()
         given = numpy_column(dataset, "label").astype(np.int64)
         from_votes = "votes" in dataset.column_names
@@ -79,24 +86,24 @@ class LabelAudit:
 
     @cached_property
     def corrected(self) -> np.ndarray:
-        """The label that is believed most, (N,) int64."""
+        """The most probable label, (N,) int64."""
         return corrected_labels(self.posterior, self.given)
 
     @cached_property
     def struck_out(self) -> np.ndarray:
-        """(N, K) bool: candidates to begin with, without confidence in the end."""
+        """(N, K) bool: candidates at the start that have no confidence at the end."""
         return self.table.candidates.numpy() & (self.table.confidence.numpy() < STRUCK_OUT)
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The rows, the most suspicious first; as suspicious ones in their own order."""
+        """The rows, the most suspicious first; equally suspicious rows keep their order."""
         return np.argsort(-self.score, kind="stable")
 
     @property
     def source(self) -> str:
-        """What the rows are judged by."""
+        """What judges the rows, in words."""
         if self.num_folds:
-            return f"models that have not seen them, out of {self.num_folds} folds"
+            return f"models that have not seen them ({self.num_folds} folds)"
         return "the confidences that their training left"
 
     def counts(self) -> np.ndarray:
@@ -104,7 +111,7 @@ class LabelAudit:
         return confusion_matrix(self.corrected, self.given, len(self.class_names))
 
     def pairs(self) -> list[tuple[int, int, int, float]]:
-        """(given, corrected, rows, mean suspicion) of the class pairs that differ, those of most rows first."""
+        """(given, corrected, rows, mean suspicion) of the class pairs that differ, the most frequent first."""
         counts = self.counts()
         np.fill_diagonal(counts, 0)
         pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
@@ -112,7 +119,7 @@ class LabelAudit:
         return [(int(a), int(b), int(counts[a, b]), float(means[a, b])) for a, b in pairs]
 
     def annotators(self) -> np.ndarray:
-        """What annotators say of the faces that are believed to show each class, (K, K), see `annotator_confusion`."""
+        """What annotators say about the faces that probably show each class, (K, K), see `annotator_confusion`."""
         return annotator_confusion(self.posterior, self.votes)
 
     def __str__(self) -> str:
@@ -125,10 +132,9 @@ class LabelAudit:
         if not self.num_folds:
             alone = int((self.table.candidates.sum(dim=1) == 1).sum())
             lines.append(
-                f"{alone:,} rows have one candidate, which no training doubts: --cross-validate judges them too"
+                f"{alone:,} rows have one candidate, which a run never doubts: --cross-validate judges them too"
             )
-        known = None if self.true_labels is None else self.true_labels >= 0
-        if known is not None and known.any():
+        if self.true_labels is not None and (known := self.true_labels >= 0).any():
             truth = self.true_labels[known]
             before, after = accuracy(self.given[known], truth), accuracy(self.corrected[known], truth)
             lines.append(f"label recovery: {before:.1%} as given, {after:.1%} corrected ({len(truth):,} known labels)")
@@ -178,7 +184,7 @@ class LabelAudit:
             yield row
 
     def _numbers(self) -> list[tuple[str, np.ndarray]]:
-        """What the table has for each class."""
+        """The groups of columns that the table has for each class."""
         numbers = [("votes", self.votes)] if self.from_votes else []
         numbers.append(("confidence", self.table.confidence.double().numpy()))
         return [*numbers, ("belief", self.posterior)] if self.num_folds else numbers

@@ -1,4 +1,4 @@
-"""Predictions for every training row by a model that has not seen it (cross-validation)."""
+"""Out-of-fold predictions: each training row is predicted by a model that has not seen it (cross-validation)."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -29,24 +29,24 @@ def out_of_fold(
     settings: Mapping[str, Any],
     seed: int = 0,
 ) -> np.ndarray:
-    """Train once for each fold on the rows of all others and predict the fold's own.
+    """For each fold, train on the rows of all other folds and predict the fold's own rows.
 
     Args:
         dataset: N training rows with `image`, `label` and `candidates`.
-        make_trainer: gives a new trainer for the rows it is handed.
-        num_folds: parts that the rows are divided into at random, 2 .. N.
-        folder: gets a file for each fold as it is done; what is there already is not trained again.
-        settings: what the trainings depend on, ready for JSON; a fold's file remembers it.
-        seed: of the division, and of each training.
+        make_trainer: returns a new trainer for the rows that it is given.
+        num_folds: number of parts that the rows are split into at random, 2 .. N.
+        folder: gets a file for each finished fold; a fold that has a file already is not trained again.
+        settings: all that the runs depend on, ready for JSON; each fold's file keeps a hash of it.
+        seed: of the split, and of each run.
 
     Returns:
         class probabilities (N, K) float32, in the order of `dataset`.
 
     Raises:
-        ValueError: for a number of folds that cannot be, and a file of other rows, candidate sets or settings.
+        ValueError: an impossible number of folds, or a file made with other rows, candidate sets or settings.
     """
     if not 2 <= num_folds <= len(dataset):
-        raise ValueError(f"{num_folds} folds of {len(dataset)} rows: choose a number from 2 to that of the rows.")
+        raise ValueError(f"{num_folds} folds of {len(dataset)} rows: choose a number from 2 to the number of rows.")
     names = dataset.features["label"].names
     made_from = {
         "data": dataset_fingerprint(names, row_ids(dataset), numpy_column(dataset, "candidates")),
@@ -54,7 +54,7 @@ def out_of_fold(
     }
     paths = [RunFolder(folder).fold(fold + 1, num_folds) for fold in range(num_folds)]
     for path in filter(Path.is_file, paths):
-        _read_fold(path, made_from)  # what cannot be used shows before hours of training
+        _read_fold(path, made_from)  # an unusable file shows before hours of training
     fold_of_row = np.random.default_rng(seed).permutation(len(dataset)) % num_folds
     probabilities = np.empty((len(dataset), len(names)), dtype=np.float32)
     for fold, path in enumerate(paths):
@@ -76,7 +76,7 @@ def _predict_fold(
     trainer = make_trainer(dataset.select(np.flatnonzero(~held_out)))
     trainer.train()
     trainer.compute_metrics = None
-    # Trainer computes a loss as well, which wants defined labels.
+    # Trainer computes a loss too, which needs defined labels.
     inside = dataset.select(np.flatnonzero(held_out)).select_columns("image")
     logits = trainer.predict(inside.add_column("label", np.zeros(len(inside), dtype=int))).predictions
     return torch.from_numpy(logits).float().softmax(dim=1).numpy()

@@ -1,4 +1,4 @@
-"""The page of a label audit: one HTML file that needs nothing else, from the template `audit_page.html`."""
+"""The page of a label audit: one HTML file that needs no other file, made from the template `page.html`."""
 
 import base64
 import io
@@ -18,20 +18,20 @@ from .label_audit import LabelAudit
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL = 96  # pixels, the longest side
-SHEET_COLUMNS = 8  # a sheet of thumbnails has as many rows: one file for 64 saves the head of each
+SHEET_COLUMNS = 8  # and as many rows; one JPEG for 64 thumbnails saves 63 headers
 
 
 def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: int) -> str:
-    """The page as HTML. Whatever comes from the data is in JSON without `<`, and the page puts it in as text only.
+    """The page as HTML. Everything from the data is JSON without `<`, and the page inserts it only as text.
 
     Args:
         audit: N rows.
-        images: N rows with `image`; without them the page shows none.
-        title: what was audited.
-        max_rows: rows to show, the most suspicious; the images make up most of the file.
+        images: N rows with `image`; `None` for a page without images.
+        title: name of what was audited.
+        max_rows: number of rows to show, the most suspicious first; the images make up most of the file.
 
     Raises:
-        ValueError: an image that cannot be opened, with its row_id.
+        ValueError: an image cannot be opened; the message has its row_id.
     """
     shown = audit.order[:max_rows]
     side, sheets = (0, []) if images is None else _thumbnails(images, [audit.row_ids[i] for i in shown], shown)
@@ -48,7 +48,7 @@ def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: 
 
 
 def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int) -> str:
-    """What the page is told, as JSON: a list for each column; tables row after row, shares in thousandths."""
+    """The data of the page as JSON: a list for each column; tables row by row, shares in thousandths."""
 
     def thousandths(values: np.ndarray) -> list[int]:
         return (values[shown] * 1000).round().astype(int).reshape(-1).tolist()

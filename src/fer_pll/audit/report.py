@@ -1,4 +1,4 @@
-"""`fer-pll audit`: which labels of a training set look wrong, as a table, a figure and a page to look through."""
+"""`fer-pll audit`: the labels of a training set that look wrong, as a table, a figure and a page to look through."""
 
 import sys
 from pathlib import Path
@@ -24,12 +24,12 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
     """The training set of a run and the confidences that the run left.
 
     Args:
-        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to; or
-            confidences that were published, by their name on the Hub, which have no images.
-        data: folder of the prepared data set; where not given, what the run's settings name.
+        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to; or the
+            Hub name of published confidences, which have no images.
+        data: folder of the prepared data set (default: the one in the run's settings).
 
     Raises:
-        ValueError: no confidences, no data set, or not the data set of the run.
+        ValueError: there are no confidences, no data set, or it is not the data set of the run.
     """
     if not is_published(run):
         table, rows = RunFolder(run).table_and_rows(data)
@@ -39,7 +39,7 @@ def read_run(run: str | Path, data: str | Path | None = None) -> tuple[Dataset, 
 
 
 def check_images(dataset: Dataset) -> None:
-    """Raise `ValueError` naming the first row whose image is not in the data set; decodes none."""
+    """Raise a `ValueError` that names the first row whose image is missing. No image is decoded."""
     if "image" not in dataset.column_names:
         return
     for row in dataset.select_columns(["row_id", "image"]).cast_column("image", Image(decode=False)):
@@ -50,7 +50,7 @@ def check_images(dataset: Dataset) -> None:
 
 
 def cross_validate(run: RunFolder, dataset: Dataset, table: ConfidenceTable, num_folds: int) -> np.ndarray:
-    """Out-of-fold predictions (N, K) by models with the settings of a run, in whose folder the folds are kept."""
+    """Out-of-fold predictions (N, K) by models with the settings of a run. The folds are kept in the run's folder."""
     if is_published(run.path):
         raise ValueError("--cross-validate trains models: name the folder of the run, not its published confidences.")
     folder = run.out_of_fold
@@ -83,19 +83,19 @@ def run_audit(
     page_rows: int = 30_000,
     overwrite: bool = False,
 ) -> LabelAudit:
-    """Audit the labels of a run's training set; print the summary, write table, figure and page to `out`.
+    """Audit the labels of a run's training set: print the summary; write table, figure and page to `out`.
 
     Args:
-        run: output folder of `fer-pll finetune`, or any that `FerPllTrainer.save_confidence` wrote to.
-        out: folder, made where there is none.
-        data: folder of the prepared data set; where not given, what the run's settings name.
-        table: file of the table, .csv, .jsonl or .parquet; `audit.csv` in `out` where not given.
-        num_folds: train as many models, each on the rows outside its fold, and judge by these.
-        page_rows: rows that the page shows, the most suspicious.
+        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to.
+        out: folder; made if it does not exist.
+        data: folder of the prepared data set (default: the one in the run's settings).
+        table: file of the table, .csv, .jsonl or .parquet (default: `audit.csv` in `out`).
+        num_folds: train this many models, each on the rows outside its fold, and judge by them.
+        page_rows: number of rows on the page, the most suspicious first.
         overwrite: replace the files of an earlier audit.
 
     Raises:
-        ValueError: for what is wrong with run, data or output; nothing is written then.
+        ValueError: something is wrong with run, data or output. Nothing is written then.
     """
     folder = Path(out)
     files = [Path(table) if table else folder / TABLE_NAME, folder / FIGURE_NAME, folder / PAGE_NAME]
@@ -111,7 +111,7 @@ def run_audit(
     probabilities = None
     if num_folds is not None:
         probabilities = cross_validate(RunFolder(run), dataset, confidences, num_folds)
-    audit = LabelAudit.of(dataset, confidences, probabilities, num_folds or 0)
+    audit = LabelAudit.from_run_rows(dataset, confidences, probabilities, num_folds or 0)
     images = dataset.select_columns("image") if "image" in dataset.column_names else None
     page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
 

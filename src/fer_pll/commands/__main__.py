@@ -1,6 +1,6 @@
 """Write the texts that `fer-pll NAME --help` prints, from the parsers (`make help-texts`).
 
-They are checked in and travel with the package, so that a help needs none of what the command itself imports.
+They are checked in and part of the package, so that help needs no imports of the command itself.
 """
 
 import argparse
@@ -47,11 +47,13 @@ examples:
 
 
 def help_texts() -> Iterator[tuple[str, str]]:
-    """Name of each file, without .txt, and its text; the same on every machine."""
+    """Name of each file, without .txt, and its text. They are the same on every machine."""
     summaries = []
     for command in COMMANDS:
         module = import_module(module_name(command))
-        summary = inspect.getdoc(module).splitlines()[0].rstrip(".")
+        description = inspect.getdoc(module)
+        assert description is not None, f"{module.__name__} has no docstring"
+        summary = description.splitlines()[0].rstrip(".")
         summaries.append(f"  {command:13} {summary[0].lower()}{summary[1:]}")
         with patch.dict(os.environ, COLUMNS=str(WIDTH + 2), NO_COLOR="1"):  # argparse leaves two columns free
             parser = module.make_parser()

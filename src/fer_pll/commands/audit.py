@@ -1,9 +1,10 @@
 """Find the labels of a training set that look wrong.
 
-RUN is what fer-pll finetune left: its confidences know which candidates were
-struck out, when, and in favor of what. Writes to DIR a table of all rows, the
-most suspicious first (audit.csv), a figure (audit.png), and a page to look
-through them and mark them (audit.html; one file, opens in any browser).
+RUN is an output folder of fer-pll finetune. Its confidences say which
+candidates were struck out, when, and in favor of which label. The command
+writes to DIR a table of all rows, the most suspicious first (audit.csv), a
+figure (audit.png), and a page to look through the rows and mark them
+(audit.html; one file, opens in any browser).
 """
 
 import argparse
@@ -19,12 +20,12 @@ examples:
   fer-pll audit runs/finetune --out audit --cross-validate 5
   fer-pll audit fer-pll-demo/candidates --data fer-pll-demo/data --out audit
 
-A training has seen the labels that it judges, and never doubts the only
-candidate of a row. --cross-validate trains N models with the settings of RUN,
-each on the rows outside its fold, and finds more. It takes N trainings; those
-that are done are kept in RUN, so that the same command goes on after Ctrl-C.
+A run has seen the labels that it judges, and never doubts the only candidate
+of a row. --cross-validate trains N models with the settings of RUN, each on the
+rows outside its fold, and finds more. It takes as long as N runs. Finished
+folds are kept in RUN, so the same command continues after Ctrl-C.
 
-What was marked on the page is applied by
+To apply the marks that you made on the page:
   fer-pll prepare ... --corrections marks.csv
 """
 
@@ -37,7 +38,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for table, figure and page")
     parser.add_argument("--data", metavar="DIR", help="prepared data set (default: the one in RUN's settings)")
     parser.add_argument(
-        "--cross-validate", type=int, metavar="N", dest="num_folds", help="judge by N models, each of a fold's others"
+        "--cross-validate",
+        type=int,
+        metavar="N",
+        dest="num_folds",
+        help="judge each row by one of N models that has not seen it",
     )
     parser.add_argument(
         "--table", metavar="FILE", help="table to write: .csv, .jsonl or .parquet (default: audit.csv in --out)"

@@ -1,11 +1,10 @@
-"""Make a classifier's probabilities say how often it is right.
+"""Calibrate a classifier's probabilities on held-out rows.
 
 Fits one temperature on rows that the model was not trained on, folds it into
-the output rows, and saves the model as a checkpoint of its own. The most likely
-class of an image stays the same, unless --balance moves it, so that rare
-classes are named more often. What training.json tells of the training goes
-along, with the temperature and the calibration error (ECE) before and after,
-for the card.
+the weights of the output layer, and saves the model as a new checkpoint. The
+most likely class of an image stays the same, unless --balance changes it so
+that rare classes are named more often. training.json is copied for the card,
+with the temperature and the calibration error (ECE) before and after.
 """
 
 import argparse
@@ -41,13 +40,13 @@ def make_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="TAU",
-        help="first lower each class's logit by TAU times the log of its share in the training's confidences, so that "
+        help="first lower each class's logit by TAU times the log of its share in the run's confidences, so that "
         "rare classes are named more often (default: 0)",
     )
     parser.add_argument(
         "--half",
         action="store_true",
-        help="save the weights in float16, half the size; they are loaded as float32 all the same",
+        help="save the weights in float16, half the size; they still load as float32",
     )
     return parser
 

@@ -1,17 +1,18 @@
-"""Show the whole method at work on drawn faces.
+"""Show the whole method on drawn faces.
 
 Draws faces and lets simulated annotators vote on them, pre-trains on the
-images alone, then trains one model on the majority label and one on
-candidate sets. Prints how well both do, and how many of the true labels a
-majority vote and the revised confidences recover.
+images alone, then trains one model on majority labels and one on candidate
+sets. Prints how well both do, and how many true labels the majority vote and
+the revised confidences recover.
 
-Needs no data, no network and no GPU; takes minutes on two cores.
+Needs no data, no network and no GPU. Takes minutes on two cores.
 """
 
 import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -43,14 +44,14 @@ The folder then holds the data, the checkpoints (for from_pretrained and
 pipeline) and the figures.
 """
 
-# As little as shows the method: studio-like faces, patches that leave 16 tokens for each, and a crowd whose majority
-# is wrong so often that the gain exceeds the chance of a training.
+# Small, but enough to show the method: studio-like faces, patches that give 16 tokens an image, and a crowd whose
+# majority is wrong so often that the gain exceeds the difference between two runs.
 NUM_TRAIN, NUM_VALIDATION = 4000, 1000
 VARIATION = 0.2
 CONTESTED = 0.5
 PRETRAINING_EPOCHS, EPOCHS = 8, 12
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 4,
     "num_attention_heads": 3,
@@ -67,7 +68,7 @@ SIZES = {
     "id2label": dict(enumerate(EXPRESSIONS)),
     "label2id": {name: i for i, name in enumerate(EXPRESSIONS)},
 }
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "per_device_train_batch_size": 64,
     "learning_rate": 2e-3,
     "adam_beta2": 0.95,
@@ -78,9 +79,9 @@ TRAINING = {
 
 
 class ProgressBar(ProgressCallback):
-    """Without the log lines between the bars: the figures at the end tell it better."""
+    """A progress bar without log lines: the results at the end say more."""
 
-    def on_log(self, *args, **kwargs) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
@@ -90,14 +91,14 @@ def show_progress_only(trainer: Trainer) -> None:
 
 
 def judge_by_truth(dataset: Dataset) -> Dataset:
-    """The same rows with the drawn expression in the place of the voted label."""
+    """The same rows, with the drawn expression as their label."""
     return dataset.remove_columns("label").rename_column("true_label", "label")
 
 
 def majority_recovery(votes: np.ndarray, true_labels: np.ndarray) -> float:
-    """Share of the rows whose most voted label is the true one; with t tied leaders, each counts as 1 / t of a label.
+    """Share of the rows whose most voted label is the true one. Of t tied labels each counts 1 / t.
 
-    That is the expectation of breaking ties at random.
+    This is the expected share when ties are broken at random.
     """
     leaders = votes == votes.max(axis=1, keepdims=True)
     return float((leaders[np.arange(len(votes)), true_labels] / leaders.sum(axis=1)).mean())
@@ -112,7 +113,7 @@ def pretrain(
         num_train_epochs=PRETRAINING_EPOCHS,
         logging_steps=20,
         seed=seed,
-        disable_tqdm=False,  # else Trainer prints every log line, as no other messages are wanted
+        disable_tqdm=False,  # otherwise Trainer prints each log line, because other messages are off
         **TRAINING,
     )
     trainer = FerPllPreTrainer(
@@ -147,7 +148,7 @@ def finetune(
         uniform_weight=0.1,
         light=0.1,
         seed=seed,
-        disable_tqdm=False,  # else Trainer prints every log line, as no other messages are wanted
+        disable_tqdm=False,  # otherwise Trainer prints each log line, because other messages are off
         **TRAINING,
     )
     model = FerPllForImageClassification.from_pretrained(pretrained)
@@ -167,10 +168,10 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
 
     Args:
         output_dir: a new or empty folder; gets the data, both checkpoints and the figures.
-        seed: of the faces, the votes and the trainings.
+        seed: of the faces, the votes and the runs.
 
     Raises:
-        ValueError: where the folder already holds files.
+        ValueError: the folder already holds files.
     """
     out = Path(output_dir)
     if out.is_dir() and any(out.iterdir()):
@@ -178,7 +179,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()  # of loading and saving, which take no time here
+    logging.disable_progress_bar()  # for loading and saving, which take no time here
 
     print(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...", flush=True)
     data = prepare(
@@ -193,7 +194,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     )
     train, validation = data["train"], data["validation"]
     config = FerPllConfig(**SIZES)
-    config._attn_implementation = "eager"  # quicker than SDPA on a CPU for so few tokens
+    config._attn_implementation = "eager"  # faster than SDPA on a CPU for so few tokens
     image_processor = FerPllImageProcessor(
         num_channels=1, size={"height": 48, "width": 48}, image_mean=config.image_mean, image_std=config.image_std
     )
@@ -221,17 +222,20 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     results = {}
     for name, trainer in (("majority", majority), ("candidates", ours)):
         prediction = trainer.predict(judge_by_truth(validation))
+        assert prediction.metrics is not None  # the rows have labels
         results[name] = prediction.metrics
-        predicted = prediction.predictions.argmax(axis=1)
-        matrix = confusion_matrix(predicted, prediction.label_ids, len(EXPRESSIONS))
+        predicted = np.asarray(prediction.predictions).argmax(axis=1)
+        matrix = confusion_matrix(predicted, np.asarray(prediction.label_ids), len(EXPRESSIONS))
         title = f"{name}: {prediction.metrics['test_accuracy']:.1%}"
         plot_confusion_matrix(matrix, EXPRESSIONS, out / f"confusion_matrix_{name}.png", title)
         plot_training_curves(trainer.state.log_history, out / f"training_curves_{name}.png")
+    table = ours.table
+    assert table is not None
     revised = ours.revised_dataset()
     revised.save_to_disk(out / "revised_data")
-    # Six faces where the revised label is not what most annotators said, six where it is.
+    # Six faces whose revised label is not what most annotators said, and six where it is.
     leads = votes == votes.max(axis=1, keepdims=True)
-    revised_label = ours.table.labels().cpu().numpy()
+    revised_label = table.labels().cpu().numpy()
     overruled = ~leads[np.arange(NUM_TRAIN), revised_label]
     doubtful = (numpy_column(revised, "candidates").sum(axis=1) > 1) & (numpy_column(revised, "revised_epoch") >= 0)
     shown = np.concatenate([np.flatnonzero(doubtful & choice)[:6] for choice in (overruled, ~overruled)])
@@ -246,13 +250,13 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         numpy_column(rows, "true_label"),
     )
     face = validation[0]
-    # fer_pll is imported, so the code in the folder is not needed; unless told, transformers would ask about it.
+    # fer_pll is imported, so the code in the folder is not needed; transformers would ask about it otherwise.
     classify = pipeline("image-classification", str(out / "candidates"), device="cpu", trust_remote_code=False)
     best = classify(face["image"])[0]
 
     recovery = {
         "majority": majority_recovery(votes, truth),
-        "candidates": label_recovery(ours.table.confidence.cpu().numpy(), truth),
+        "candidates": label_recovery(table.confidence.cpu().numpy(), truth),
     }
     print(f"\n{NUM_VALIDATION:,} new faces, judged by the expression that was drawn; {NUM_TRAIN:,} training faces:\n")
     print(f"{'trained on':32} {'accuracy':>9} {'mean class':>11} {'label recovery':>15}")
@@ -272,7 +276,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     for path, what in (
         ("candidates", "the checkpoint: from_pretrained, pipeline"),
         ("revised_data", "the training set with its revised confidences"),
-        ("gallery.png", "faces where training overruled the annotators, and where it did not"),
+        ("gallery.png", "faces where the model overruled the annotators, and where it did not"),
         ("training_curves_candidates.png", "loss, accuracy, share revised, margin, label recovery"),
         ("confusion_matrix_candidates.png", "which expressions are confused"),
     ):
@@ -288,10 +292,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--out",
         default="fer-pll-demo",
         metavar="DIR",
-        help="new or empty folder for everything that the demo leaves (default: %(default)s)",
+        help="new or empty folder for everything that the demo writes (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the faces, the votes and the trainings (default: %(default)s)"
+        "--seed", type=int, default=0, help="of the faces, the votes and the runs (default: %(default)s)"
     )
     return parser
 

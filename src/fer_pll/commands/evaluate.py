@@ -1,18 +1,18 @@
-"""Judge a checkpoint on a prepared data set.
+"""Evaluate a checkpoint on a prepared data set.
 
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy,
 recall per class, confusion matrix and calibration error), predictions.csv (the
-probabilities of each row), a confusion matrix per protocol and, where the
-checkpoint comes from our trainer, its training curves.
+probabilities of each row), a confusion matrix for each protocol and, for a
+checkpoint of fer-pll finetune, its training curves.
 
-Protocols: `all` is every row of the split; `majority` the rows whose top label
-holds more than half of the votes, where the data set says which these are. With
-the output below the checkpoint's folder, fer-pll push puts the figures on the
-model card.
+Protocols: `all` is every row of the split; `majority` is the rows whose top
+label has more than half of the votes, if the data set says which rows these
+are. If the output folder lies inside the checkpoint's folder, fer-pll push puts
+the results on the model card.
 
 The data set need not be the one that the model was trained on: classes are
-matched by name. Rows of a class that the model does not know are left out, and
-so, in the choice between classes, are those that the data set does not have.
+matched by name. Rows of a class that the model does not know are left out. The
+model chooses only between classes that the data set has.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", help="folder or Hub name of a classifier")
     parser.add_argument("data", help="folder written by fer-pll prepare")
-    parser.add_argument("--split", default="validation", help="split to judge on (default: %(default)s)")
+    parser.add_argument("--split", default="validation", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
     parser.add_argument(
         "--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)"

@@ -1,7 +1,7 @@
-"""Write a trained classifier as an ONNX file, for onnxruntime.
+"""Export a trained classifier to ONNX, for onnxruntime.
 
-The folder that it goes to then does without torch and transformers:
-`fer-pll predict --backend onnx` runs it.
+`fer-pll predict --backend onnx` runs the exported folder without torch and
+transformers.
 """
 
 import argparse
@@ -18,14 +18,14 @@ examples:
   fer-pll predict photos --backend onnx --model runs/finetune-onnx
 
 The folder holds model.onnx, which takes `pixel_values`, float32 (batch,
-channels, height, width), any batch, and gives `logits`; config.json with the
-names of the classes; preprocessor_config.json with what makes pixel_values of a
-image, and how a face is cropped.
+channels, height, width), with any batch size, and gives `logits`; config.json
+with the names of the classes; and preprocessor_config.json, which says how an
+image becomes pixel_values and how a face is cropped.
 
-Before the folder is there, its answers are compared with those of torch, from
-the image on, on drawn faces and on images of --data. Logits that differ by
-more than 0.0001 end the export. int8 rounds weights and activations to 8 bits:
-there, the most likely class must be the same for 98 of 100 images.
+Before the folder appears, the export is compared with torch, from the image on,
+on drawn faces and on images of --data. Logits that differ by more than 0.0001
+end the export. int8 rounds weights and activations to 8 bits; there the most
+likely class must be the same for 98 of 100 images.
 
 Needs: pip install 'fer-pll[onnx]'
 """
@@ -40,7 +40,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "int8"), default="float32", help="of the weights (default: %(default)s)"
     )
     parser.add_argument(
-        "--data", metavar="DIR", help="prepared data set: compare on 500 images of its split validation as well"
+        "--data", metavar="DIR", help="prepared data set: compare on 500 images of its split `validation` too"
     )
     parser.add_argument("--out", metavar="DIR", help="new folder (default: CHECKPOINT-onnx, or CHECKPOINT-onnx-int8)")
     return parser

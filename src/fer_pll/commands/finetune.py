@@ -1,14 +1,13 @@
 """Train a classifier on candidate sets.
 
-It learns which label of each candidate set is the true one while it trains
-(paper, sections 3.1 and 3.3). --loss and --revision choose other methods;
---loss cross_entropy is the usual training on the most voted label, to compare
-with.
+During training it learns which label of each candidate set is the true one
+(paper, sections 3.1 and 3.3). --loss and --revision choose other methods. For
+comparison, --loss cross_entropy trains on the most voted label, as usual.
 
-Settings come from the configuration's finetune.yaml; those of --settings
-FILE.yaml win over them, and the command line over both. The output folder gets
-the model, its card, its checkpoints, the revised confidences, and figures of
-the candidate sets and of the training.
+Settings come from the configuration's finetune.yaml. --settings FILE.yaml
+overrides them, and the command line overrides both. The output folder gets the
+model, its card, its checkpoints, the revised confidences, and figures of the
+candidate sets and of the training curves.
 """
 
 from collections.abc import Sequence
@@ -32,12 +31,12 @@ examples:
   fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune
 
-  # go on where a run was cut off
+  # continue an interrupted run
   fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune \\
       --resume_from_checkpoint last
 
-  # push the model when the training ends; the token is that of hf auth login,
+  # push the model at the end of the run; the token is that of hf auth login,
   # or HF_TOKEN
   fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --output_dir runs/finetune --push_to_hub --hub_model_id YOUR-NAME/faces
@@ -55,7 +54,7 @@ def make_parser() -> SettingsParser:
 
 
 def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningOptions]:
-    """Everything before the first step; what is wrong with the input shows here."""
+    """Everything before the first step. Errors in the input show here."""
     options, args = make_parser().parse_settings(argv)
     check_output_folder(args)
     set_seed(args.seed)
@@ -71,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
     start_run(args, options)
     if args.should_save:
-        summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
+        assert trainer.table is not None and trainer.method is not None
+        summary = CandidateSummary.of(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

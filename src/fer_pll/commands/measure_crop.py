@@ -2,17 +2,17 @@
 
 Finds the five landmarks in a sample of the images and prints, for each, the
 median place and the interquartile range (IQR), in pixels and in shares of the
-side; then the entry `face_crop` for the preprocessor_config.json of a model
-trained on them.
+side. Then it prints the entry `face_crop` for the preprocessor_config.json of a
+model trained on these images.
 
-A detector finds nothing in images as small as FER+'s: --enlarge enlarges them
+A detector finds no faces in images as small as FER+'s: --enlarge enlarges them
 first. Each image is put on a canvas of 1.5 times its side.
 """
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -44,7 +44,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--count", type=int, default=2000, metavar="N", help="images to look at (default: %(default)s)"
     )
-    parser.add_argument("--enlarge", type=int, default=1, metavar="N", help="N times, before detection (default: 1)")
+    parser.add_argument(
+        "--enlarge", type=int, default=1, metavar="N", help="enlarge N times before detection (default: 1)"
+    )
     parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
     parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
@@ -80,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
         x, y = at * side
         print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
-    name, color = args.name or os.path.basename(os.path.normpath(args.data)), "gray" if modes == {"L"} else "rgb"
+    name, color = args.name or Path(args.data).name, "gray" if modes == {"L"} else "rgb"
     contract = {"name": name, "template": median.round(3).tolist(), "size": side, "color": color, "margin": 0.0}
     print(json.dumps({"face_crop": contract}))
 

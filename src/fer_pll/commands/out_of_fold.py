@@ -1,12 +1,12 @@
-"""Predict every training image by a model that has not seen it.
+"""Predict each training image with a model that has not seen it.
 
-Cross-validation: takes the settings of fer-pll finetune and trains once per
-fold on the rows of all others. Writes out_of_fold.safetensors: `probabilities`
-(rows, classes) and `index`. Where the rows have a `true_label`, prints the
-label recovery of the most probable candidate, to compare with that of the
-confidences of a training.
+This is cross-validation: it takes the settings of fer-pll finetune and, for
+each fold, trains on the rows of all others. Writes out_of_fold.safetensors with
+`probabilities` (rows, classes). Where the rows have a `true_label`, prints the
+label recovery of the most probable candidate, to compare with that of a run's
+confidences.
 
-Folds that are done are kept: the same command goes on where it was cut off.
+Finished folds are kept: the same command continues an interrupted one.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,9 @@ example:
 
 @dataclass
 class OutOfFoldOptions(FineTuningOptions):
-    folds: int = field(default=5, metadata={"help": "Parts of `train`; each is predicted from the others."})
+    folds: int = field(
+        default=5, metadata={"help": "Number of parts of `train`; each is predicted by a model trained on the others."}
+    )
 
 
 def make_parser() -> SettingsParser:

@@ -1,7 +1,7 @@
-"""Find the faces in images and videos and say what they express.
+"""Find the faces in images and videos, and name their expressions.
 
-Each face is cropped as the images were that the model was trained on; the
-checkpoint knows how. Images that are such crops already: --cropped.
+Each face is cropped like the training images of the model; the checkpoint says
+how. If your images are such crops already, use --cropped.
 """
 
 import argparse
@@ -25,11 +25,11 @@ the box x, y, width, height in pixels, the detector's score, expression, p_CLASS
 for every class, and problem. An image without a face and a file that cannot be
 read have a row that says so under problem. Without --out, faces are printed.
 
-Ctrl-C ends it; the rows so far are then in NAME.partial.csv. A table gets its
-own name only when it is whole.
+Ctrl-C stops the command. The rows so far are then in NAME.partial.csv: a table
+gets its own name only when it is complete.
 
 --backend onnx runs what `fer-pll export` wrote. It loads NumPy, Pillow and
-onnxruntime, neither torch nor transformers, and so starts within a second.
+onnxruntime, but neither torch nor transformers, so it starts within a second.
 
 The detectors need: pip install 'fer-pll[faces]'
 """
@@ -49,9 +49,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
     parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the images with their faces marked")
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
-    parser.add_argument("--cropped", action="store_true", help="each image is a face crop: look for no faces")
+    parser.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
     parser.add_argument(
-        "--crop", metavar="MODEL", help="crop as for MODEL, where --model does not say how (e.g. fer-pll-tiny-ferplus)"
+        "--crop", metavar="MODEL", help="crop as for MODEL if --model does not say how (e.g. fer-pll-tiny-ferplus)"
     )
     parser.add_argument(
         "--detector",

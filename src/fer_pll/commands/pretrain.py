@@ -1,12 +1,12 @@
 """Pre-train an encoder on faces without labels.
 
 It learns to predict the HOG descriptors of masked patches (paper, section 3.2).
-The configurations -maskfeat, -mae, -simmim and -moco, in place of -hog, are the
-pre-trainings that the paper compares with.
+The configurations with -maskfeat, -mae, -simmim and -moco in place of -hog are
+the pre-training methods that the paper compares with.
 
-Settings come from the configuration's pretrain.yaml; each can be given on the
-command line. The output folder gets the encoder, its card and its checkpoints,
-for --init_from of fer-pll finetune.
+Settings come from the configuration's pretrain.yaml. The command line overrides
+them. The output folder gets the encoder, its card and its checkpoints, for
+--init_from of fer-pll finetune.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ examples:
   fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
       --output_dir runs/pretrain
 
-  # go on where a run was cut off
+  # continue an interrupted run
   fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
       --output_dir runs/pretrain --resume_from_checkpoint last
 
-  # more images than fit on the disk: shards here, on a server or on the Hub
+  # more images than fit on the disk: local shards, on a server or on the Hub
   fer-pll pretrain --config fer-pll-vit-base-hog \\
       --data 'https://host/faces-{000..127}.tar' --data user/faces \\
       --max_steps 100000 --save_steps 1000 --output_dir runs/pretrain
@@ -47,7 +47,7 @@ def make_parser() -> SettingsParser:
 
 
 def build(argv: Sequence[str] | None = None) -> tuple[FerPllPreTrainer, PreTrainingOptions]:
-    """Everything before the first step; what is wrong with the input shows here."""
+    """Everything before the first step. Errors in the input show here."""
     options, args = make_parser().parse_settings(argv)
     check_output_folder(args)
     set_seed(args.seed)

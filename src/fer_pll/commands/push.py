@@ -1,11 +1,11 @@
 """Push a checkpoint to the Hugging Face Hub, with its card.
 
-Writes the model card (README.md) anew from the folder's files: config.json,
-preprocessor_config.json, training.json and, of fer-pll evaluate, the
-metrics.json of each evaluation of these weights. Then pushes the card, weights
-(safetensors only), configuration, image processor and code, so that it loads
-with `trust_remote_code=True` where fer-pll is not installed. Optimizers,
-settings with paths of this machine and images of people stay here.
+Writes a new model card (README.md) from the files in the folder: config.json,
+preprocessor_config.json, training.json and the metrics.json of each fer-pll
+evaluate of these weights. Then pushes the card, weights (safetensors only),
+configuration, image processor and code, so that the model loads with
+`trust_remote_code=True` where fer-pll is not installed. Optimizers, settings
+with paths of this machine and images of people are not pushed.
 
 The token is that of `hf auth login`, or HF_TOKEN.
 """
@@ -40,19 +40,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint")
     parser.add_argument("repo", help="repository on the Hub, OWNER/NAME; made if it does not exist")
-    parser.add_argument("--private", action="store_true", default=None, help="if it is made: nobody else sees it")
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--license", help="Hub identifier of the license of the weights, for the card")
     parser.add_argument("--keep-card", action="store_true", help="push README.md as it is")
     parser.add_argument(
         "--with-confidences",
         metavar="DATA",
-        help="push the revised confidences as well, without images, as the data set REPO-confidences; DATA is the "
+        help="also push the revised confidences, without images, as the data set REPO-confidences; DATA is the "
         "prepared folder that the model was trained on",
     )
     parser.add_argument(
         "--with-images",
         action="store_true",
-        help="put the images into that data set, if you may: most data sets of faces forbid to pass them on",
+        help="put the images into that data set, if you may: most data sets of faces forbid sharing them",
     )
     return parser
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.with_images and args.with_confidences is None:
         parser.error("--with-images goes with --with-confidences DATA")
 
-    published_files(args.checkpoint)  # raises where something is missing, before anything is written
+    published_files(args.checkpoint)  # raises if something is missing, before anything is written
     confidences = None
     if args.with_confidences is not None:
         confidences = confidence_dataset(

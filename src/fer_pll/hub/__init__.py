@@ -1,1 +1,1 @@
-"""What goes to the Hub beside the weights."""
+"""Publishing on the Hub: model cards, checkpoints and confidences."""

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -27,11 +27,11 @@ _BEFORE_SENTENCES = {
     "soft_votes": "The loss did not use them: it is the cross-entropy with the shares of all votes.",
     "prototype": "Each time the image is seen, they move towards the candidate whose prototype is nearest.",
 }
-"""What is to be said of losses and rules in a `training.json` of the version before, which holds their names only."""
+"""Sentences about losses and rules in a `training.json` of the version before, which holds only their names."""
 
 
 class DescribesItself(Protocol):
-    """A method of learning from candidate sets as a card needs to know it; a `Method` of the training is one."""
+    """What a card needs to know about a method of learning from candidate sets; a `training.methods.Method` has it."""
 
     name: str
     rule: RevisionRule
@@ -50,17 +50,18 @@ def training_record(
     compute: Mapping[str, Any] | None = None,
     init_from: str | Path | None = None,
 ) -> dict[str, Any]:
-    """What a card tells of a training, ready for `training.json`. It names no path of the machine.
+    """What a card says about a training run, ready for `training.json`. It names no path of the machine.
 
     Args:
-        settings: that the card is to show, e.g. `args.card_settings()`; those that are `None` are left out.
-        data: what it was trained on.
-        table: the confidences as training left them; gives sizes of the candidate sets and the share revised.
-        method: by which it learned, with a `table`; its sentences are written down with the names, so that they do not
-            get lost where method or rule are unknown.
-        metrics: `accuracy`, `mean_class_accuracy` and `ece` by what was evaluated in training.
+        settings: those that the card shows, e.g. `args.card_settings()`; the ones that are `None` are left out.
+        data: what the model was trained on.
+        table: the confidences that the run left; they give the sizes of the candidate sets and the images revised.
+        method: how it learned; needs a `table`. Its sentences are stored beside the names, so that a card can still be
+            made where the method or rule is unknown.
+        metrics: `accuracy`, `mean_class_accuracy` and `ece` for each data set that was evaluated during training.
         compute: `device`, `processes`, the versions of `torch` and `transformers` and, where known, `hours`.
-        init_from: where the weights came from; told of it is what the folder of a pre-training of ours says.
+        init_from: where the weights came from. The record has it only if that is the folder of one of our pre-training
+            runs.
     """
     settings = {name: value for name, value in settings.items() if value is not None}
     numbers = None if table is None else _candidate_sets(table)
@@ -90,23 +91,24 @@ def model_card(
     face_crop: Mapping[str, Any] | None = None,
     packaged: bool = False,
 ) -> ModelCard:
-    """The card of a checkpoint. What is not given is left out: the card claims nothing that was not measured.
+    """The card of a checkpoint. It leaves out what is not given: it claims nothing that was not measured.
 
     Args:
-        model: a fer-pll model, without a head if only its encoder was trained; its config names classes and sizes.
+        model: a fer-pll model, without a head if only its encoder was trained; its config has the classes and sizes.
         model_id: what `from_pretrained` loads it by, a Hub name or a folder.
         training: a `training_record`.
-        evaluations: metrics.json of fer-pll evaluate, by the folder, beside the card, that holds it. Where there
-            are any, they stand in the place of what was evaluated in training.
+        evaluations: the metrics.json files of fer-pll evaluate, by the name of their folder, which lies beside the
+            card. They replace the metrics from training.
         license: Hub identifier of the license of the weights.
         face_crop: how the training images show a face, as the image processor's `face_crop` says.
-        packaged: it comes with the package, without code beside it, and has no place on the Hub.
+        packaged: the checkpoint comes with the package, without code beside it, and is not on the Hub.
 
     Returns:
         the card; `card.save(path)` writes it.
     """
     pretraining = not isinstance(model, FerPllForImageClassification)
     config = model.config
+    names = cast(dict[int, str], config.id2label)  # it turns the keys that JSON made text into numbers
     training = training or {}
     data = Provenance.from_json(training.get("data"))
     started_from = training.get("pretraining")
@@ -129,10 +131,11 @@ def model_card(
         pretraining=pretraining,
         has_head=not isinstance(model, FerPllModel),
         config=config,
-        class_names=[config.id2label[i] for i in range(config.num_labels)],
+        class_names=[names[i] for i in range(len(names))],
         num_parameters=model.num_parameters(),
         data=data and data.sentence(),
-        data_license=training.get("data_license") or (data and data.terms()),  # by itself in records of before
+        data_license=training.get("data_license")
+        or (data and data.terms()),  # the first is where older records have it
         settings=training.get("settings") or {},
         candidate_sets=training.get("candidate_sets"),
         learned=_learned(training),
@@ -148,12 +151,12 @@ def model_card(
 
 
 def folder_card(folder: str | Path, model_id: str, license: str | None = None, packaged: bool = False) -> ModelCard:
-    """The card of a checkpoint on disk, from its config, its image processor, and the JSON files beside them.
+    """The card of a checkpoint on disk, made from its config, its image processor, and the JSON files beside them.
 
-    `license` and `packaged` are those of `model_card`.
+    For `license` and `packaged` see `model_card`.
 
     Raises:
-        ValueError: the folder holds no model of fer-pll.
+        ValueError: the folder does not hold a fer-pll model.
     """
     folder = Path(folder)
     config = FerPllConfig.from_pretrained(folder)
@@ -178,16 +181,16 @@ def folder_card(folder: str | Path, model_id: str, license: str | None = None, p
 
 
 def weights_digest(folder: str | Path) -> str | None:
-    """SHA-256 over the safetensors weights of a checkpoint's folder; `None` where there are none."""
+    """SHA-256 of the safetensors weights in a checkpoint's folder; `None` where there are none."""
     digest, files = hashlib.sha256(), sorted(Path(folder).glob("model*.safetensors"))
     for file in files:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest() if files else None
 
 
 def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Reports of fer-pll evaluate beside a checkpoint, by their folder's name, that are about these very weights."""
+    """Reports of fer-pll evaluate beside a checkpoint that are about its present weights, by name of their folder."""
     reports = {
         path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"*/{METRICS_NAME}"))
     }
@@ -199,7 +202,7 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     """One row of the card for each protocol of each evaluation."""
     results = []
     for folder, report in evaluations.items():
-        data = Provenance.from_json(report["data"])
+        data = Provenance.from_json(report["data"]) or Provenance()
         results += [
             {
                 "name": f"{data.title()}, {report['split']}, protocol {protocol}",
@@ -214,10 +217,10 @@ def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any
     return results
 
 
-def _sentence(data: Mapping[str, Any] | str | None) -> str | None:
-    """Of what a record says about its data."""
+def _sentence(data: dict[str, Any] | str | None) -> str | None:
+    """The sentence about the data of a record."""
     provenance = Provenance.from_json(data)
-    return provenance and provenance.sentence()
+    return provenance.sentence() if provenance else None
 
 
 def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
@@ -243,7 +246,7 @@ def _learned(training: Mapping[str, Any]) -> dict[str, str | None]:
     """Sentences about the loss and about the revision; `None` where there is nothing to say."""
     if "method" in training:
         return {name: training[name]["sentence"] for name in ("method", "revision")}
-    # Of the version before, which wrote down names.
+    # Records of the version before hold only names.
     settings, numbers = training.get("settings") or {}, training.get("candidate_sets")
     loss, revision = (current_name(name, settings.get(name)) for name in ("loss", "revision"))
     loss_sentence = _BEFORE_SENTENCES.get(loss)
@@ -258,7 +261,7 @@ def _learned(training: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _pretraining(folder: Path) -> dict[str, Any] | None:
-    """Data, epochs and objective of a pre-training; `None` where the folder is none of ours."""
+    """Data, epochs and objective of a pre-training run; `None` where the folder holds none of ours."""
     if not (folder / TRAINING_NAME).is_file():
         return None
     training = json.loads((folder / TRAINING_NAME).read_text())

@@ -1,4 +1,4 @@
-"""The confidences of a run as a data set of their own: what it made of the labels, without the images."""
+"""The confidences of a run as a data set of its own, without the images."""
 
 import os
 import tempfile
@@ -26,12 +26,12 @@ _COLUMNS = ("row_id", "label", "candidates", "confidence", "revised_epoch")
 _TEXT = """\
 # Confidences of {model_id}
 
-What [{model_id}](https://huggingface.co/{model_id}), trained with `fer-pll` on candidate sets, makes of the labels of
-its {rows:,} training images.{images}
+[{model_id}](https://huggingface.co/{model_id}) was trained with `fer-pll` on candidate sets. This data set says how
+far it trusts each label of its {rows:,} training images.{images}
 
 | column | |
 |---|---|
-| `row_id` | which image it is: its place in the files of the data set |
+| `row_id` | the image: its place in the files of the data set |
 | `label` | the class that the data set gives; -1 where it gives none |{votes}
 | `candidates` | whether each class was a candidate when training began |
 | `confidence` | a share for each class, in the order of `label`; 0 outside the image's candidate set |
@@ -41,13 +41,13 @@ To see which labels look wrong: `fer-pll audit {repo_id} --out audit`.
 
 Training data: {data}
 {terms}
-A label says what strangers saw in an image, not what a person felt; a confidence is a guess of a network about it.
+A label says what strangers saw in an image, not what a person felt. A confidence is a network's guess about it.
 """
 _VOTES = "\n| `votes` | the number of annotators that chose each class |"
 
 
 def confidence_dataset(table: ConfidenceTable, train: Dataset, with_images: bool = False) -> Dataset:
-    """What annotators and a run say of each training row, in the order of the data set.
+    """What annotators and a run say about each training row, in the order of the data set.
 
     Args:
         table: the confidences that the run left, see `training.run_folder.RunFolder.table_and_rows`.
@@ -70,7 +70,7 @@ def confidence_dataset(table: ConfidenceTable, train: Dataset, with_images: bool
 
 
 def is_published(name: str | os.PathLike) -> bool:
-    """Whether a name is that of a data set of confidences: a folder that holds one, or a name on the Hub."""
+    """Whether a name can be a data set of confidences: a folder that holds one, or a name of the Hub's form."""
     if Path(name).exists():
         return (Path(name) / DATA_NAME).is_file()
     owner, _, rest = str(name).partition("/")
@@ -78,21 +78,21 @@ def is_published(name: str | os.PathLike) -> bool:
 
 
 def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTable]:
-    """What `push_confidences` published, from the Hub or a folder of its files.
+    """The data set that `push_confidences` published, from the Hub or from a folder of its files.
 
     Returns:
-        N rows with the columns of `confidence_dataset`; and the table that the run left, whose fingerprint is that of
-        the run.
+        N rows with the columns of `confidence_dataset`, and the table that the run left, with the run's fingerprint.
 
     Raises:
-        ValueError: there is no such data set, or it is none of confidences.
+        ValueError: there is no such data set, or it does not hold confidences.
     """
     try:
-        file = Path(name) / DATA_NAME
-        if not Path(name).exists():
+        if Path(name).exists():
+            file = str(Path(name) / DATA_NAME)
+        else:
             file = hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
         rows = Dataset(InMemoryTable(pq.read_table(file)))
-    except (OSError, ValueError) as error:  # of a name, the network, the Hub, Parquet
+    except (OSError, ValueError) as error:  # from the name, the network, the Hub, Parquet
         raise ValueError(
             f"{name} is no folder here, and no data set of confidences that can be read from the Hub "
             f"({type(error).__name__}: {error})"
@@ -123,7 +123,7 @@ def push_confidences(
     """Push a `confidence_dataset` with a card of its own to a data set repository.
 
     Raises:
-        PushError: it did not come through.
+        PushError: the push failed.
     """
     provenance = Provenance.from_dataset(dataset)
     terms = provenance and provenance.terms()

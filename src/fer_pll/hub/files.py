@@ -1,7 +1,7 @@
-"""Names of the files of a checkpoint that are published with it. `training.run_folder` has those of a whole run."""
+"""Names of the files that are published with a checkpoint. `training.run_folder` has those of a whole run."""
 
 CARD_NAME = "README.md"
-TRAINING_NAME = "training.json"  # what the card tells of the training
+TRAINING_NAME = "training.json"  # what the card says about the training run
 PREPROCESSOR_NAME = "preprocessor_config.json"
 
 # In the folder of an evaluation, beside the checkpoint's files:

@@ -1,4 +1,4 @@
-"""Checkpoints to the Hub: which files of a folder belong there, and errors that say what to do."""
+"""Pushing checkpoints to the Hub: the files that belong there, and errors that say what to do."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,12 +25,12 @@ _ADVICE = {
 
 
 class PushError(OSError):
-    """A push did not come through. Nothing is lost: the files lie where they lay, and can be pushed again."""
+    """A push failed. Nothing is lost: the files are where they were, and can be pushed again."""
 
 
 @contextmanager
 def push_errors(repo_id: str) -> Iterator[None]:
-    """What the Hub or the network answers, as a `PushError` that says what to do."""
+    """Turn errors of the Hub and the network into a `PushError` that says what to do."""
     try:
         yield
     except HfHubHTTPError as error:
@@ -44,7 +44,7 @@ def push_errors(repo_id: str) -> Iterator[None]:
         raise PushError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be pushed: unset it.") from error
     except LocalTokenNotFoundError as error:
         raise PushError(f"{repo_id}: log in with `hf auth login`, or set HF_TOKEN.") from error
-    except RuntimeError as error:  # of large files, which go before the commit
+    except RuntimeError as error:  # large files are sent before the commit
         cause = f"\n{error.__cause__}" if error.__cause__ else ""
         raise PushError(
             f"{repo_id}: a large file did not get through, and nothing of this push is there: try again.\n"
@@ -58,15 +58,15 @@ def push_errors(repo_id: str) -> Iterator[None]:
 
 
 def published_files(folder: str | Path) -> list[str]:
-    """What of a checkpoint's folder belongs into its repository, as paths inside the folder.
+    """The files of a checkpoint that belong in its repository, as paths inside its folder.
 
-    Config, safetensors weights, image processor, the code that `auto_map` names with all it imports; and, if they are
-    there, the card, what it was made from (`training.json`, metrics of evaluations of these very weights) and the
-    confusion matrices. Everything else stays: optimizers, settings with paths of this machine, pickles, predictions,
-    galleries of images.
+    These are the config, the safetensors weights, the image processor, and the code that `auto_map` names, with all
+    that it imports; and, if they are there, the card, what it was made from (`training.json`, the metrics of these
+    weights) and the confusion matrices. Everything else stays: optimizers, settings with paths of this machine,
+    pickles, predictions, galleries of images.
 
     Raises:
-        ValueError: a part is missing without which the checkpoint does not load.
+        ValueError: a file is missing that the checkpoint needs to load.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
@@ -124,20 +124,20 @@ def push_files(
     private: bool | None = None,
     revision: str | None = None,
 ) -> CommitInfo:
-    """Push files in one commit, so that they are all there or none; makes the repository where there is none.
+    """Push files in one commit: all of them get there, or none. Make the repository where there is none.
 
     Args:
         folder: where the files lie.
-        files: paths inside `folder`.
+        files: their paths inside `folder`.
         repo_id: `"name"` or `"owner/name"`.
         path_in_repo: folder of the repository to put them in; its root where not given.
         repo_type: `"model"` or `"dataset"`.
-        token: that of the environment (HF_TOKEN) or of the Hub's login where not given. It is never written anywhere.
+        token: where not given, HF_TOKEN or the token of `hf auth login`. It is never written anywhere.
         private: whether a new repository is private.
         revision: branch; `main` where not given.
 
     Raises:
-        PushError: it did not come through.
+        PushError: the push failed.
         ValueError: the Hub finds the card's metadata invalid.
     """
     api = HfApi(token=token)
@@ -161,7 +161,7 @@ def push_card(
     private: bool | None = None,
     revision: str | None = None,
 ) -> None:
-    """Put a card of what the model itself tells into a repository that has none."""
+    """Push a card made from the model alone to a repository that has no card."""
     api = HfApi(token=token)
     with push_errors(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

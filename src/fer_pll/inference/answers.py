@@ -1,4 +1,4 @@
-"""What is answered about a face, the same with torch and without."""
+"""The answers about a face, the same with torch and without it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ def rank_expressions(probabilities: Sequence[float], classes: Sequence[str]) -> 
 
 
 def describe_face(face: Face, probabilities: Sequence[float], classes: Sequence[str]) -> dict[str, Any]:
-    """A detected face as the task `facial-expression-recognition` gives it, see `faces.pipeline`."""
+    """A detected face as the task `facial-expression-recognition` gives it, see `inference.pipeline`."""
     return {
         "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), face.box.tolist(), strict=True)),
         "score": face.score,

@@ -1,4 +1,4 @@
-"""What `fer-pll predict` is given: files, folders and patterns of images and videos, opened one after the other."""
+"""Inputs of `fer-pll predict`: images and videos, given as files, folders and patterns, opened one by one."""
 
 import glob
 import os
@@ -11,7 +11,11 @@ from PIL import Image
 
 from ..io.images import ImageError, open_image
 
-VIDEOS = frozenset(".avi .flv .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+# fmt: off
+VIDEOS = frozenset((
+    ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
+))
+# fmt: on
 
 
 class Shown(NamedTuple):
@@ -24,13 +28,13 @@ class Shown(NamedTuple):
 
 
 def list_files(sources: Iterable[str]) -> list[Path]:
-    """The files that files, folders and patterns name, each once, in the order given and sorted within one.
+    """The files that the sources name, each once: in the order of the sources, sorted within a folder or pattern.
 
-    Folders are searched to any depth for images and videos, by the ending; a file that is named itself is taken
-    whatever it is called. A pattern may hold `*`, `?`, `[...]` and `**`.
+    Folders are searched to any depth for names that end like an image or a video. A file that is itself a source is
+    taken whatever its name. A pattern may hold `*`, `?`, `[...]` and `**`.
 
     Raises:
-        ValueError: something is not there, or holds nothing that could be an image or a video.
+        ValueError: a source is not there, or holds nothing that could be an image or a video.
     """
     files: dict[Path, None] = {}
     for source in sources:
@@ -42,7 +46,8 @@ def list_files(sources: Iterable[str]) -> list[Path]:
         elif path.exists():
             found = [path]
         elif glob.has_magic(source):
-            found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
+            # Path.glob takes no absolute patterns, and finds hidden files.
+            found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
             found = [entry for entry in found if entry.is_file() and _is_known(entry)]
             if not found:
                 raise ValueError(f"{source}: no image or video fits this pattern")
@@ -58,12 +63,12 @@ def _is_known(file: Path) -> bool:
 
 
 def show(file: Path, every: int = 1) -> Iterator[Shown]:
-    """Opens a file: an image, or one after the other the frames 0, `every`, 2 `every` ... of a video.
+    """Open a file: an image, or the frames 0, `every`, 2 `every` ... of a video, one by one.
 
-    What cannot be read, is shown as a problem, in a video after the frames that could be read.
+    What cannot be read is shown as a problem; in a video, it comes after the frames that could be read.
 
     Raises:
-        ValueError: a video, and PyAV is not installed.
+        ValueError: the file is a video, and PyAV is not installed.
     """
     if file.suffix.lower() in VIDEOS:
         yield from _frames(file, every)
@@ -86,7 +91,7 @@ def _frames(file: Path, every: int) -> Iterator[Shown]:
                 raise ImageError("no images in this file")
             for number, frame in enumerate(container.decode(video=0)):
                 if number % every == 0:
-                    # Telephones store the way they were held; PyAV gives it in degrees, counter-clockwise.
+                    # Phones store how they were held; PyAV gives that in degrees, counterclockwise.
                     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     yield Shown(file, number, Image.fromarray(pixels))
     except (av.error.FFmpegError, ImageError, OSError) as error:

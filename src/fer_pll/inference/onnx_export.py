@@ -1,4 +1,4 @@
-"""A trained classifier as an ONNX file, which onnxruntime runs where there is no torch.
+"""Export of a trained classifier to an ONNX file, which onnxruntime runs without torch.
 
 `fer_pll.inference.onnx_runtime.OnnxClassifier` reads what is written here.
 """
@@ -23,19 +23,19 @@ from .loading import load_weights
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 
 TOLERANCE = 1e-4
-"""How much the logits of a float32 export may differ from torch's."""
+"""The largest difference that a float32 export's logits may have from torch's."""
 
 AGREEMENT = 0.98
-"""On how many of its images an int8 export must find the same class as torch."""
+"""The share of images for which an int8 export must find the same class as torch."""
 
 OPSET = 20
-"""The first with Gelu as one operation; onnxruntime reads it since 1.17."""
+"""The first version with Gelu as one operation; onnxruntime reads it since 1.17."""
 
 DTYPES = ("float32", "int8")
 
 
 class _Logits(nn.Module):
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
@@ -46,30 +46,29 @@ class _Logits(nn.Module):
 def export_onnx(
     checkpoint: str, out: str | Path | None = None, dtype: str = "float32", data: str | None = None
 ) -> tuple[Path, str]:
-    """Writes a classifier for onnxruntime: a folder with model.onnx, config.json and preprocessor_config.json.
+    """Write a classifier for onnxruntime: a folder with model.onnx, config.json and preprocessor_config.json.
 
     model.onnx takes `pixel_values`, float32 (B, C, H, W) with any B, and gives `logits`, float32 (B, K). The folder
-    is there only once its answers, from the image on, are those of torch.
+    appears only once its answers, computed from the image on, agree with torch's.
 
-    int8: weights are rounded to 8 bits, a scale for each output channel; what they are multiplied with is rounded at
-    run time, by the range that it has in the batch. On FER+ that changed fewer answers than ranges that are fixed
-    beforehand with calibration images, and was quicker; but the logits of an image depend, by such roundings, on
-    what else is in its batch.
+    With int8, weights are rounded to 8 bits, with a scale for each output channel. Activations are rounded at run
+    time, by their range in the batch. On FER+ this changed fewer answers than ranges fixed beforehand on calibration
+    images, and was faster. But because of this rounding an image's logits depend on what else is in its batch.
 
     Args:
         checkpoint: folder or Hub name of a classifier with a `FerPllImageProcessor`.
         out: new or empty folder; by default the checkpoint's name with `-onnx`, or `-onnx-int8`, after it.
         dtype: one of `DTYPES`.
-        data: folder of a prepared data set whose images (500 of `validation`) are compared as well; without one,
-            drawn faces only.
+        data: folder of a prepared data set: 500 images of its `validation` are compared too. Without it, only drawn
+            faces are compared.
 
     Returns:
-        the folder, and a line that says how close the two are.
+        the folder, and a line that says how close its answers are to torch's.
 
     Raises:
         MissingExtra: a package of the extra `onnx` is not installed.
-        ValueError: `dtype` is none of these, `out` is taken, the checkpoint is no such classifier, or the answers
-            differ too much.
+        ValueError: `dtype` is not one of `DTYPES`, `out` is taken, the checkpoint is no such classifier, or the
+            answers differ too much.
     """
     _check_dtype(dtype)
     suffix = "-onnx" if dtype == "float32" else f"-onnx-{dtype}"
@@ -102,7 +101,7 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-    # Eager attention becomes plain products, which every version of onnxruntime is quick at.
+    # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
     model, loading = load_weights(
         AutoModelForImageClassification,
         checkpoint,
@@ -124,8 +123,9 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
 
 
 def _drawn_images(count: int) -> list[Image.Image]:
-    """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion count."""
-    faces = [Image.open(io.BytesIO(Drawing("test", number, image_size=64)())) for number in range(count)]
+    """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion are compared too."""
+    drawn = (Drawing("test", number, image_size=64)() for number in range(count))
+    faces: list[Image.Image] = [Image.open(io.BytesIO(each)) for each in drawn]
     for number in range(1, count, 2):
         colored = Image.merge("RGB", (faces[number - 1], faces[number], faces[0]))
         faces[number] = colored.resize((40 + 7 * (number % 40), 300 - 5 * (number % 50)))
@@ -133,11 +133,11 @@ def _drawn_images(count: int) -> list[Image.Image]:
 
 
 def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> None:
-    """Writes an image classifier as an ONNX file, as `export_onnx` says; compares nothing.
+    """Write an image classifier as an ONNX file, as `export_onnx` does, without the comparison.
 
     Raises:
         MissingExtra: a package of the extra `onnx` is not installed.
-        ValueError: `dtype` is none of `DTYPES`.
+        ValueError: `dtype` is not one of `DTYPES`.
     """
     _check_dtype(dtype)
     try:
@@ -151,10 +151,10 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
     example = torch.zeros(2, config.num_channels, config.image_size, config.image_size)
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
-    exporter.setLevel(logging.ERROR)  # it warns that torchvision is not there
+    exporter.setLevel(logging.ERROR)  # it warns that torchvision is missing
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
+            warnings.simplefilter("ignore", FutureWarning)  # from torch, about itself
             program = torch.onnx.export(
                 _Logits(model).eval(),
                 (example,),
@@ -167,6 +167,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
             )
     finally:
         exporter.setLevel(level)
+    assert program is not None  # of the exporter that `dynamo=True` chooses
     program.save(path, external_data=False)
     if dtype == "int8":
         inferred = path.with_suffix(".inferred.onnx")
@@ -177,7 +178,7 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
             op_types_to_quantize=["MatMul"],
             per_channel=True,
             weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
-            extra_options={"MatMulConstBOnly": True},  # not the products of attention: they have no weights
+            extra_options={"MatMulConstBOnly": True},  # skip the products of attention: they have no weights
         )
         inferred.unlink()
 
@@ -204,7 +205,7 @@ def _compare(
     difference, agreement = max(differences), np.mean(same)
     closeness = f"same class as torch for {agreement:.1%} of {len(images)} images, "
     closeness += f"logits differ by at most {difference:.1g}"
-    # Written so that NaN fails.
+    # In this form NaN fails too.
     if not (difference <= TOLERANCE if dtype == "float32" else agreement >= AGREEMENT):
         bound = f"at most {TOLERANCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the images"
         raise ValueError(

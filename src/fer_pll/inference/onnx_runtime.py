@@ -1,4 +1,4 @@
-"""A classifier that `fer-pll export` wrote, run by onnxruntime: it needs NumPy and Pillow as well, and no torch."""
+"""Classifiers that `fer-pll export` wrote, run by onnxruntime with NumPy and Pillow, without torch."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,11 +17,13 @@ MODEL_FILE = "model.onnx"
 
 
 class OnnxClassifier:
-    """Images of faces to class probabilities, by the files of a folder: `model.onnx` (`pixel_values`, float32
-    (B, C, H, W), to `logits`, float32 (B, K)), `preprocessor_config.json` and, for the names, `config.json`.
+    """Class probabilities for images of faces.
+
+    The folder holds `model.onnx`, which takes `pixel_values`, float32 (B, C, H, W), and gives `logits`, float32
+    (B, K); `preprocessor_config.json`; and `config.json` with the names of the classes.
 
     Args:
-        folder: as `fer-pll export` wrote it.
+        folder: one that `fer-pll export` wrote.
         threads: see `fer_pll.faces.detection.open_session`.
 
     Raises:
@@ -29,7 +31,7 @@ class OnnxClassifier:
         ValueError: a file is missing.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
         for name in (MODEL_FILE, "config.json", "preprocessor_config.json"):
             if not (folder / name).is_file():
@@ -44,26 +46,27 @@ class OnnxClassifier:
         self._resample = Image.Resampling(settings["resample"])
         scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
-        self._normalized = (scaled - mean) / std  # (C, 256): of every value that a pixel can have
+        self._normalized = (scaled - mean) / std  # (C, 256), for every value that a pixel can have
         self._session = open_session(str(folder / MODEL_FILE), "An exported model", "onnx", threads)
 
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
         resized = [image.convert(self._mode).resize(self._size, self._resample) for image in images]
-        pixels = np.stack(resized).reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
+        pixels = np.stack([np.asarray(image) for image in resized])
+        pixels = pixels.reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
         return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         return self._session.run(["logits"], {"pixel_values": pixel_values})[0]
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """Class probabilities of images of one face each, float64 (B, K)."""
+        """Class probabilities, float64 (B, K), of images that show one face each."""
         logits = self.logits(self.preprocess(images)).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
     def classify(self, crops: Iterable[Image.Image], batch_size: int) -> Iterator[list[dict[str, Any]]]:
-        """For every crop what the task `image-classification` answers: all classes, the best first."""
+        """For each crop, the answer of the task `image-classification`: all classes, the best first."""
         for batch in batches(crops, batch_size):
             for probabilities in self(batch).tolist():
                 yield rank_expressions(probabilities, self.classes)
@@ -71,7 +74,7 @@ class OnnxClassifier:
     def recognize(
         self, images: Iterable[Image.Image], detector: Detector, crop: FaceCrop, batch_size: int
     ) -> Iterator[list[dict[str, Any]]]:
-        """For every image what the task `facial-expression-recognition` answers: its faces."""
+        """For each image, the answer of the task `facial-expression-recognition`: its faces."""
         for batch in batches(images, batch_size):
             faces = [find_faces(image, detector) for image in batch]
             crops = [

@@ -1,16 +1,18 @@
-"""The task `facial-expression-recognition` of `transformers.pipeline`: a photograph to its faces' expressions."""
+"""The task `facial-expression-recognition` of `transformers.pipeline`: from a photograph to its faces' expressions."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image
+from transformers import BaseImageProcessor
 from transformers.pipelines.base import ChunkPipeline
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
 from ..io.images import open_image
 from .answers import describe_face
+from .loading import class_names
 
 TASK = "facial-expression-recognition"
 
@@ -21,8 +23,8 @@ class FacialExpressionPipeline(ChunkPipeline):
         recognize = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
         recognize("group.jpg")
 
-    Takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of its faces
-    in the detector's order, empty where there is none; each is a dictionary with
+    It takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of the faces,
+    in the detector's order, empty where there are none. Each face is a dictionary with
 
     - `box`: `xmin`, `ymin`, `xmax`, `ymax` in pixels of the upright image,
     - `score`: the detector's,
@@ -33,20 +35,23 @@ class FacialExpressionPipeline(ChunkPipeline):
         detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
-        batch_size: how many faces go through the model together, of however many images.
+        batch_size: number of faces that go through the model together; they may be from several images.
 
     Raises:
         ValueError: no crop is known for this model, an image cannot be read, or the extra `faces` is not installed.
     """
 
-    _load_processor = False
-    _load_image_processor = True
-    _load_feature_extractor = False
-    _load_tokenizer = False
+    # Pipeline declares these as None; its own subclasses assign them alike.
+    _load_processor = False  # type: ignore[assignment]
+    _load_image_processor = True  # type: ignore[assignment]
+    _load_feature_extractor = False  # type: ignore[assignment]
+    _load_tokenizer = False  # type: ignore[assignment]
 
+    image_processor: BaseImageProcessor
     _default_detector: Detector | None = None
 
-    def _sanitize_parameters(
+    # The four methods below narrow the signatures of Pipeline, as its own subclasses do.
+    def _sanitize_parameters(  # type: ignore[override]
         self,
         detector: str | Detector | None = None,
         crop: FaceCrop | str | None = None,
@@ -59,10 +64,10 @@ class FacialExpressionPipeline(ChunkPipeline):
         }
         return {name: value for name, value in given.items() if value is not None}, {}, {}
 
-    def preprocess(
+    def preprocess(  # type: ignore[override]
         self, image: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
     ) -> Iterator[dict[str, Any]]:
-        """One item for each face; an image without one gets one blank item, so that it has an answer as well."""
+        """One item for each face. An image without a face gets one blank item, so that it has an answer too."""
         crop = crop or FaceCrop.from_image_processor(
             self.image_processor, self.model.name_or_path or "The model's image processor"
         )
@@ -77,13 +82,12 @@ class FacialExpressionPipeline(ChunkPipeline):
             last = number + 1 >= len(faces)
             yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
         return {**model_inputs, "logits": outputs.logits}
 
-    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        names = self.model.config.id2label
-        classes = [names[k] for k in range(len(names))]
+    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
+        classes = class_names(self.model.config)
         return [
             describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes)
             for answer in answers
@@ -91,6 +95,6 @@ class FacialExpressionPipeline(ChunkPipeline):
         ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Saves model and image processor. This task needs the package, so its code does not go along."""
+        """Save model and image processor. This task needs the package, so its code is not saved with them."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)

@@ -18,6 +18,10 @@ from .media import Shown, list_files, show
 from .onnx_runtime import OnnxClassifier
 
 NO_FACE = "no face found"
+
+Answer = tuple[Shown, list[dict[str, Any]]]
+"""Something that was shown, and the pipeline's answer; empty where there is no image."""
+
 _COLUMNS = {
     "file": str,
     "frame": int,
@@ -45,31 +49,31 @@ def predict(
     overwrite: bool = False,
     backend: str = "torch",
 ) -> bool:
-    """Recognizes every face in files, folders, patterns and videos.
+    """Recognize the expression of each face in images and videos.
 
     Args:
         sources: see `fer_pll.inference.media.list_files`.
-        model: folder or Hub name of a classifier, by default the one in the package; for `onnx`, folder that
+        model: folder or Hub name of a classifier (default: the one in the package); for `onnx`, a folder that
             `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
             (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image, the
             detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image without a face and a
-            file that cannot be read get a row that says so.
+            file that cannot be read have a row that says so.
         save_pictures: new or empty folder for the images with their faces marked.
-        cropped: the images are face crops already: no face is looked for, each image is one.
-        crop: checkpoint to take the crop from, where `model` has none.
+        cropped: each image is a face crop already; no faces are searched for.
+        crop: checkpoint whose crop is used where `model` has none.
         detector: see `fer_pll.faces.detection.load_detector`.
-        every: of a video, look at the frames 0, `every`, 2 `every` ...
-        batch_size: faces that go through the model together.
-        device: `cpu`, `cuda` ...; the GPU by default, where there is one. For torch only.
-        overwrite: replace what `out` and `save_pictures` hold.
+        every: use the frames 0, `every`, 2 `every` ... of a video.
+        batch_size: number of faces that go through the model together.
+        device: `cpu`, `cuda` ... (default: the GPU, where there is one). For torch only.
+        overwrite: replace `out`, and write into `save_pictures` even if it holds files.
         backend: `torch`, or `onnx`, which imports neither torch nor transformers.
 
     Returns:
-        whether it came to the end: False where Ctrl-C ended it.
+        whether it reached the end: False where Ctrl-C ended it.
 
     Raises:
-        ValueError, OSError: something that the user can put right.
+        ValueError, OSError: something that the user can fix.
     """
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
@@ -89,12 +93,15 @@ def predict(
     table = TableWriter(out, columns, overwrite) if out is not None else None
     answers = _answers(recognizer.answer, files, every, recognizer.gray)
 
-    counts, expressions, whole = Counter(), Counter(), False
+    counts: Counter[str] = Counter()
+    expressions: Counter[str] = Counter()
+    whole = False
     try:
         try:
-            for shown, faces in answers if table is None else _counted(answers):
-                faces = [{"box": None, "score": None, "expressions": faces}] if cropped and faces else faces
-                counts["unreadable" if shown.problem else "pictures"] += 1
+            for shown, answer in answers if table is None else _counted(answers):
+                faces: list[dict[str, Any]]
+                faces = [{"box": None, "score": None, "expressions": answer}] if cropped and answer else answer
+                counts["unreadable" if shown.problem else "images"] += 1
                 counts["without a face"] += not (shown.problem or faces)
                 counts["faces"] += len(faces)
                 expressions.update(face["expressions"][0]["label"] for face in faces)
@@ -120,9 +127,9 @@ def predict(
 
 
 class _Recognizer(NamedTuple):
-    """A loaded model. `answer` takes images and gives, in their order, what the pipeline of the task answers.
+    """A loaded model. `answer` takes images and gives the answers of the task's pipeline, in the same order.
 
-    `gray` says that it takes face crops, and was trained on gray ones.
+    `gray`: it takes face crops, and was trained on gray ones.
     """
 
     classes: list[str]
@@ -133,29 +140,29 @@ class _Recognizer(NamedTuple):
 def _with_torch(
     model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
 ) -> _Recognizer:
-    # Not above, because transformers loads torch.
-    from transformers import AutoConfig, AutoModelForImageClassification, pipeline
+    # Imported here, because transformers loads torch.
+    from transformers import AutoModelForImageClassification, Pipeline, PreTrainedModel, pipeline
 
-    from .loading import load_weights
+    from .loading import class_names, load_weights
     from .pipeline import TASK
 
-    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    options = {
-        "model": load_weights(AutoModelForImageClassification, model, trust_remote_code=False),
+    classifier: PreTrainedModel = load_weights(AutoModelForImageClassification, model, trust_remote_code=False)
+    classes = class_names(classifier.config)
+    options: dict[str, Any] = {
+        "model": classifier,
         "image_processor": model,
         "device": device,
         "batch_size": batch_size,
         "trust_remote_code": False,
     }
+    recognize: Pipeline
     if cropped:
-        recognize = pipeline("image-classification", top_k=config.num_labels, **options)  # None means five
+        recognize = pipeline("image-classification", top_k=len(classes), **options)  # None means five
     else:
-        recognize = pipeline(TASK, detector=detector, crop=crop, **options)
-        if crop is None:
-            FaceCrop.from_image_processor(
-                recognize.image_processor, model
-            )  # raises where there is none, before any image is opened
-    classes = [config.id2label[k] for k in range(config.num_labels)]
+        # The task is ours, and not in the types of transformers.
+        recognize = pipeline(TASK, detector=detector, crop=crop, **options)  # type: ignore[call-overload]
+        if crop is None:  # Raise before any image is opened.
+            FaceCrop.from_image_processor(recognize.image_processor, model)
     gray = cropped and _is_gray(getattr(recognize.image_processor, "face_crop", None), model)
     return _Recognizer(classes, gray, recognize)
 
@@ -166,16 +173,18 @@ def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch
         gray = _is_gray(classifier.face_crop, model)
         return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
     face_crop = FaceCrop.from_dict(classifier.face_crop, model) if crop is None else FaceCrop.from_pretrained(crop)
-    options = {"detector": load_detector(detector), "crop": face_crop, "batch_size": batch_size}
-    return _Recognizer(classifier.classes, False, lambda images: classifier.recognize(images, **options))
+    find = load_detector(detector)
+    return _Recognizer(
+        classifier.classes, False, lambda images: classifier.recognize(images, find, face_crop, batch_size)
+    )
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
     return face_crop is not None and FaceCrop.from_dict(face_crop, model).color == "gray"
 
 
-def _counted(answers: Iterable[Any]) -> Iterator[Any]:
-    """Says on a terminal how far it is."""
+def _counted(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Pass answers on, and count them on a terminal."""
     terminal = sys.stderr.isatty()
     for number, answer in enumerate(answers, 1):
         yield answer
@@ -190,11 +199,11 @@ def _answers(
     files: list[Path],
     every: int,
     gray: bool = False,
-) -> Iterator[tuple[Shown, list[dict[str, Any]]]]:
-    """Everything that is shown, in its order, with the pipeline's answer, empty where there is no image.
+) -> Iterator[Answer]:
+    """Everything in the files, in order, with its answer.
 
-    With `gray` the pipeline gets gray images, else RGB, as `show` opens them. It takes images ahead until it has a
-    batch of faces: `waiting` is what it has taken and not answered.
+    With `gray` the pipeline gets gray images, otherwise RGB, as `show` opens them. The pipeline reads ahead until it
+    has a batch of faces: `waiting` holds what it has read and not yet answered.
     """
     waiting: deque[Shown] = deque()
 
@@ -215,7 +224,7 @@ def _answers(
 
 def _rows(shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type]) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(columns)
-    # Names of files need not be Unicode, tables must be.
+    # File names need not be Unicode, tables must be.
     empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}
     if not faces:
         yield {**empty, "problem": shown.problem or NO_FACE}
@@ -235,9 +244,9 @@ def _line(row: dict[str, Any]) -> str:
 
 
 class _ImageFolder:
-    """Where images with marked faces go, under their own names; a number is added to a name that came before."""
+    """A folder for images with marked faces. They keep their names; a name that is taken gets a number."""
 
-    def __init__(self, path: str, overwrite: bool):
+    def __init__(self, path: str, overwrite: bool) -> None:
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{path} is a file: name a folder for the images")
@@ -251,6 +260,7 @@ class _ImageFolder:
         self._names[name] += 1
         if self._names[name] > 1:
             name = f"{name}-{self._names[name]}"
+        assert shown.image is not None  # it has faces
         with whole_file(self.path / f"{name}.jpg") as unfinished:
             _marked(shown.image, faces).save(unfinished, "JPEG", quality=92)
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a prepared data set."""
+"""Predictions of a checkpoint for a prepared data set."""
 
 import torch
 from datasets import Dataset
@@ -11,7 +11,7 @@ from transformers.image_processing_backends import PilBackend
 def predict_logits(
     model: PreTrainedModel, image_processor: PilBackend, dataset: Dataset, batch_size: int = 256
 ) -> torch.Tensor:
-    """Logits, float32 (N, K), of the column `image`; shows a progress bar."""
+    """Logits, float32 (N, K), for the column `image`; shows a progress bar."""
     logits = []
     for rows in tqdm(dataset.select_columns("image").iter(batch_size), "evaluate", -(-len(dataset) // batch_size)):
         inputs = image_processor(rows["image"], return_tensors="pt").to(model.device)

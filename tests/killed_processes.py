@@ -15,7 +15,7 @@ from fer_pll.training.checkpoints import last_checkpoint
 def leave(result: dict, folder: str | Path) -> None:
     """To be called last in a process: writes its result, whole or not at all."""
     torch.save(result, Path(folder) / "unfinished.pt")
-    os.replace(Path(folder) / "unfinished.pt", Path(folder) / "result.pt")
+    (Path(folder) / "unfinished.pt").replace(Path(folder) / "result.pt")
     os._exit(0)  # what libraries do at the exit of a forked process takes ten seconds
 
 

@@ -80,7 +80,8 @@ def test_the_astronaut_is_happy(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Image.fromarray(astronaut()).save(tmp_path / "astronaut.png")
     assert fer_pll_cli.main(["predict", str(tmp_path / "astronaut.png"), "--out", str(tmp_path / "faces.csv")]) == 0
-    (face,) = csv.DictReader(open(tmp_path / "faces.csv"))
+    with (tmp_path / "faces.csv").open(newline="") as file:
+        (face,) = csv.DictReader(file)
     assert face["expression"] == "happiness"
     assert sum(float(face[f"p_{name}"]) for name in EXPRESSIONS) == pytest.approx(1, abs=1e-5)
 
@@ -104,8 +105,8 @@ def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
     rows = [(usage, image) for usage, count in (("Training", 64), ("PublicTest", 16)) for image in range(count)]
     (tmp_path / "raw").mkdir()
     with (
-        open(tmp_path / "raw" / "fer2013.csv", "w") as images,
-        open(tmp_path / "raw" / "fer2013new.csv", "w") as votes,
+        (tmp_path / "raw" / "fer2013.csv").open("w") as images,
+        (tmp_path / "raw" / "fer2013new.csv").open("w") as votes,
     ):
         print("emotion,pixels,Usage", file=images)
         print("Usage,Image name," + ",".join((*EXPRESSIONS, "unknown", "NF")), file=votes)

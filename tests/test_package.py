@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 import fer_pll
-from fer_pll import FerPllImageProcessor
 from fer_pll.labels.expressions import EXPRESSIONS
 from hub.fake_hub import FakeHub
+from tiny import tiny_config, tiny_processor
 
 ROOT = Path(__file__).parents[1]
 
@@ -203,26 +203,6 @@ def test_pushes_from_the_installed_wheel_are_complete(outside, tmp_path):
             assert pushed[name] == (ROOT / "src/fer_pll/model" / name).read_bytes()
 
 
-TINY = {
-    "model_type": "fer_pll",
-    "architectures": ["FerPllForImageClassification"],
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "image_size": 32,
-    "patch_size": 8,
-    "num_channels": 1,
-    "hog_cell_size": 4,
-    "decoder_hidden_size": 16,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "image_std": [0.25],
-    "id2label": dict(enumerate(EXPRESSIONS)),
-    "label2id": {name: number for number, name in enumerate(EXPRESSIONS)},
-}
-
-
 @pytest.mark.timeout(900)  # ten processes, each of which loads torch
 def test_the_wheel_is_the_program(outside, tmp_path):
     """From nothing to a model on the Hub, with the wheel alone, in an empty folder, by commands."""
@@ -230,9 +210,9 @@ def test_the_wheel_is_the_program(outside, tmp_path):
     program = [sys.executable, str(site / "bin" / "fer-pll")]  # the script's first line names pip's Python
     folder = tmp_path / "empty"
     (folder / "tiny").mkdir(parents=True)
-    (folder / "tiny" / "config.json").write_text(json.dumps(TINY))
-    size = {"height": 32, "width": 32}
-    FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25]).save_pretrained(folder / "tiny")
+    config = tiny_config(EXPRESSIONS, hidden_size=16, num_hidden_layers=1, intermediate_size=32, image_size=32)
+    config.to_json_file(folder / "tiny" / "config.json")
+    tiny_processor(config).save_pretrained(folder / "tiny")
     environment = environment | {"HF_HOME": str(tmp_path / "home")}
 
     def fer_pll(command: str, **variables: str) -> str:

@@ -13,25 +13,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
-from transformers import set_seed
 
-from conftest import make_images
-from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
-from toy_training import CONFIG
+from tiny import make_images, make_pretrainer, tiny_config, tiny_processor
 
 DEFAULTS = {
     "per_device_train_batch_size": 8,
     "max_steps": 12,
     "save_steps": 3,
-    "learning_rate": 3e-3,
-    "logging_steps": 1,
+    "save_strategy": "steps",
     "crop_scale": 0.7,
     "shuffle_buffer": 10,
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 
 
@@ -91,14 +85,13 @@ class WatchedTrainer(FerPllPreTrainer):
         return inputs
 
 
-def make_trainer(folder: Path, data: list[str], settings: dict) -> WatchedTrainer:
-    args = FerPllPreTrainingArguments(output_dir=str(folder), **(DEFAULTS | settings))
-    set_seed(args.seed)
-    trainer = WatchedTrainer(
-        FerPllForPreTraining(FerPllConfig(**CONFIG)),
-        args,
-        processing_class=FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25]),
-        train_dataset=ImageStream(data, args.shuffle_buffer, args.seed, args.process_index, args.world_size),
+def make_stream_trainer(folder: Path, data: list[str], settings: dict) -> WatchedTrainer:
+    def stream(args: FerPllPreTrainingArguments) -> ImageStream:
+        return ImageStream(data, args.shuffle_buffer, args.seed, args.process_index, args.world_size)
+
+    settings = DEFAULTS | settings
+    trainer = make_pretrainer(
+        folder, tiny_config(), tiny_processor(), stream, trainer_class=WatchedTrainer, **settings
     )
     trainer.seen = []
     return trainer
@@ -106,7 +99,7 @@ def make_trainer(folder: Path, data: list[str], settings: dict) -> WatchedTraine
 
 def run(folder: Path, data: list[str], settings: dict, resume: str | None = None, callbacks: tuple = ()) -> dict:
     """Pre-train, and return what was seen, the losses and the weights."""
-    trainer = make_trainer(folder, data, settings)
+    trainer = make_stream_trainer(folder, data, settings)
     for callback in callbacks:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)

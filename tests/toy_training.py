@@ -8,44 +8,17 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import TrainerCallback, set_seed
+from transformers import TrainerCallback
 
-from conftest import CLASSES, make_dataset
-from fer_pll import (
-    FerPllConfig,
-    FerPllForImageClassification,
-    FerPllImageProcessor,
-    FerPllTrainer,
-    FerPllTrainingArguments,
-)
+from fer_pll import FerPllTrainer
+from tiny import make_dataset, make_trainer, tiny_config, tiny_processor
 
-CONFIG = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 16,
-    "patch_size": 8,
-    "num_channels": 1,
-    "hog_cell_size": 4,
-    "decoder_hidden_size": 16,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
-    "image_std": [0.25],
-    "id2label": dict(enumerate(CLASSES)),
-    "label2id": {name: i for i, name in enumerate(CLASSES)},
-}
 DEFAULTS = {
     "num_train_epochs": 4,
-    "learning_rate": 3e-3,
-    "logging_steps": 1,
-    "save_strategy": "no",
     "revision_threshold": 0.05,
     "crop_scale": 0.7,
     "light": 0.2,
     "uniform_weight": 0.5,
-    "disable_tqdm": True,
-    "use_cpu": True,
 }
 
 
@@ -73,15 +46,8 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     """Train, and return losses, gradient norms, the table after every step, and what training ended with."""
     settings = DEFAULTS | settings
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
-    args = FerPllTrainingArguments(output_dir=str(folder), **settings)
-    set_seed(args.seed)
-    trainer = WatchedTrainer(
-        FerPllForImageClassification(FerPllConfig(**CONFIG)),
-        args,
-        processing_class=FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25]),
-        train_dataset=make_dataset(rows),
-        eval_dataset=make_dataset(24, seed=1),
-    )
+    data = make_dataset(rows), make_dataset(24, seed=1)
+    trainer = make_trainer(folder, tiny_config(), tiny_processor(), *data, trainer_class=WatchedTrainer, **settings)
     trainer.seen = []
     watcher = Watcher(trainer)
     for callback in [watcher, *callbacks]:
@@ -90,7 +56,7 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     logs = [log for log in trainer.state.log_history if "loss" in log]
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
-        "world_size": args.world_size,
+        "world_size": trainer.args.world_size,
         "losses": [log["loss"] for log in logs],
         "grad_norms": [log["grad_norm"] for log in logs],
         "seen": trainer.seen,

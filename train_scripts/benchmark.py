@@ -1,4 +1,4 @@
-"""Launcher of `benchmarks`: one part of fer-pll beside the library that a user would otherwise take; see --help."""
+"""Launcher of `benchmarks`: one part of fer-pll against the library that a user would otherwise take; see --help."""
 
 import fer_pll_cli
 from benchmarks.main import main

@@ -2,10 +2,10 @@
 
     python train_scripts/compare_methods.py --out runs/compare-methods
 
-For each seed, draws faces and votes, pre-trains once and trains every method from there with the same settings.
-Accuracy is on new faces, judged by the expression that was drawn; label recovery is the share of the training faces
-whose largest confidence at the end stands at it. Results that are there already are not made again, so the same
-command goes on where it was cut off. The last lines printed are the table.
+For each seed, the script draws faces and votes, pre-trains once, and fine-tunes with every method from there with the
+same settings. The true label of a face is the expression that was drawn. Accuracy is that on new faces. Label recovery
+is the share of the training faces whose largest final confidence is that of the true label. The script does not repeat
+results that exist, so the same command continues an interrupted one. The last lines of the output are the table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from fer_pll.data.prepare import prepare
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.trainer import FerPllTrainer
 
-# (name in the table, settings beyond the common ones)
+# Settings beyond the common ones, by the name in the table.
 METHODS = {
     "softmax": {"loss": "cross_entropy"},
     "soft votes": {"loss": "soft_votes"},
@@ -45,7 +45,7 @@ COMMON = {"confidence_init": "votes", "revision_threshold": 0.2, "uniform_weight
 
 
 def train(settings: dict, epochs: int, seed: int, data, pretrained: Path, image_processor, out: Path) -> dict:
-    """Train one method; accuracy on the validation faces and label recovery on the training faces."""
+    """Train one method. Returns accuracies on the validation faces and label recovery on the training faces."""
     set_seed(seed)
     args = FerPllTrainingArguments(
         output_dir=str(out),
@@ -77,7 +77,7 @@ def run_seed(seed: int, args: argparse.Namespace, out: Path) -> None:
     data = prepare("synthetic", out=out / f"data-{seed}", overwrite=True, seed=seed, variation=0.2, **sizes)
     data["train"] = add_candidates(data["train"])
     config = FerPllConfig(**SIZES)
-    config._attn_implementation = "eager"  # quicker than SDPA on a CPU for so few tokens
+    config._attn_implementation = "eager"  # faster than SDPA on a CPU for so few tokens
     image_processor = FerPllImageProcessor(
         num_channels=1, size={"height": 48, "width": 48}, image_mean=config.image_mean, image_std=config.image_std
     )
@@ -94,7 +94,7 @@ def run_seed(seed: int, args: argparse.Namespace, out: Path) -> None:
 
 
 def table(results: list[dict]) -> str:
-    """Markdown, percent, mean ± standard deviation over the seeds."""
+    """A Markdown table in percent, mean ± standard deviation over the seeds."""
     lines = ["| loss, revision | accuracy | mean class accuracy | label recovery |", "|---|---|---|---|"]
     for name in METHODS:
         cells = []
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds 0 .. N-1 (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=2000, help="training faces (default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=10, help="of each training (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="of each run (default: %(default)s)")
     args = parser.parse_args()
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,11 @@
 
     python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default -- --bf16 true
 
-Pre-trains on the images of FER+'s Training, trains on the candidate sets of 96 % of them, fits a temperature on the
-rest, judges on PublicTest, and copies weights in float16, configuration, card and figures to --to. The test split,
-PrivateTest, is not looked at. What is done already is not done again, and a training that was cut off goes on.
-Settings are those of hub_configs/fer-pll-tiny-ferplus; options after `--` go to both trainings and must not change
-what is learned.
+The script pre-trains on the images of FER+'s Training, fine-tunes on the candidate sets of 96 % of them, fits a
+temperature on the rest, and evaluates on PublicTest. Then it copies weights in float16, configuration, card and
+figures to --to. It does not use the test split, PrivateTest. It skips finished steps and resumes an interrupted run.
+The settings are those of hub_configs/fer-pll-tiny-ferplus. Options after `--` go to both runs and must not change what
+is learned.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.training.checkpoints import last_checkpoint
 
 HELD_OUT_SHARE = 0.04
-BALANCE = 0.3  # of fer-pll calibrate: more, and the accuracy loses what the mean class accuracy gains
+BALANCE = 0.3  # of fer-pll calibrate; above it, the accuracy loses more than the mean class accuracy gains
 
 
 def run(command: ModuleType, *argv: object) -> None:
-    """One of the commands of `fer-pll`, in this process."""
+    """Run one of the commands of `fer-pll` in this process."""
     print(f"$ fer-pll {command.__name__.rpartition('.')[2]} {' '.join(map(str, argv))}", flush=True)
     command.main([str(each) for each in argv])
 
 
 def train(command: ModuleType, folder: Path, *argv: object) -> None:
-    """A training to its end, from its last checkpoint where there is one; nothing where it is through."""
+    """Train to the end, from the last checkpoint if there is one. Do nothing if the run is finished."""
     if (folder / CARD_NAME).is_file():  # written last
         return
     again = ["--resume_from_checkpoint", "last"] if last_checkpoint(folder) else ["--overwrite"]
@@ -44,9 +44,9 @@ def train(command: ModuleType, folder: Path, *argv: object) -> None:
 
 
 def package(checkpoint: Path, to: Path) -> None:
-    """Copy what belongs to a checkpoint, with a card that tells how to load it, and without the package's code.
+    """Copy the files of a checkpoint, without the package's code, with a card that says how to load it.
 
-    Replaces an earlier copy in `to`, and nothing else.
+    It replaces the files of an earlier copy in `to` and no others.
     """
     for name in published_files(checkpoint):
         if name.endswith(".py") or name == CARD_NAME:
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("ferplus", help="folder with the files of FER+, see fer-pll prepare ferplus --help")
-    parser.add_argument("--out", type=Path, required=True, help="folder for data, trainings and the checkpoint")
+    parser.add_argument("ferplus", help="folder with the files of FER+; see fer-pll prepare ferplus --help")
+    parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and the checkpoint")
     parser.add_argument(
-        "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to: the package's"
+        "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to (default: that in the package)"
     )
     args, options = parser.parse_args(argv[:at]), argv[at + 1 :]
 

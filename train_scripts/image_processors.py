@@ -2,8 +2,8 @@
 
     python train_scripts/image_processors.py
 
-Sizes and normalization are those of the folder's config.json; the crop is that of the data set that it trains on. A
-test compares what lies there with what this would write.
+Sizes and normalization come from the config.json in the same folder, the crop from the data set that the
+configuration trains on. A test compares the files with the output of this script.
 """
 
 import json
@@ -18,19 +18,19 @@ FERPLUS = {
     "color": "gray",
     "margin": 0.0,
 }
-# Their faces are cropped in other ways; `fer-pll measure-crop` finds out how.
+# These data sets have other crops. `fer-pll measure-crop` measures them.
 WITHOUT_CROP = ("rafdb", "affectnet7", "affectnet8")
-# Other networks, whose config.json has no image size: as the configuration beside which they are compared.
+# Other networks, whose config.json has no image size. They take that of the configuration that they are compared with.
 SAME_IMAGES = {"resnet18": "fer-pll-tiny-ferplus", "resnet18-224": "fer-pll-vit-base-ferplus"}
 
 
 def folders() -> list[Path]:
-    """Every folder of a configuration."""
+    """The folders of all configurations."""
     return sorted(path.parent for root in (HUB_CONFIGS, SCRIPTS / "configs") for path in root.glob("*/config.json"))
 
 
 def image_processor(folder: Path) -> str:
-    """Text of the preprocessor_config.json of a folder."""
+    """The text of a folder's preprocessor_config.json."""
     config = json.loads((HUB_CONFIGS / SAME_IMAGES.get(folder.name, folder.name) / "config.json").read_text())
     side = config["image_size"]
     settings = {

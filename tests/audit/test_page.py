@@ -17,12 +17,12 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from conftest import CLASSES, make_dataset
 from fer_pll import ConfidenceTable
 from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.page import write_page
 from fer_pll.data.corrections import apply_corrections
 from fer_pll.labels.candidates import dataset_fingerprint
+from tiny import CLASSES, make_dataset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
 FLAGS = (
@@ -201,7 +201,7 @@ def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, a
     opened.find_element(By.ID, "download").click()
     path = downloads / "marks.csv"
     WebDriverWait(opened, 10).until(lambda _: path.is_file() and path.stat().st_size)
-    with open(path, newline="") as file:
+    with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["row_id", "mark", "label"], *expected]
     corrected, report = apply_corrections(DatasetDict(train=rows), path)
     path.unlink()
@@ -273,7 +273,7 @@ def test_what_the_data_hold_is_text_and_nothing_is_fetched(browser, downloads, t
     browser.find_element(By.ID, "download").click()
     marks = downloads / "marks.csv"
     WebDriverWait(browser, 10).until(lambda _: marks.is_file() and marks.stat().st_size)
-    with open(marks, newline="", encoding="utf-8") as file:
+    with marks.open(newline="", encoding="utf-8") as file:
         assert {tuple(line) for line in csv.reader(file)} == {
             ("row_id", "mark", "label"),
             *((name, "relabel", HOSTILE) for name in ids),

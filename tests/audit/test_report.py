@@ -12,8 +12,7 @@ from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 
 import fer_pll_cli
-from conftest import CLASSES, make_dataset
-from fer_pll import ConfidenceTable, FerPllConfig, FerPllImageProcessor, FerPllTrainingArguments
+from fer_pll import ConfidenceTable, FerPllTrainingArguments
 from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.out_of_fold import out_of_fold
 from fer_pll.audit.report import read_run
@@ -22,7 +21,8 @@ from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.training.config import start_run
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.run_folder import RunFolder
-from toy_training import CONFIG, DEFAULTS
+from tiny import CLASSES, QUICK, make_dataset, tiny_config, tiny_processor
+from toy_training import DEFAULTS
 
 ROWS, WRONG = 96, range(0, 96, 8)
 
@@ -54,11 +54,10 @@ def workspace(tmp_path_factory):
     rows = rows.remove_columns("candidates")
     save_dataset(DatasetDict(train=rows), folder / "data")
 
-    FerPllConfig(**CONFIG).save_pretrained(folder / "config")
-    size = {"height": 16, "width": 16}
-    FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25]).save_pretrained(folder / "config")
+    tiny_config().save_pretrained(folder / "config")
+    tiny_processor().save_pretrained(folder / "config")
     script = FineTuningOptions(config=str(folder / "config"), data=str(folder / "data"))
-    settings = DEFAULTS | {"num_train_epochs": 4, "per_device_train_batch_size": 32}
+    settings = QUICK | DEFAULTS | {"num_train_epochs": 4, "per_device_train_batch_size": 32}
     args = FerPllTrainingArguments(output_dir=str(folder / "run"), logging_strategy="no", **settings)
     torch.manual_seed(0)
     trainer = script.make_trainer(args, script.add_candidates(load_dataset(folder / "data", "train"), args.seed))
@@ -200,7 +199,7 @@ def test_a_run_says_where_its_data_are_or_is_told(workspace, tmp_path):
     assert read_run(tmp_path, workspace.data)[0]["row_id"][:] == rows["row_id"][:]
     reversed_rows = load_dataset(workspace.data, "train").select(range(ROWS)[::-1])
     save_dataset(DatasetDict(train=reversed_rows), tmp_path / "reversed")
-    with pytest.raises(ValueError, match="is not the data set that .* was trained on: 96 rows .* or another order"):
+    with pytest.raises(ValueError, match=r"is not the data set that .* was trained on: 96 rows .* or another order"):
         read_run(tmp_path, tmp_path / "reversed")
 
 

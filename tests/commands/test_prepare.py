@@ -105,7 +105,7 @@ def test_bad_input_keeps_the_former_set_and_leaves_nothing(source, tmp_path):
     main(["ferplus", str(source), "--out", str(out)])
     whole = (source / "fer2013.csv").read_text()
     (source / "fer2013.csv").write_text(whole[:-30])
-    with pytest.raises(DataError, match="fer2013.csv:6 has 2 columns where 3 should be") as error:
+    with pytest.raises(DataError, match=r"fer2013.csv:6 has 2 columns where 3 should be") as error:
         main(["ferplus", str(source), "--out", str(out), "--overwrite"])
     assert len(str(error.value).splitlines()) == 1
     assert len(load_dataset(out, "train")) == 2

@@ -3,11 +3,11 @@
 import pytest
 from datasets import Dataset, DatasetDict
 
-from conftest import make_dataset
 from fer_pll.commands import pretrain
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.io.errors import DataError
+from tiny import make_dataset
 from toy_streaming import encoded, write_tar
 
 

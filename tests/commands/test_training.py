@@ -19,21 +19,13 @@ import fer_pll_cli
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.expressions import EXPRESSIONS
+from tiny import SIZES
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
 LAUNCHERS = {
     "accelerate, module": ("accelerate", "launch", "--cpu", "-m", "fer_pll.commands.finetune"),
     "torchrun, file": ("torchrun", "--nproc_per_node", "1", SCRIPTS / "finetune.py"),
     "python, file": (sys.executable, SCRIPTS / "finetune.py"),
-}
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "decoder_hidden_size": 16,
-    "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 32,
 }
 
 
@@ -64,7 +56,7 @@ def workspace(tmp_path_factory) -> Path:
     config.mkdir()
     for path in (shipped / "preprocessor_config.json", shipped / "finetune.yaml", pretraining):
         (config / path.name).write_text(path.read_text())
-    settings = json.loads((shipped / "config.json").read_text()) | SMALL
+    settings = json.loads((shipped / "config.json").read_text()) | SIZES
     (config / "config.json").write_text(json.dumps(settings))
     sizes = ("--num-train", 96, "--num-validation", 32, "--num-test", 0)
     fer_pll("prepare", "synthetic", "--out", folder / "data", *sizes)
@@ -217,7 +209,7 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(
-            ["stream", "--pictures", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
+            ["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
         ),
     ],
 )

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import make_dataset
 from fer_pll.data.augmentation import BatchAugmentation, keyed_uniform, sampling_grid
 from fer_pll.data.collator import PixelCollator
+from tiny import make_dataset
 
 
 def random_pixels(batch: int = 6, side: int = 16) -> torch.Tensor:

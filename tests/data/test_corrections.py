@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from datasets import DatasetDict
 
-from conftest import CLASSES, make_dataset
 from fer_pll.data.corrections import apply_corrections
 from fer_pll.data.provenance import Provenance
 from fer_pll.io.errors import DataError
+from tiny import CLASSES, make_dataset
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def test_landmarks_of_the_data_go_before_those_of_a_detector(astronaut):
     crop = CropToTemplate(CROP, detector="never loaded")
     expected = align_face(astronaut, np.reshape(landmarks, (5, 2)), CROP)
     assert crop(astronaut, listed(landmarks=tuple(landmarks))).tobytes() == expected.tobytes()
-    with pytest.raises(DataError, match="photo.jpg: points or template lie all in one place"):
+    with pytest.raises(DataError, match=r"photo.jpg: points or template lie all in one place"):
         crop(astronaut, listed(landmarks=(5.0,) * 10))
 
 
@@ -62,7 +62,7 @@ def test_without_landmarks_the_largest_face_is_found(astronaut):
     found = np.asarray(again(both, listed()), dtype=float)
     assert found.shape == (48, 48) and abs(found - expected).mean() < 3
     assert repr(crop) == repr(again) == repr(CropToTemplate(CROP))  # so that shards are found again
-    with pytest.raises(DataError, match="photo.jpg: no face found"):
+    with pytest.raises(DataError, match=r"photo.jpg: no face found"):
         crop(PILImage.new("RGB", (100, 100)), listed())
 
 

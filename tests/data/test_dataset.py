@@ -62,7 +62,7 @@ def test_another_run_is_refused_then_replaced(tmp_path):
     out = tmp_path / "set"
     save_dataset(make_dataset(3), out)
     before = content(out)
-    with pytest.raises(DataError, match="set already holds dataset_dict.json, train, validation: .*--overwrite"):
+    with pytest.raises(DataError, match=r"set already holds dataset_dict.json, train, validation: .*--overwrite"):
         save_dataset(make_dataset(5), out)
     assert content(out) == before
     save_dataset(make_dataset(5), out, overwrite=True)
@@ -98,13 +98,13 @@ def test_what_is_no_prepared_set_is_never_replaced(tmp_path):
     out = tmp_path / "home"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match="home holds thesis.tex, which does not belong to a prepared data set"):
+    with pytest.raises(DataError, match=r"home holds thesis.tex, which is no part of a prepared data set"):
         check_output_folder(out, overwrite=True)
     save_dataset(make_dataset(), tmp_path / "set")
     (tmp_path / "set" / "notes.txt").write_text("of mine")
-    with pytest.raises(DataError, match="set holds notes.txt, which does not belong"):
+    with pytest.raises(DataError, match=r"set holds notes.txt, which is no part"):
         save_dataset(make_dataset(), tmp_path / "set", overwrite=True)
-    with pytest.raises(DataError, match="thesis.tex is a file"):
+    with pytest.raises(DataError, match=r"thesis.tex is a file"):
         save_dataset(make_dataset(), out / "thesis.tex", overwrite=True)
     assert (out / "thesis.tex").read_text() == "years of work"
     assert (tmp_path / "set" / "notes.txt").read_text() == "of mine"
@@ -160,7 +160,7 @@ save_dataset(Killed(load_dataset({str(out)!r})), {str(out)!r}, overwrite=True)
 
 
 def test_what_cannot_be_loaded(tmp_path):
-    with pytest.raises(DataError, match="absent is not a folder: .*`fer-pll prepare`"):
+    with pytest.raises(DataError, match=r"absent is not a folder: .*`fer-pll prepare`"):
         load_dataset(tmp_path / "absent")
     with pytest.raises(DataError, match=r"is not a prepared data set \(it has no dataset_dict.json\)"):
         load_dataset(tmp_path)
@@ -184,14 +184,14 @@ def test_a_damaged_set(tmp_path, name, damage):
     file.unlink()
     if damage == "cut off":
         file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match="set (cannot be read|is not a prepared data set)"):
+    with pytest.raises(DataError, match=r"set (cannot be read|is not a prepared data set)"):
         load_dataset(tmp_path / "set")
 
 
 def test_a_split_that_is_listed_but_absent(tmp_path):
     save_dataset(make_dataset(), tmp_path / "set")
     (tmp_path / "set" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "validation", "test"]}))
-    with pytest.raises(DataError, match="set cannot be read .*prepare it again"):
+    with pytest.raises(DataError, match=r"set cannot be read .*prepare it again"):
         load_dataset(tmp_path / "set")
 
 

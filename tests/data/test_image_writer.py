@@ -56,7 +56,7 @@ def test_strict_stops_at_the_first(tmp_path):
 def test_nothing_to_use_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no train images listed"):
         write_split([], FEATURES, tmp_path / "shards")
-    with pytest.raises(DataError, match="none of 2 train images can be used; the first: .*0.png"):
+    with pytest.raises(DataError, match=r"none of 2 train images can be used; the first: .*0.png"):
         write_split(listed(tmp_path, 2, broken=(0, 1)), FEATURES, tmp_path / "shards")
 
 

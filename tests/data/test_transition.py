@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from conftest import make_dataset
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.transition import read_transition
 from fer_pll.io.errors import DataError
 from fer_pll.training.finetuning import FineTuningOptions
+from tiny import make_dataset
 
 CLASSES = ["neutral", "happiness", "sadness"]
 TABLE = """given,Sad,neutral,happy
@@ -54,7 +54,7 @@ def test_malformed_tables_are_named_by_line(tmp_path, before, after, reason):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(DataError, match="absent.csv is missing"):
+    with pytest.raises(DataError, match=r"absent.csv is missing"):
         read_transition(tmp_path / "absent.csv", CLASSES)
 
 
@@ -74,7 +74,7 @@ def test_it_is_for_data_with_one_label():
     dataset = make_dataset(4)
     for columns in ([], ["candidates"]):
         with pytest.raises(
-            DataError, match="the data have (votes|candidates) of their own, so no transition is drawn"
+            DataError, match=r"the data have (votes|candidates) of their own, so no transition is drawn"
         ):
             add_candidates(dataset.remove_columns(columns), transition=matrix)
     with pytest.raises(ValueError, match="transition and set_size are two ways"):

@@ -103,7 +103,7 @@ def test_every_process_holds_the_same_table_after_each_step(name, two_processes)
 
 def test_something_was_revised(one_process):
     for name in ("paper", "accumulated", "reversible", "proden", "rc", "crpll", "sampler", "adjusted"):
-        assert 0.1 < (one_process[name]["revised_epoch"] >= 0).float().mean(), name
+        assert (one_process[name]["revised_epoch"] >= 0).float().mean() > 0.1, name
 
 
 @pytest.mark.parametrize(("name", "other"), [("paper", "accumulated"), ("sampler", "sampler_accumulated")])

@@ -184,7 +184,7 @@ def test_a_contract_of_earlier_versions_is_read_and_written_anew(before, now, tm
     assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text())["face_crop"] == loaded.face_crop
     with pytest.raises(ValueError, match="choose 'gray' or 'rgb'"):
         FerPllImageProcessor(num_channels=1, face_crop={**earlier, "colour": "blue"})
-    with pytest.raises(ValueError, match="it has: .*color"):
+    with pytest.raises(ValueError, match=r"it has: .*color"):
         FerPllImageProcessor(num_channels=1, face_crop={**earlier, "color": now})
 
 
@@ -208,7 +208,7 @@ def test_the_shipped_configurations_have_the_crop_of_ferplus():
 
 def test_a_name_that_nothing_has_is_refused_with_those_that_exist(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="fer-pll-tiny-ferpuls: no checkpoint.*fer-pll-tiny-ferplus"):
+    with pytest.raises(ValueError, match=r"fer-pll-tiny-ferpuls: no checkpoint.*fer-pll-tiny-ferplus"):
         FaceCrop.from_pretrained("fer-pll-tiny-ferpuls")
 
 

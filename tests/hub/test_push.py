@@ -17,7 +17,6 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import CLASSES
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.data.row_ids import row_ids
@@ -29,6 +28,7 @@ from fer_pll.training.run_folder import RunFolder
 from fer_pll.training.trainer import start_table
 from hub.fake_hub import FakeHub, Fault
 from hub.stranger import run_stranger
+from tiny import CLASSES
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
@@ -324,7 +324,7 @@ def test_what_is_no_data_set_of_confidences_is_refused(pushed, tmp_path):
     datasets.Dataset.from_dict({"row_id": ["a"], "index": [0], "label": [0], "confidence": [[1.0]]}).to_parquet(
         tmp_path / "train.parquet"
     )
-    with pytest.raises(ValueError, match="lacks candidates, revised_epoch. If an earlier version published it"):
+    with pytest.raises(ValueError, match=r"lacks candidates, revised_epoch. If an earlier version published it"):
         confidences_from_hub(tmp_path)
     (tmp_path / "train.parquet").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="no data set of confidences that can be read"):
@@ -348,7 +348,7 @@ def test_images_go_along_when_asked_for_and_their_terms_are_told(hub, messages, 
 def test_confidences_only_of_their_data(folder, messages, toy_train, tmp_path):
     other = toy_train.map(lambda row: {"row_id": row["row_id"] + "x"})
     save_dataset(DatasetDict(train=other), tmp_path / "other")
-    with pytest.raises(ValueError, match="other is not the data set that .*finetune was trained on"):
+    with pytest.raises(ValueError, match=r"other is not the data set that .*finetune was trained on"):
         RunFolder(folder / "runs" / "finetune").table_and_rows(tmp_path / "other")
 
 
@@ -361,14 +361,14 @@ def test_confidences_of_rows_without_names(toy_train):
 
 
 def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config.json"):
         published_files(tmp_path)
     FerPllForImageClassification(toy_config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="image processor"):
         published_files(tmp_path)
     toy_processor.save_pretrained(tmp_path)
     (tmp_path / "hog.py").rename(tmp_path / "pig.py")
-    with pytest.raises(ValueError, match="lacks hog.py"):
+    with pytest.raises(ValueError, match=r"lacks hog.py"):
         published_files(tmp_path)
     (tmp_path / "pig.py").rename(tmp_path / "hog.py")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
@@ -392,7 +392,7 @@ def test_weights_in_a_pickle_are_not_opened(toy_config, tmp_path):
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="Pickles .* are not opened.*convert it"):
+    with pytest.raises(ValueError, match=r"Pickles .* are not opened.*convert it"):
         load_weights(FerPllForImageClassification, str(tmp_path))
     with pytest.raises(OSError, match="nowhere"):  # another trouble keeps its own message
         load_weights(FerPllForImageClassification, str(tmp_path / "nowhere"))

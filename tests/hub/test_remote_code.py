@@ -23,6 +23,7 @@ from transformers.dynamic_module_utils import get_imports
 import fer_pll.model
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
 from hub.stranger import run_stranger
+from tiny import tiny_config, tiny_processor
 
 CODE_FILES = {"configuration_fer_pll.py", "hog.py", "masking.py", "modeling_fer_pll.py", "uniformity.py"}
 CROP = {
@@ -102,29 +103,12 @@ def ask_stranger(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def models() -> tuple[FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor]:
     """With a classifier far from its initialization, so that different logits could not be taken for equal ones."""
-    config = FerPllConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        image_size=16,
-        patch_size=8,
-        num_channels=1,
-        hog_cell_size=4,
-        decoder_hidden_size=16,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=24,
-        image_mean=[0.4],
-        image_std=[0.3],
-        id2label=dict(enumerate(["neutral", "happiness", "surprise", "sadness"])),
-    )
+    labels = ["neutral", "happiness", "surprise", "sadness"]
+    config = tiny_config(labels, image_mean=[0.4], image_std=[0.3])
     torch.manual_seed(0)
     classifier, pretrained = FerPllForImageClassification(config).eval(), FerPllForPreTraining(config).eval()
     torch.nn.init.normal_(classifier.classifier.weight)
-    image_processor = FerPllImageProcessor(
-        num_channels=1, size={"height": 16, "width": 16}, image_mean=[0.4], image_std=[0.3], face_crop=CROP
-    )
-    return classifier, pretrained, image_processor
+    return classifier, pretrained, tiny_processor(config, face_crop=CROP)
 
 
 @pytest.fixture(scope="module")

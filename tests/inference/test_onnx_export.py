@@ -15,10 +15,11 @@ from skimage.data import astronaut
 from transformers import AutoConfig
 
 import fer_pll_cli
-from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
+from fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.faces.alignment import FaceCrop
 from fer_pll.inference.onnx_export import export_onnx, write_model
 from fer_pll.inference.onnx_runtime import OnnxClassifier
+from tiny import tiny_config, tiny_processor
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -34,25 +35,12 @@ FACE_CROP = {
 
 def save_checkpoint(folder: Path, model_class=FerPllForImageClassification, **processor_settings) -> str:
     torch.manual_seed(0)
-    config = FerPllConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=16,
-        patch_size=8,
-        num_channels=1,
-        decoder_hidden_size=16,
-        decoder_num_attention_heads=2,
-        image_std=[0.25],
-        num_labels=7,
-    )
+    config = tiny_config([f"LABEL_{number}" for number in range(7)])
     model = model_class(config)
     if model_class is FerPllForImageClassification:
         torch.nn.init.normal_(model.classifier.weight)  # so that answers differ clearly from face to face
     model.save_pretrained(folder)
-    settings = {"num_channels": 1, "size": {"height": 16, "width": 16}, "image_std": [0.25], "face_crop": FACE_CROP}
-    FerPllImageProcessor(**settings | processor_settings).save_pretrained(folder)
+    tiny_processor(config, **{"face_crop": FACE_CROP} | processor_settings).save_pretrained(folder)
     return str(folder)
 
 

@@ -4,6 +4,7 @@ Needs FER_PLL_FERPLUS, the folder with fer2013.csv and fer2013new.csv, and FER_P
 """
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -47,7 +48,7 @@ def test_faces_on_canvases_are_found_and_recognized_like_their_crops(tmp_path, c
     expressions = {folder: {} for folder in rows}
     for folder in rows:
         for row in rows[folder]:
-            name = os.path.basename(row["file"])
+            name = Path(row["file"]).name
             if row["expression"] and row["face"] == 0:
                 expressions[folder][name] = row["expression"]
     found = expressions["photographs"]

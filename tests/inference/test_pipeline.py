@@ -102,7 +102,7 @@ def test_gray_and_color_photographs_have_the_same_expressions_for_a_gray_crop(re
 
 def test_a_bad_image_is_named(recognize, tmp_path):
     (tmp_path / "text.jpg").write_text("text")
-    with pytest.raises(ImageError, match="text.jpg: not an image"):
+    with pytest.raises(ImageError, match=r"text.jpg: not an image"):
         recognize(tmp_path / "text.jpg")
 
 

@@ -21,9 +21,9 @@ import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.inference.media import list_files, show
 from fer_pll.io.tables import TableWriter
+from tiny import CLASSES
 
 FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
-CLASSES = ["left", "right", "top", "bottom"]
 COLUMNS = ["file", "frame", "face", "x", "y", "width", "height", "score", "expression"]
 COLUMNS += [f"p_{name}" for name in CLASSES] + ["problem"]
 

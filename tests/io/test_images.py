@@ -178,7 +178,7 @@ def test_bad_files_are_named(tmp_path, name):
 def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    with pytest.raises(ImageError, match="bomb.png: more than 300 pixels, perhaps a decompression bomb"):
+    with pytest.raises(ImageError, match=r"bomb.png: more than 300 pixels, perhaps a decompression bomb"):
         open_image(tmp_path / "bomb.png")
 
 

@@ -159,7 +159,7 @@ def test_draws_have_the_shares_of_the_votes():
 
 
 def test_draws_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="row 0 .* part of a vote"):
+    with pytest.raises(ValueError, match=r"row 0 .* part of a vote"):
         draw_votes([[0.5, 0.5]], 1)
     with pytest.raises(ValueError, match="whole number from 1, got 0"):
         draw_votes([[1, 1]], 0)
@@ -215,7 +215,7 @@ def test_from_labels_keeps_the_given_label_and_repeats_itself(labels, probabilit
     assert candidates[np.arange(len(labels)), labels].all()
     assert (candidates == from_labels(labels, 4, seed=seed, **settings)).all()
     # a row's draw does not depend on the rows after it
-    assert (from_labels(labels[:-1] + [0], 4, seed=seed, **settings)[:-1] == candidates[:-1]).all()
+    assert (from_labels([*labels[:-1], 0], 4, seed=seed, **settings)[:-1] == candidates[:-1]).all()
 
 
 def test_without_flips_only_the_given_label_is_left():

@@ -83,7 +83,7 @@ def test_rule_agrees_with_float64():
         revised, margin = margin_rule(confidence, torch.from_numpy(logits), threshold)
         np.testing.assert_allclose(margin.numpy(), expected_margin, atol=1e-6)
         decided = np.abs(expected_margin - threshold) > 1e-6
-        assert decided.mean() > 0.99 and 0 < fires.mean() < 1 or threshold == 0
+        assert (decided.mean() > 0.99 and 0 < fires.mean() < 1) or threshold == 0
         np.testing.assert_allclose(revised.numpy()[decided], exact[decided], atol=1e-6)
 
 
@@ -253,11 +253,11 @@ def test_bad_beginnings_are_refused():
         table_of(sets, confidence_init="votes", votes=votes)
     with pytest.raises(ValueError, match=r"votes of shape \(1, 3\) do not match candidates of shape \(2, 3\)"):
         table_of(sets, confidence_init="votes", votes=votes[:1])
-    with pytest.raises(ValueError, match="votes row 0 .* negative"):
+    with pytest.raises(ValueError, match=r"votes row 0 .* negative"):
         table_of(sets, confidence_init="votes", votes=[[1, -2, 0], [0, 3, 1]])
     with pytest.raises(ValueError, match='"uniform", "votes" or "column"'):
         table_of(sets, confidence_init="random")
-    with pytest.raises(ValueError, match="row 1 .* empty candidate set"):
+    with pytest.raises(ValueError, match=r"row 1 .* empty candidate set"):
         table_of([[1, 1, 0], [0, 0, 0]])
 
 
@@ -360,7 +360,7 @@ def test_round_trip_is_bit_identical(tmp_path):
 def test_mismatch_is_refused(tmp_path):
     path = tmp_path / "confidence.safetensors"
     trained_table().save(path)
-    with pytest.raises(ValueError, match="class names differ: .*confidence.safetensors holds .'calm', 'glad'"):
+    with pytest.raises(ValueError, match=r"class names differ: .*confidence.safetensors holds .'calm', 'glad'"):
         ConfidenceTable.load(path, ("glad", "calm", "sad", "cross"), "ab" * 32)
     with pytest.raises(ValueError, match=f"fingerprints differ: .* holds {'ab' * 32}, the data set {'cd' * 32}"):
         ConfidenceTable.load(path, NAMES, "cd" * 32)
@@ -372,7 +372,7 @@ def test_files_that_are_no_confidence_tables_are_refused(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", whole[:5], whole[:-1], whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="confidence.safetensors is damaged or no safetensors file"):
+        with pytest.raises(ValueError, match=r"confidence.safetensors is damaged or no safetensors file"):
             ConfidenceTable.load(path, NAMES, "ab" * 32)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not a confidence table of format version 1"):

@@ -76,7 +76,7 @@ def write(folder, given):
 
 
 def test_a_table_of_answers_gives_candidates_and_confidences(answers, posterior, tmp_path):
-    truth, given = answers
+    _, given = answers
     images = list_votes(write(tmp_path, given), class_names=CLASSES, coverage=0.95)["train"]
     columns = {name: np.array([row.columns[name] for row in images]) for name in images[0].columns}
     assert np.array_equal(columns["label"], posterior.argmax(axis=1))
@@ -92,7 +92,7 @@ def test_a_table_of_answers_gives_candidates_and_confidences(answers, posterior,
 
 def test_without_annotators_there_is_nothing_to_weigh(tmp_path):
     (tmp_path / "votes.csv").write_text("path,happiness\na.png,3\n")
-    with pytest.raises(DataError, match="votes.csv does not say who gave which answer"):
+    with pytest.raises(DataError, match=r"votes.csv does not say who gave which answer"):
         list_votes(tmp_path / "votes.csv", coverage=0.95)
 
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -319,7 +319,6 @@ def logits_and_labels(draw):
     return logits, labels
 
 
-@settings(deadline=None)
 @given(logits_and_labels())
 def test_with_one_candidate_pll_kl_and_cc_are_the_cross_entropy(rows):
     logits, labels = rows
@@ -331,7 +330,6 @@ def test_with_one_candidate_pll_kl_and_cc_are_the_cross_entropy(rows):
         np.testing.assert_allclose(gradient, expected_gradient, atol=1e-9)
 
 
-@settings(deadline=None)
 @given(logits_and_labels())
 def test_a_full_candidate_set_teaches_nothing_outside(rows):
     logits, labels = rows
@@ -367,7 +365,6 @@ def test_a_row_without_label_has_no_cross_entropy_loss():
     assert loss[:2].tolist() == [0, 0] and not gradient[:2].any() and loss[2] > 0
 
 
-@settings(deadline=None)
 @given(logits_and_labels(), st.data())
 def test_the_soft_rule_before_the_loss_would_be_cc(rows, data):
     """Why `soft` revises after the loss: sum C log p with C = p / p_Y inside has the gradient of log p_Y."""

@@ -29,7 +29,7 @@ EVERY_RULE = pytest.mark.parametrize("rule", REVISION_RULES)
 WITH_AND_WITHOUT_RETURN = pytest.mark.parametrize("reversible", [False, True], ids=["final", "reversible"])
 DECIDING = pytest.mark.parametrize("rule", [name for name, rule in REVISION_RULES.items() if rule.final])
 REVISING = pytest.mark.parametrize("rule", [name for name, rule in REVISION_RULES.items() if rule.response])
-few = settings(max_examples=30, deadline=None)  # for each rule, final and reversible
+few = settings(max_examples=30)  # for each rule, final and reversible
 thresholds = st.sampled_from([0.0, 0.05, 0.2, 0.34, 0.6])
 momenta = st.sampled_from([0.0, 0.3, 0.9])
 
@@ -423,7 +423,7 @@ def assert_figures(table, true_labels):
     assert summary.get("label_recovery") == expected.get("label_recovery")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_the_summary_is_that_of_the_rows_after_any_revisions(data):
     table = data.draw(tables())

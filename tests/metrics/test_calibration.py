@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 from transformers import AutoModelForImageClassification, pipeline
 
-from conftest import CLASSES, make_dataset
 from fer_pll import FerPllForImageClassification
 from fer_pll.commands import calibrate
 from fer_pll.data.dataset import load_dataset, save_dataset
@@ -21,6 +20,7 @@ from fer_pll.io.errors import DataError
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.metrics.calibration import LIMITS, fit_temperature, fold_balance, fold_temperature
 from fer_pll.metrics.classification import expected_calibration_error
+from tiny import CLASSES, make_dataset
 
 
 def drawn(temperature: float, rows: int = 20_000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,7 @@ def test_equals_skimage(cell_size, orientations):
     assert_equals_skimage(pixels, cell_size, orientations)  # (17, 3, 48, 80)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     size=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)),
     cell_size=st.integers(1, 10),

@@ -14,7 +14,7 @@ def test_units_of_one_patch_are_random_masking():
     assert torch.equal(unit_masking(noise, 0.4, (6, 6), 1), random_masking(noise, 0.4)[1])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 7), columns=st.integers(2, 7), unit=st.integers(1, 4), ratio=st.floats(0, 0.9),
     seed=st.integers(0, 99),
@@ -37,7 +37,7 @@ def beit_mask(rng: np.random.Generator, height: int, width: int, most: int, smal
     while mask.sum() < most and failures < 10:
         left = most - mask.sum()
         area, aspect = smallest + (left - smallest) * rng.random(), np.exp(rng.uniform(np.log(0.3), np.log(1 / 0.3)))
-        tall, wide = int(round((area * aspect) ** 0.5)), int(round((area / aspect) ** 0.5))
+        tall, wide = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
         failures += 1
         if tall < height and wide < width:
             top, side = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)

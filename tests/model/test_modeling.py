@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 from transformers.utils import logging as transformers_logging
 
+import tiny
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from fer_pll.model.masking import random_masking
 from fer_pll.model.modeling_fer_pll import (
@@ -36,22 +37,24 @@ from fer_pll.model.modeling_fer_pll import (
 )
 from fer_pll.model.uniformity import uniformity_loss
 
-SIZES = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=48,
-    image_size=32,
-    patch_size=8,
-    num_channels=3,
-    layer_norm_eps=1e-6,
-)
+SIZES = {  # of ViT's configuration and of ours
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 3,
+    "layer_norm_eps": 1e-6,
+}
+DECODER = {"decoder_hidden_size": 16, "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24}
 NUM_PATCHES, NUM_CLASSES = 16, 5
 
 
 def tiny_config(**changes) -> FerPllConfig:
-    decoder = dict(decoder_hidden_size=16, decoder_num_attention_heads=2, decoder_intermediate_size=24)
-    return FerPllConfig(**{**SIZES, **decoder, "hog_cell_size": 4, "num_labels": NUM_CLASSES, **changes})
+    """The tests' configuration in the sizes above, with statistics and names of classes as they are by default."""
+    defaults = {"image_std": None, "id2label": None, "label2id": None, "num_labels": NUM_CLASSES}
+    return tiny.tiny_config(**SIZES | DECODER | defaults | changes)
 
 
 def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -133,13 +136,13 @@ class TestEncoder:
     def test_pretraining_predictions_equal_vit_mae(self):
         """4 px patches of 2 px cells and 4 orientations have as many HOG values as MAE predicts pixels: 48."""
         sizes = {**SIZES, "image_size": 16, "patch_size": 4}
-        decoder = dict(decoder_hidden_size=16, decoder_num_attention_heads=2, decoder_intermediate_size=24)
         theirs = randomize(
-            ViTMAEForPreTraining(ViTMAEConfig(**sizes, **decoder, decoder_num_hidden_layers=2, mask_ratio=0.4))
+            ViTMAEForPreTraining(ViTMAEConfig(**sizes, **DECODER, decoder_num_hidden_layers=2, mask_ratio=0.4))
         )
-        ours = FerPllForPreTraining(FerPllConfig(**sizes, **decoder, hog_cell_size=2, hog_orientations=4)).eval()
+        ours = FerPllForPreTraining(FerPllConfig(**sizes, **DECODER, hog_cell_size=2, hog_orientations=4)).eval()
         renamed = {}
         for name, tensor in theirs.state_dict().items():
+            ours_name = name
             for old, new in (
                 ("vit.", "fer_pll."),
                 ("decoder.decoder_embed", "decoder.embed"),
@@ -148,8 +151,8 @@ class TestEncoder:
                 ("decoder.decoder_norm", "decoder.layernorm"),
                 ("decoder.decoder_pred", "decoder.head"),
             ):
-                name = name.replace(old, new)
-            renamed[name] = tensor
+                ours_name = ours_name.replace(old, new)
+            renamed[ours_name] = tensor
         ours.load_state_dict(renamed)
         pixel_values = random_input(2, 3, 16, 16)
         expected, actual = theirs(pixel_values, noise=NOISE), ours(pixel_values, noise=NOISE)
@@ -782,7 +785,9 @@ class TestBadInput:
             model(random_input(2, 3, 32, 36), interpolate_pos_encoding=True)
 
     def test_another_size(self, model):
-        with pytest.raises(ValueError, match="built for 32 x 32 pixels, the input has 48 x 48: .*interpolate_pos_enc"):
+        with pytest.raises(
+            ValueError, match=r"built for 32 x 32 pixels, the input has 48 x 48: .*interpolate_pos_enc"
+        ):
             model(random_input(2, 3, 48, 48))
 
 

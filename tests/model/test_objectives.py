@@ -12,23 +12,23 @@ from fer_pll import FerPllConfig, FerPllForPreTraining
 from fer_pll.model.hog import hog_targets
 from fer_pll.model.modeling_fer_pll import patchify_pixels
 
-SIZES = dict(
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=48,
-    image_size=32,
-    patch_size=8,
-    num_channels=3,
-)
-DECODER = dict(
-    decoder_hidden_size=16,
-    decoder_num_hidden_layers=2,
-    decoder_num_attention_heads=2,
-    decoder_intermediate_size=24,
-)
-MASKFEAT = dict(mask_style="token", mask_shape="blocks", hog_gradient="sobel", hog_cell_size=4)
-SIMMIM = dict(mask_style="token", mask_unit_size=16, pretraining_target="pixels", pretraining_loss="l1")
+SIZES = {  # of ViT's configuration and of ours
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_channels": 3,
+}
+DECODER = {
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 24,
+}
+MASKFEAT = {"mask_style": "token", "mask_shape": "blocks", "hog_gradient": "sobel", "hog_cell_size": 4}
+SIMMIM = {"mask_style": "token", "mask_unit_size": 16, "pretraining_target": "pixels", "pretraining_loss": "l1"}
 PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -42,9 +42,10 @@ def randomize(model: nn.Module) -> nn.Module:
 def renamed(weights: dict, names: dict[str, str]) -> dict:
     result = {}
     for name, tensor in weights.items():
+        new_name = name
         for theirs, ours in names.items():
-            name = name.replace(theirs, ours)
-        result[name] = tensor
+            new_name = new_name.replace(theirs, ours)
+        result[new_name] = tensor
     return result
 
 

@@ -30,7 +30,7 @@ def minimum(num_classes: int, temperature: float) -> float:
 
 
 @given(st.integers(2, 12), st.integers(0, 6), st.integers(0, 2**31))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_simplex_queries(num_classes, spare, seed):
     dim = num_classes - 1 + spare
     queries = simplex_queries(num_classes, dim, torch.Generator().manual_seed(seed))
@@ -75,7 +75,7 @@ def test_closed_forms(temperature):
     st.booleans(),
     st.integers(0, 2**31),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_the_formula_in_float64(num_classes, dim, temperature, literal, seed):
     queries = np.random.default_rng(seed).normal(size=(num_classes, dim))
     loss = uniformity_loss(torch.from_numpy(queries), temperature, literal)
@@ -86,7 +86,7 @@ def test_equals_the_formula_in_float64(num_classes, dim, temperature, literal, s
 
 
 @given(st.integers(2, 9), st.integers(2, 12), st.floats(0.001, 1), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_below_the_minimum(num_classes, dim, temperature, seed):
     queries = torch.randn(num_classes, dim, generator=torch.Generator().manual_seed(seed))
     assert uniformity_loss(queries, temperature) >= minimum(num_classes, temperature) - 1e-6

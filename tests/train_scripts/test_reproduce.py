@@ -150,9 +150,11 @@ def test_the_last_row_is_compared_seed_by_seed():
         ]
 
     results = [made(s0=0.60, s1=0.70), made(s1=0.705), made(s3=0.9), made(s0=0.62, s1=0.73, s2=0.5)]
-    assert report.last_row_ahead_by(results) == ["2.5 ± 0.7", "2.5", "–", "–"]
+    assert report.last_row_ahead_by(results) == ["2.5 ± 0.7", "2.5", "\N{EN DASH}", "\N{EN DASH}"]
     rows, columns = TABLES["table7"].with_votes(2)[:4], {"all": report.COLUMNS["all"]}
-    assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | – |" in report.markdown(rows, results, columns)
+    assert "| softmax on the majority | 2 | 65.0 ± 7.1 | 2.5 ± 0.7 | \N{EN DASH} |" in report.markdown(
+        rows, results, columns
+    )
     assert "ahead" not in report.markdown(rows[3:], results[3:], columns)
     assert report.spread([-0.0012, 0.0008]) == "0.0 ± 0.1"
 
@@ -185,7 +187,7 @@ def test_every_result_is_of_a_run_that_a_table_has_now_with_its_settings_and_cur
     runs, curves = ResultTable(RESULTS / "runs.csv", RUN_COLUMNS), ResultTable(RESULTS / "curves.csv", CURVE_COLUMNS)
     rows = [row for table in TABLES.values() for votes in (None, 2) for row in table.with_votes(votes)]
     known = {row.run.name: row.run for row in rows}
-    with open(runs.path, newline="") as file:
+    with runs.path.open(newline="") as file:
         keys = [(line["group"], line["run"], int(line["seed"])) for line in csv.DictReader(file)]
     assert len(keys) == len(set(keys)) == 126 and keys == sorted(keys)
     for group, name, seed in keys:
@@ -228,7 +230,7 @@ def test_a_result_is_what_was_written_whatever_else_the_file_holds(tmp_path):
 
     for seed in (10, 2):  # sorted as numbers, not as text
         table.write("nano", "hog_full", result | {"settings": settings | {"seed": seed}})
-    with open(table.path, newline="") as file:
+    with table.path.open(newline="") as file:
         assert [line["seed"] for line in csv.DictReader(file)] == ["0", "2", "10"]
     assert table.path.read_bytes().startswith(first)  # other lines stay as they are
     table.write("nano", "hog_full", result | {"settings": settings | {"seed": 2}, "seconds": 8})

@@ -1,47 +1,29 @@
 """What one sees of a pre-training: images of its predictions and a probe of its features."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from skimage.feature import hog
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import set_seed
 
-from conftest import make_dataset
-from fer_pll import FerPllConfig, FerPllForPreTraining, FerPllImageProcessor
+from fer_pll import FerPllForPreTraining
 from fer_pll.plots.pretraining import hog_strokes
 from fer_pll.training import callbacks as monitor
-from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.callbacks import as_images
 from fer_pll.training.linear_probe import LinearProbe
-from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
-from toy_training import CONFIG
+from fer_pll.training.pretraining import FerPllPreTrainer
+from tiny import make_dataset, make_pretrainer, tiny_config, tiny_processor
 
-SETTINGS = {
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 16,
-    "learning_rate": 1e-3,
-    "save_strategy": "steps",
-    "save_steps": 4,
-    "logging_steps": 1,
-    "disable_tqdm": True,
-    "use_cpu": True,
-}
+SETTINGS = {"learning_rate": 1e-3, "save_strategy": "steps", "save_steps": 4}
 
 
-def make_trainer(tmp_path, probe=None, settings=None, **changes) -> FerPllPreTrainer:
-    args = FerPllPreTrainingArguments(str(tmp_path), **SETTINGS | (settings or {}))
-    set_seed(0)
-    config = FerPllConfig(**CONFIG | changes)
-    processor = FerPllImageProcessor(
-        num_channels=config.num_channels,
-        size={"height": config.image_size, "width": config.image_size},
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-    )
-    model = pretraining_model(config, args)
-    return FerPllPreTrainer(model, args, probe, processing_class=processor, train_dataset=make_dataset(48))
+def make_probed(tmp_path, probe=None, settings=None, **changes) -> FerPllPreTrainer:
+    settings = SETTINGS | (settings or {}) | {"trainer_class": partial(FerPllPreTrainer, probe=probe)}
+    config = tiny_config(**changes)
+    return make_pretrainer(tmp_path, config, tiny_processor(config), make_dataset(48), **settings)
 
 
 def drawn(tmp_path) -> list[str]:
@@ -51,11 +33,11 @@ def drawn(tmp_path) -> list[str]:
 def test_a_training_with_images_and_probe_is_the_same_to_the_bit(tmp_path, toy_processor):
     """Masks, dropout and augmentation draw random numbers; looking at the model takes none of theirs."""
     changes = {"hidden_dropout_prob": 0.1, "drop_path_rate": 0.1}
-    without = make_trainer(tmp_path / "a", settings={"picture_steps": 0}, **changes)
+    without = make_probed(tmp_path / "a", settings={"picture_steps": 0}, **changes)
     without.train()
     assert not (tmp_path / "a" / "pictures").exists()
     probe = LinearProbe(make_dataset(60, seed=3), toy_processor)
-    seen = make_trainer(tmp_path / "b", probe, settings={"picture_steps": 3}, **changes)
+    seen = make_probed(tmp_path / "b", probe, settings={"picture_steps": 3}, **changes)
     seen.train()
     assert drawn(tmp_path / "b") == ["step-0000003.png", "step-0000006.png"]
     for name, weight in without.model.state_dict().items():
@@ -77,11 +59,11 @@ def test_a_training_with_images_and_probe_is_the_same_to_the_bit(tmp_path, toy_p
         {},
         {"mask_style": "token", "mask_shape": "blocks", "hog_gradient": "sobel", "image_size": 32, "mask_ratio": 0.5},
         {"pretraining_target": "normalized_pixels"},
-        {"mask_style": "token", "pretraining_target": "pixels", "num_channels": 3, "image_std": [0.25] * 3},
+        {"mask_style": "token", "pretraining_target": "pixels", "num_channels": 3},
     ],
 )
 def test_every_objective_is_drawn_with_each_checkpoint(tmp_path, changes):
-    trainer = make_trainer(tmp_path, settings={"report_to": "tensorboard", "num_train_epochs": 1}, **changes)
+    trainer = make_probed(tmp_path, settings={"report_to": "tensorboard", "num_train_epochs": 1}, **changes)
     trainer.train()
     assert drawn(tmp_path) == ["step-0000003.png"]  # the last step is a checkpoint
     figure = np.asarray(Image.open(tmp_path / "pictures" / "step-0000003.png"))
@@ -94,7 +76,7 @@ def test_every_objective_is_drawn_with_each_checkpoint(tmp_path, changes):
 def test_momentum_contrast_is_probed_and_predicts_nothing_to_draw(tmp_path, toy_processor):
     settings = {"objective": "moco", "queue_size": 8, "save_strategy": "no"}
     probe = LinearProbe(make_dataset(60, seed=3), toy_processor)
-    trainer = make_trainer(tmp_path, probe, settings=settings)
+    trainer = make_probed(tmp_path, probe, settings=settings)
     trainer.train()
     assert [log["step"] for log in trainer.state.log_history if "probe_accuracy" in log] == [0, 6]
     assert not (tmp_path / "pictures").exists()
@@ -103,8 +85,7 @@ def test_momentum_contrast_is_probed_and_predicts_nothing_to_draw(tmp_path, toy_
 @pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pixel_targets_drawn_are_the_image(target, channels):
-    config = CONFIG | {"num_channels": channels, "image_std": [0.25] * channels, "pretraining_target": target}
-    model = FerPllForPreTraining(FerPllConfig(**config))
+    model = FerPllForPreTraining(tiny_config(num_channels=channels, pretraining_target=target))
     pixels = torch.rand(2, channels, 16, 24)
     image = as_images(model, model.targets((pixels - 0.5) / 0.25), (pixels - 0.5) / 0.25)
     np.testing.assert_allclose(image, pixels.permute(0, 2, 3, 1), atol=1e-5)
@@ -138,9 +119,7 @@ def test_strokes_are_those_of_scikit_image():
 @pytest.mark.parametrize("gradient", ["central", "sobel"])
 def test_a_stroke_lies_along_the_edge(gradient):
     """In either definition of the angle; 30 degrees is the middle of a bin of 20."""
-    model = FerPllForPreTraining(
-        FerPllConfig(**CONFIG | {"image_size": 32, "hog_cell_size": 8, "hog_gradient": gradient})
-    )
+    model = FerPllForPreTraining(tiny_config(image_size=32, hog_cell_size=8, hog_gradient=gradient))
     row, column = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     angle = torch.deg2rad(torch.tensor(30.0))
     wave = torch.sin((row * angle.cos() - column * angle.sin()) / 3)[None, None]  # its crests fall by 30 degrees
@@ -179,5 +158,5 @@ def test_the_same_random_numbers_each_time(tmp_path, monkeypatch):
     """The masks of all images of a training are the same, so that they can be compared."""
     masks = []
     monkeypatch.setattr(monitor, "plot_predictions", lambda images, mask, *args, **kwargs: masks.append(mask))
-    make_trainer(tmp_path, settings={"picture_steps": 2}).train()
+    make_probed(tmp_path, settings={"picture_steps": 2}).train()
     assert len(masks) == 3 and all(np.array_equal(mask, masks[0]) for mask in masks)

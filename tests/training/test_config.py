@@ -54,7 +54,7 @@ def test_a_file_of_settings_wins_over_the_config_and_the_command_line_over_both(
     experiment.write_text("- learning_rate\n")
     with pytest.raises(ValueError, match=r"experiment.yaml holds no settings"):
         parse(tmp_path, yaml, "--settings", str(experiment))
-    with pytest.raises(ValueError, match="nowhere.yaml: there is no such file"):
+    with pytest.raises(ValueError, match=r"nowhere.yaml: there is no such file"):
         parse(tmp_path, yaml, "--settings", "nowhere.yaml")
 
 
@@ -197,7 +197,7 @@ def test_a_method_of_ones_own_is_on_the_command_line_once_it_is_registered(tmp_p
     args = parse(tmp_path, "heat: 2.5\n", "--loss", "warm", "--no_loud")[1]
     assert args.method_settings == {"heat": 2.5, "contrastive_temperature": 0.5, "loud": False}
     assert parse(tmp_path, "", "--loss", "warm")[1].method_settings["loud"] is True
-    with pytest.raises(ValueError, match="heat=-1.0 must not be negative"):
+    with pytest.raises(ValueError, match=r"heat=-1.0 must not be negative"):
         parse(tmp_path, "", "--loss", "warm", "--heat", "-1")
     with pytest.raises(ValueError, match="heat is no setting of loss='pico'"):
         parse(tmp_path, "", "--loss", "pico", "--heat", "1")

@@ -27,7 +27,6 @@ from transformers import (
     set_seed,
 )
 
-from conftest import CLASSES
 from fer_pll import (
     FerPllConfig,
     FerPllForImageClassification,
@@ -39,6 +38,7 @@ from fer_pll import (
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.initialization import initialize
 from fer_pll.training.pretraining import pretraining_model
+from tiny import CLASSES, tiny_config
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 8}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -81,19 +81,8 @@ def load_native(folder: str) -> PreTrainedModel:
 
 
 def make_config(image_size: int = 32, num_channels: int = 3, **settings) -> FerPllConfig:
-    return FerPllConfig(
-        **SIZES
-        | {
-            "image_size": image_size,
-            "num_channels": num_channels,
-            "decoder_hidden_size": 16,
-            "decoder_num_attention_heads": 2,
-            "decoder_intermediate_size": 32,
-            "id2label": dict(enumerate(CLASSES)),
-            "label2id": {name: i for i, name in enumerate(CLASSES)},
-        }
-        | settings
-    )
+    sizes = SIZES | {"image_size": image_size, "num_channels": num_channels, "hog_cell_size": 8, "image_std": None}
+    return tiny_config(**sizes | settings)
 
 
 def make_processor(config: FerPllConfig) -> FerPllImageProcessor:
@@ -220,7 +209,7 @@ def test_a_resumed_training_ends_like_the_whole_one(sources, tmp_path, toy_train
     assert kept == ({"fer_pll.embeddings.position_embeddings"} if source == "MAE" else set())
     if source == "DINO":  # its settings came from its own configuration
         with pytest.raises(
-            ValueError, match="layer_norm_eps was 0.001 and is 1e-06.*Give the --config and --init_from"
+            ValueError, match=r"layer_norm_eps was 0.001 and is 1e-06.*Give the --config and --init_from"
         ):
             trainer(None).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
 

@@ -16,9 +16,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import BatchSampler
 from transformers import set_seed
 
-from conftest import make_dataset
+import tiny
 from fer_pll import (
-    FerPllConfig,
     FerPllForImageClassification,
     FerPllImageProcessor,
     FerPllTrainer,
@@ -37,22 +36,7 @@ EVERY_METHOD = pytest.mark.parametrize("loss", METHODS)
 REVISING = [name for name, method in METHODS.items() if method.find_rule().name != "none"]
 
 
-def make_trainer(tmp_path, config, processor, train, validation=None, **settings) -> FerPllTrainer:
-    defaults = {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 3e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "revision_threshold": 0.0,
-        "flip": False,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    args = FerPllTrainingArguments(output_dir=str(tmp_path), **(defaults | settings))
-    set_seed(args.seed)
-    model = FerPllForImageClassification(config)
-    return FerPllTrainer(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)
+make_trainer = partial(tiny.make_trainer, revision_threshold=0.0, flip=False)
 
 
 def first_rows(trainer, rows) -> dict[str, torch.Tensor]:
@@ -186,15 +170,8 @@ HALF_WAY = RevisionRule(
 
 
 def trainer_by(tmp_path, config, processor, train, method=None, revision=None, **settings) -> FerPllTrainer:
-    args = FerPllTrainingArguments(output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, flip=False, **settings)
-    return FerPllTrainer(
-        FerPllForImageClassification(config),
-        args,
-        processing_class=processor,
-        train_dataset=train,
-        method=method,
-        revision=revision,
-    )
+    trainer_class = partial(FerPllTrainer, method=method, revision=revision)
+    return make_trainer(tmp_path, config, processor, train, trainer_class=trainer_class, **settings)
 
 
 @pytest.mark.parametrize("how", ["class", "partial", "function", "registered", "by name"])
@@ -688,7 +665,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_the_whole_one(
 @pytest.fixture
 def unequal():
     """320 rows, of which the four classes have 5, 10, 25 and 60 percent."""
-    rows = make_dataset(1000)
+    rows = tiny.make_dataset(1000)
     labels = np.array(rows["label"])
     chosen = np.concatenate([np.flatnonzero(labels == k)[:n] for k, n in enumerate([16, 32, 80, 192])])
     return rows.select(np.random.default_rng(0).permutation(chosen))
@@ -906,28 +883,19 @@ def train_on_digits(tmp_path_factory):
     labels = digits.target[order]
     train = prepared_digits(pixels[:TRAINING_ROWS], labels[:TRAINING_ROWS], seed=0)
     test = prepared_digits(pixels[TRAINING_ROWS:], labels[TRAINING_ROWS:], seed=1)
-    processor = FerPllImageProcessor(
-        num_channels=1, size={"height": 16, "width": 16}, image_mean=[0.3], image_std=[0.35]
-    )
-    collator = RememberingCollator(processor, train, test)
-    train, test = (dataset.cast_column("image", Image(decode=False)) for dataset in (train, test))
-    config = FerPllConfig(
+    config = tiny.tiny_config(
+        DIGITS,
         hidden_size=48,
         num_hidden_layers=1,
         num_attention_heads=4,
         intermediate_size=96,
-        image_size=16,
-        patch_size=8,
-        num_channels=1,
         image_mean=[0.3],
         image_std=[0.35],
         query_decoder_num_hidden_layers=1,
-        decoder_hidden_size=16,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=32,
-        id2label=dict(enumerate(DIGITS)),
-        label2id={name: k for k, name in enumerate(DIGITS)},
     )
+    processor = tiny.tiny_processor(config)
+    collator = RememberingCollator(processor, train, test)
+    train, test = (dataset.cast_column("image", Image(decode=False)) for dataset in (train, test))
 
     def run(loss: str, **settings) -> tuple[float, FerPllTrainer]:
         defaults = {

@@ -5,14 +5,12 @@ import json
 import pytest
 import torch
 from torch.nn.functional import normalize
-from transformers import set_seed
 
-from conftest import make_dataset
-from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor, FerPllModel
+from fer_pll import FerPllForImageClassification, FerPllModel
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.moco import FerPllForMomentumContrast
-from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
-from toy_training import CONFIG
+from fer_pll.training.pretraining import FerPllPreTrainer
+from tiny import make_dataset, make_pretrainer, tiny_config, tiny_processor
 
 VIEWS = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))  # two views of three images
 
@@ -20,7 +18,7 @@ VIEWS = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))  #
 @pytest.fixture
 def model() -> FerPllForMomentumContrast:
     torch.manual_seed(0)
-    model = FerPllForMomentumContrast(FerPllConfig(**CONFIG), queue_size=8, temperature=0.2, momentum=0.9)
+    model = FerPllForMomentumContrast(tiny_config(), queue_size=8, temperature=0.2, momentum=0.9)
     with torch.no_grad():  # apart, as after some steps
         for parameter in model.key_encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -28,7 +26,7 @@ def model() -> FerPllForMomentumContrast:
 
 
 def test_both_encoders_start_alike():
-    model = FerPllForMomentumContrast(FerPllConfig(**CONFIG))
+    model = FerPllForMomentumContrast(tiny_config())
     for slow, fast in zip(model.key_encoder.parameters(), model.fer_pll.parameters(), strict=True):
         assert torch.equal(slow, fast)
     assert model.queue.shape == (65536, 128) and torch.allclose(model.queue.norm(dim=1), torch.ones(65536))
@@ -72,27 +70,27 @@ def test_key_encoder_follows_and_the_queue_goes_round(model):
     assert not torch.equal(model.queue[0], keys[0]) and torch.equal(model.queue[1], keys[1])
 
 
-def make_trainer(folder, **settings) -> FerPllPreTrainer:
-    defaults = dict(
-        objective="moco", queue_size=32, num_train_epochs=3, learning_rate=1e-3, light=0.2, crop_scale=0.5,
-        per_device_train_batch_size=8, save_strategy="epoch", disable_tqdm=True, use_cpu=True,
-    )  # fmt: skip
-    args = FerPllPreTrainingArguments(output_dir=str(folder), **(defaults | settings))
-    set_seed(args.seed)
-    return FerPllPreTrainer(
-        pretraining_model(FerPllConfig(**CONFIG), args),
-        args,
-        processing_class=FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.25]),
-        train_dataset=make_dataset(24).select_columns("image"),
-    )
+def make_moco(folder) -> FerPllPreTrainer:
+    settings = {
+        "objective": "moco",
+        "queue_size": 32,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-3,
+        "light": 0.2,
+        "crop_scale": 0.5,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "epoch",
+    }
+    images = make_dataset(24).select_columns("image")
+    return make_pretrainer(folder, tiny_config(), tiny_processor(), images, **settings)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_resumes_exactly_and_leaves_an_encoder(tmp_path):
-    whole = make_trainer(tmp_path / "whole")
+    whole = make_moco(tmp_path / "whole")
     whole.train()
     whole.save_model()
-    again = make_trainer(tmp_path / "again")
+    again = make_moco(tmp_path / "again")
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from conftest import make_dataset, make_trainer
-from fer_pll import FerPllForPreTraining
-from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.checkpoints import NonFiniteLossError, last_checkpoint
-from fer_pll.training.pretraining import FerPllPreTrainer
+from tiny import make_dataset, make_pretrainer, make_trainer
 
 HUGE = 2e38  # weights become finite numbers whose products are not
+
+
+@pytest.fixture
+def named_images() -> Dataset:
+    return make_dataset(48).select_columns(["image", "row_id"])
 
 
 class Spoiler(TrainerCallback):
@@ -30,13 +33,6 @@ class Spoiler(TrainerCallback):
                 model.fer_pll.layers[0].mlp.fc1.weight.mul_(self.factor)
 
 
-def make_pretrainer(tmp_path, config, processor, **settings) -> FerPllPreTrainer:
-    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 16, "save_strategy": "no"} | settings
-    args = FerPllPreTrainingArguments(str(tmp_path), logging_steps=1, disable_tqdm=True, use_cpu=True, **settings)
-    dataset = make_dataset(48).select_columns(["image", "row_id"])
-    return FerPllPreTrainer(FerPllForPreTraining(config), args, processing_class=processor, train_dataset=dataset)
-
-
 def stop(trainer, step: int, factor: float) -> tuple[str, dict]:
     trainer.add_callback(Spoiler(step, factor))
     with pytest.raises(NonFiniteLossError) as stopped:
@@ -45,9 +41,9 @@ def stop(trainer, step: int, factor: float) -> tuple[str, dict]:
     return str(stopped.value), report
 
 
-def test_pre_training_can_go_on_from_before_the_step(tmp_path, toy_config, toy_processor):
+def test_pre_training_can_go_on_from_before_the_step(tmp_path, toy_config, toy_processor, named_images):
     """Finite weights can overflow: what the step began with is a checkpoint."""
-    trainer = make_pretrainer(tmp_path, toy_config, toy_processor, seed=3)
+    trainer = make_pretrainer(tmp_path, toy_config, toy_processor, named_images, seed=3)
     seen = []
     collate = trainer.data_collator
     trainer.data_collator = lambda rows: seen.append([row["row_id"] for row in rows]) or collate(rows)
@@ -61,7 +57,7 @@ def test_pre_training_can_go_on_from_before_the_step(tmp_path, toy_config, toy_p
     optimizer = torch.load(tmp_path / "checkpoint-3" / "optimizer.pt")
     assert all(state["step"] == 3 and state["exp_avg"].isfinite().all() for state in optimizer["state"].values())
 
-    again = make_pretrainer(tmp_path, toy_config, toy_processor, seed=3)
+    again = make_pretrainer(tmp_path, toy_config, toy_processor, named_images, seed=3)
     with pytest.raises(NonFiniteLossError):
         again.train(resume_from_checkpoint=report["checkpoint"])
     weights["fer_pll.layers.0.mlp.fc1.weight"] /= HUGE
@@ -70,8 +66,8 @@ def test_pre_training_can_go_on_from_before_the_step(tmp_path, toy_config, toy_p
     assert again.state.global_step == 6
 
 
-def test_weights_that_are_not_finite_do_not_become_a_checkpoint(tmp_path, toy_config, toy_processor):
-    trainer = make_pretrainer(tmp_path, toy_config, toy_processor, save_strategy="steps", save_steps=2)
+def test_weights_that_are_not_finite_do_not_become_a_checkpoint(tmp_path, toy_config, toy_processor, named_images):
+    trainer = make_pretrainer(tmp_path, toy_config, toy_processor, named_images, save_strategy="steps", save_steps=2)
     message, report = stop(trainer, 4, float("nan"))
     assert "The weights are not finite either; the last checkpoint is" in message
     assert report["checkpoint"] == str(tmp_path / "checkpoint-2") and not (tmp_path / "checkpoint-3").exists()
@@ -88,8 +84,8 @@ def test_fine_tuning_saves_nothing_that_is_not_finite(tmp_path, toy_config, toy_
     assert trainer.table.confidence.isfinite().all()
 
 
-def test_the_log_says_how_many_images_a_second(tmp_path, toy_config, toy_processor):
-    trainer = make_pretrainer(tmp_path, toy_config, toy_processor)
+def test_the_log_says_how_many_images_a_second(tmp_path, toy_config, toy_processor, named_images):
+    trainer = make_pretrainer(tmp_path, toy_config, toy_processor, named_images)
     start = time.perf_counter()
     trainer.train()
     took = time.perf_counter() - start

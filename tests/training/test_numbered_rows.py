@@ -5,9 +5,9 @@ import pytest
 import torch
 from datasets import Dataset, Image, concatenate_datasets
 
-from conftest import make_dataset, make_images, make_trainer
 from fer_pll.data.row_ids import row_ids
 from fer_pll.training.numbered_rows import NumberedRows
+from tiny import make_dataset, make_images, make_trainer
 
 
 def with_column(dataset: Dataset, name: str, values: list) -> Dataset:

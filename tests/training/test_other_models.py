@@ -6,15 +6,13 @@ from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
     Dinov2Config,
-    PreTrainedConfig,
     ResNetConfig,
     ViTConfig,
     ViTImageProcessorPil,
-    set_seed,
 )
 
-from conftest import CLASSES, make_dataset
 from fer_pll import FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
+from tiny import CLASSES, make_dataset, make_trainer
 
 LABELS = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
 TRANSFORMER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -28,31 +26,15 @@ CONFIGS = {
 }
 
 
-def make_trainer(tmp_path, config: PreTrainedConfig, processor=None, **settings) -> FerPllTrainer:
-    defaults = {
-        "num_train_epochs": 2,
-        "per_device_train_batch_size": 16,
-        "learning_rate": 2e-4,
-        "flip": False,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "revision_threshold": 0.01,
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    set_seed(0)
-    return FerPllTrainer(
-        AutoModelForImageClassification.from_config(config),
-        FerPllTrainingArguments(output_dir=str(tmp_path), **(defaults | settings)),
-        processing_class=processor or FerPllImageProcessor(num_channels=3, size={"height": 32, "width": 32}),
-        train_dataset=make_dataset(48),
-        eval_dataset=make_dataset(24, seed=1),
-    )
+def trainer_of(tmp_path, name: str, processor=None, **settings) -> FerPllTrainer:
+    processor = processor or FerPllImageProcessor(num_channels=3, size={"height": 32, "width": 32})
+    settings = {"learning_rate": 2e-4, "flip": False, "revision_threshold": 0.01, "seed": 0} | settings
+    return make_trainer(tmp_path, CONFIGS[name], processor, make_dataset(48), make_dataset(24, seed=1), **settings)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_other_models_learn_and_revise(tmp_path, name):
-    trainer = make_trainer(tmp_path, CONFIGS[name], uniform_weight=5.0, num_train_epochs=5)
+    trainer = trainer_of(tmp_path, name, uniform_weight=5.0, num_train_epochs=5)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
@@ -74,16 +56,16 @@ def test_other_models_learn_and_revise(tmp_path, name):
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("loss", ["rc", "pico", "crpll"])
 def test_methods_that_need_more_than_logits_find_it_in_other_models(tmp_path, name, loss):
-    trainer = make_trainer(tmp_path, CONFIGS[name], loss=loss)
+    trainer = trainer_of(tmp_path, name, loss=loss)
     trainer.train()
     assert all(torch.isfinite(torch.tensor(log["loss"])) for log in trainer.state.log_history if "loss" in log)
     assert (trainer.table.revised_epoch >= 0).any()
 
 
 def test_a_resumed_batch_norm_model_ends_bit_for_bit_like_the_whole_one(tmp_path):
-    whole = make_trainer(tmp_path, CONFIGS["ResNet-18"], save_strategy="epoch")
+    whole = trainer_of(tmp_path, "ResNet-18", save_strategy="epoch")
     whole.train()
-    resumed = make_trainer(tmp_path, CONFIGS["ResNet-18"], save_strategy="epoch")
+    resumed = trainer_of(tmp_path, "ResNet-18", save_strategy="epoch")
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert torch.equal(whole.table.confidence, resumed.table.confidence)
     for (name, one), other in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
@@ -92,7 +74,7 @@ def test_a_resumed_batch_norm_model_ends_bit_for_bit_like_the_whole_one(tmp_path
 
 def test_the_models_own_image_processor_will_do(tmp_path):
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, do_convert_rgb=True)
-    trainer = make_trainer(tmp_path, CONFIGS["ViT"], processor)
+    trainer = trainer_of(tmp_path, "ViT", processor)
     rows = [trainer.train_dataset[i] for i in range(4)]
     trainer.model.eval()
     batch = trainer._prepare_inputs(trainer.data_collator(rows))
@@ -102,15 +84,15 @@ def test_the_models_own_image_processor_will_do(tmp_path):
 
 
 def test_layer_wise_learning_rates_are_refused_for_layers_we_do_not_know(tmp_path):
-    with pytest.raises(ValueError, match="layer_decay=0.5 is for the models of fer-pll; use 1 with ViTForImage"):
-        make_trainer(tmp_path, CONFIGS["ViT"], layer_decay=0.5).train()
+    with pytest.raises(ValueError, match=r"layer_decay=0.5 is for the models of fer-pll; use 1 with ViTForImage"):
+        trainer_of(tmp_path, "ViT", layer_decay=0.5).train()
 
 
 def test_a_model_without_a_classifier_layer_is_refused_by_pico(tmp_path):
-    trainer = make_trainer(tmp_path, CONFIGS["ViT"])
+    trainer = trainer_of(tmp_path, "ViT")
     model = trainer.model
     model.classifier = torch.nn.Identity()
-    with pytest.raises(ValueError, match="pico.*classifier"):
+    with pytest.raises(ValueError, match=r"pico.*classifier"):
         FerPllTrainer(
             model,
             FerPllTrainingArguments(output_dir=str(tmp_path), loss="pico", use_cpu=True),

@@ -6,8 +6,8 @@ import torch
 from datasets import Dataset, load_from_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from conftest import CLASSES, make_dataset, make_trainer
 from fer_pll import ConfidenceTable
+from tiny import CLASSES, make_dataset, make_trainer
 
 ADDED = ["confidence", "revised_epoch", "initial_candidates"]
 
@@ -62,7 +62,7 @@ def test_another_training_starts_from_it(tmp_path, trained, toy_config, toy_proc
 def test_confidences_that_do_not_fit_their_candidates_are_refused(tmp_path, trained, toy_config, toy_processor):
     revised = trained.revised_dataset()
     outside = revised.remove_columns("confidence").add_column("confidence", [[0.25] * 4] * 48)
-    with pytest.raises(ValueError, match="confidence row 0 .* zero outside the row's candidates"):
+    with pytest.raises(ValueError, match=r"confidence row 0 .* zero outside the row's candidates"):
         make_trainer(tmp_path, toy_config, toy_processor, outside, confidence_init="column")
     with pytest.raises(ValueError, match="needs the column 'confidence'"):
         make_trainer(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import DatasetDict
 
-from conftest import make_trainer
 from fer_pll.data.dataset import save_dataset
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.run_folder import RunFolder
+from tiny import make_trainer
 
 
 @pytest.fixture

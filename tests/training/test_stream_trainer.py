@@ -116,7 +116,7 @@ def test_a_killed_stream_goes_on_with_the_very_next_image(processes, shards, tmp
     assert len(resumed["seen"]) == 6 * 16 and len(whole[name]["seen"]) == 12 * 16
     assert_same_bits(whole[name], resumed)
     # What could not be read is listed once, although both runs and several passes came by it.
-    with open(tmp_path / "unreadable.csv", newline="") as stream:
+    with (tmp_path / "unreadable.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["path"] for row in rows] == [shards[1]]
     assert "the rest, from row" in rows[0]["reason"]
@@ -189,13 +189,13 @@ def test_bad_data_can_stop_the_training(shards, tmp_path, caplog):
     with pytest.raises(DataError, match=r"damaged.tar: the rest, from row \d.*--on_bad_data skip"):
         toy_streaming.run(tmp_path, shards, {"on_bad_data": "stop"})
     assert "damaged.tar" in (tmp_path / "unreadable.csv").read_text()
-    with pytest.raises(DataError, match="damaged.tar"):  # although it is listed already
+    with pytest.raises(DataError, match=r"damaged.tar"):  # although it is listed already
         toy_streaming.run(tmp_path, shards, {"on_bad_data": "stop"})
     assert len(toy_streaming.run(tmp_path, shards[:1], {"on_bad_data": "stop"})["losses"]) == 12
 
 
 def test_what_cannot_be_read_is_counted_in_the_log(shards, tmp_path, caplog):
-    trainer = toy_streaming.make_trainer(tmp_path, shards, {"max_steps": 8})
+    trainer = toy_streaming.make_stream_trainer(tmp_path, shards, {"max_steps": 8})
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert [log["pass"] for log in logs][-1] == 1 and logs[-1]["unreadable"] == 1
@@ -204,7 +204,7 @@ def test_what_cannot_be_read_is_counted_in_the_log(shards, tmp_path, caplog):
 
 def test_a_stream_needs_a_number_of_steps(shards, tmp_path):
     with pytest.raises(ValueError, match="--max_steps: needed"):
-        toy_streaming.make_trainer(tmp_path, shards, {"max_steps": -1})
+        toy_streaming.make_stream_trainer(tmp_path, shards, {"max_steps": -1})
 
 
 def test_positions_in_a_checkpoint_can_be_read(checkpoint):

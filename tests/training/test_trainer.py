@@ -5,21 +5,18 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import set_seed
 
-from conftest import CLASSES, make_dataset, make_trainer
 from fer_pll import (
     ConfidenceTable,
     FerPllForImageClassification,
-    FerPllForPreTraining,
     FerPllImageProcessor,
     FerPllTrainingArguments,
 )
 from fer_pll.labels.losses import pll_loss
-from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.numbered_rows import NumberedRows
 from fer_pll.training.pretraining import FerPllPreTrainer
 from fer_pll.training.trainer import start_table
+from tiny import CLASSES, make_dataset, make_pretrainer, make_trainer
 
 
 def first_rows(dataset: Dataset, number: int) -> list[dict]:
@@ -206,10 +203,10 @@ def test_data_that_does_not_fit_is_refused_before_training(tmp_path, toy_config,
 
 
 def test_a_processor_that_does_not_match_the_model_is_refused(tmp_path, toy_config, toy_train):
-    with pytest.raises(ValueError, match="image_std is .*config.json and .*preprocessor_config.json"):
+    with pytest.raises(ValueError, match=r"image_std is .*config.json and .*preprocessor_config.json"):
         wrong = FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 16}, image_std=[0.5])
         make_trainer(tmp_path, toy_config, wrong, toy_train)
-    with pytest.raises(ValueError, match="16 x 16 pixels .*32 x 32"):
+    with pytest.raises(ValueError, match=r"16 x 16 pixels .*32 x 32"):
         wrong = FerPllImageProcessor(num_channels=1, size={"height": 32, "width": 32}, image_std=[0.25])
         make_trainer(tmp_path, toy_config, wrong, toy_train)
 
@@ -267,21 +264,8 @@ def test_pretraining_lowers_the_loss_and_resumes_exactly(tmp_path, toy_config, t
     images = toy_train.select_columns("image")
 
     def make() -> FerPllPreTrainer:
-        args = FerPllPreTrainingArguments(
-            output_dir=str(tmp_path),
-            num_train_epochs=6,
-            per_device_train_batch_size=16,
-            learning_rate=3e-3,
-            crop_scale=0.8,
-            logging_steps=3,
-            save_strategy="epoch",
-            disable_tqdm=True,
-            use_cpu=True,
-        )
-        set_seed(args.seed)
-        return FerPllPreTrainer(
-            FerPllForPreTraining(toy_config), args, processing_class=toy_processor, train_dataset=images
-        )
+        settings = {"num_train_epochs": 6, "crop_scale": 0.8, "logging_steps": 3, "save_strategy": "epoch"}
+        return make_pretrainer(tmp_path, toy_config, toy_processor, images, **settings)
 
     whole = make()
     before = {name: p.detach().clone() for name, p in whole.model.named_parameters()}

@@ -1,1 +1,1 @@
-"""The program behind benchmark.py: a module for each benchmark, with `add_options(parser)` and `measure(args)`."""
+"""The program behind benchmark.py. Each benchmark is a module with `add_options(parser)` and `measure(args)`."""

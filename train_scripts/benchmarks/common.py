@@ -1,4 +1,4 @@
-"""What several benchmarks need: taking turns, the result, devices, fresh processes."""
+"""Code that several benchmarks share: taking turns, results, devices, fresh processes."""
 
 import os
 import time
@@ -11,11 +11,11 @@ from statistics import median
 
 @dataclass
 class Result:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     table: rows of cells to print, the header first.
-    ratios: measured, by name.
-    targets: what a ratio should reach or, as the benchmark's help says, stay below.
+    ratios: the measured ratios by name.
+    targets: by name, the value that a ratio should reach or, where the benchmark's help says so, stay below.
     peer: library and version on the other side.
     """
 
@@ -26,9 +26,9 @@ class Result:
 
 
 def take_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function; every round calls all of them, in alternating order, after one for warm-up.
+    """Median seconds of each function. Every round calls all functions, in alternating order; the first is a warm-up.
 
-    A function that returns a float has taken the seconds itself.
+    If a function returns a float, that is its time in seconds.
     """
     seconds = {name: [] for name in functions}
     for turn in range(repeats + 1):
@@ -41,7 +41,7 @@ def take_turns(functions: dict[str, Callable[[], object]], repeats: int) -> dict
 
 
 def row(title, values, form, target=None):
-    """Cells: title, ours, theirs, ours over theirs, and the most that this may be."""
+    """Cells: title, ours, theirs, ours over theirs, and the upper limit of this ratio."""
     cells = [format(values[side], form) for side in ("ours", "theirs")]
     return (title, *cells, f"{values['ours'] / values['theirs']:.3f}", f"<= {target:g}" if target else "")
 
@@ -69,7 +69,7 @@ def device():
 
 
 def synchronize():
-    """Wait until the GPU, if there is one, has done its work."""
+    """Wait until the GPU, if there is one, has finished its work."""
     import torch
 
     if torch.cuda.is_available():
@@ -77,7 +77,7 @@ def synchronize():
 
 
 def synchronized(function):
-    """`function` that also waits until the GPU has done its work."""
+    """`function`, followed by a wait until the GPU has finished its work."""
 
     def call():
         function()
@@ -87,10 +87,10 @@ def synchronized(function):
 
 
 def fresh_process():
-    """A pool of one new process, for measuring memory: it gives back at once what is freed.
+    """A pool of one new process for measuring memory. The process returns freed memory to the system at once.
 
-    By default glibc keeps some of it. That would count as taken, by chance more or less, and what is taken next would
-    come out of it unseen.
+    By default glibc keeps some of it. The measurement would count this part as used, and would not see memory that is
+    taken from it later.
     """
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     return ProcessPoolExecutor(1, get_context("spawn"))

@@ -1,4 +1,4 @@
-"""What a batch costs until the model has it, beside the same written by hand, and beside the training."""
+"""The cost of loading a batch, against the same written by hand, and against a training step."""
 
 import argparse
 
@@ -9,21 +9,21 @@ from .training_step import SCALES, add_options, make_step, settings_of
 __all__ = ["add_options", "measure"]
 
 ASTRONAUT_LANDMARKS = ((203, 111), (245, 110), (227, 133), (207, 156), (246, 155))
-"""Eyes, nose and corners of the mouth in scikit-image's portrait, in pixels; near enough for timing."""
+"""Eyes, nose and corners of the mouth in scikit-image's portrait, in pixels; close enough for timing."""
 
-BATCHES = 16  # that a loader gives in one turn, and photographs that are aligned
+BATCHES = 16  # number of batches that a loader yields in one turn, and of photographs that are aligned
 
 
 def measure(args):
-    """What a batch costs until the model has it (rows of a prepared data set, decoding, resizing, augmentation as in
-    finetune.yaml, normalization), beside the same written by hand with Pillow and NumPy, and beside the training.
+    """The cost of loading a batch (reading rows of a prepared data set, decoding, resizing, augmentation as in
+    finetune.yaml, normalization), against the same written by hand with Pillow and NumPy, and against a training step.
 
     Images are 48 x 48 gray PNG at tiny, 100 x 100 color JPEG at base. By hand they are bytes in a list already, and
-    pass through Pillow one by one. Aligning, which fer-pll prepare does once, is of a photograph of 512 x 512 by five
-    landmarks; by hand without protection against aliasing.
-    ratios, each at least the target: images/s of ours over by hand on one core, for loader and align; over_training,
-    images/s of the loader with a worker on each core over those of a step of our model, pre-training or fine-tuning,
-    whichever is quicker. At base augmentation is for a GPU: loader has no target there.
+    pass through Pillow one by one. Alignment, which fer-pll prepare does once, takes a photograph of 512 x 512 pixels
+    and five landmarks; by hand it has no protection against aliasing.
+    ratios, each at least the target: loader and align, images/s of ours over by hand on one core; over_training,
+    images/s of the loader with one worker per core over those of a step of our model, pre-training or fine-tuning,
+    whichever is faster. At base the augmentation is meant for a GPU, so loader has no target there.
     """
     args.batch_size = args.batch_size or SCALES[args.scale][1]
 
@@ -112,7 +112,7 @@ def loader(images, folder, batch_size, workers):
 
 
 def load_batches(batches, folder, settings):
-    """An epoch of a loader, with what the trainers do to its batches before the model sees them."""
+    """An epoch of a loader, with the augmentation and normalization that the trainers apply to its batches."""
     import torch
 
     from fer_pll import FerPllConfig
@@ -130,7 +130,7 @@ def load_batches(batches, folder, settings):
 
 
 def load_by_hand(images, folder, batch_size, settings):
-    """The same as a user of Pillow writes it: every image on its own, with Pillow's functions."""
+    """The same as a user of Pillow would write it: one image at a time, with Pillow's functions."""
     import numpy as np
     import torch
 
@@ -180,7 +180,7 @@ def augment_by_hand(data, config, settings):
 
 
 def align_by_hand(image, landmarks, crop):
-    """The least-squares similarity transform, then Pillow's."""
+    """Alignment with a least-squares similarity transform and Pillow."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""A step of fine-tuning, and the trainer, beside transformers'."""
+"""A fine-tuning step and the trainer, against those of transformers."""
 
 import tempfile
 import time
@@ -10,11 +10,11 @@ __all__ = ["add_options", "measure"]
 
 
 def measure(args):
-    """A step of fine-tuning (forward, backward, AdamW) beside transformers' ViTForImageClassification, and
-    FerPllTrainer beside transformers' Trainer.
+    """A step of fine-tuning (forward, backward, AdamW) against transformers' ViTForImageClassification, and
+    FerPllTrainer against transformers' Trainer.
 
-    The peer of the model has the same encoder, attention and precision, and a linear layer on the class token in the
-    place of the query decoder. Both trainers train FerPllForImageClassification, on the same rows.
+    The peer of the model has the same encoder, attention and precision, and a linear layer on the class token instead
+    of the query decoder. Both trainers train FerPllForImageClassification on the same rows.
     ratios, each at most the target: time and peak memory of our model's step over theirs; trainer, time of a step in
     FerPllTrainer (revision of the confidences and loss of the label queries included) over one in Trainer.
     """
@@ -33,7 +33,7 @@ def measure(args):
     }
     targets = {"trainer": 1.03}
     if args.scale == "base":
-        # The query decoder's weights, with gradients and moments, weigh less the more images a step has.
+        # The memory of the query decoder's weights, gradients and moments matters less at larger batch sizes.
         targets |= {"time": 1.05, "memory": 1.05 if args.batch_size >= 64 else 1.12}
     table = [
         (settings_of(args), "fer-pll", "transformers", "ratio", "target"),
@@ -43,14 +43,14 @@ def measure(args):
     return Result(table, ratios, targets, f"transformers {transformers.__version__}")
 
 
-STEPS = 2  # of a training in one turn: few, so that the turns lie close together
+STEPS = 2  # of a run in one turn: few, so that the turns lie close together
 
 
 def make_trainings(args, folder):
     """Functions that train for `STEPS` steps with FerPllTrainer (`ours`) and Trainer, and return seconds per step.
 
-    Neither side reads images, nor does anything but training between two steps. The pixels are there already, and
-    Trainer's collator does with them what FerPllTrainer does after collation: what is left to differ is the trainer.
+    Neither side reads images, evaluates or saves. The pixels are in memory already, and Trainer's collator augments
+    and normalizes them as FerPllTrainer does after collation. So only the trainers differ.
     """
     import numpy as np
     import torch
@@ -103,7 +103,7 @@ def make_trainings(args, folder):
         return {"pixel_values": (augmented.float() - mean) / std, "labels": batch["labels"]}
 
     class Clock(TrainerCallback):
-        """Takes the time from before the first batch to the end of the last step; starting a training is no step."""
+        """Measures the time from before the first batch to the end of the last step, without the start of the run."""
 
         def on_train_begin(self, *args, **kwargs):
             self.start = time.perf_counter()

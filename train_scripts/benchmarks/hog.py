@@ -1,4 +1,4 @@
-"""HOG targets beside scikit-image."""
+"""HOG targets against scikit-image."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -13,12 +13,12 @@ def add_options(parser):
 
 
 def measure(args):
-    """HOG targets beside skimage.feature.hog.
+    """HOG targets against skimage.feature.hog.
 
-    ratios: scikit-image's time over ours, for one_thread (both on one thread) and all_threads (scikit-image: a pool of
-    as many processes, its images already there), images being crops of a photo; the same on one thread for
-    white noise, which is the worst case, and for the tiny size (48 x 48, one channel, cell 4); largest_difference
-    between the two in any value.
+    ratios: scikit-image's time over ours on crops of a photo, for one_thread (both on one thread) and all_threads
+    (scikit-image has a pool of as many processes, which hold their images already); the same on one thread for white
+    noise, which is the worst case, and for the tiny size (48 x 48, one channel, cell 4); largest_difference between
+    the two in any value.
     """
     import numpy as np
     import skimage
@@ -79,7 +79,7 @@ def skimage_hog(images, cell_size):
 
 
 def keep_images(images, shares):
-    """In a process of the pool: keep the images, so that sending them is not what is timed."""
+    """Keep the images in a process of the pool, so that the time does not include sending them."""
     global images_by_share
     images_by_share = [images[share::shares] for share in range(shares)]
 

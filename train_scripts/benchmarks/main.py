@@ -1,50 +1,51 @@
-"""Measures one part of fer-pll beside the library that a user would otherwise take, in the same run."""
+"""Benchmark of one part of fer-pll against the library that a user would otherwise take, in one run."""
 
 import argparse
 import inspect
 import json
 import os
 import platform
+from pathlib import Path
 
 from . import data, finetune, hog, inference, pretrain, start, stream, table
 
 EPILOG = """\
 examples:
-  # HOG targets beside scikit-image, on one thread and on all, with the largest difference between the two
+  # HOG targets against scikit-image, on one thread and on all, with the largest difference between the two
   python train_scripts/benchmark.py hog
 
-  # a pre-training step of the tiny model beside transformers' ViTMAEForPreTraining; of ViT-B/16 in bfloat16
+  # a pre-training step against transformers' ViTMAEForPreTraining: the tiny model; ViT-B/16 in bfloat16
   python train_scripts/benchmark.py pretrain
   python train_scripts/benchmark.py pretrain --scale base --bf16 --batch-size 64
 
-  # a fine-tuning step beside transformers' ViTForImageClassification, and what the trainer adds to transformers' own
+  # a fine-tuning step against transformers' ViTForImageClassification, and our trainer against transformers' Trainer
   python train_scripts/benchmark.py finetune
   python train_scripts/benchmark.py finetune --scale base --repeats 3
 
-  # a forward in torch and in onnxruntime (float32 and int8) beside transformers' ViTForImageClassification
+  # a forward in torch and in onnxruntime (float32 and int8) against transformers' ViTForImageClassification
   python train_scripts/benchmark.py inference
   python train_scripts/benchmark.py inference --scale base --repeats 10
 
   # from the start of Python to the first prediction of the checkpoint in the package
   python train_scripts/benchmark.py start
 
-  # reading, augmenting and collating images beside the same written by hand with Pillow, and beside the training
+  # reading, augmenting and collating images, against the same by hand with Pillow, and against a training step
   python train_scripts/benchmark.py data
   python train_scripts/benchmark.py data --scale base --repeats 3
 
-  # a stream of a hundred thousand images beside that of datasets: speed, memory, and going on in the middle
+  # a stream of 100,000 images against that of datasets: speed, memory, and resuming in the middle
   python train_scripts/benchmark.py stream
 
-  # memory of the confidence table and time of a look-up and revision, from ten thousand to ten million rows
+  # memory of the confidence table, and time of a look-up and a revision, from ten thousand to ten million rows
   python train_scripts/benchmark.py table
 
-Both sides take turns within one run and the median counts, so that other work on the machine hits both alike. The
-last line of the output is one JSON object: benchmark, ratios, targets (of those ratios that have one) and machine.
+Both sides take turns within one run and the median counts, so that other work on the machine slows both alike. The
+last line of the output is one JSON object: benchmark, ratios, targets (of the ratios that have one) and machine.
 `benchmark.py NAME --help` lists the options and the ratios of one benchmark.
 """
 
-# A new benchmark is a module with a function that adds its options to a parser and one that measures and returns a
-# Result, whose docstring is the help; and an entry here.
+# A new benchmark is a module and an entry here. The module has `add_options(parser)` and `measure(args)`, which
+# returns a `Result` and whose docstring is the help text.
 BENCHMARKS = {
     "hog": hog,
     "pretrain": pretrain,
@@ -58,17 +59,18 @@ BENCHMARKS = {
 
 
 def cores():
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def machine(args, peer):
-    """What the figures depend on, without the machine's name."""
+    """A description of the machine and of the versions that the figures depend on, without the machine's name."""
     import torch
 
     cpu = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        with cpuinfo.open() as lines:
             cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     return {
         "cpu": cpu or platform.machine(),
@@ -85,7 +87,11 @@ def machine(args, peer):
 def parse_args(argv):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--threads", type=int, default=cores(), metavar="N", help=f"where not one (default: all cores, {cores()})"
+        "--threads",
+        type=int,
+        default=cores(),
+        metavar="N",
+        help=f"threads where the benchmark does not say one (default: all cores, {cores()})",
     )
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

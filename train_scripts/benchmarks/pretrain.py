@@ -1,4 +1,4 @@
-"""A step of pre-training beside transformers' ViTMAEForPreTraining."""
+"""A pre-training step against transformers' ViTMAEForPreTraining."""
 
 from .common import Result, device, row, synchronized, take_turns
 from .training_step import SCALES, add_options, make_sides, settings_of, step_rows
@@ -7,12 +7,12 @@ __all__ = ["add_options", "measure"]
 
 
 def measure(args):
-    """A step of pre-training (forward with HOG targets, backward, AdamW) beside transformers' ViTMAEForPreTraining.
+    """A step of pre-training (forward with HOG targets, backward, AdamW) against transformers' ViTMAEForPreTraining.
 
     The peer has the same encoder, decoder, mask ratio, attention and precision, and predicts pixels.
-    ratios: time of ours over theirs and peak memory of ours over theirs (both at most the target); hog_share, the
-    share of our step that making the targets takes (at most the target); flops_share and flops_share_peer, achieved
-    over measured peak of matrix products.
+    ratios: time and memory, time and peak memory of ours over theirs (both at most the target); hog_share, the share
+    of the targets in the time of our step (at most the target); flops_share and flops_share_peer, the achieved speed of
+    matrix products over the measured peak.
     """
     args.batch_size = args.batch_size or SCALES[args.scale][1]
     models, inputs, steps, flops, memory = make_sides(args)

@@ -1,4 +1,4 @@
-"""From the start of Python to the first prediction."""
+"""The time from the start of Python to the first prediction."""
 
 import os
 import subprocess
@@ -30,8 +30,8 @@ def add_options(parser):
 
 
 def measure(args):
-    """From the start of Python to the first prediction: fer_pll.load_default() beside transformers'
-    ViTForImageClassification with the same encoder from a folder, each time in a process of its own.
+    """The time from the start of Python to the first prediction: fer_pll.load_default() against transformers'
+    ViTForImageClassification with the same encoder from a folder. Every turn has a new process.
 
     ratios: start, seconds of ours over the peer's; at most the target.
     """

@@ -1,4 +1,4 @@
-"""A stream of Parquet shards beside that of datasets."""
+"""A stream of Parquet shards against that of datasets."""
 
 import sys
 import tempfile
@@ -10,25 +10,26 @@ from .images import encoded_images
 
 
 def add_options(parser):
-    parser.add_argument("--pictures", type=int, default=100_000, metavar="N", help="in all (default: 100,000)")
+    parser.add_argument("--images", type=int, default=100_000, metavar="N", help="number of images (default: 100,000)")
     parser.add_argument("--shards", type=int, default=20, metavar="N", help="Parquet files (default: 20)")
     parser.add_argument("--buffer", type=int, default=4096, metavar="N", help="shuffle buffer (default: 4096)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="passes of each side (default: 3)")
 
 
 def measure(args):
-    """A pass over Parquet shards of 48 x 48 PNG, shuffled and decoded in one process, beside that of datasets.
+    """A pass over Parquet shards of 48 x 48 PNG, shuffled and decoded in one process, against that of datasets.
 
-    Each side has a fresh process. Going on in the middle of the pass: ours reads again, undecoded, a part of a shard
-    and a buffer; the other is transformers' Trainer, which iterates over all that came before.
-    ratios: speed, images per second of ours over datasets'; memory, what the process takes at most during the pass,
-    ours over datasets'; resume, Trainer's time to the next image over ours.
+    Each side has a fresh process. The benchmark also resumes in the middle of the pass. Ours reads a part of a shard
+    and a buffer again, without decoding; the other side is transformers' Trainer, which iterates over all images that
+    came before.
+    ratios: speed, images per second of ours over datasets'; memory, peak memory of the process during the pass, ours
+    over datasets'; resume, Trainer's time to the next image over ours.
     """
     import datasets
 
     with tempfile.TemporaryDirectory() as folder:
         with fresh_process() as child:
-            child.submit(write_shards, folder, args.pictures, args.shards).result()
+            child.submit(write_shards, folder, args.images, args.shards).result()
         runs = {"ours": [], "theirs": []}
         for turn in range(args.repeats):
             for side in list(runs)[:: 1 if turn % 2 else -1]:
@@ -42,16 +43,16 @@ def measure(args):
         "memory": memory["ours"] / memory["theirs"],
         "resume": resume["theirs"] / resume["ours"],
     }
-    speed = {side: args.pictures / seconds[side] for side in seconds}
+    speed = {side: args.images / seconds[side] for side in seconds}
 
     def row_of(title, values, form, ratio):
         return (title, format(values["ours"], form), format(values["theirs"], form), f"{ratio:.2f}x")
 
     table = [
-        (f"{args.pictures:,} images, {args.shards} shards, buffer {args.buffer}", "fer-pll", "datasets", "ratio"),
+        (f"{args.images:,} images, {args.shards} shards, buffer {args.buffer}", "fer-pll", "datasets", "ratio"),
         row_of("images/s", speed, ",.0f", ratios["speed"]),
         row_of("peak memory of a pass, MiB", memory, ".1f", ratios["memory"]),
-        row_of("going on in the middle, s", resume, ".2f", ratios["resume"]),
+        row_of("resuming in the middle, s", resume, ".2f", ratios["resume"]),
     ]
     return Result(table, ratios, {}, f"datasets {datasets.__version__}")
 
@@ -67,7 +68,7 @@ def write_shards(folder, count, shards):
 
 
 def pass_of_stream(side, folder, args):
-    """In a fresh process: seconds of a pass, MiB that it takes at most, seconds to the image behind the middle."""
+    """Seconds of a pass, its peak MiB, and seconds to resume behind the middle; to be called in a fresh process."""
     import resource
 
     import psutil
@@ -88,9 +89,9 @@ def pass_of_stream(side, folder, args):
     start = time.perf_counter()
     stream = ours() if side == "ours" else theirs()
     for count, image in enumerate(stream, 1):
-        if count == args.pictures // 2:
+        if count == args.images // 2:
             middle, to_middle = image, time.perf_counter() - start
-        if count == args.pictures:
+        if count == args.images:
             break
     seconds = time.perf_counter() - start
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux

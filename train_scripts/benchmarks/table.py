@@ -21,14 +21,14 @@ def add_options(parser):
 
 
 def measure(args):
-    """The confidence table at several numbers of rows, beside itself: no library has one.
+    """The confidence table at several numbers of rows. No library has one to compare with.
 
-    A step is look-up, revision and summary of a random batch. What building (from candidate sets that are there),
-    saving and loading take at most beyond the table is anonymous memory of a fresh process, read from outside every
-    half millisecond. Pages of the file that loading maps do not count: the system drops them when memory runs short.
-    Saving ends when the disk has confirmed; loading is of a file that the system has in its cache.
-    ratios, each at most the target: at the most rows, bytes_per_row of the table and MiB beyond it (build_mib,
-    save_mib, load_mib); step_growth, time of a step at the most rows over that at the fewest.
+    A step is look-up, revision and summary of a random batch. The memory of building (from existing candidate sets),
+    saving and loading is the peak of a fresh process's anonymous memory, less the table itself. It is read from
+    outside every half millisecond. Pages of the file that loading maps do not count: the system drops them when
+    memory runs short. Saving ends when the disk has confirmed. Loading reads a file that the system has in its cache.
+    ratios, each at most the target: bytes_per_row of the table and MiB beyond it (build_mib, save_mib, load_mib), at
+    the largest number of rows; step_growth, the time of a step at the largest number over that at the smallest.
     """
     import torch
 
@@ -67,7 +67,7 @@ def measure(args):
 
 
 def draw_candidates(count, classes):
-    """Candidate sets (count, classes), numpy bool: a random third of the classes, and one so that none is empty."""
+    """Candidate sets (count, classes), numpy bool: a random third of the classes, and one more so that none is empty."""
     import numpy as np
 
     candidates = np.random.default_rng(0).integers(0, 3, (count, classes), dtype=np.uint8) == 0
@@ -77,7 +77,7 @@ def draw_candidates(count, classes):
 
 
 def table_path(folder, count):
-    return os.path.join(folder, f"{count}.safetensors")
+    return f"{folder}/{count}.safetensors"
 
 
 def class_names(classes):
@@ -108,23 +108,23 @@ def seconds_of_table_step(table, args):
     import torch
 
     logits = torch.randn(args.batch_size, args.classes)
-    # Rows never seen before, or a big table's would come from the processor's cache like a small one's.
+    # The rows are new in each step. Otherwise the processor's cache would hold those of a big table too.
     batches = torch.randint(len(table), (100, args.batch_size)).unbind()
     start = time.perf_counter()
     for index in batches:
         table.lookup(index)
-        # This rule writes a row at every visit; after the paper's, which decides a row once, small tables would
-        # soon have less to do.
+        # This rule writes a row at every visit. The paper's rule decides a row once, so small tables would soon have
+        # less to do.
         table.revise(index, logits, epoch=0, rule="soft")
         table.summary()
     return (time.perf_counter() - start) / len(batches)
 
 
 def memory_beyond_table(args, folder):
-    """Most MiB that building, saving and loading take beyond the table, by action and number of rows."""
+    """Peak MiB that building, saving and loading take beyond the table, by action and number of rows."""
     beyond = {"build": {}, "save": {}, "load": {}}
     with fresh_process() as child:
-        for count in [args.rows[0], *args.rows]:  # twice, as what the process loads once does not count
+        for count in [args.rows[0], *args.rows]:  # the first size twice: what the process loads once does not count
             path = table_path(folder, count)
             child.submit(keep_candidates, count, args.classes, args.threads).result()
             rise = {
@@ -134,15 +134,15 @@ def memory_beyond_table(args, folder):
             }
             size = child.submit(size_of_kept_table).result()
             for action in beyond:
-                # Not below zero, as with tables so small that they come from memory that the process has already.
+                # Not below zero: memory that the process has already may be enough for a small table.
                 beyond[action][count] = max(0, rise[action] - (0 if action == "save" else size)) / 2**20
     return beyond
 
 
 def memory_rise(child, function, *args):
-    """Bytes by which the anonymous memory of a process rises at most while it calls a function.
+    """The largest rise, in bytes, of the anonymous memory of a process while it calls a function.
 
-    Read from this process, because a thread of the other would not run while the function holds its GIL.
+    This process reads it, because a thread of the other would not run while the function holds its GIL.
     """
     import psutil
 
@@ -162,7 +162,7 @@ def memory_rise(child, function, *args):
 
 
 def keep_candidates(count, classes, threads):
-    """In the process whose memory is read, as all that follow: keep what the next functions need."""
+    """Keep the candidate sets for the next functions. All of them run in the process whose memory is read."""
     import torch
 
     global kept_candidates

@@ -1,4 +1,4 @@
-"""A training step of our models and of transformers' with the same encoder: its options, time, memory and FLOP."""
+"""A training step of our models, and of transformers' with the same encoder: options, time, memory and FLOP."""
 
 import sys
 
@@ -18,7 +18,7 @@ def add_options(parser):
     parser.add_argument(
         "--attn-implementation",
         default="sdpa",
-        help="of both sides: sdpa (default), eager or flash_attention_2. On a CPU, eager is quicker for few tokens in "
+        help="of both sides: sdpa (default), eager or flash_attention_2. On a CPU, eager is faster for few tokens in "
         "bfloat16",
     )
 
@@ -41,7 +41,7 @@ def step_rows(args, models, seconds, memory, flops, targets):
     ]
 
 
-# Sizes of an encoder and its input, which have the same names in transformers' configurations.
+# Sizes of an encoder and its input. They have the same names in transformers' configurations.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 ENCODER = (*SIZES, "image_size", "patch_size", "num_channels", "hidden_act", "layer_norm_eps", "qkv_bias")
 
@@ -68,15 +68,15 @@ def make_classifier(side, config):
 
 
 def like(config, config_class, names):
-    # The attention is set before the model is built: ViTMAE's decoder has a copy of the configuration, out of the
-    # reach of `set_attn_implementation`.
+    # The attention is set before the model is built: `set_attn_implementation` does not reach the copy of the
+    # configuration in ViTMAE's decoder.
     values = {name: getattr(config, name) for name in names}
     return config_class(**values, attn_implementation=config._attn_implementation)
 
 
 def make_step(side, args, attn_implementation=None):
-    """Model of `ours` or `theirs`, its inputs (normalized images and, where it classifies, labels), and a function
-    that makes one training step.
+    """The model of `ours` or `theirs`, its inputs (normalized images, and labels for a classifier), and a function
+    that does one training step.
     """
     import torch
 
@@ -125,7 +125,7 @@ def matrix_flops(side, args):
     """FLOP of the matrix products of one step."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Counted with eager attention: the counter knows no fused attention of the CPU.
+    # With eager attention, because the counter does not know the fused attention of the CPU.
     step = make_step(side, args, attn_implementation="eager")[-1]
     with FlopCounterMode(display=False) as counter:
         step()
@@ -133,13 +133,13 @@ def matrix_flops(side, args):
 
 
 def peak_memory_of_child(side, args):
-    """Bytes of `peak_memory`. To be called while this process is small: a child's peak would start from ours."""
+    """Bytes of `peak_memory`. Call it while this process is small: the peak of a child would start from ours."""
     with fresh_process() as child:
         return child.submit(peak_memory, side, args).result()
 
 
 def peak_memory(side, args):
-    """In a fresh process: bytes that model, optimizer and three steps take at most, of memory or of a GPU's memory."""
+    """Peak bytes of model, optimizer and three steps, in memory or in a GPU's; to be called in a fresh process."""
     import resource
 
     import psutil

@@ -1,4 +1,4 @@
-"""How well wrong labels are found, ours and by cleanlab, where one knows which are wrong. Not in the paper."""
+"""Comparison of our label audit with cleanlab, on labels that are known to be wrong. It is not in the paper."""
 
 import time
 from importlib.util import find_spec
@@ -33,7 +33,7 @@ AUDITS = {
 
 
 def audit_tables(experiments: Experiments) -> str:
-    """The tables of how well wrong labels are found."""
+    """The tables of the audit: how well each method finds wrong labels."""
     if find_spec("cleanlab") is None:
         raise ValueError("the audit compares with cleanlab, which is not installed: pip install 'fer-pll[dev]'")
     text = ""
@@ -47,7 +47,7 @@ def audit_tables(experiments: Experiments) -> str:
 
 
 def audit_table(labels: str, results: list[dict]) -> str:
-    """One of `AUDITS`, with a result for each seed, as Markdown."""
+    """The Markdown table of one of `AUDITS`, from a result for each seed."""
     hours = sum(result["seconds"] for result in results) / 3600
     seeds = ", ".join(str(result["settings"]["seed"]) for result in results)
     titles = ("average precision", "precision and recall at the number of wrong labels", "right once corrected")
@@ -60,17 +60,18 @@ def audit_table(labels: str, results: list[dict]) -> str:
 
 
 def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | None:
-    """How well wrong labels, one of `AUDITS`, are found; what is missing is trained, with --finished it is `None`.
+    """The result of one of `AUDITS`. Missing runs are trained; with --finished, the result is `None` instead.
 
-    Softmax trains on the given label. Ours trains on the posterior of that first round: the classes that hold
-    95 % of it are the candidates, its probabilities their confidences. Candidates drawn at random around a single
-    label, as the paper has them, would tell nothing of it, and a revision would hide doubts (Eq. 5). In the second
-    round a row's label had a say, through the first, in the confidences of others, but not in its own prediction.
+    In the first round, softmax trains on the given labels. In the second, ours trains on the posterior of the first:
+    the classes that hold 95 % of it are the candidates, its probabilities their confidences. Random candidates around
+    a single label, as in the paper, would say nothing about that label, and a revision would hide doubts (Eq. 5). In
+    the second round a row's label has affected, through the first round, the confidences of other rows, but not its
+    own prediction.
 
     Raises:
         ValueError: for a data set without votes, and for a result that was made with other settings.
     """
-    softmax = Run("hog", "cross-entropy", (("confidence_init", "uniform"),))  # which has no say
+    softmax = Run("hog", "cross-entropy", (("confidence_init", "uniform"),))  # there are no candidates to weigh
     ours = Run("hog", "decoder-uniform", (("confidence_init", "column"),))
     folds = experiments.args.folds
     settings = experiments.settings(ours, seed) | {"flipped": FLIPPED, "folds": folds}
@@ -99,7 +100,7 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
 
 
 def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
-    """Folder of the training rows with labels of one of `AUDITS`, and their `true_label`."""
+    """Folder of the training rows with the labels of one of `AUDITS` and their `true_label`."""
     if "votes" not in load_dataset(experiments.args.data, "train").column_names:
         raise ValueError(f"--data {experiments.args.data} has no votes, which the audit takes the true labels from.")
     if labels == "two-votes":
@@ -112,22 +113,22 @@ def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
 
 
 def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
-    """Predictions (N, K) by models that have not seen the rows; folds that are done are not trained again."""
+    """Predictions (N, K) by models that have not seen the rows. Finished folds are not trained again."""
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
     experiments.run("out-of-fold", [*argv, "--output_dir", folder, *experiments.args.options])
     return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
 
 
 def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
-    """One label for each row, the most voted, of which a share of `FLIPPED` is made wrong; the votes are left out.
+    """The rows with the most voted label instead of votes, and a share of `FLIPPED` of the labels made wrong.
 
-    `true_label`, where there is none yet, is the winner of the votes, or -1 where several labels share the top.
+    Where `true_label` is missing, it becomes the winner of the votes, or -1 if several labels share the top.
 
     Args:
         dataset: N rows with `votes`.
-        as_votes: rows of a class are flipped as often, and to those classes, as annotators do it. Otherwise every row
-            and every class is as likely as another.
-        seed: of the draw.
+        as_votes: flip the rows of a class as often, and to the same classes, as annotators do. Otherwise every row and
+            every other class is equally likely.
+        seed: seed of the draw.
     """
     votes, feature = numpy_column(dataset, "votes"), dataset.features["label"]
     unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
@@ -148,7 +149,7 @@ def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
 
 
 def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
-    """The rows with a belief (N, K) as `candidates`, the classes that hold 95 % of it, and `confidence`."""
+    """The rows with a belief (N, K) as `confidence`, and the classes that hold 95 % of it as `candidates`."""
     candidates = from_posterior(belief)
     confidence = np.where(candidates, belief, 0)
     confidence /= confidence.sum(axis=1, keepdims=True)
@@ -160,16 +161,16 @@ def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
 def compare_audits(
     predictions: dict[str, np.ndarray], votes: np.ndarray, given: np.ndarray, truth: np.ndarray
 ) -> dict[str, dict[str, float | None]]:
-    """How well each method finds the wrong ones among N given labels, and how many are right once it corrected them.
+    """How well each method finds the wrong labels among N given ones, and how many are right after its corrections.
 
-    cleanlab ranks in two ways: all rows by label quality, or before all others the issues that it finds, which get the
-    predicted label.
+    cleanlab ranks in two ways: all rows by label quality, or the issues that it finds before all other rows. Issues
+    get the predicted label.
 
     Args:
-        predictions: out of fold, (N, K), of `"ours"` and `"softmax"`.
+        predictions: out-of-fold predictions (N, K) of `"ours"` and `"softmax"`.
         votes: (N, K), whole numbers.
-        given: (N,) the labels to judge.
-        truth: (N,), -1 = unknown; such rows are not counted.
+        given: (N,), the labels to judge.
+        truth: (N,); -1 is unknown, and such rows are not counted.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -201,7 +202,7 @@ def compare_audits(
             figures[f"cleanlab, issues by {title}"] = judge(score, labels)
     if votes.sum(axis=1).max() > 1:
         prior = votes.sum(axis=0) / votes.sum()
-        majority = votes + prior / 2  # less than a vote: only ties are decided by it
+        majority = votes + prior / 2  # less than a vote, so it decides only ties
         figures["majority, ties by class prior"] = by_belief(majority / majority.sum(axis=1, keepdims=True))
         inside = np.where(votes > 0, predictions["softmax"], 0)
         figures["softmax-trained, inside the set"] = by_belief(inside / inside.sum(axis=1, keepdims=True))

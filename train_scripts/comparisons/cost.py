@@ -1,4 +1,4 @@
-"""Time and memory of fine-tuning at several batch sizes (Section 4.2.2)."""
+"""Time and memory of fine-tuning at several batch sizes (Section 4.2.2 of the paper)."""
 
 import json
 import os
@@ -13,7 +13,7 @@ BATCHES, STEPS = (72, 128, 256), 6
 
 
 def measure_cost(experiments: Experiments) -> str:
-    """Section 4.2.2: time of an epoch and peak memory of fine-tuning at three batch sizes, each in a fresh process."""
+    """A table of the time of an epoch and the peak memory at three batch sizes, each in a fresh process."""
     args = experiments.args
     rows = len(load_dataset(experiments.data(None, 0), "train"))
     lines = ["| batch | seconds a step | minutes an epoch | peak memory, GiB |", "|---|---|---|---|"]
@@ -26,7 +26,7 @@ def measure_cost(experiments: Experiments) -> str:
         process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            raise ValueError(f"the run with batch size {batch} failed; its message stands above.")
+            raise ValueError(f"the run with batch size {batch} failed; see its message above.")
         state = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         seconds = next(log["train_runtime"] for log in state if "train_runtime" in log) / STEPS
         memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 2**30

@@ -1,4 +1,4 @@
-"""The runs behind the tables: made once, continued where they were cut off, never mixed with other settings."""
+"""The runs behind the tables. Each is made once, resumed if interrupted, and never mixed with other settings."""
 
 import argparse
 import json
@@ -35,10 +35,10 @@ COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "o
 class Scale:
     """Sizes of the networks.
 
-    pretraining: folder of hub_configs for the pre-training of the ViT, `{}` being its objective.
-    backbones: of each network that can be fine-tuned, a folder of hub_configs or of train_scripts/configs.
+    pretraining: folder of hub_configs for the pre-training of the ViT; `{}` stands for its objective.
+    backbones: for each network that can be fine-tuned, a folder of hub_configs or of train_scripts/configs.
     vit_changes: other values for the config.json of the ViT.
-    pretrain_epochs, epochs: None for those of the configuration.
+    pretrain_epochs, epochs: numbers of epochs; None for those of the configuration.
     """
 
     pretraining: str
@@ -53,12 +53,12 @@ BASE = {"vit": "fer-pll-vit-base-ferplus", "resnet18": str(SCRIPTS / "configs" /
 SCALES = {
     "nano": Scale("fer-pll-tiny-{}", TINY, {"num_hidden_layers": 4}, 20, 12),
     "tiny": Scale("fer-pll-tiny-{}", TINY, {}, 20, 12),
-    "base": Scale("fer-pll-vit-base-{}", BASE),  # as many epochs as the paper has
+    "base": Scale("fer-pll-vit-base-{}", BASE),  # the numbers of epochs of the paper
 }
 
 
 class Experiments:
-    """The runs of one group, all of one scale and over one data set.
+    """The runs of one group, all of one scale and on one data set.
 
     Args:
         args: the parsed command line.
@@ -103,17 +103,17 @@ class Experiments:
         return str(mine)
 
     def backbone_config(self, backbone: str) -> str:
-        """Folder of the configuration that a backbone is fine-tuned with."""
+        """Folder of the configuration for fine-tuning a backbone."""
         name = self.scale.backbones[backbone]
         return self.vit_config(name) if backbone == "vit" else name
 
     def data_folder(self, *parts: str) -> Path:
-        """Folder of data that are made from --data and its part --max-samples, `parts` saying how."""
+        """Folder of data made from --data, or from its part --max-samples; `parts` say how."""
         samples = [f"{self.args.max_samples}samples"] if self.args.max_samples else []
         return self.out / "data" / "-".join([self.fingerprint[:8], *samples, *parts])
 
     def data(self, votes: int | None, seed: int) -> str:
-        """Folder of the data: as given, or a part of the rows, or with drawn votes."""
+        """Folder of the data: --data itself, a part of its rows, or its rows with drawn votes."""
         samples = self.args.max_samples
         if samples is None and votes is None:
             return self.args.data
@@ -134,10 +134,10 @@ class Experiments:
         return [] if epochs is None else ["--num_train_epochs", epochs]
 
     def train(self, command: str, folder: Path, argv: list, settings: dict) -> float:
-        """Run pretrain or finetune to its end, from its last checkpoint where it was cut off; seconds of this call.
+        """Run pretrain or finetune to its end, from the last checkpoint if interrupted. Returns seconds of this call.
 
         Raises:
-            ValueError: where a run that was cut off in the folder had other settings.
+            ValueError: if an interrupted run in the folder had other settings.
         """
         start = time.perf_counter()
         begun = folder.with_name(f"{folder.name}.json")
@@ -155,7 +155,7 @@ class Experiments:
         return time.perf_counter() - start
 
     def pretrain(self, objective: str, seed: int) -> Path:
-        """Folder of a pre-trained encoder; made where it is missing."""
+        """Folder of a pre-trained encoder. A missing one is made."""
         samples = f"-{self.args.max_samples}samples" if self.args.max_samples else ""
         folder = self.folder / "pretrain" / f"{objective}-seed{seed}{samples}"
         settings = {"epochs": self.pretrain_epochs, "options": self.args.options, "fingerprint": self.fingerprint}
@@ -170,7 +170,7 @@ class Experiments:
         return folder
 
     def settings(self, run: Run, seed: int) -> dict:
-        """What a result depends on."""
+        """The settings that a result depends on."""
         return {
             "seed": seed,
             "scale": self.args.scale,
@@ -186,7 +186,7 @@ class Experiments:
         }
 
     def training_options(self, run: Run, seed: int) -> list:
-        """What a run's training is told, but for its data and its folder; pre-trains where that is missing."""
+        """Options of a run, except its data and its folder. A missing pre-trained encoder is made."""
         argv = ["--config", self.backbone_config(run.backbone), "--seed", seed]
         argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
         argv += ["--settings", settings_file(run)]
@@ -201,10 +201,10 @@ class Experiments:
         return self.folder / f"{run.name}-seed{seed}"
 
     def read(self, table: ResultTable, name: str, settings: dict) -> dict | None:
-        """A result of this group, None where it is missing.
+        """A result of this group, or None if it is missing.
 
         Raises:
-            ValueError: where it was made with other settings.
+            ValueError: if it was made with other settings.
         """
         seed = settings["seed"]
         result = table.find(self.group, name, seed)
@@ -213,11 +213,11 @@ class Experiments:
         return result
 
     def finished(self, run: Run, seed: int) -> dict | None:
-        """The result of a run, None where it is missing; see `read`."""
+        """The result of a run, or None if it is missing; see `read`."""
         return self.read(self.runs, run.name, self.settings(run, seed))
 
     def result(self, run: Run, seed: int) -> dict:
-        """The result of a run; made where it is missing."""
+        """The result of a run. A missing one is made."""
         result = self.finished(run, seed)
         if result is not None:
             return result
@@ -247,7 +247,7 @@ class Experiments:
         """One of `CURVES` of a finished run: pairs of epoch and value.
 
         Raises:
-            ValueError: where the file of the curves lacks it.
+            ValueError: if the file of the curves does not have it.
         """
         curves = self.curves.find(self.group, run.name, seed)
         if curves is None:
@@ -255,9 +255,9 @@ class Experiments:
         return curves[name]
 
     def coverage(self, run: Run, seed: int) -> dict[str, float | None]:
-        """Mean size of the candidate sets; share of them that hold the label; share of all votes that fall into them.
+        """Mean size of the candidate sets, the share that hold the label, and the share of all votes that they hold.
 
-        The label is known where the data set has true labels, or nothing but labels.
+        The label is known if the data set has true labels, or labels without votes.
         """
         table, rows = self.confidences(run, seed)
         candidates = table.candidates.numpy()
@@ -273,7 +273,7 @@ class Experiments:
         return {"mean_size": size, "label_inside": label_inside, "votes_inside": votes_inside}
 
     def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
-        """The run's confidences, and the training rows that they belong to, in the same order."""
+        """The run's confidences and its training rows, in the same order."""
         return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed))
 
 
@@ -282,7 +282,7 @@ def settings_file(run: Run) -> Path:
 
 
 def label_fingerprint(train: Dataset) -> str:
-    """Fingerprint of rows and the labels that their annotators chose; of a row without votes, that may be any."""
+    """Fingerprint of the rows and of the labels that their annotators chose: all labels if a row has no votes."""
     names = train.features["label"].names
     if "votes" in train.column_names:
         chosen = numpy_column(train, "votes") > 0
@@ -293,12 +293,12 @@ def label_fingerprint(train: Dataset) -> str:
 
 
 def some_rows(dataset: Dataset, count: int) -> Dataset:
-    """A part of the rows, the same in every call."""
+    """A random part of the rows, the same in every call."""
     return dataset.select(np.sort(np.random.default_rng(0).permutation(len(dataset))[:count]))
 
 
 def machine() -> str:
-    """What the time of a run depends on, without the machine's name."""
+    """A description of the machine that the time of a run depends on, without its name."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()

@@ -1,4 +1,4 @@
-"""Figures of the tables, as PNG. Each function, or the one that it makes, is the `figure` of a `tables.Table`."""
+"""Figures of the tables, as PNG. Each function here is, or makes, the `figure` of a `tables.Table`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from .runs import Row
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a figure is drawn from.
+    """The data of a figure.
 
-    title: of the table.
-    rows, results: of the table; `results` has for each row the result of each seed.
-    experiments: where the results come from.
-    stem: path of the PNG without its ending; more may follow it.
+    title: title of the table.
+    rows, results: rows of the table, and the results of each row's seeds.
+    experiments: source of the results.
+    stem: start of the paths of the PNG files.
     """
 
     title: str
@@ -41,7 +41,7 @@ Figure = Callable[[Drawing], list[Path]]
 
 
 def over_epochs(curve: str) -> Figure:
-    """One of `results.CURVES` over the epochs, a line for each row."""
+    """One of `results.CURVES` over the epochs, one line per row."""
 
     def draw(drawing: Drawing) -> list[Path]:
         curves = {
@@ -55,7 +55,7 @@ def over_epochs(curve: str) -> Figure:
 
 
 def over_rows(axis: str) -> Figure:
-    """Accuracy over the rows, whose titles are the numbers on the axis; a line for each seed."""
+    """Accuracy over the rows, one line per seed. The titles of the rows are the numbers on the axis."""
 
     def draw(drawing: Drawing) -> list[Path]:
         points = [
@@ -73,7 +73,7 @@ def over_rows(axis: str) -> Figure:
 
 
 def confusion_matrices(drawing: Drawing) -> list[Path]:
-    """For each row, the confusion matrix of all its seeds together."""
+    """One figure per row: the sum of the confusion matrices of its seeds."""
     paths = []
     for row, found in zip(drawing.rows, drawing.results, strict=True):
         matrix = sum(np.array(result["all"]["confusion_matrix"]) for result in found)
@@ -84,11 +84,11 @@ def confusion_matrices(drawing: Drawing) -> list[Path]:
 
 
 def galleries(drawing: Drawing) -> list[Path]:
-    """Images whose majority label training overruled most clearly, and images of which it chose one candidate."""
+    """Images whose majority label was overruled most clearly, and images for which one candidate was chosen."""
     run, experiments = drawing.rows[0].run, drawing.experiments
     seed = experiments.args.seeds[0]
     if not RunFolder(experiments.run_folder(run, seed)).confidence.is_file():
-        print("no galleries: they need the folder of the run, which is not here (and data sets with votes).")
+        print("no galleries: they need the run's folder, which is missing, and a data set with votes.")
         return []
     table, rows = experiments.confidences(run, seed)
     if "votes" not in rows.column_names:

@@ -2,12 +2,13 @@
 
     python train_scripts/reproduce.py table6 --data data/ferplus --out runs/reproduce --seeds 0 1 2
 
-Pre-trains and trains what the table needs, one run after the other, and judges each on the split `validation`. A run
-that is finished is not made again, one that was cut off goes on: the same command continues. Every run is a line of
-runs.csv in --results, its curves one of curves.csv. From these come, in OUT/GROUP/tables, a Markdown table (mean and
-standard deviation over the seeds, how far the last row is ahead seed by seed, the paper's own figures in a column of
-their own) and the figures. A result made with other settings is refused; which machine made it, and with how many
-workers, does not matter. Runs that are not to be compared with those that are there get a --group of their own.
+The script pre-trains and fine-tunes the runs of the table, one after the other, and evaluates each on the split
+`validation`. It skips finished runs and resumes an interrupted one, so the same command continues. Every run is a line
+of runs.csv in --results, and its curves are a line of curves.csv. From these, the script writes to OUT/GROUP/tables a
+Markdown table and the figures. The table has the mean and standard deviation over the seeds, the lead of the last row
+seed by seed, and a column with the paper's own figures. A result that was made with other settings is refused; the
+machine and the number of workers do not matter. Give a --group of their own to runs that must not be compared with the
+existing ones.
 
 Everything after `--` goes to `fer-pll pretrain` and `fer-pll finetune` alike, for instance `-- --bf16 true`.
 """
@@ -28,7 +29,7 @@ from .tables import TABLES
 
 
 def reproduce(table: str, experiments: Experiments) -> None:
-    """Make the runs of a table, print it and write it, with its figures, to the folder `tables` beside them."""
+    """Make the runs of a table, print the table, and write it and its figures to the folder `tables` beside them."""
     experiments.tables.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
     if table == "cost":
@@ -49,7 +50,7 @@ def reproduce(table: str, experiments: Experiments) -> None:
 
 
 def run_rows(table: str, votes: int | None, experiments: Experiments) -> tuple[list[Row], list[list[dict]]]:
-    """The rows of a table, and of each row a result for each seed; with --finished those that are there."""
+    """The rows of a table, and for each row the results of its seeds. With --finished, only existing results."""
     args = experiments.args
     get = experiments.finished if args.finished else experiments.result
     rows, results = [], []
@@ -67,7 +68,7 @@ def run_rows(table: str, votes: int | None, experiments: Experiments) -> tuple[l
 
 
 def describe(votes: int | None, results: list[list[dict]]) -> str:
-    """What was trained on, and how long it took."""
+    """A sentence about the training labels, the seeds and the time of the runs."""
     regime = "all votes" if votes is None else f"{votes} drawn votes for each row"
     found = [result for row in results for result in row]
     seeds = ", ".join(map(str, sorted({result["settings"]["seed"] for result in found})))
@@ -102,17 +103,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", metavar="DIR", help="folder written by fer-pll prepare")
     parser.add_argument("--out", metavar="DIR", help="folder of the runs")
     parser.add_argument("--rows", type=int, nargs="+", metavar="N", help="only these rows of a table; see --list")
-    parser.add_argument("--list", action="store_true", help="print the rows of TABLE with their numbers, and end")
+    parser.add_argument("--list", action="store_true", help="print the rows of TABLE with their numbers, and exit")
     parser.add_argument("--results", metavar="DIR", help="folder of the results (default: OUT/results)")
     parser.add_argument("--scale", choices=list(SCALES), default="nano", help="size of the networks (default: nano)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
-    parser.add_argument("--group", metavar="NAME", help="of runs that belong together (default: the scale)")
-    parser.add_argument("--finished", action="store_true", help="make no runs: the table of those that are finished")
-    parser.add_argument("--max-samples", type=int, metavar="N", help="only so many images of each split")
-    parser.add_argument("--votes", type=parse_votes, nargs="+", metavar="N", help="drawn votes for each row, or all")
-    parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="of each pre-training (nano, tiny: 20)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of each fine-tuning (nano, tiny: 12)")
-    parser.add_argument("--folds", type=int, default=3, metavar="N", help="of the audit (default: 3)")
+    parser.add_argument("--group", metavar="NAME", help="name of runs that belong together (default: the scale)")
+    parser.add_argument("--finished", action="store_true", help="make no runs; show the finished ones")
+    parser.add_argument("--max-samples", type=int, metavar="N", help="use only N images of each split")
+    parser.add_argument(
+        "--votes", type=parse_votes, nargs="+", metavar="N", help="number of drawn votes for each row, or all"
+    )
+    parser.add_argument("--pretrain-epochs", type=int, metavar="N", help="epochs of pre-training (nano, tiny: 20)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of fine-tuning (nano, tiny: 12)")
+    parser.add_argument("--folds", type=int, default=3, metavar="N", help="folds of the audit (default: 3)")
     args = parser.parse_args(argv)
     args.options = options
     if not args.list and None in (args.data, args.out):

@@ -1,4 +1,4 @@
-"""Results in CSV files, a line for each run; those that were made with other settings are refused."""
+"""Results in CSV files, one line per run. Results that were made with other settings are refused."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ SETTINGS = (
 AUDIT_SETTINGS = ("first_round", "flipped", "folds")
 FIGURES = ("rows", "accuracy", "mean_class_accuracy", "ece", "per_class_recall", "confusion_matrix")
 CURVES = ("eval_accuracy", "label_recovery")
-# Columns of the files. A name with a dot is that of a dictionary in a result and that of an entry of it.
+# Columns of the files. A name with a dot names a dictionary in a result and an entry of it.
 RUN_COLUMNS = (
     *KEY,
     *SETTINGS,
@@ -43,7 +43,7 @@ AUDIT_COLUMNS = (*KEY, *SETTINGS, *AUDIT_SETTINGS, "figures", "seconds", "machin
 IN_SETTINGS = {"seed", *SETTINGS, *AUDIT_SETTINGS}
 TEXT = {"group", "run", "scale", "backbone", "pretraining", "fingerprint", "machine"}  # all other cells are JSON
 
-# Options of pretrain and finetune that say how a run is made, not what is learned.
+# Options of pretrain and finetune that change how a run is made, but not what it learns.
 CHANGE_NO_FIGURE = {
     "dataloader_num_workers",
     "dataloader_persistent_workers",
@@ -58,20 +58,20 @@ CHANGE_NO_FIGURE = {
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A CSV file with a line for each result, sorted by group, run and seed.
+    """A CSV file with one line per result, sorted by group, run and seed.
 
-    A result is a dictionary with its settings as `settings`, a dictionary as well. An empty cell is None.
+    A result is a dictionary. Its entry `settings` is a dictionary as well. An empty cell is None.
 
     Args:
-        path: of the file; it need not exist yet.
-        columns: of the file; the first are `KEY`.
+        path: path of the file, which need not exist yet.
+        columns: columns of the file; the first are `KEY`.
     """
 
     path: Path
     columns: tuple[str, ...]
 
     def find(self, group: str, run: str, seed: int) -> dict | None:
-        """The result with this key, None where there is none."""
+        """The result with this key, or None."""
         line = self._lines().get((group, run, seed))
         if line is None:
             return None
@@ -85,14 +85,14 @@ class ResultTable:
         return result
 
     def write(self, group: str, run: str, result: dict) -> None:
-        """Add a result, or replace that with its key. The file is written whole or not at all."""
+        """Add a result, or replace the one with the same key. The file is written whole or not at all."""
         result = {"group": group, "run": run, **result}
         line = {column: _cell(column, result) for column in self.columns}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self.path}.lock"):  # reproduce.py may run twice at a time
+        with FileLock(f"{self.path}.lock"):  # two processes of reproduce.py may run at the same time
             lines = self._lines()
             lines[group, run, int(line["seed"])] = line
-            with whole_file(self.path) as unfinished, open(unfinished, "w", encoding="utf-8", newline="") as file:
+            with whole_file(self.path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, self.columns, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(lines[key] for key in sorted(lines))
@@ -105,7 +105,7 @@ class ResultTable:
 
 
 def _place(column: str) -> list[str]:
-    """Where the value of a column stands in a result: the keys that lead to it."""
+    """The keys that lead to the value of a column in a result."""
     return ["settings", column] if column in IN_SETTINGS else column.split(".")
 
 
@@ -119,7 +119,7 @@ def _cell(column: str, result: dict) -> str:
 
 
 def check_same(before: dict, now: dict, what: str) -> None:
-    """Raise `ValueError` where `what` was made with the settings `before`, which are others than those of now."""
+    """Raise `ValueError` if the settings `before`, with which `what` was made, differ from the present ones."""
     before, now = (
         settings | {"options": options_that_count(settings["options"])}
         for settings in (before, json.loads(json.dumps(now)))
@@ -133,7 +133,7 @@ def check_same(before: dict, now: dict, what: str) -> None:
 
 
 def options_that_count(options: list[str]) -> dict[str, str]:
-    """Options of pretrain and finetune by their names, without those that change no figure."""
+    """Options of pretrain and finetune by name, without those that change no figure."""
     values: dict[str, list[str]] = {}
     for word in options:
         if word.startswith("--"):

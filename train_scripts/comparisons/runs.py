@@ -1,4 +1,4 @@
-"""A run, and the row of a table that shows it."""
+"""Runs, and the rows of the tables that show them."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ class Run:
 
     pretraining: objective of the pre-training, None for random weights.
     settings: file in train_scripts/settings, without its ending.
-    overrides: options of `fer-pll finetune` beside those.
+    overrides: more options of `fer-pll finetune`.
     backbone: name of the network, see `experiments.Scale`.
-    votes: train on as many drawn votes of each row, None for all.
+    votes: number of drawn votes of each row to train on, None for all.
     """
 
     pretraining: str | None
@@ -30,7 +30,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Row:
-    """Of a table: its title, its run, and what the paper reports (accuracy on FER+ or, where said, elsewhere)."""
+    """A row of a table: its title, its run, and the accuracy in the paper (on FER+ if it names no other data set)."""
 
     title: str
     run: Run

@@ -9,13 +9,13 @@ from .runs import Row, Run
 
 @dataclass(frozen=True)
 class Table:
-    """Runs that are compared.
+    """A comparison of runs.
 
     title: heading of the table.
-    rows: their runs train on all votes.
-    votes: the numbers of drawn votes that the table is made with by default; None: all of them.
-    columns: titles, and how to take the values out of a result.
-    figure: what is drawn beside it.
+    rows: rows whose runs train on all votes.
+    votes: default numbers of drawn votes to make the table with; None stands for all votes.
+    columns: for each title, a function that takes the value out of a result.
+    figure: function that draws the figures of the table.
     """
 
     title: str
@@ -25,7 +25,7 @@ class Table:
     figure: Figure | None = None
 
     def with_votes(self, votes: int | None) -> list[Row]:
-        """The rows, trained on so many drawn votes."""
+        """The rows, with runs that train on this number of drawn votes."""
         return [replace(row, run=replace(row.run, votes=votes)) for row in self.rows]
 
 

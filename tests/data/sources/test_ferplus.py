@@ -36,8 +36,8 @@ def row(usage="Training", name="fer.png", votes=HAPPY, pixels=None, seed=0):
 def write_csv(folder, rows, newline="\n", encoding="utf-8"):
     folder.mkdir(exist_ok=True)
     with (
-        open(folder / "fer2013.csv", "w", newline=newline, encoding=encoding) as images,
-        open(folder / "fer2013new.csv", "w", newline=newline, encoding=encoding) as annotations,
+        (folder / "fer2013.csv").open("w", newline=newline, encoding=encoding) as images,
+        (folder / "fer2013new.csv").open("w", newline=newline, encoding=encoding) as annotations,
     ):
         print("emotion,pixels,Usage", file=images)
         print("Usage,Image name," + ",".join(ENTRIES), file=annotations)
@@ -56,7 +56,7 @@ def write_folders(folder, rows, boxes):
         split = folder / names[usage]
         split.mkdir(parents=True, exist_ok=True)
         Image.frombytes("L", (48, 48), pixels).save(split / name, compress_level=0)
-        with open(split / "label.csv", "a", newline="") as file:
+        with (split / "label.csv").open("a", newline="") as file:
             csv.writer(file).writerow([name, *(["(0, 0, 48, 48)"] if boxes else []), *votes])
     return folder
 
@@ -245,7 +245,7 @@ def test_byte_order_mark_windows_line_ends_and_blank_lines(small, tmp_path):
     windows = write_csv(tmp_path / "windows", rows, newline="\r\n", encoding="utf-8-sig")
     assert (windows / "fer2013.csv").read_bytes().startswith(b"\xef\xbb\xbfemotion,pixels,Usage\r\n")
     for name in ("fer2013.csv", "fer2013new.csv"):
-        with open(windows / name, "ab") as file:
+        with (windows / name).open("ab") as file:
             file.write(b"\r\n")
     assert load_ferplus(windows)["train"][:] == plain["train"][:]
 
@@ -284,7 +284,7 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path):
 
 
 def test_votes_file_of_another_length(small):
-    with open(small / "fer2013new.csv", "a") as file:
+    with (small / "fer2013new.csv").open("a") as file:
         file.write("PrivateTest,fer9.png,0,10,0,0,0,0,0,0,0,0\n")
     with pytest.raises(DataError, match=r"fer2013\.csv has 9 rows and .*fer2013new\.csv has 10, .*get both again"):
         load_ferplus(small)
@@ -374,7 +374,7 @@ def test_files_with_headers_only(tmp_path):
 
 
 def test_a_folder_that_is_not_ferplus(tmp_path):
-    with pytest.raises(DataError, match="is not FER\\+: it has neither fer2013.csv and fer2013new.csv nor a folder"):
+    with pytest.raises(DataError, match=r"is not FER\+: it has neither fer2013.csv and fer2013new.csv nor a folder"):
         load_ferplus(tmp_path)
     with pytest.raises(DataError, match="is not a folder"):
         load_ferplus(tmp_path / "absent")

@@ -268,7 +268,7 @@ def test_no_data_set(tmp_path):
     with pytest.raises(DataError, match="empty is not a data set that can be opened"):
         list_dataset(tmp_path / "empty")
     (tmp_path / "a.parquet").write_bytes(b"")
-    with pytest.raises(DataError, match="a.parquet is a file: name the folder"):
+    with pytest.raises(DataError, match=r"a.parquet is a file: name the folder"):
         list_dataset(tmp_path / "a.parquet")
 
 

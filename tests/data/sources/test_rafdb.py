@@ -44,7 +44,7 @@ def test_both_forms_are_listed_with_the_names_of_ferplus(basic, images, size):
         for row in splits["train"] + splits["test"]:
             with PILImage.open(row.path) as image:
                 assert image.size == size
-    assert CLASSES == EXPRESSIONS[:7]
+    assert EXPRESSIONS[:7] == CLASSES
 
 
 def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
@@ -66,7 +66,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     assert not shards_folder(out).exists()
 
     # the set can be replaced, and stopping at the first unreadable image leaves it as it is
-    with pytest.raises(DataError, match="^list_patition_label.txt:2: "):
+    with pytest.raises(DataError, match=r"^list_patition_label.txt:2: "):
         main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"])
     assert len(load_dataset(out, "train")) == 2
     PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
@@ -102,7 +102,7 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(basic):
 
 
 def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(DataError, match="has no EmoLabel/list_patition_label.txt"):
+    with pytest.raises(DataError, match=r"has no EmoLabel/list_patition_label.txt"):
         list_rafdb(tmp_path)
     with pytest.raises(DataError, match="choose aligned or original"):
         list_rafdb(tmp_path, "raw")

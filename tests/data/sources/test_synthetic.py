@@ -314,7 +314,7 @@ def test_mirrored_view_is_the_mirror_image():
     assert not np.array_equal(mirrored, straight)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     units=st.dictionaries(st.sampled_from(sorted(ACTION_UNITS)), st.floats(0, 1)),
     seed=st.integers(0, 2**32 - 1),

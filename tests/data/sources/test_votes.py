@@ -211,7 +211,7 @@ def test_what_is_wrong_is_named_by_file_and_row(tmp_path, name, content, message
 
 
 def test_a_missing_table_or_folder_is_named(tmp_path):
-    with pytest.raises(DataError, match="votes.csv is missing"):
+    with pytest.raises(DataError, match=r"votes.csv is missing"):
         list_votes(tmp_path / "votes.csv")
     with pytest.raises(DataError, match="nowhere is not a folder"):
         list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
@@ -231,7 +231,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     assert "votes.csv:4," in report and "no votes at all" in report
     assert "votes.csv:5," in report and "gone.png: there is no such file" in report
     assert "2 images could not be used" in capsys.readouterr().out
-    with pytest.raises(DataError, match="^votes.csv:4: "):
+    with pytest.raises(DataError, match=r"^votes.csv:4: "):
         main(["votes", str(file), "--out", str(tmp_path / "b"), "--strict", "--num-proc", "1"])
     arguments = ["--classes", "surprise,happiness,neutral", "--validation-share", "0.5", "--root", str(tmp_path)]
     main(["votes", str(file), "--out", str(tmp_path / "c"), "--num-proc", "1", *arguments])

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from conftest import make_dataset
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.streaming.shards import FolderShard, ParquetShard, TarShard, find_shards, read_shard
 from fer_pll.io.errors import DataError
 from fer_pll.io.images import ImageError, decode_image
+from tiny import make_dataset
 from toy_streaming import encoded, write_folder, write_parquet, write_tar
 
 FILES = encoded(20, 0)

@@ -6,13 +6,13 @@ import torch
 from datasets import DatasetDict
 from torch.utils.data import DataLoader
 
-from conftest import make_dataset
 from fer_pll import FerPllImageProcessor
 from fer_pll.data.augmentation import keyed_uniform
 from fer_pll.data.collator import PixelCollator
 from fer_pll.data.dataset import load_images, save_dataset
 from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.io.errors import DataError
+from tiny import make_dataset
 from toy_streaming import encoded, write_folder, write_parquet, write_shards, write_tar
 
 IMAGES = 48  # of write_shards
@@ -90,7 +90,7 @@ def test_readers_share_out_each_pass(tmp_path, readers, num_shards):
         write_folder(tmp_path / f"{number:02}", encoded(3, number))
     sources = [str(tmp_path / f"{number:02}") for number in range(num_shards)]
     streams = [ImageStream(sources, 5, rank=rank, world_size=readers) for rank in range(readers)]
-    assert streams[0].shares_shards(readers) == (num_shards == 41 and readers < 6 or num_shards % readers == 0)
+    assert streams[0].shares_shards(readers) == ((num_shards == 41 and readers < 6) or num_shards % readers == 0)
     seen, first_to_finish = Counter(), []
     for stream in streams:
         for number, row in enumerate(stream):
@@ -173,7 +173,7 @@ def test_what_cannot_be_read_is_left_out_reported_once_in_each_pass_and_nothing_
 
 def test_a_stream_without_a_image_ends_with_the_reason(tmp_path):
     write_tar(tmp_path / "a.tar", [b"nothing", b"at all"])
-    with pytest.raises(DataError, match="no image can be read in a whole pass; the last: .*a.tar.*not an image"):
+    with pytest.raises(DataError, match=r"no image can be read in a whole pass; the last: .*a.tar.*not an image"):
         next(iter(ImageStream([str(tmp_path)])))
 
 
@@ -184,7 +184,7 @@ def test_fewer_images_than_readers(tmp_path):
 
 
 def test_a_source_is_named_once(shards):
-    with pytest.raises(DataError, match="a.parquet twice"):
+    with pytest.raises(DataError, match=r"a.parquet twice"):
         ImageStream([shards, f"{shards}/*.parquet"])
 
 

@@ -1,0 +1,138 @@
+"""Tiny data, models and trainers for the tests: 16 px gray images whose brightness pattern tells the class."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset, Features, Image, List, Value
+from datasets.features import ClassLabel
+from PIL import Image as PILImage
+from torch.utils.data import IterableDataset
+from transformers import AutoModelForImageClassification, PreTrainedConfig, set_seed
+
+from fer_pll import FerPllConfig, FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
+from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
+
+CLASSES = ["left", "right", "top", "bottom"]
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 16,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+}
+QUICK = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 3e-3,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "use_cpu": True,
+}
+
+
+def tiny_config(labels: Sequence[str] = CLASSES, **changes) -> FerPllConfig:
+    """Four patches, two layers of width 32."""
+    defaults = {
+        **SIZES,
+        "image_size": 16,
+        "patch_size": 8,
+        "num_channels": 1,
+        "hog_cell_size": 4,
+        "image_std": [0.25] * changes.get("num_channels", 1),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
+    return FerPllConfig(**defaults | changes)
+
+
+def tiny_processor(config: FerPllConfig | None = None, **changes) -> FerPllImageProcessor:
+    """The image processor that fits a configuration, by default `tiny_config()`."""
+    config = config or tiny_config()
+    settings = {
+        "num_channels": config.num_channels,
+        "size": {"height": config.image_size, "width": config.image_size},
+        "image_mean": config.image_mean,
+        "image_std": config.image_std,
+    }
+    return FerPllImageProcessor(**settings | changes)
+
+
+def make_images(labels: np.ndarray, seed: int) -> list[PILImage.Image]:
+    """A bright half per class on noise."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for label in labels:
+        pixels = rng.integers(0, 60, (16, 16))
+        half = [np.s_[:, :8], np.s_[:, 8:], np.s_[:8], np.s_[8:]][label]
+        pixels[half] += 100
+        images.append(PILImage.fromarray(pixels.astype(np.uint8)))
+    return images
+
+
+def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
+    """Prepared rows with candidate sets of one or two labels that hold the true one."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, len(CLASSES), num_rows)
+    candidates = np.eye(len(CLASSES), dtype=bool)[truth]
+    candidates[np.arange(num_rows), rng.integers(0, len(CLASSES), num_rows)] = True
+    votes = candidates * 3 + np.eye(len(CLASSES), dtype=int)[truth]
+    label = ClassLabel(names=CLASSES)
+    features = Features(
+        image=Image(),
+        row_id=Value("string"),
+        votes=List(Value("int32"), length=4),
+        label=label,
+        true_label=label,
+        candidates=List(Value("bool"), length=4),
+    )
+    columns = {
+        "image": make_images(truth, seed),
+        "row_id": [f"row:{i}" for i in range(num_rows)],
+        "votes": votes.tolist(),
+        "label": truth.tolist(),
+        "true_label": truth.tolist(),
+        "candidates": candidates.tolist(),
+    }
+    return Dataset.from_dict(columns, features=features)
+
+
+def make_trainer(
+    output_dir: str | Path,
+    config: PreTrainedConfig,
+    processor,
+    train: Dataset,
+    validation: Dataset | None = None,
+    *,
+    trainer_class: Callable[..., FerPllTrainer] = FerPllTrainer,
+    **settings,
+) -> FerPllTrainer:
+    """A trainer of a new model for a few quick steps.
+
+    `settings` are training arguments. What the trainer itself takes comes with `trainer_class`, as a `partial`.
+    """
+    args = FerPllTrainingArguments(str(output_dir), **QUICK | {"revision_threshold": 0.1} | settings)
+    set_seed(args.seed)
+    model = AutoModelForImageClassification.from_config(config)
+    return trainer_class(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)
+
+
+def make_pretrainer(
+    output_dir: str | Path,
+    config: FerPllConfig,
+    processor: FerPllImageProcessor,
+    train: Dataset | Callable[[FerPllPreTrainingArguments], IterableDataset],
+    *,
+    trainer_class: Callable[..., FerPllPreTrainer] = FerPllPreTrainer,
+    **settings,
+) -> FerPllPreTrainer:
+    """The same for pre-training with the objective that the settings name. A stream is made from the arguments."""
+    args = FerPllPreTrainingArguments(str(output_dir), **QUICK | settings)
+    set_seed(args.seed)
+    model = pretraining_model(config, args)
+    data = train(args) if callable(train) else train
+    return trainer_class(model, args, processing_class=processor, train_dataset=data)

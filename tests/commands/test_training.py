@@ -208,9 +208,7 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
-        pytest.param(
-            ["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long
-        ),
+        pytest.param(["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long),
     ],
 )
 def test_benchmark_ends_with_one_json_object(options, ratios):

@@ -98,11 +98,11 @@ def test_what_is_no_prepared_set_is_never_replaced(tmp_path):
     out = tmp_path / "home"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"home holds thesis.tex, which is no part of a prepared data set"):
+    with pytest.raises(DataError, match=r"home holds thesis.tex, which does not belong to a prepared data set"):
         check_output_folder(out, overwrite=True)
     save_dataset(make_dataset(), tmp_path / "set")
     (tmp_path / "set" / "notes.txt").write_text("of mine")
-    with pytest.raises(DataError, match=r"set holds notes.txt, which is no part"):
+    with pytest.raises(DataError, match=r"set holds notes.txt, which does not belong"):
         save_dataset(make_dataset(), tmp_path / "set", overwrite=True)
     with pytest.raises(DataError, match=r"thesis.tex is a file"):
         save_dataset(make_dataset(), out / "thesis.tex", overwrite=True)

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_run(args, options)
     if args.should_save:
         assert trainer.table is not None and trainer.method is not None
-        summary = CandidateSummary.of(trainer.table, options.max_candidates, trainer.method.rule)
+        summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

@@ -148,7 +148,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     lnd.unlink()
     assert "0_lnd.npy is missing" in next(list_affectnet(tmp_path / "b")["train"]).problem
     (tmp_path / "b" / "train_set" / "annotations" / "1_exp.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match=r"1_exp.npy is missing or no NumPy array"):
+    with pytest.raises(DataError, match=r"1_exp.npy is missing or is not a NumPy array"):
         list(list_affectnet(tmp_path / "b")["train"])
     write_folder(tmp_path / "c" / "train_set", {})
     with pytest.raises(DataError, match=r"has no file like 0_exp.npy"):

@@ -236,7 +236,7 @@ def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, s
         return write(job)
 
     monkeypatch.setattr(image_writer, "_write_images", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+    with pytest.raises(KeyboardInterrupt, match="the same command continues"):
         main(argv)
     assert not (tmp_path / "set").exists()
     monkeypatch.setattr(image_writer, "_write_images", lambda job: written.append(job.records[0].row_id) or write(job))

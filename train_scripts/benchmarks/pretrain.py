@@ -11,8 +11,8 @@ def measure(args):
 
     The peer has the same encoder, decoder, mask ratio, attention and precision, and predicts pixels.
     ratios: time and memory, time and peak memory of ours over theirs (both at most the target); hog_share, the share
-    of the targets in the time of our step (at most the target); flops_share and flops_share_peer, the achieved speed of
-    matrix products over the measured peak.
+    of the targets in the time of our step (at most the target); flops_share and flops_share_peer, the achieved speed
+    of matrix products over the measured peak.
     """
     args.batch_size = args.batch_size or SCALES[args.scale][1]
     models, inputs, steps, flops, memory = make_sides(args)

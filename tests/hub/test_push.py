@@ -356,7 +356,7 @@ def test_confidences_of_rows_without_names(toy_train):
     """They get those that the fingerprint is taken over."""
     train = toy_train.remove_columns("row_id")
     rows = confidence_dataset(start_table(train, CLASSES, "uniform"), train)
-    assert rows.column_names == ["row_id", "label", "confidence"]
+    assert rows.column_names == ["row_id", "label", "votes", "candidates", "confidence", "revised_epoch"]
     assert rows["row_id"][:] == row_ids(train) and len(set(rows["row_id"][:])) == len(train)
 
 

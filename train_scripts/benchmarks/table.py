@@ -67,7 +67,7 @@ def measure(args):
 
 
 def draw_candidates(count, classes):
-    """Candidate sets (count, classes), numpy bool: a random third of the classes, and one more: none is empty."""
+    """Candidate sets (count, classes), numpy bool: a random third of the classes, one more so that none is empty."""
     import numpy as np
 
     candidates = np.random.default_rng(0).integers(0, 3, (count, classes), dtype=np.uint8) == 0

@@ -253,7 +253,7 @@ def test_the_card_holds_the_figures_of_the_evaluation(pushed, folder):
     accuracy = metrics["protocols"]["all"]["accuracy"]
     assert f"| {100 * accuracy:.1f} % |" in card.text
     assert "toy train: 48 rows" in card.text and "free for all." in card.text
-    assert "cropped as those of toy" in card.text
+    assert "cropped like those of toy" in card.text
     image = re.search(r"!\[.*\]\((.*)\)", card.text)[1]
     assert image in pushed["someone/fer-pll-tiny-ferplus"]
     results = {result.metric_type: result for result in card.data.eval_results}
@@ -356,7 +356,7 @@ def test_confidences_of_rows_without_names(toy_train):
     """They get those that the fingerprint is taken over."""
     train = toy_train.remove_columns("row_id")
     rows = confidence_dataset(start_table(train, CLASSES, "uniform"), train)
-    assert rows.column_names == ["row_id", "label", "confidence"]
+    assert rows.column_names == ["row_id", "label", "votes", "candidates", "confidence", "revised_epoch"]
     assert rows["row_id"][:] == row_ids(train) and len(set(rows["row_id"][:])) == len(train)
 
 

@@ -86,7 +86,7 @@ def run_audit(
     """Audit the labels of a run's training set: print the summary; write table, figure and page to `out`.
 
     Args:
-        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to.
+        run: see `read_run`.
         out: folder; made if it does not exist.
         data: folder of the prepared data set (default: the one in the run's settings).
         table: file of the table, .csv, .jsonl or .parquet (default: `audit.csv` in `out`).
@@ -106,7 +106,7 @@ def run_audit(
         raise ValueError(f"--table {table}: the ending says the format of the table: use {', '.join(FORMATS)}")
     if page_rows < 1:
         raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
-    confidences, dataset = RunFolder(run).table_and_rows(data)
+    dataset, confidences = read_run(run, data)
     check_images(dataset)
     probabilities = None
     if num_folds is not None:

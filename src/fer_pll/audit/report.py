@@ -86,7 +86,7 @@ def run_audit(
     """Audit the labels of a run's training set: print the summary; write table, figure and page to `out`.
 
     Args:
-        run: output folder of `fer-pll finetune`, or any folder that `FerPllTrainer.save_confidence` wrote to.
+        run: see `read_run`.
         out: folder; made if it does not exist.
         data: folder of the prepared data set (default: the one in the run's settings).
         table: file of the table, .csv, .jsonl or .parquet (default: `audit.csv` in `out`).

@@ -34,7 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll audit", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", metavar="RUN", help="output folder of fer-pll finetune, or a checkpoint in it")
+    parser.add_argument(
+        "folder", metavar="RUN", help="output folder of fer-pll finetune, a checkpoint in it, or published confidences"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for table, figure and page")
     parser.add_argument("--data", metavar="DIR", help="prepared data set (default: the one in RUN's settings)")
     parser.add_argument(

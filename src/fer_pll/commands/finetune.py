@@ -70,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
     start_run(args, options)
     if args.should_save:
-        assert trainer.table is not None and trainer.method is not None
         summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)

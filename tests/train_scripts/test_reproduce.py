@@ -1,6 +1,7 @@
 """reproduce.py on a few drawn faces: every table in small, what an interruption costs, and what is refused."""
 
 import csv
+import re
 import shlex
 import subprocess
 import sys
@@ -381,9 +382,13 @@ def test_figures_of_the_results_come_out_again(tmp_path, monkeypatch):
         (import_module("fer_pll.commands.prepare").main if program == "fer-pll" else main)(argv)
     figures = line_of_a_table(section)
     again = line_of_a_table(next(tmp_path.glob("runs/*/nano/tables/table7.md")).read_text())
-    # Another machine rounds in another way; RESULTS.md says how much that is.
-    assert again.pop("label recovery") == pytest.approx(figures.pop("label recovery"), abs=0.5)
-    assert again == pytest.approx(figures, abs=4)
+    # Another machine rounds in another way. RESULTS.md has what several gave, in the order of the columns.
+    others = re.findall(r"([\d.]+), ([\d.]+), ([\d.]+) and ([\d.]+)", " ".join(section.split()))
+    assert len(others) == 3
+    for number, (title, value) in enumerate(again.items()):
+        known = [figures[title], *(float(other[number]) for other in others)]
+        tolerance = 0.5 if title == "label recovery" else 4
+        assert min(known) - tolerance <= value <= max(known) + tolerance, title
 
 
 def line_of_a_table(text: str) -> dict[str, float]:

@@ -123,3 +123,22 @@ def test_no_border_of_another_color_appears(side):
     bright = torch.full((30, 1, side, side), 200, dtype=torch.uint8)
     out = BatchAugmentation(crop_scale=0.6, rotation=30)(bright, torch.arange(30), epoch=0)
     assert (out == 200).all()
+
+
+def test_a_crop_above_one_shows_the_whole_image_smaller_and_its_border_goes_on():
+    pixels = torch.full((50, 1, 32, 32), 100, dtype=torch.uint8)
+    pixels[:, :, 8:24, 8:24] = 200  # 256 pixels
+    augment = BatchAugmentation(crop_scale=4.0, crop_scale_max=4.0, flip=False)  # half the width and height
+    out = augment(pixels, torch.arange(50), epoch=0)
+    assert (out[:, :, 12:20, 12:20] == 200).all()
+    assert ((out == 200).flatten(1).sum(dim=1) == 64).all()
+    assert (out[:, :, 0] == 100).all() and (out[:, :, :, -1] == 100).all()
+
+
+def test_a_shift_moves_the_image_at_most_that_far_in_both_directions():
+    pixels = torch.zeros(400, 1, 40, 40, dtype=torch.uint8)
+    pixels[:, :, 20, 20] = 255
+    out = BatchAugmentation(shift=0.1, flip=False)(pixels, torch.arange(400), epoch=0)
+    moved = (out.flatten(1).argmax(dim=1) // 40 - 20, out.flatten(1).argmax(dim=1) % 40 - 20)
+    for way in moved:
+        assert way.min() == -4 and way.max() == 4 and way.float().mean().abs() < 0.5

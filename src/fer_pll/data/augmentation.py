@@ -61,8 +61,10 @@ class BatchAugmentation:
 
     Args:
         seed: the seed of the run.
-        crop_scale: smallest share of the image's area that a crop keeps (the largest is 1).
+        crop_scale: smallest area of a crop, as a share of the image's.
+        crop_scale_max: largest area of a crop. Above 1 the face gets smaller, and the image's border goes on.
         crop_ratio: largest width / height of a crop, relative to the image's own (the smallest is its inverse).
+        shift: how far a crop may lie outside of the image, as a share of the image's width and height.
         rotation: largest angle in degrees, either way.
         flip: mirror half of the images.
         light: largest relative change of contrast, and of brightness as a share of the full scale.
@@ -71,7 +73,9 @@ class BatchAugmentation:
 
     seed: int = 0
     crop_scale: float = 1.0
+    crop_scale_max: float = 1.0
     crop_ratio: float = 1.0
+    shift: float = 0.0
     rotation: float = 0.0
     flip: bool = True
     light: float = 0.0
@@ -118,20 +122,25 @@ class BatchAugmentation:
         flip: torch.Tensor,
     ) -> torch.Tensor:
         """Sampling matrices (B, 2, 3), in coordinates -1..1 of the input, from uniform draws (B,)."""
-        area = self.crop_scale + (1 - self.crop_scale) * scale
+        area = self.crop_scale + (self.crop_scale_max - self.crop_scale) * scale
         stretch = torch.exp(
             math.log(self.crop_ratio) * (ratio - 0.5)
         )  # square root of the ratio: width times, height by
-        width = (area.sqrt() * stretch).clamp(max=1)
-        height = (area.sqrt() / stretch).clamp(max=1)
+        side = math.sqrt(self.crop_scale_max)
+        width = (area.sqrt() * stretch).clamp(max=side)
+        height = (area.sqrt() / stretch).clamp(max=side)
         angle = torch.deg2rad(self.rotation * (2 * angle - 1))
         mirror = torch.where(flip < 0.5, -1.0, 1.0) if self.flip else torch.ones_like(flip)
         cos, sin = angle.cos(), angle.sin()
         rows = [
-            torch.stack([cos * width * mirror, -sin * height, (2 * x - 1) * (1 - width)], dim=1),
-            torch.stack([sin * width * mirror, cos * height, (2 * y - 1) * (1 - height)], dim=1),
+            torch.stack([cos * width * mirror, -sin * height, (2 * x - 1) * self._free(width)], dim=1),
+            torch.stack([sin * width * mirror, cos * height, (2 * y - 1) * self._free(height)], dim=1),
         ]
         return torch.stack(rows, dim=1)
+
+    def _free(self, side: torch.Tensor) -> torch.Tensor:
+        """How far the center of a crop may move from the image's, in coordinates -1..1, by the crop's side (B,)."""
+        return (1 - side).clamp(min=0) + 2 * self.shift
 
     def erase_rectangles(
         self, pixels: torch.Tensor, erase: torch.Tensor, area: torch.Tensor, x: torch.Tensor, y: torch.Tensor

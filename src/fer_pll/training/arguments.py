@@ -41,7 +41,14 @@ class ImageTrainingArguments(TrainingArguments):
     crop_scale: OnCard[float] = field(
         default=1.0, metadata={"help": "Smallest share of the area that a random crop keeps; 1 switches crops off."}
     )
+    crop_scale_max: OnCard[float] = field(
+        default=1.0,
+        metadata={"help": "Largest area of a random crop, at least 1; where the image ends, its border goes on."},
+    )
     crop_ratio: OnCard[float] = field(default=1.0, metadata={"help": "Largest width / height of a random crop."})
+    shift: OnCard[float] = field(
+        default=0.0, metadata={"help": "Largest random shift, as a share of the image's width and height."}
+    )
     rotation: OnCard[float] = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
     flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the images."})
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
@@ -83,12 +90,19 @@ class ImageTrainingArguments(TrainingArguments):
                 "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "
                 "Set the environment variable HF_TOKEN instead."
             )
-        for name, opening in (("crop_scale", "("), ("layer_decay", "("), ("light", "["), ("erase", "[")):
+        for name, opening in (
+            ("crop_scale", "("),
+            ("layer_decay", "("),
+            ("light", "["),
+            ("erase", "["),
+            ("shift", "["),
+        ):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (value == 0 and opening == "("):
                 raise ValueError(f"{name}={value} must lie in {opening}0, 1].")
-        if self.crop_ratio < 1:
-            raise ValueError(f"crop_ratio={self.crop_ratio} must be at least 1.")
+        for name in ("crop_ratio", "crop_scale_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
         for name, hint in get_type_hints(type(self)).items():
             if get_origin(hint) is Literal:
                 _check_choice(name, getattr(self, name), get_args(hint))
@@ -105,7 +119,9 @@ class ImageTrainingArguments(TrainingArguments):
         return BatchAugmentation(
             seed=self.seed,
             crop_scale=self.crop_scale,
+            crop_scale_max=self.crop_scale_max,
             crop_ratio=self.crop_ratio,
+            shift=self.shift,
             rotation=self.rotation,
             flip=self.flip,
             light=self.light,
@@ -242,6 +258,13 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     drop_path_rate: OnCard[float | None] = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
+    average_decay: OnCard[float] = field(
+        default=0.0,
+        metadata={
+            "help": "Evaluate and save the exponential moving average of the weights: the share that it keeps in each "
+            "step, e.g. 0.998; 0 switches it off."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,6 +278,8 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             setting.check(getattr(self, setting.name))
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay={self.average_decay} must lie in [0, 1).")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **changes: Any) -> Self:

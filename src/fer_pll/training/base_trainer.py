@@ -21,6 +21,7 @@ PRIVATE_METHODS = (
     "_get_dataloader",
     "_get_train_sampler",
     "_load_best_model",
+    "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_prepare_inputs",
     "_push_from_checkpoint",

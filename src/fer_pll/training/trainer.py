@@ -20,6 +20,7 @@ from ..metrics.classification import classification_report
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
+from .averaging import AveragingMixin
 from .base_trainer import ImageTrainer
 from .methods import METHODS, Batch, Method, MethodOptions
 from .run_folder import RunFolder
@@ -128,7 +129,7 @@ class StepCallback(TrainerCallback):
         self.trainer.method.after_optimizer_step()
 
 
-class FerPllTrainer(ImageTrainer):
+class FerPllTrainer(AveragingMixin, ImageTrainer):
     """Trains an image classifier on candidate sets, and finds the true label in each set while it trains.
 
     Each step follows Algorithm 1: uniformity loss of the label queries, revision of the batch's confidences from the

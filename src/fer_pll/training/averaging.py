@@ -79,7 +79,7 @@ class AveragingMixin(CheckpointMixin):
         super().__init__(*args, **kwargs)
         if self.args.average_decay > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError(
-                "average_decay needs the whole model in each process: leave it out with FSDP or DeepSpeed."
+                "average_decay needs the whole model in each process: set it to 0 with FSDP or DeepSpeed."
             )
         self.add_callback(AveragingCallback(self))
 
@@ -111,9 +111,10 @@ class AveragingMixin(CheckpointMixin):
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)
         if (self.args.average_decay > 0) != RunFolder(checkpoint).last_weights.is_file():
-            before, now = ("out", "") if self.args.average_decay > 0 else ("", "out")
+            now = "with" if self.args.average_decay > 0 else "without"
+            before = "without" if now == "with" else "with"
             raise ValueError(
-                f"{checkpoint} was written with{before} --average_decay: resume the run with{before} it, not with{now}."
+                f"{checkpoint} was written {before} --average_decay: resume the run {before} it, not {now}."
             )
 
     def save_with_checkpoint(self, checkpoint: str) -> None:

@@ -22,6 +22,7 @@ COMMANDS = (
     "finetune",
     "evaluate",
     "calibrate",
+    "propose",
     "audit",
     "predict",
     "export",

@@ -4,12 +4,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.candidate_sets import add_candidates
+from ..data.dataset import numpy_column
+from ..data.row_ids import row_ids
 from ..data.transition import read_transition
+from ..hub.card import weights_digest
 from ..hub.card_settings import OnCard, card_settings
+from ..inference.loading import class_names
+from ..labels.candidates import dataset_fingerprint
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
@@ -17,6 +23,7 @@ from .arguments import FerPllTrainingArguments
 from .config import config_folder, load_config
 from .initialization import initialize
 from .run_folder import RunFolder
+from .teachers import Distillation, Teacher, cached_probabilities
 from .trainer import FerPllTrainer
 
 
@@ -33,6 +40,27 @@ class FineTuningOptions:
         metadata={
             "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain, ViT (such as "
             "DINO) or ViTMAE. Default: random weights."
+        },
+    )
+    teacher: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Classifiers to learn from, beside the candidate sets: folders or Hub names. Of several, the mean "
+            "of their probabilities counts. They see the images that the student sees."
+        },
+    )
+    teacher_weight: float = field(
+        default=0.5,
+        metadata={"help": "Share of the teachers' part in the loss; the rest is that of the candidate sets."},
+    )
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "Above 1 it softens the teachers' probabilities, below 1 it sharpens them."}
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Ask the teachers only once, for each image and its mirror image, and keep their probabilities in "
+            "this file (safetensors), for this run and others. Without it they are asked in each step."
         },
     )
     max_candidates: OnCard[int] = field(
@@ -127,15 +155,42 @@ class FineTuningOptions:
         """A trainer of a new model."""
         model, image_processor = self.make_model(args)
         trainer = FerPllTrainer(
-            model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
+            model,
+            args,
+            processing_class=image_processor,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            distillation=self.make_distillation(args, model, train_dataset),
         )
         trainer.data_settings = self.card_settings()
         return trainer
 
+    def make_distillation(
+        self, args: FerPllTrainingArguments, model: PreTrainedModel, train_dataset: Dataset
+    ) -> Distillation | None:
+        """The part of the loss that comes from the teachers; `None` without teachers."""
+        if not self.teacher:
+            if self.teacher_cache:
+                raise ValueError("--teacher_cache: name the teachers as well, with --teacher.")
+            return None
+        names = class_names(model.config)
+        teachers = [Teacher.load(each, names, args.device) for each in self.teacher]
+        said: list[Teacher] | torch.Tensor = teachers
+        if self.teacher_cache:
+            fingerprint = dataset_fingerprint(names, row_ids(train_dataset), numpy_column(train_dataset, "candidates"))
+            digests = [weights_digest(checkpoint) or checkpoint for checkpoint in self.teacher]
+            with args.main_process_first(desc="asking the teachers"):
+                said = cached_probabilities(self.teacher_cache, teachers, digests, train_dataset, fingerprint)
+        return Distillation(said, self.teacher_weight, self.teacher_temperature)
+
     def card_settings(self) -> dict[str, Any]:
-        """How the candidate sets were made, for the card. A file is shown by its name, without its folder."""
+        """How the candidate sets were made, for the card. Files and folders are shown by their names alone."""
         shown = card_settings(self)
-        return shown | ({"transition": Path(self.transition).name} if self.transition else {})
+        shown |= {"transition": Path(self.transition).name} if self.transition else {}
+        if self.teacher:
+            shown |= {name: getattr(self, name) for name in ("teacher_weight", "teacher_temperature")}
+            shown["teacher"] = ", ".join(Path(each).name for each in self.teacher)
+        return shown
 
     @classmethod
     def from_run(cls, run: str | Path, **changes: Any) -> tuple[Self, FerPllTrainingArguments]:

@@ -25,6 +25,7 @@ from .base_trainer import ImageTrainer
 from .methods import METHODS, Batch, Method, MethodOptions
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
+from .teachers import Distillation
 
 
 def start_table(
@@ -152,6 +153,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         method: replaces `args.loss`: a name in `METHODS`, a subclass of `Method`, or a function that makes a method
             from model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
         revision: replaces `args.revision`: a name in `REVISION_RULES`, or a rule.
+        distillation: teachers to learn from as well.
 
     Attributes:
         table: the live `ConfidenceTable`, in the order of the data set; after a run with `load_best_model_at_end`,
@@ -177,6 +179,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         eval_dataset: Dataset | None = None,
         method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
         revision: str | RevisionRule | None = None,
+        distillation: Distillation | None = None,
         **kwargs: Any,
     ) -> None:
         id2label: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # int keys once loaded
@@ -210,6 +213,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self.distillation = distillation
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.last_table = self.table
         self.steps_per_epoch = 1  # of the optimizer; known once training starts
@@ -275,6 +279,9 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             model=self.accelerator.unwrap_model(model),
         )
         losses = self.method.step(batch)  # (B,)
+        if self.distillation is not None:
+            seen = pixel_values[:size] * self._std + self._mean
+            losses = self.distillation.blend(losses, outputs.logits[:size], seen, index)
         queries = getattr(batch.model, "label_queries", None)
         if self.args.uniform_weight > 0 and queries is not None:
             uniformity = uniformity_loss(queries, self.args.uniform_temperature, self.args.uniform_literal)

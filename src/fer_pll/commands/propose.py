@@ -1,4 +1,4 @@
-"""Give candidate sets to images without labels, from the predictions of teachers.
+"""Propose candidate sets for images without labels, by teachers.
 
 A set holds the fewest most probable classes that together have the share
 --coverage of the teachers' probability, so that a sure prediction gives one

@@ -197,7 +197,7 @@ def _of(name: str | Path, file: str) -> Iterator[None]:
             raise DataError(f"{name}: there is no such folder, and as a name on the Hub: {error}") from error
         if isinstance(error, OSError) and not (Path(name) / file.split()[0]).is_file():
             raise DataError(f"{name} has no {file.split()[0]}: name the folder of a checkpoint") from error
-        raise DataError(f"{_place(name, file)} cannot be used ({describe(error)}): {_ADVICE}") from error
+        raise DataError(f"{_place(name, file)}: cannot be used ({describe(error)}): {_ADVICE}") from error
 
 
 def _check_config(content: dict[str, Any], place: str) -> None:

@@ -167,6 +167,17 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def share_weights(folder: str | Path) -> None:
+    """Give the weights in a checkpoint's folder the permissions of its config.json, which follow the umask.
+
+    safetensors makes files that nobody but their owner can read.
+    """
+    config = Path(folder) / CONFIG_FILE
+    if config.is_file():  # a model that is not of transformers has none
+        for file in Path(folder).glob("*.safetensors"):
+            file.chmod(config.stat().st_mode)
+
+
 def _no_weights(name: str | Path) -> str:
     return (
         f"{name} holds no weights in a safetensors file ({WEIGHTS_FILE}). Pickles (pytorch_model.bin) are not opened, "

@@ -37,9 +37,9 @@ def reading(path: str | os.PathLike, advice: str = AGAIN) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.filename or path} is missing: {advice}") from error
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not Path(path).exists():
+            raise DataError(f"{path} is missing: {advice}") from error
         raise DataError(f"{path} cannot be read ({describe(error)}): {advice}") from error
 
 

@@ -5,7 +5,6 @@ Coordinates are continuous and in pixels: x points right, y down. The corner of 
 tip, left and right corner of the mouth.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..io.errors import DataError
+from ..io.pretrained import load_image_processor
 from ..io.shipped import shipped_config, shipped_names
+from ..io.stored import read_json
 from ..model.face_crop import check_face_crop
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -73,12 +75,12 @@ class FaceCrop:
             model = str(folder)
         file = Path(model) / "preprocessor_config.json"
         if file.is_file():
-            return cls.from_dict(json.loads(file.read_text()).get("face_crop"), str(model))
-        from transformers import AutoImageProcessor  # not above: programs without torch import this module
-
+            return cls.from_dict(read_json(file).get("face_crop"), str(model))
         try:
-            image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
-        except OSError as error:
+            image_processor = load_image_processor(model)
+        except DataError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
             raise ValueError(
                 f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "
                 f"{', '.join(shipped_names())}"

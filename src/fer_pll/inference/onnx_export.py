@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
 from ..io.atomic import whole_folder, write_json
 from ..io.errors import MissingExtra
+from ..io.pretrained import load_image_processor, load_model
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .loading import load_weights
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 
 TOLERANCE = 1e-4
@@ -102,18 +102,8 @@ def _check_dtype(dtype: str) -> None:
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
-    model, loading = load_weights(
-        AutoModelForImageClassification,
-        checkpoint,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])[0]
-        raise ValueError(f"{checkpoint} is not a trained classifier: it has no weights {missing}; fine-tune it first")
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    model = load_model(AutoModelForImageClassification, checkpoint, dtype=torch.float32, attn_implementation="eager")
+    image_processor = load_image_processor(checkpoint)
     if not isinstance(image_processor, FerPllImageProcessor):
         raise ValueError(
             f"{checkpoint}: its images are prepared by {type(image_processor).__name__}, which cannot be exported; "

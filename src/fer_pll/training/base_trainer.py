@@ -21,10 +21,13 @@ PRIVATE_METHODS = (
     "_get_dataloader",
     "_get_train_sampler",
     "_load_best_model",
+    "_load_callback_state",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
+    "_load_rng_state",
     "_prepare_inputs",
     "_push_from_checkpoint",
+    "_save",
     "_save_checkpoint",
     "_save_rng_state",
 )

@@ -47,18 +47,18 @@ def measure(args):
     ratios: points of accuracy gained by each distortion, so a loss is negative; each at least -2.
     """
     import torch
-    from transformers import AutoImageProcessor, AutoModelForImageClassification
+    from transformers import AutoModelForImageClassification
 
     from fer_pll.data.dataset import load_dataset, numpy_column
-    from fer_pll.inference.loading import load_weights
-    from fer_pll.inference.predictions import predict_logits
+        from fer_pll.inference.predictions import predict_logits
+    from fer_pll.io.pretrained import load_image_processor, load_model
     from fer_pll.io.shipped import DEFAULT_CHECKPOINT
     from fer_pll.metrics.classification import classification_report
 
     torch.set_num_threads(args.threads)
     checkpoint = args.checkpoint or str(DEFAULT_CHECKPOINT)
-    model = load_weights(AutoModelForImageClassification, checkpoint).eval()
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = load_model(AutoModelForImageClassification, checkpoint).eval()
+    image_processor = load_image_processor(checkpoint)
     dataset = load_dataset(args.data, args.split)
     if args.rows and args.rows < len(dataset):
         dataset = dataset.select(i * len(dataset) // args.rows for i in range(args.rows))

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
-from transformers import AutoConfig
 
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import load_dataset, numpy_column, prepared_features
 from ..data.provenance import Provenance
 from ..inference.loading import class_names
+from ..io.pretrained import load_model_config
 from ..labels.candidates import from_posterior
 from ..labels.confidence_table import ConfidenceTable
 from .teachers import Teacher
@@ -68,7 +68,7 @@ def propose(
     if labeled is not None:
         names = labeled["train"].features["label"].names
     else:
-        names = class_names(AutoConfig.from_pretrained(teachers[0], trust_remote_code=False))
+        names = class_names(load_model_config(teachers[0]))
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     asked = [Teacher.load(checkpoint, names, on) for checkpoint in teachers]
     probabilities = torch.stack([teacher.probabilities_of(rows) for teacher in asked]).mean(dim=0).double().numpy()

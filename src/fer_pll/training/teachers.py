@@ -10,13 +10,14 @@ from PIL import ImageOps
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_backends import PilBackend
 
-from ..inference.loading import class_names, load_weights
+from ..inference.loading import class_names
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_file
 from ..io.errors import DataError
+from ..io.pretrained import load_image_processor, load_model
 from ..labels.expressions import canonical_name
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to gray
@@ -48,9 +49,9 @@ class Teacher:
     @classmethod
     def load(cls, checkpoint: str, names: Sequence[str], device: torch.device) -> Self:
         """From a folder or Hub name; only safetensors are opened."""
-        model: Any = load_weights(AutoModelForImageClassification, checkpoint)
+        model: Any = load_model(AutoModelForImageClassification, checkpoint)
         try:
-            return cls(model.to(device), AutoImageProcessor.from_pretrained(checkpoint), names)
+            return cls(model.to(device), load_image_processor(checkpoint), names)
         except ValueError as error:
             raise ValueError(f"--teacher {checkpoint}: {error}") from error
 

@@ -50,7 +50,7 @@ def measure(args):
     from transformers import AutoModelForImageClassification
 
     from fer_pll.data.dataset import load_dataset, numpy_column
-        from fer_pll.inference.predictions import predict_logits
+    from fer_pll.inference.predictions import predict_logits
     from fer_pll.io.pretrained import load_image_processor, load_model
     from fer_pll.io.shipped import DEFAULT_CHECKPOINT
     from fer_pll.metrics.classification import classification_report

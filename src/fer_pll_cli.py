@@ -45,7 +45,8 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     In Python's development mode (PYTHONDEVMODE=1), these errors have their traceback.
 
     Returns:
-        the exit status: the one that `main` returned, with 0 for `None`; 1 for an error; 130 for Ctrl-C.
+        the exit status: the one that `main` returned, with 0 for `None`; 1 for an error; 130 for Ctrl-C; 75 for a run
+        that a signal has stopped and that can go on.
     """
     try:
         return main(argv) or 0
@@ -56,7 +57,7 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
-        return 130  # 128 + SIGINT, as shells have it
+        return getattr(interrupt, "status", 130)  # 128 + SIGINT, as shells have it
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:

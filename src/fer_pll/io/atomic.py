@@ -61,8 +61,8 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
         yield new
         for folder, _, names in os.walk(new):
             for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         if target.exists():
             target.rename(former)
         try:
@@ -71,7 +71,7 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
             if former.exists():
                 former.rename(target)
             raise
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
 
@@ -89,12 +89,12 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
 
 def put_in_place(unfinished: Path, target: Path) -> None:
     """Rename a finished file to `target`, in the same folder, after its contents have reached the disk."""
-    _sync(unfinished)
+    sync(unfinished)
     unfinished.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open folders
         return

@@ -152,6 +152,21 @@ def read_tensor_shapes(path: str | os.PathLike, advice: str = AGAIN) -> dict[str
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no __iter__
 
 
+def sort_header(path: str | os.PathLike) -> None:
+    """Put the metadata of a safetensors file in order, in place, so that equal contents give equal files.
+
+    The library writes them in a random order.
+    """
+    with Path(path).open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+        if len(ordered) == size:  # the same text in another order
+            file.seek(8)
+            file.write(ordered)
+
+
 def read_torch(path: str | os.PathLike, advice: str = AGAIN, **options: Any) -> Any:
     """The value in a file of `torch.save` that holds tensors, numbers, text and containers only; no code runs.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..io.atomic import whole_file
 from ..io.errors import DataError
-from ..io.stored import reading
+from ..io.stored import reading, sort_header
 from .candidates import check_candidates, check_votes
 from .revision import RevisionRule, find_rule, response_margin, uniform_confidence
 
@@ -295,6 +295,7 @@ class ConfidenceTable:
         }
         with whole_file(path) as unfinished:
             save_file(tensors, unfinished, metadata)
+            sort_header(unfinished)
 
     @classmethod
     def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:

@@ -85,6 +85,11 @@ class ImageTrainingArguments(TrainingArguments):
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay false: the trainer needs `image` and `candidates`.")
+        if self.enable_jit_checkpoint:
+            raise ValueError(
+                "enable_jit_checkpoint is refused: it saves in the middle of a step, when the confidences are ahead "
+                "of the weights. Without it, SIGTERM, SIGUSR1 and Ctrl-C save after the step."
+            )
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "

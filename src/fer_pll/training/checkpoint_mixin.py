@@ -1,10 +1,12 @@
 """Safety of long runs: whole checkpoints, exact resuming, and a stop before NaN spreads."""
 
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ..io.atomic import write_json
@@ -15,19 +17,47 @@ from .checkpoints import (
     ANOTHER,
     NonFiniteLossError,
     begin_checkpoint,
+    bring_checkpoint,
     check_checkpoint,
     is_complete,
     last_checkpoint,
+    rotate,
     saving,
+    seal,
     warn_if_processes_differ,
     write_processes,
 )
 from .initialization import check_settings_taken_over
+from .processes import decided_by_main
 from .run_trainer import RunTrainer
+from .signals import RunInterrupted, StopSignals
+
+
+class StopCallback(TrainerCallback):
+    """Saves and stops after the step in which a signal reached one of the processes."""
+
+    def __init__(self, trainer: "CheckpointMixin") -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.world_size == 1:  # several processes agree in the next step, see `training_step`
+            self.trainer._stopped_by = self.trainer._signals.received
+        if self.trainer._stopped_by:
+            control.should_save = control.should_training_stop = True
 
 
 class CheckpointMixin(RunTrainer):
-    """Writes checkpoints that can be trusted, refuses to resume from others, and stops at a NaN or infinite loss."""
+    """Writes checkpoints that can be trusted, refuses to resume from others, and stops at a NaN or infinite loss.
+
+    A signal stops the run after the step that it is at, with a checkpoint of that step, see `StopSignals`.
+    """
+
+    _signals = StopSignals()
+    _stopped_by = 0  # the signal that one of the processes got, known to all of them
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(StopCallback(self))
 
     @property
     def processes(self) -> dict[str, int]:
@@ -39,7 +69,11 @@ class CheckpointMixin(RunTrainer):
         }
 
     def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise `ValueError` if this run cannot go on from a checkpoint. Changes nothing."""
+        """Raise `ValueError` if this run cannot go on from a checkpoint. Brings it to machines with another disk.
+
+        All processes call it together.
+        """
+        bring_checkpoint(self.args, checkpoint)
         check_checkpoint(checkpoint)
         if isinstance(self.model, FerPllPreTrainedModel):
             check_settings_taken_over(self.model.config, checkpoint)
@@ -51,14 +85,25 @@ class CheckpointMixin(RunTrainer):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.run_folder.path)
+            resume_from_checkpoint = decided_by_main(self.args, lambda: last_checkpoint(self.run_folder.path))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.run_folder.path} yet.")
         if resume_from_checkpoint:
             self.check_checkpoint(resume_from_checkpoint)
             warn_if_processes_differ(resume_from_checkpoint, self.processes)
         self._resumed = bool(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        self._stopped_by = 0
+        with StopSignals() as self._signals:
+            output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        if self._stopped_by and self.state.global_step < self.state.max_steps:
+            checkpoint = self.run_folder.checkpoint(self.state.global_step).path
+            raise RunInterrupted(
+                f"{Signals(self._stopped_by).name} has stopped the run after step {self.state.global_step} of "
+                f"{self.state.max_steps}. It is saved in {checkpoint}; the same command goes on from there with "
+                "--resume_from_checkpoint last.",
+                self._stopped_by,
+            )
+        return output
 
     def training_step(
         self,
@@ -68,8 +113,11 @@ class CheckpointMixin(RunTrainer):
     ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
         # Of all processes, so that they stop together. This step has changed nothing yet.
-        if not self.accelerator.gather(loss.isfinite().view(1)).all():
+        here = torch.tensor([not loss.isfinite(), self._signals.received], device=loss.device)
+        broken, signal = self.accelerator.gather(here.view(1, 2)).amax(dim=0).tolist()
+        if broken:
             self._stop_at(loss, inputs)
+        self._stopped_by = self._stopped_by or signal
         return loss
 
     def _stop_at(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
@@ -111,7 +159,14 @@ class CheckpointMixin(RunTrainer):
                 begin_checkpoint(checkpoint)
                 self.save_with_checkpoint(checkpoint)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer's own rotation
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+        if self.args.should_save:
+            seal(checkpoint)
+            rotate(self._get_output_dir(trial), self.state.global_step, limit, self.state.best_model_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with reading(f"{resume_from_checkpoint} (its weights)", ANOTHER):

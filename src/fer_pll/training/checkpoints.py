@@ -1,21 +1,27 @@
-"""Checkpoints that a killed run can rely on: which ones are complete, and what wrote them."""
+"""Checkpoints that a killed run can rely on: which ones are whole, and what wrote them."""
 
+import errno
+import hashlib
 import logging
 import math
+import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
-from ..io.atomic import write_json
+from ..io.atomic import sync, whole_file, write_json
 from ..io.errors import DataError
 from ..io.pretrained import CONFIG_FILE, tensor_shapes
 from ..io.stored import read_json, read_torch, reading
+from .processes import decided_by_main
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -58,6 +64,70 @@ def begin_checkpoint(checkpoint: str | Path) -> None:
     """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten."""
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
     RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
+    RunFolder(checkpoint).checksums.unlink(missing_ok=True)
+
+
+def seal(checkpoint: str | Path) -> None:
+    """Wait until all files of a finished checkpoint are on the disk, and write down their SHA-256 checksums.
+
+    Raises:
+        SaveError: the disk does not take them.
+    """
+    folder = Path(checkpoint)
+    try:
+        for path in (*folder.rglob("*"), folder):
+            sync(path)
+        write_json(RunFolder(folder).checksums, {name: _digest(folder / name) for name in _names(folder)})
+    except OSError as error:
+        raise save_error(checkpoint, error) from error
+
+
+def _names(folder: Path) -> list[str]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path != RunFolder(folder).checksums)
+    return sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith(".partial-"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def find_damage(checkpoint: str | Path) -> str | None:
+    """What is wrong with a checkpoint, in a few words; `None` if it is whole.
+
+    Files are compared with the checksums that were written with them. A checkpoint of an earlier version has none.
+    """
+    folder = Path(checkpoint)
+    if not is_complete(folder):
+        return "it is half-written (the run was killed meanwhile), or its trainer_state.json is damaged"
+    if RunFolder(folder).checksums.is_file():
+        try:
+            expected = read_json(RunFolder(folder).checksums, {str: str})
+        except DataError as error:
+            return str(error)
+        for name, digest in expected.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _digest(folder / name) != digest:
+                return f"{name} is damaged: it is not what was written"
+    if not any(folder.glob("optimizer*")):
+        return "it has no state of the optimizer (optimizer.pt): it was written with --save_only_model, or cut down"
+    return None
+
+
+def rotate(output_dir: str | Path, step: int, limit: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints up to `step` but for the newest `limit`, by their steps, and the best one.
+
+    Trainer goes by the time of modification, and would delete new ones after the clock was set back. Checkpoints of
+    later steps come from a run that was resumed at an earlier one: they are left alone until it gets there.
+    """
+    if limit is None or limit <= 0:
+        return
+    done = [path for path in sort_checkpoints(str(output_dir)) if int(path.rpartition("-")[2]) <= step]
+    best_path = Path(best).resolve() if best else None
+    spare = [path for path in done[:-1] if Path(path).resolve() != best_path]
+    for path in spare[: max(0, len(done) - limit)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 class NonFiniteLossError(ValueError):
@@ -84,30 +154,43 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
         if is_complete(checkpoint):  # something else failed, such as a push to the Hub
             raise
         shutil.rmtree(checkpoint, ignore_errors=True)
-        folder = Path(checkpoint).parent
-        before = last_checkpoint(folder)
-        reason = " ".join(str(error).split())[:200]
-        raise SaveError(
-            f"{checkpoint} could not be written ({type(error).__name__}: {reason}); "
-            f"{shutil.disk_usage(folder).free / 2**20:,.0f} MiB are free there. Make room (--save_total_limit 1 keeps "
-            "one checkpoint), then "
-            + (f"go on from {before}, which is whole: --resume_from_checkpoint last." if before else "start again.")
-        ) from error
+        raise save_error(checkpoint, error) from error
+
+
+def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
+    """The error for a checkpoint that could not be written, with advice that fits the cause."""
+    folder = Path(checkpoint).parent
+    free = shutil.disk_usage(folder).free
+    reason = " ".join(str(error).split())[:200]
+    number = getattr(error, "errno", None)
+    if any(word in reason.lower() for word in ("gloo", "nccl", "connection", "peer", "timed out")):
+        advice = "Another process of the run has ended or does not answer: see its own message. Then "
+    elif number == errno.EROFS or "read-only" in reason.lower():
+        advice = "The disk is read-only: make it writable. Then "
+    elif number in (errno.EACCES, errno.EPERM):
+        advice = "The folder may not be written to: change its permissions. Then "
+    elif number in (errno.ENOSPC, errno.EDQUOT) or "no space" in reason.lower() or free < 2**28:
+        advice = (
+            f"{free / 2**20:,.0f} MiB are free there: make room (--save_total_limit 1 keeps one checkpoint). Then "
+        )
+    else:
+        advice = "See to it. Then "
+    before = last_checkpoint(folder)
+    go_on = f"go on from {before}, which is whole: --resume_from_checkpoint last." if before else "start again."
+    return SaveError(f"{checkpoint} could not be written ({type(error).__name__}: {reason}). {advice}{go_on}")
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
-    """The complete checkpoint of the highest step in a run's folder; `None` if there is none.
+    """The whole checkpoint of the highest step in a run's folder; `None` if there is none.
 
-    Half-written checkpoints, of a run that was killed while it wrote, are skipped with a warning in the log.
+    Half-written and damaged ones are passed over with a warning in the log.
     """
     checkpoints = sort_checkpoints(str(output_dir)) if Path(output_dir).is_dir() else []
     for checkpoint in reversed(checkpoints):
-        if is_complete(checkpoint):
+        damage = find_damage(checkpoint)
+        if damage is None:
             return checkpoint
-        logger.warning(
-            "%s is half-written (the run was killed meanwhile): the one before it is used, if there is one.",
-            checkpoint,
-        )
+        logger.warning("%s is passed over: %s. The one before it is used, if there is one.", checkpoint, damage)
     return None
 
 
@@ -115,10 +198,10 @@ def check_checkpoint(checkpoint: str | Path) -> None:
     """Raise `ValueError` if a folder is not a checkpoint that a run can be resumed from."""
     if not Path(checkpoint).is_dir():
         raise ValueError(f"--resume_from_checkpoint {checkpoint}: there is no such folder.")
-    if not is_complete(checkpoint):
+    damage = find_damage(checkpoint)
+    if damage is not None:
         raise ValueError(
-            f"--resume_from_checkpoint {checkpoint}: no checkpoint, or half-written by a run that was killed. "
-            "--resume_from_checkpoint last finds the last complete one."
+            f"--resume_from_checkpoint {checkpoint}: {damage}. --resume_from_checkpoint last finds the last whole one."
         )
     folder = Path(checkpoint)
     state = read_json(folder / TRAINER_STATE_NAME, _STATE, ANOTHER)
@@ -133,6 +216,66 @@ def check_checkpoint(checkpoint: str | Path) -> None:
         read_torch(file, ANOTHER, map_location="cpu", mmap=True)
 
 
+def bring_checkpoint(args: Any, checkpoint: str | Path) -> None:
+    """Give the main process's checkpoint to the machines that have another disk, and check each process's own files.
+
+    Args:
+        args: the training arguments, which know the processes.
+        checkpoint: its folder, of the same name on all machines.
+
+    Raises:
+        ValueError: a process has not the random state that it saved, though as many processes go on; on all of them.
+    """
+    if args.world_size == 1:
+        return
+    folder = Path(checkpoint)
+    expected = decided_by_main(args, lambda: {name: _digest(folder / name) for name in _all_names(folder)})
+    missing: list[str] = []
+    if args.local_process_index == 0 and args.process_index != 0:  # one of each machine
+        missing = [
+            name
+            for name, digest in expected.items()
+            if not (folder / name).is_file() or _digest(folder / name) != digest
+        ]
+    for name in sorted(set(gather_object(missing))):
+        _send(args, folder / name, name in missing)
+    states = [name for name in expected if name.startswith("rng_state")]
+    own = f"rng_state_{args.process_index}.pth"
+    same_number = decided_by_main(args, lambda: _processes(folder).get("world_size")) == args.world_size
+    lacks = bool(states) and same_number and not (folder / own).is_file()
+    without = gather_object([f"process {args.process_index} on {platform.node()}"] if lacks else [])
+    if without:
+        raise ValueError(
+            f"--resume_from_checkpoint {checkpoint}: {', '.join(without)} cannot see its own random state "
+            "(rng_state_*.pth). Use an output folder that all machines share, or copy the checkpoints together."
+        )
+
+
+def _all_names(folder: Path) -> list[str]:
+    seal_file = RunFolder(folder).checksums
+    return [*_names(folder), *([seal_file.name] if seal_file.is_file() else [])]
+
+
+def _send(args: Any, path: Path, receives: bool, size: int = 2**26) -> None:
+    """Copy a file of the main process to the processes that receive it, in parts of `size` bytes."""
+    parts = decided_by_main(args, lambda: -(-path.stat().st_size // size))
+    with ExitStack() as stack:
+        source = stack.enter_context(path.open("rb")) if args.process_index == 0 else None
+        target = None
+        if receives:
+            target = stack.enter_context(stack.enter_context(whole_file(path)).open("wb"))
+        for _ in range(parts):
+            part = [source.read(size) if source is not None else b""]
+            broadcast_object_list(part, from_process=0)
+            if target is not None:
+                target.write(part[0])
+
+
+def _processes(checkpoint: str | Path) -> dict[str, int]:
+    path = RunFolder(checkpoint).processes
+    return read_json(path, {str: int}) if path.is_file() else {}
+
+
 def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
     """Write down the number of processes and the batch sizes that made a checkpoint."""
     write_json(RunFolder(checkpoint).processes, processes)
@@ -140,8 +283,7 @@ def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
 
 def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) -> None:
     """Warn if a run goes on with other processes or batches than before, and say what that changes."""
-    path = RunFolder(checkpoint).processes
-    before = read_json(path, {str: int}) if path.is_file() else processes
+    before = _processes(checkpoint) or processes
     if before == processes:
         return
     changes = ", ".join(

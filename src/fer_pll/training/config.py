@@ -1,18 +1,27 @@
 """The configurations in `hub_configs`, and checks of the output folder before a run."""
 
+import os
+import platform
 import shutil
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
 from ..io.atomic import write_json
+from ..io.errors import name_some
 from ..io.pretrained import load_image_processor, load_model_config
 from ..io.shipped import shipped_config, shipped_names
+from ..io.stored import read_json
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .checkpoints import last_checkpoint
+from .processes import decided_by_main
 from .run_folder import RunFolder
+
+LOCK = ".run.lock"
+"""File in the output folder that a process holds while its run writes there."""
 
 
 def config_folder(name: str) -> Path:
@@ -52,22 +61,43 @@ def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImagePro
 
 
 def check_output_folder(args: Any) -> None:
-    """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Changes nothing on disk.
+    """Turn `--resume_from_checkpoint last` or `auto` into a path, and refuse to mix two runs. Changes nothing on disk.
+
+    The main process looks and decides for all: another one may be late, and find what the run has written already.
 
     Raises:
         ValueError: the folder holds files and neither `--overwrite` nor `--resume_from_checkpoint` was given, there is
-            no checkpoint to resume from, or `--overwrite` would delete something that is not a run.
+            no checkpoint to resume from, `--overwrite` would delete something that is not a run, or the folder cannot
+            be written to.
     """
-    folder = Path(args.output_dir)
-    if args.resume_from_checkpoint == "last":
-        args.resume_from_checkpoint = last_checkpoint(folder)
-        if args.resume_from_checkpoint is None:
+    args.resume_from_checkpoint = decided_by_main(args, lambda: _find_start(args))
+
+
+def _find_start(args: Any) -> str | None:
+    """The checkpoint to resume from; `None` to start a run."""
+    folder, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    if wanted in ("last", "auto"):
+        found = last_checkpoint(folder)
+        if found is not None:
+            return found
+        checkpoints = sorted(path.name for path in folder.glob("checkpoint-*")) if folder.is_dir() else []
+        if checkpoints:
             raise ValueError(
-                f"--resume_from_checkpoint last: there is no checkpoint in {folder} yet. "
-                "Start the run again without it (and with --overwrite, if the folder holds files)."
+                f"--resume_from_checkpoint {wanted}: none of the checkpoints in {folder} is whole "
+                f"({name_some(checkpoints)}). Start the run again with --overwrite, or in another folder."
             )
-    if args.resume_from_checkpoint is not None or not folder.is_dir() or not any(folder.iterdir()):
-        return
+        if wanted == "last":
+            raise ValueError(
+                f"--resume_from_checkpoint last: there is no checkpoint in {folder} yet. Start the run again without "
+                "it (and with --overwrite, if the folder holds files), or with --resume_from_checkpoint auto, which "
+                "starts a run where there is none."
+            )
+    elif wanted is not None:
+        return wanted
+    held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
+    begun = {RunFolder(folder).settings_file.name, RunFolder(folder).candidate_sets.name}  # no checkpoint yet
+    if not held or (wanted == "auto" and held <= begun):
+        return None
     if not args.overwrite:
         raise ValueError(
             f"--output_dir {folder} already holds files. Choose another folder, continue the run with "
@@ -75,16 +105,48 @@ def check_output_folder(args: Any) -> None:
         )
     if not RunFolder(folder).settings_file.is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
+    return None
 
 
 def start_run(args: Any, script: Any) -> None:
-    """Empty the output folder if `--overwrite` was given, and write down the settings of the run.
+    """Lock the output folder for this run, empty it if `--overwrite` was given, and write down the run's settings.
 
     Call it after all checks, so that a mistake does not cost an earlier run.
+
+    Raises:
+        ValueError: another run writes to the folder.
     """
+    decided_by_main(args, lambda: _lock(args))
     if not args.should_save:
         return
     folder = Path(args.output_dir)
     if args.overwrite and args.resume_from_checkpoint is None and folder.is_dir():
-        shutil.rmtree(folder)
-    write_json(RunFolder(folder).settings_file, {"script": vars(script), "arguments": args.to_dict()})
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    process = {"host": platform.node(), "pid": os.getpid()}
+    settings = {"script": vars(script), "arguments": args.to_dict(), "process": process}
+    write_json(RunFolder(folder).settings_file, settings)
+
+
+def _lock(args: Any) -> None:
+    """Hold a lock in the output folder until the process ends, however it ends."""
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        file = RunFolder(folder).settings_file
+        process = read_json(file).get("process", {}) if file.is_file() else {}
+        who = f" (process {process.get('pid')} on {process.get('host')})" if process else ""
+        raise ValueError(
+            f"--output_dir {folder}: another run{who} writes to it. Choose another folder, or wait for its end."
+        ) from None
+    _locks.append(lock)
+
+
+_locks: list[FileLock] = []
+"""Locks of this process. They end with it."""

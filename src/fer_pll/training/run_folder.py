@@ -35,6 +35,7 @@ class RunFolder:
         # results beside the files of the model
         self.confidence = path / "confidence.safetensors"
         self.method = path / "method.pt"  # the state of a method, to resume it
+        self.checksums = path / "checksums.json"  # of all other files of a checkpoint
         self.last_weights = path / "last_weights.safetensors"  # of a checkpoint whose model is an average
         self.processes = path / "processes.json"  # how many wrote a checkpoint
         # figures

@@ -4,6 +4,8 @@ python toy_training.py OUT SCENARIOS, where SCENARIOS is JSON: {name: [rows, set
 """
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 from fer_pll import FerPllTrainer
+from fer_pll.training.signals import RunInterrupted
 from tiny import make_dataset, make_trainer, tiny_config, tiny_processor
 
 DEFAULTS = {
@@ -33,6 +36,17 @@ class Watcher(TrainerCallback):
         self.tables.append(self.trainer.table.confidence.clone())
 
 
+class SignalSender(TrainerCallback):
+    """Sends SIGUSR1 to the process `rank` itself, in the middle of step `step`."""
+
+    def __init__(self, rank: int, step: int):
+        self.rank, self.step = rank, step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+        if state.global_step == self.step - 1 and args.process_index == self.rank:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
 class WatchedTrainer(FerPllTrainer):
     """Notes which rows each micro-batch holds, which of them count and which may be revised."""
 
@@ -46,6 +60,7 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     """Train, and return losses, gradient norms, the table after every step, and what training ended with."""
     settings = DEFAULTS | settings
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
+    callbacks = [*callbacks, *([SignalSender(*settings.pop("signal_at"))] if "signal_at" in settings else [])]
     data = make_dataset(rows), make_dataset(24, seed=1)
     trainer = make_trainer(folder, tiny_config(), tiny_processor(), *data, trainer_class=WatchedTrainer, **settings)
     trainer.seen = []
@@ -77,4 +92,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunInterrupted as interrupt:
+        print(interrupt)
+        sys.exit(interrupt.status)

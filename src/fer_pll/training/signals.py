@@ -27,8 +27,8 @@ class StopSignals:
     """Context in which the first SIGTERM, SIGUSR1 or SIGINT only sets `received`. A second one ends the process.
 
     Slurm sends SIGTERM before it ends a job, and with `sbatch --signal=USR1@120` SIGUSR1 two minutes earlier. Child
-    processes, such as DataLoader workers, end at SIGTERM and SIGUSR1 as usual. Outside of the main thread, where Python
-    cannot handle signals, the context does nothing.
+    processes, such as DataLoader workers, end at SIGTERM and SIGUSR1 as usual. Outside of the main thread the context
+    does nothing, because Python cannot handle signals there.
 
     Attributes:
         received: the number of the signal, or 0.

@@ -123,9 +123,7 @@ def _code(folder: Path) -> list[str]:
             if "--" in reference:  # code of another repository
                 continue
             if not re.fullmatch(r"\w+\.\w+", reference):
-                raise DataError(
-                    f"{folder / name}: auto_map names {reference!r}, no class of a file in its folder"
-                )
+                raise DataError(f"{folder / name}: auto_map names {reference!r}, no class of a file in its folder")
             module = folder / f"{reference.split('.')[0]}.py"
             check_plain_files(folder, [module.name] if os.path.lexists(module) else [])
             try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -209,9 +210,8 @@ def test_the_trainer_pushes_no_link(checkpoint, secret, tmp_path):
 def test_damaged_weights_are_refused_before_anything_is_sent_or_written(hub, checkpoint):
     whole = (checkpoint / "model.safetensors").read_bytes()
     (checkpoint / "README.md").write_text("mine")
-    other = {
-        name: tensor for name, tensor in load_file(checkpoint / "model.safetensors").items() if "query" not in name
-    }
+    other = {name: tensor.clone() for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    other.pop("classifier.bias")
     damages = {"cut": whole[: len(whole) // 2], "html": b"<html>404</html>", "empty": b""}
     for name, content in damages.items():
         (checkpoint / "model.safetensors").write_bytes(content)
@@ -283,9 +283,11 @@ def test_a_card_shows_text_from_data_and_obeys_none(checkpoint, kind):
     text.encode()  # halves of characters are gone
     card = ModelCard(text)
     assert list(card.data.to_dict()) and card.data.library_name == "transformers"
-    assert text.count("\n---\n") == 1 and "<script" not in card.text and "<img" not in card.text
+    body = re.sub(r"```python\n.*?\n```", "", card.text, flags=re.DOTALL)  # code shows what stands in it
+    body = re.sub(r"(?<!\\)`[^`\n]*`", "", body)
+    assert text.count("\n---\n") == 1 and "<script" not in body and "<img" not in body
     assert "\x1b" not in text and "\x00" not in text and "\u202e" not in text
-    assert "](http://evil" not in card.text and "49" not in card.text
+    assert not re.search(r"(?<!\\)\]\(http://evil", body) and "49" not in body
     assert yaml.safe_load(text.split("\n---\n")[0].removeprefix("---\n"))["model-index"]
     headings = [line for line in card.text.splitlines() if line.startswith("#")]
     assert [line for line in headings if not line.startswith("# someone/")] == [
@@ -361,7 +363,9 @@ def test_the_card_of_confidences_is_escaped(monkeypatch):
     )
     confidences.push_confidences(published, "someone/x-confidences", ODD["link"])
     (text,) = texts
-    assert "<img" not in text and text.count("\n---\n") == 1 and "](http://evil" not in text
+    body = text.split("\n---\n")[1]
+    assert "<img" not in body and text.count("\n---\n") == 1
+    assert not re.search(r"(?<!\\)\]\(http://evil", body)
 
 
 # Code in the folder is never run
@@ -480,13 +484,7 @@ def test_values_that_a_config_cannot_have_are_an_error_that_names_it(checkpoint,
         assert str(checkpoint) in str(error)
         assert "config.json" in str(error)
     else:  # some are taken as not given
-        assert change in (
-            {"dtype": 5},
-            {"quantization_config": 5},
-            {"architectures": "x"},
-            {"id2label": []},
-            {"hidden_act": None},
-        )
+        assert set(change) <= {"dtype", "quantization_config", "id2label"}
 
 
 def test_a_folder_that_is_not_there_or_not_a_checkpoint_is_named(tmp_path):

@@ -225,8 +225,9 @@ def _run_child(
             if not child.is_alive() and not ours.poll():
                 break
         with suppress(FileNotFoundError):
-            result.seconds += _cpu(child.pid)
+            used = _cpu(child.pid)
     finally:
+        result.seconds += used
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
         child.join()

@@ -409,7 +409,7 @@ def make_resume(folder: Path) -> None:
 
 
 def _trainer(output: Path):
-    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 1, "loss": "proden"}
+    settings = {"max_steps": 3, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 1, "loss": "pico"}
     return make_trainer(output, tiny_config(), tiny_processor(), _rows(16), report_to="none", **settings)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
     Dataset,
@@ -137,12 +139,7 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     with reading(path, "it is damaged; prepare it again"):
         dataset = load_from_disk(path)
         for rows in dataset.values():
-            rows.data.table.validate(full=True)  # the places of all values; the bytes of images are not read
-            if not isinstance(rows.features.get("label", ClassLabel(names=[])), ClassLabel):
-                raise ValueError("its labels have no names")
-            for feature in rows.features.values():
-                if isinstance(feature, ClassLabel) and not all(isinstance(name, str) for name in feature.names):
-                    raise ValueError("the name of a class is no text")
+            check_columns(rows)
     for name, rows in dataset.items():
         missing = [column for column in COLUMNS if column not in rows.column_names]
         if missing:
@@ -154,6 +151,36 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     if split not in dataset:
         raise DataError(f"{path} has no split {split!r}, it has {name_some(list(dataset))}")
     return dataset[split]
+
+
+def check_columns(rows: Dataset) -> None:
+    """Check that the columns of a data set with labels fit each other. No image is read.
+
+    Raises:
+        ValueError: labels have no names, or are no numbers of classes; or another column has not a value for each
+            class.
+        ArrowInvalid: the places of the values in the file are damaged.
+    """
+    rows.data.table.validate(full=True)
+    label = rows.features.get("label")
+    if label is None:
+        return
+    if not isinstance(label, ClassLabel):
+        raise ValueError("its labels have no names")
+    for name, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            if not all(isinstance(each, str) for each in feature.names):
+                raise ValueError(f"the name of a class of {name} is no text")
+            column = rows.data.table.column(name)
+            ends = pc.min_max(column).as_py() if pa.types.is_integer(column.type) and not column.null_count else {}
+            if len(rows) and not (ends and -1 <= ends["min"] <= ends["max"] < len(feature.names)):
+                raise ValueError(f"{name} has a value that is no number of a class")
+    for name in ("votes", "candidates", "confidence"):
+        if name in rows.features and len(rows):
+            column = rows.data.table.column(name)
+            ends = pc.min_max(pc.list_value_length(column)).as_py() if not column.null_count else None
+            if ends != {"min": len(label.names), "max": len(label.names)}:
+                raise ValueError(f"{name} has not a value for each of {len(label.names)} classes")
 
 
 def load_images(paths: Sequence[str | Path]) -> Dataset:

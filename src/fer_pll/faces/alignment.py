@@ -79,7 +79,7 @@ class FaceCrop:
         try:
             image_processor = load_image_processor(model)
         except DataError as error:
-            if not isinstance(error.__cause__, OSError):
+            if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
                 raise
             raise ValueError(
                 f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "

@@ -11,9 +11,10 @@ from datasets import ClassLabel, Dataset, List, Value
 from datasets.table import InMemoryTable
 from huggingface_hub import CommitInfo, DatasetCard, DatasetCardData, hf_hub_download
 
-from ..data.dataset import numpy_column
+from ..data.dataset import check_columns, numpy_column
 from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
+from ..io.stored import reading
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 from .card import TAGS
@@ -106,15 +107,21 @@ def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTa
             "published it, publish it again with `fer-pll push --with-confidences`."
         )
     names = rows.features["label"].names
-    candidates = numpy_column(rows, "candidates")
-    table = ConfidenceTable.from_candidates(
-        candidates,
-        names,
-        dataset_fingerprint(names, rows.select_columns("row_id")["row_id"], candidates),
-        "column",
-        confidence=numpy_column(rows, "confidence"),
-    )
-    table.revised_epoch = torch.tensor(numpy_column(rows, "revised_epoch"), dtype=torch.int32)
+    with reading(name, "publish it again with `fer-pll push --with-confidences`"):
+        check_columns(rows)
+        if rows.features["row_id"] != Value("string") or not len(rows):
+            raise ValueError("its row_id is no text, or it has no rows")
+        candidates = numpy_column(rows, "candidates")
+        table = ConfidenceTable.from_candidates(
+            candidates,
+            names,
+            dataset_fingerprint(names, rows.select_columns("row_id")["row_id"], candidates),
+            "column",
+            confidence=numpy_column(rows, "confidence"),
+        )
+        table.revised_epoch = torch.tensor(numpy_column(rows, "revised_epoch"), dtype=torch.int32)
+        if table.revised_epoch.shape != (len(rows),):
+            raise ValueError("revised_epoch is no number for each row")
     return rows, table
 
 

@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers.utils import CONFIG_NAME
+
 import fer_pll_cli
 
 from ..hub.card import folder_card
@@ -22,6 +24,7 @@ from ..hub.confidences import confidence_dataset, push_confidences
 from ..hub.push import published_files, push_files
 from ..io.atomic import write_text
 from ..training.run_folder import RunFolder
+from .options import quiet_transformers
 
 EPILOG = """\
 examples:
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.with_images and args.with_confidences is None:
         parser.error("--with-images goes with --with-confidences DATA")
+    quiet_transformers()
 
     published_files(args.checkpoint)  # raises if something is missing, before anything is written
     confidences = None
@@ -78,8 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.with_images:
             terms = confidences.info.license or "they are not known to fer-pll"
             print(f"warning: images of people go along. Their terms: {terms}", file=sys.stderr)
-        commit = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
-        print(f"pushed {len(confidences):,} confidences to {commit.repo_url}")
+        pushed = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
+        print(f"pushed {len(confidences):,} confidences to {pushed.repo_url}")
+    if "ForImageClassification" in (args.checkpoint / CONFIG_NAME).read_text(encoding="utf-8"):
+        fer_pll_cli.next_command("predict", "PHOTO.jpg", "--model", commit.repo_url.repo_id)
+    else:
+        fer_pll_cli.next_command("finetune", "--init_from", commit.repo_url.repo_id, "--help")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file: name a folder that does not exist yet")
-    check_writable(path.resolve().parent)  # the set is made beside its place, and renamed
+    place = path.resolve()
+    check_writable(place.parent if place.exists() else place)  # the set is made beside its place, and renamed
     entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if not entries:
         return

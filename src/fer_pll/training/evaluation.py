@@ -17,7 +17,7 @@ from ..hub.card import weights_digest
 from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
 from ..inference.loading import load_weights
 from ..inference.predictions import predict_logits
-from ..io.atomic import whole_file, write_json
+from ..io.atomic import check_writable, whole_file, write_json
 from ..labels.expressions import canonical_name
 from ..metrics.classification import classification_report
 from ..plots.confusion_matrix import plot_confusion_matrix
@@ -53,8 +53,11 @@ def evaluate(
         `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
 
     Raises:
-        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
+        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common, or `out` cannot be
+            written.
     """
+    folder = Path(out or RunFolder(checkpoint).evaluation(split))
+    check_writable(folder)
     dataset = load_dataset(data, split)
     model: Any = load_weights(AutoModelForImageClassification, str(checkpoint))  # type: ignore[type-var]  # an Auto class
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -69,11 +72,13 @@ def evaluate(
     if not defined.any():
         raise ValueError(f"{data}: split {split!r} has no row of a class that the checkpoint knows.")
 
-    folder = Path(out or RunFolder(checkpoint).evaluation(split))
-    predictions = pd.DataFrame(probabilities, columns=of_model)
-    predictions.insert(0, "row_id", row_ids(dataset)[:])
-    predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
-    predictions.insert(2, "predicted", [of_model[label] for label in probabilities.argmax(axis=1)])
+    said = {
+        "row_id": row_ids(dataset)[:],
+        "label": [of_data[label] if label >= 0 else "" for label in given],
+        "predicted": [of_model[label] for label in probabilities.argmax(axis=1)],
+    }
+    columns = of_model if said.keys().isdisjoint(of_model) else [f"p_{name}" for name in of_model]
+    predictions = pd.concat([pd.DataFrame(said), pd.DataFrame(probabilities, columns=columns)], axis=1)
     with whole_file(folder / PREDICTIONS_NAME) as unfinished:
         predictions.to_csv(unfinished, index=False, float_format="%.6f")
 

@@ -1,13 +1,16 @@
 import json
+import re
 from dataclasses import dataclass, field, make_dataclass
 
 import pytest
 
+from fer_pll.io.shipped import DEFAULT_CONFIG
 from fer_pll.labels.revision import REVISION_RULES
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.config import check_output_folder, config_folder, load_config, start_run
+from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
-from fer_pll.training.settings_parser import SettingsParser
+from fer_pll.training.settings_parser import SettingsParser, read_settings
 
 
 @dataclass
@@ -116,6 +119,24 @@ def test_help_teaches(capsys):
         assert places == sorted(places)  # ours first
     assert "  --learning_rate" not in texts["--help"] and "--help-all lists them" in texts["--help"]
     assert "  --learning_rate" in texts["--help-all"] and "--help-all lists them" not in texts["--help-all"]
+
+
+def test_help_shows_what_the_default_config_sets(capsys):
+    """The Trainer's own learning rate is no command's, and the option's own default is not what a run has."""
+    settings = read_settings(config_folder(DEFAULT_CONFIG) / "finetune.yaml")
+    parser = SettingsParser((FineTuningOptions, FerPllTrainingArguments), "finetune.yaml", prog="fer-pll finetune")
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parser.parse_settings([option])
+        texts[option] = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {settings['max_candidates']} by the config, else 2)" in texts["--help"]
+    assert f"(default: {settings['revision']} by the config)" in texts["--help"].replace("revision.", "")
+    assert f"--learning_rate {settings['learning_rate']}," in texts["--help"]
+    assert f"--num_train_epochs {settings['num_train_epochs']}," in texts["--help"]
+    assert f"(default: {settings['learning_rate']} by the config, else 5e-05)" in texts["--help-all"]
+    shown = re.findall(r"default: (\S+) by the config", texts["--help-all"])
+    assert len(shown) >= 15 and f"by the config are those of {DEFAULT_CONFIG}." in texts["--help"]
 
 
 def arguments(folder, **settings) -> FerPllTrainingArguments:

@@ -1,7 +1,9 @@
 """The command line of a run: dataclasses of settings, with defaults from YAML files."""
 
 import argparse
+import copy
 import reprlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
+from ..io.shipped import DEFAULT_CONFIG, shipped_config
 from .config import config_folder
 from .method_options import add_method_options, method_setting_names, take_method_options
 
@@ -20,6 +23,8 @@ Every other setting of transformers' Trainer is an option as well, such as
 --num_train_epochs, --per_device_train_batch_size, --learning_rate, --bf16,
 --seed, --resume_from_checkpoint and --push_to_hub: --help-all lists them.
 """
+_BY_CONFIG = "by the config"
+_SET_BY_CONFIG = f"Defaults by the config are those of {DEFAULT_CONFIG}. Of the Trainer's settings, it sets {{}}."
 
 
 _KINDS: dict[Any, str] = {
@@ -72,20 +77,31 @@ class SettingsParser(HfArgumentParser):
         }
         if everything:
             sections["transformers' Trainer"] = trainer
+        shipped = self._shipped_defaults()
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         for title, names in sections.items():
             formatter.start_section(title)
             formatter.add_arguments(
-                action
+                _with_default(action, shipped)
                 for action in self._actions
                 if action.dest in names and not isinstance(action, argparse._StoreFalseAction)  # --no_flip
             )
             formatter.end_section()
         if not everything:
             formatter.add_text(_OF_THE_TRAINER)
+            settings = ", ".join(f"--{name} {_shown(shipped[name])}" for name in shipped if name in trainer - own)
+            if settings:
+                text = _SET_BY_CONFIG.format(settings)
+                formatter.add_text(textwrap.fill(text, 80, break_on_hyphens=False))
         formatter.add_text(self.epilog)
         return f"{self.format_usage()}\n{formatter.format_help()}"
+
+    def _shipped_defaults(self) -> dict[str, Any]:
+        """The settings of `DEFAULT_CONFIG` for this command."""
+        folder = shipped_config(DEFAULT_CONFIG)
+        path = folder / self.yaml_name if folder is not None else None
+        return read_settings(path) if path is not None and path.is_file() else {}
 
     def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the command line. It overrides the file of `--settings`, which overrides the YAML file of `--config`.
@@ -204,6 +220,20 @@ def read_settings(path: Path) -> dict[str, Any]:
     return settings
 
 
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _with_default(action: argparse.Action, shipped: Mapping[str, Any]) -> argparse.Action:
+    """The option as help shows it: what the default configuration sets is what a run has, not the option's default."""
+    if action.dest not in shipped or shipped[action.dest] == action.default or action.help is None:
+        return action
+    shown, action = _shown(shipped[action.dest]).replace("%", "%%"), copy.copy(action)
+    other = "" if action.default is None else ", else %(default)s"
+    action.help = f"{action.help} (default: {shown} {_BY_CONFIG}{other})"
+    return action
+
+
 class _HelpAll(argparse.Action):
     def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=help)
@@ -224,4 +254,6 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help is not None and _BY_CONFIG in action.help:
+            return action.help
         return action.help if action.default is None else super()._get_help_string(action)

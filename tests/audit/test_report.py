@@ -167,6 +167,18 @@ def test_no_row_is_judged_by_a_model_that_saw_it(workspace, tmp_path):
     assert all(held_out | trained_on == everything and not held_out & trained_on for held_out, trained_on in seen)
 
 
+def test_ctrl_c_in_a_fold_says_how_to_go_on(workspace, tmp_path, capsys):
+    table, dataset = RunFolder(workspace.run).table_and_rows()
+    dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
+
+    def interrupted(rows):
+        raise KeyboardInterrupt
+
+    assert fer_pll_cli.status(lambda argv: out_of_fold(dataset, interrupted, 3, tmp_path, {}), []) == 130
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "stopped in fold 1 of 3" in error[0] and "the same command goes on" in error[0]
+
+
 @pytest.mark.parametrize("columns", [["votes"], ["votes", "label", "true_label"]])
 def test_one_label_for_each_row_and_ready_candidate_sets(columns):
     """Without votes the label is judged; without a label, the first of the row's candidates."""

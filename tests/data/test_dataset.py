@@ -167,7 +167,7 @@ def test_a_link_in_place_of_the_hidden_folder_is_refused(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_found_before_the_images_are_read():
-    with pytest.raises(DataError, match="/proc cannot be written"):
+    with pytest.raises(DataError, match="/proc/set cannot be written"):
         check_output_folder("/proc/set")
 
 

@@ -25,7 +25,7 @@ from fer_pll import (
 from fer_pll.data.provenance import Provenance
 from fer_pll.hub.card import folder_card, model_card, training_record
 from fer_pll.hub.card_settings import OnCard
-from fer_pll.hub.push import published_files
+from fer_pll.hub.push import _card_of, published_files
 from fer_pll.labels.revision import REVISION_RULES, RevisionRule, soft_response
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.finetuning import FineTuningOptions
@@ -535,3 +535,12 @@ def test_the_code_of_the_cards_runs_without_the_package(toy_config, toy_processo
     scores, decoder = run.stdout.strip().splitlines()
     assert set(re.findall(r"'label': '(\w+)'", scores)) == {"left", "right", "top", "bottom"}
     assert decoder == "None"
+
+
+def test_a_card_that_is_pushed_names_its_repository(classifier, tmp_path):
+    """A run's own card loads its folder; one that somebody wrote stays as it is."""
+    file = tmp_path / "README.md"
+    model_card(classifier, "runs/toy").save(file)
+    assert _card_of(file, "someone/toy").decode().rstrip() == str(model_card(classifier, "someone/toy")).rstrip()
+    file.write_text('# My faces\n\npipeline(model="runs/toy")\n# a comment\n')
+    assert _card_of(file, "someone/toy").decode() == file.read_text()

@@ -45,7 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("repo", help="repository on the Hub, OWNER/NAME; made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--license", help="Hub identifier of the license of the weights, for the card")
-    parser.add_argument("--keep-card", action="store_true", help="push README.md as it is")
+    parser.add_argument(
+        "--keep-card", action="store_true", help="push README.md as it is, with the name of the repository"
+    )
     parser.add_argument(
         "--with-confidences",
         metavar="DATA",

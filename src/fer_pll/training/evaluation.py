@@ -38,6 +38,10 @@ def evaluate(
     Classes are matched by name. Rows of a class that the model does not know are left out. Predictions choose between
     the classes that the data set has.
 
+    predictions.csv has a column for each class, named like it, or `p_CLASS` where a class is named like one of the
+    columns `row_id`, `label` and `predicted`. Row ids stand there as they are: one that begins with `=` is a formula
+    to a spreadsheet program.
+
     Args:
         checkpoint: folder or Hub name of a classifier.
         data: folder of the prepared data set.

@@ -3,8 +3,8 @@
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy,
 recall per class, confusion matrix and calibration error), predictions.csv (the
 probabilities of each row, in a column with the name of the class, or p_CLASS
-where a class is named as another column), a confusion matrix for each protocol and, for a
-checkpoint of fer-pll finetune, its training curves.
+where a class is named as another column), a confusion matrix for each protocol
+and, for a checkpoint of fer-pll finetune, its training curves.
 
 Protocols: `all` is every row of the split; `majority` is the rows whose top
 label has more than half of the votes, if the data set says which rows these

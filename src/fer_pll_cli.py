@@ -6,6 +6,7 @@ A command is a module of `fer_pll.commands` with the functions `make_parser()` a
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -58,6 +59,11 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
         return getattr(interrupt, "status", 130)  # 128 + SIGINT, as shells have it
+
+
+def next_command(*words: object) -> None:
+    """Print the command that goes on with what a command has written, ready to be copied."""
+    print(f"next: {shlex.join(map(str, ('fer-pll', *words)))}", flush=True)
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:

@@ -175,6 +175,39 @@ def test_installed_wheel_works_outside_the_checkout(outside):
     assert set(found["added"]) <= {"fer_pll", "transformers", "tokenizers"}
 
 
+IMPORTS = """
+import json, sys
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoModelForPreTraining, PreTrainedModel, pipeline
+from transformers.image_processing_backends import PilBackend
+theirs = set(sys.modules)
+import fer_pll
+imported = set(sys.modules) - theirs
+model, image_processor = fer_pll.load_default()
+recognize = fer_pll.FacialExpressionPipeline(model=model, image_processor=image_processor)
+from PIL import Image
+assert recognize(Image.new("L", (48, 48)), detector=lambda image: []) == []
+used = set(sys.modules) - theirs - imported
+print(json.dumps([sorted(imported), sorted(used)]))
+"""
+HEAVY = (
+    "accelerate", "datasets", "evaluate", "matplotlib", "onnxruntime", "pandas", "peft", "pyarrow", "scipy", "skimage",
+    "sklearn", "sympy", "torchvision", "torch._dynamo", "transformers.trainer", "transformers.generation",
+)  # fmt: skip
+
+
+def test_the_import_and_the_first_use_bring_in_nothing_heavy():
+    """`train_scripts/benchmark.py imports` has the times; what could make them longer is not there at all."""
+    run = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    imported, used = json.loads(run.stdout.splitlines()[-1])
+    for modules in (imported, used):
+        assert not [name for name in modules if name.startswith(HEAVY)]
+    others = [name for name in imported if name.partition(".")[0] not in {"fer_pll", *sys.stdlib_module_names}]
+    assert len(others) < 10, others  # two of transformers
+    for kind in ("training", "data", "audit", "commands", "plots", "metrics"):
+        assert f"fer_pll.{kind}" not in {*imported, *used}
+
+
 def test_installed_command(outside):
     site, environment = outside
     run = subprocess.run(

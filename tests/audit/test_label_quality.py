@@ -9,7 +9,7 @@ from fer_pll.audit.label_quality import (
     _log_likelihood,
     _shrunken_confusion,
     annotator_confusion,
-    corrected_labels,
+    believed_labels,
     evaluate_suspicion,
     posterior_given_predictions,
     suspicion,
@@ -21,7 +21,7 @@ def test_suspicion_is_what_the_given_label_is_not_believed():
     belief = np.array([[0.7, 0.2, 0.1], [0.4, 0.4, 0.2], [0.0, 0.1, 0.9]])
     np.testing.assert_allclose(suspicion(belief, np.array([0, 1, 0])), [0.3, 0.6, 1.0])
     # of equal beliefs the given label stays, whichever class comes first
-    assert corrected_labels(belief, np.array([2, 1, 2])).tolist() == [0, 1, 2]
+    assert believed_labels(belief, np.array([2, 1, 2])).tolist() == [0, 1, 2]
 
 
 def test_of_rows_decided_alike_the_one_with_fewer_votes_is_more_suspicious():
@@ -85,7 +85,7 @@ def test_one_label_each_is_judged_better_with_the_confusion_of_the_annotators(si
     plain = evaluate_suspicion(suspicion(probabilities, given), given != truth)
     assert ours["average_precision"] > plain["average_precision"] + 0.005
     assert ours["precision_at_wrong"] > plain["precision_at_wrong"]
-    right = (corrected_labels(posterior.posterior, given) == truth).mean()
+    right = (believed_labels(posterior.posterior, given) == truth).mean()
     assert right > max((given == truth).mean(), (probabilities.argmax(axis=1) == truth).mean())
     off_diagonal = posterior.confusion - np.diag(posterior.confusion.diagonal())
     assert np.unravel_index(off_diagonal.argmax(), (4, 4)) == (0, 1)
@@ -98,7 +98,7 @@ def test_what_the_model_learned_from_wrong_labels_is_undone(simulated):
     learned = probabilities @ confusion  # the probability of each label, right or wrong
     posterior = posterior_given_predictions(learned, np.eye(4, dtype=int)[given])
     assert posterior.temperature < 0.8
-    right = (corrected_labels(posterior.posterior, given) == truth).mean()
+    right = (believed_labels(posterior.posterior, given) == truth).mean()
     assert right > max((given == truth).mean(), (learned.argmax(axis=1) == truth).mean()) + 0.01
 
 
@@ -136,7 +136,7 @@ def test_votes_that_go_together_count_for_less(simulated, together):
     wrong = given != truth
     ours = evaluate_suspicion(suspicion(posterior.posterior, given), wrong)["average_precision"]
     assert ours > evaluate_suspicion(suspicion(probabilities, given), wrong)["average_precision"]
-    assert (corrected_labels(posterior.posterior, given) == truth).mean() > (~wrong).mean()
+    assert (believed_labels(posterior.posterior, given) == truth).mean() > (~wrong).mean()
 
 
 def test_evaluate_suspicion_of_a_worked_example():

@@ -128,8 +128,8 @@ def test_rows_show_image_votes_and_candidates_with_the_struck_out_ones_marked(op
         i = int(audit.order[place])
         assert row.find_element(By.CLASS_NAME, "id").text == audit.row_ids[i]
         expected = CLASSES[audit.given[i]]
-        if audit.given[i] != audit.corrected[i]:
-            expected += f" → {CLASSES[audit.corrected[i]]}"
+        if audit.given[i] != audit.believed[i]:
+            expected += f" → {CLASSES[audit.believed[i]]}"
         assert row.find_element(By.CLASS_NAME, "labels").text == expected
         assert f"suspicion {audit.score[i]:.2f}" in row.text
         struck = [name.text for name in row.find_elements(By.CLASS_NAME, "struck")]
@@ -155,11 +155,11 @@ def test_search_filters_and_sorting(opened, audit):
     WebDriverWait(opened, 10).until(lambda browser: len(in_view(browser)) == 200)
 
     choose(opened, "pair", "differ")
-    assert set(in_view(opened)) == {f"row:{i}" for i in number[audit.given != audit.corrected]}
-    given, corrected, count, _ = audit.pairs()[0]
-    choose(opened, "pair", f"{given} {corrected}")
+    assert set(in_view(opened)) == {f"row:{i}" for i in number[audit.given != audit.believed]}
+    given, believed, count, _ = audit.pairs()[0]
+    choose(opened, "pair", f"{given} {believed}")
     option = Select(opened.find_element(By.ID, "pair")).first_selected_option.text
-    assert option == f"{CLASSES[given]} → {CLASSES[corrected]} ({count})" and len(in_view(opened)) == count
+    assert option == f"{CLASSES[given]} → {CLASSES[believed]} ({count})" and len(in_view(opened)) == count
     choose(opened, "pair", "")
 
     choose(opened, "sort", "id")
@@ -177,7 +177,7 @@ def test_search_filters_and_sorting(opened, audit):
 def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, audit, rows, downloads, tmp_path):
     first = [audit.row_ids[i] for i in audit.order[:8]]
     press(opened, [Keys.ESCAPE, "k", "r", "4", "d", Keys.ARROW_DOWN, "d", Keys.ARROW_UP, "u"])
-    mark = CLASSES[audit.corrected[audit.order[1]]]
+    mark = CLASSES[audit.believed[audit.order[1]]]
     expected = [
         [first[0], "keep", ""],
         [first[1], "relabel", mark],
@@ -208,6 +208,38 @@ def test_marks_by_keyboard_survive_a_reload_and_correct_the_data(opened, page, a
     assert "3 relabeled, 2 dropped, 1 kept" in report
     labels = dict(zip(corrected["train"]["row_id"], corrected["train"]["label"], strict=True))
     assert len(labels) == 198 and labels[first[2]] == CLASSES.index("bottom")
+
+
+def test_a_decision_by_mouse_brings_the_next_row_that_needs_one(opened, audit):
+    choose(opened, "pair", "differ")
+    order = [int(name[4:]) for name in in_view(opened)]
+
+    def decide(place: int, button: str) -> int:
+        """Click, and return the place of the row that has the focus afterwards."""
+        row = opened.find_element(By.CSS_SELECTOR, f'.row[data-place="{place}"]')
+        row.find_element(By.CLASS_NAME, button).click()
+        return int(opened.switch_to.active_element.get_attribute("data-place"))
+
+    first = shown(opened)[0]
+    assert first.find_element(By.CLASS_NAME, "accept").text == f"Accept {CLASSES[audit.believed[order[0]]]}"
+    assert decide(1, "keep") == 2 and decide(2, "drop") == 3
+    assert decide(0, "accept") == 3  # the two after it have their marks
+    marks = opened.execute_script("return view.slice(0, 4).map((row) => marks.get(ids[row]) || null)")
+    assert marks == [["relabel", CLASSES[audit.believed[order[0]]]], ["keep"], ["drop"], None]
+    pressed = opened.find_elements(By.CSS_SELECTOR, '.row[data-place="0"] [aria-pressed=true]')
+    assert [button.text for button in pressed] == [f"Accept {CLASSES[audit.believed[order[0]]]}"]
+    assert decide(0, "accept") == 0 and "2 marked" in status(opened)  # taken away again
+    Select(opened.switch_to.active_element.find_element(By.TAG_NAME, "select")).select_by_value("left")
+    assert opened.switch_to.active_element.get_attribute("data-place") == "3" and "3 marked" in status(opened)
+
+    choose(opened, "pair", "")
+    choose(opened, "sort", "trusted")  # the label of these rows is the one believed
+    assert audit.given[int(in_view(opened)[0][4:])] == audit.believed[int(in_view(opened)[0][4:])]
+    press(opened, [Keys.ESCAPE, Keys.HOME])
+    assert not opened.find_elements(By.CSS_SELECTOR, '.row[data-place="0"] .accept')
+    last = len(audit.given) - 1
+    press(opened, [Keys.END, "k"])  # nothing follows
+    assert opened.switch_to.active_element.get_attribute("data-place") == str(last)
 
 
 def test_marks_made_in_another_tab_show(opened, page):

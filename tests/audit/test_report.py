@@ -1,6 +1,7 @@
 """`fer-pll audit` on a small run: what it finds, writes and refuses."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from fer_pll.audit.out_of_fold import out_of_fold
 from fer_pll.audit.report import read_run
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.candidates import dataset_fingerprint
+from fer_pll.plots.audit import plot_audit
 from fer_pll.training.config import start_run
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.run_folder import RunFolder
@@ -83,7 +85,7 @@ def test_table_and_summary_say_what_the_run_made_of_each_row(workspace, tmp_path
         confidence = dict(zip(CLASSES, run["confidence"][row.index].tolist(), strict=True))
         assert row.struck_out == "|".join(name for name in candidates if confidence[name] < 0.01)
         assert row.revised_epoch == ("" if (epoch := int(run["revised_epoch"][row.index])) < 0 else str(epoch))
-        assert getattr(row, f"confidence_{row.corrected}") == pytest.approx(confidence[row.corrected], abs=1e-6)
+        assert getattr(row, f"confidence_{row.believed}") == pytest.approx(confidence[row.believed], abs=1e-6)
         assert row.true_label == CLASSES[workspace.truth[row.index]]
     assert table["struck_out"].str.len().gt(0).sum() >= 10
     votes = table.sort_values("index")[[f"votes_{name}" for name in CLASSES]].to_numpy()
@@ -93,9 +95,9 @@ def test_table_and_summary_say_what_the_run_made_of_each_row(workspace, tmp_path
     belief = 0.9 * run["confidence"].numpy()[place, given] + 0.1 * shares[place, given]
     np.testing.assert_allclose(table.sort_values("index")["suspicion"], 1 - belief, atol=1e-5)
 
-    corrected = (table["corrected"] == table["true_label"]).mean()
-    assert f"{1 - len(WRONG) / ROWS:.1%} as given, {corrected:.1%} corrected (96 known labels)" in said
-    pairs = table[table["given"] != table["corrected"]].groupby(["given", "corrected"]).size()
+    believed = (table["believed"] == table["true_label"]).mean()
+    assert f"{1 - len(WRONG) / ROWS:.1%} as given, {believed:.1%} as believed (96 known labels)" in said
+    pairs = table[table["given"] != table["believed"]].groupby(["given", "believed"]).size()
     (given, other), rows = pairs.idxmax(), pairs.max()
     assert [given, "->", other, str(rows)] in [line.split()[:4] for line in said.splitlines()]
     assert "annotators say" in said
@@ -165,6 +167,18 @@ def test_no_row_is_judged_by_a_model_that_saw_it(workspace, tmp_path):
     assert all(held_out | trained_on == everything and not held_out & trained_on for held_out, trained_on in seen)
 
 
+def test_ctrl_c_in_a_fold_says_how_to_go_on(workspace, tmp_path, capsys):
+    table, dataset = RunFolder(workspace.run).table_and_rows()
+    dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
+
+    def interrupted(rows):
+        raise KeyboardInterrupt
+
+    assert fer_pll_cli.status(lambda argv: out_of_fold(dataset, interrupted, 3, tmp_path, {}), []) == 130
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "stopped in fold 1 of 3" in error[0] and "the same command goes on" in error[0]
+
+
 @pytest.mark.parametrize("columns", [["votes"], ["votes", "label", "true_label"]])
 def test_one_label_for_each_row_and_ready_candidate_sets(columns):
     """Without votes the label is judged; without a label, the first of the row's candidates."""
@@ -181,12 +195,46 @@ def test_one_label_for_each_row_and_ready_candidate_sets(columns):
     found = LabelAudit.from_run_rows(rows, table)
     given = candidates.argmax(axis=1) if "label" in columns else np.array(rows["label"][:])
     assert found.given.tolist() == given.tolist()
-    assert found.corrected.tolist() == (3 - candidates[:, ::-1].argmax(axis=1)).tolist()
+    assert found.believed.tolist() == (3 - candidates[:, ::-1].argmax(axis=1)).tolist()
     assert not any(name.startswith("votes_") for name in found.columns())
     assert ("true_label" in found.columns()) == ("label" not in columns)
     assert len(list(found.rows())) == 6 and "annotators say" not in str(found)
     sure = candidates.sum(axis=1) == 1
     np.testing.assert_allclose(found.score[sure], 0, atol=1e-12)
+
+
+def bare_table(rows, names=CLASSES, revised=-1) -> ConfidenceTable:
+    """The confidences that a run begins with."""
+    candidates = np.array(rows["candidates"][:])
+    fingerprint = dataset_fingerprint(names, rows["row_id"][:], candidates)
+    table = ConfidenceTable.from_candidates(candidates, names, fingerprint)
+    table.revised_epoch[0] = revised
+    return table
+
+
+def test_a_run_that_revised_nothing_is_not_taken_for_clean_labels():
+    rows = make_dataset(12)
+    said = str(LabelAudit.from_run_rows(rows, bare_table(rows)))
+    assert "no row was revised in the training" in said and "--cross-validate" in said
+    assert "no row was revised" not in str(LabelAudit.from_run_rows(rows, bare_table(rows, revised=3)))
+    judged = LabelAudit.from_run_rows(rows, bare_table(rows), np.full((12, 4), 0.25), num_folds=2)
+    assert "no row was revised" not in str(judged)
+
+
+HOSTILE = [r"a$\frac{$b", "c|d\\e", 'row_id"', "given\nbelieved"]
+
+
+def test_names_from_the_data_cannot_break_the_table(tmp_path):
+    rows = make_dataset(12)
+    found = LabelAudit.from_run_rows(rows, bare_table(rows, HOSTILE))
+    table = pd.DataFrame(found.rows())
+    assert list(table.columns) == list(found.columns()) and len(set(table.columns)) == len(table.columns)
+    for row, i in zip(found.rows(), found.order, strict=True):
+        escaped = re.split(r"(?<!\\)\|", row["candidates"])
+        names = [re.sub(r"\\(.)", r"\1", name) for name in escaped]
+        assert names == [name for name, inside in zip(HOSTILE, rows[int(i)]["candidates"], strict=True) if inside]
+    plot_audit(found.counts(), found.annotators(), found.class_names, tmp_path / "audit.png", found.source)
+    assert len(str(found).splitlines()) > 5
 
 
 def test_a_run_says_where_its_data_are_or_is_told(workspace, tmp_path):

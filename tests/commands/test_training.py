@@ -207,6 +207,7 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
+        (["imports"], {"import", "first_use"}),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long),
     ],

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.dataset import check_output_folder, load_dataset, save_dataset
+from fer_pll.data.dataset import check_output_folder, load_dataset, save_dataset, shards_folder
 from fer_pll.data.provenance import Provenance
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.io.errors import DataError
@@ -159,14 +159,31 @@ save_dataset(Killed(load_dataset({str(out)!r})), {str(out)!r}, overwrite=True)
     assert content(out) == before
 
 
+def test_a_link_in_place_of_the_hidden_folder_is_refused(tmp_path):
+    """Nobody names that folder, so a link there is not the user's."""
+    (tmp_path / ".other.shards").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="shards is a symbolic link"):
+        shards_folder(tmp_path / "other")
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_images_are_read():
+    with pytest.raises(DataError, match="/proc/set cannot be written"):
+        check_output_folder("/proc/set")
+
+
 def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(DataError, match=r"absent is not a folder: .*`fer-pll prepare`"):
         load_dataset(tmp_path / "absent")
     with pytest.raises(DataError, match=r"is not a prepared data set \(it has no dataset_dict.json\)"):
         load_dataset(tmp_path)
     save_dataset(make_dataset(), tmp_path / "set")
-    with pytest.raises(DataError, match="set has no split 'test', it has train, validation"):
+    with pytest.raises(DataError, match=r"set has no split 'test', it has train, validation: name one .* --split$"):
         load_dataset(tmp_path / "set", "test")
+    with pytest.raises(DataError, match=r"no split 'held_out', .* or prepare the set again with --hold-out 0\.05"):
+        load_dataset(tmp_path / "set", "held_out")
+    save_dataset(DatasetDict(train=make_dataset()["train"]), tmp_path / "train only")
+    with pytest.raises(DataError, match=r"no split 'validation', .* again with --validation-share 0\.1"):
+        load_dataset(tmp_path / "train only", "validation")
 
 
 def test_a_column_is_missing(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from fer_pll import (
     ConfidenceTable,
@@ -25,12 +25,13 @@ from fer_pll import (
 from fer_pll.data.provenance import Provenance
 from fer_pll.hub.card import folder_card, model_card, training_record
 from fer_pll.hub.card_settings import OnCard
-from fer_pll.hub.push import published_files
+from fer_pll.hub.push import _card_of, published_files
 from fer_pll.labels.revision import REVISION_RULES, RevisionRule, soft_response
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
+from fer_pll.training.publishing import local_name
 from tiny import make_trainer
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
@@ -235,6 +236,20 @@ def test_a_training_leaves_a_card_and_a_processor_with_the_crop(toy_config, toy_
     # From the folder alone the same card can be made again.
     assert folder_card(tmp_path, tmp_path.name).content == (tmp_path / "README.md").read_text()
     assert "hours" not in json.loads((tmp_path / "training.json").read_text())["compute"]  # it was not trained
+
+
+def test_the_card_of_a_run_calls_it_by_what_loads_it(toy_config, toy_processor, toy_train, tmp_path, monkeypatch):
+    """From the current folder, as it was given or not; nothing above that folder is on the card."""
+    monkeypatch.chdir(tmp_path)
+    for given in (Path("runs/toy"), tmp_path / "runs" / "toy"):
+        trainer = make_trainer(given, toy_config, toy_processor, toy_train)
+        trainer.save_model()
+        trainer.create_model_card()
+        card = Path("runs/toy/README.md").read_text()
+        (name,) = re.findall(r'pipeline\("image-classification", model="(.*?)"', card)
+        assert name == "runs/toy" and str(tmp_path) not in card
+        assert AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
+    assert local_name(Path("/elsewhere/toy")) == "toy" and local_name(Path("../toy")) == "../toy"
 
 
 def test_a_model_of_single_labels_does_not_boast_of_candidate_sets(classifier):
@@ -520,3 +535,12 @@ def test_the_code_of_the_cards_runs_without_the_package(toy_config, toy_processo
     scores, decoder = run.stdout.strip().splitlines()
     assert set(re.findall(r"'label': '(\w+)'", scores)) == {"left", "right", "top", "bottom"}
     assert decoder == "None"
+
+
+def test_a_card_that_is_pushed_names_its_repository(classifier, tmp_path):
+    """A run's own card loads its folder; one that somebody wrote stays as it is."""
+    file = tmp_path / "README.md"
+    model_card(classifier, "runs/toy").save(file)
+    assert _card_of(file, "someone/toy").decode().rstrip() == str(model_card(classifier, "someone/toy")).rstrip()
+    file.write_text('# My faces\n\npipeline(model="runs/toy")\n# a comment\n')
+    assert _card_of(file, "someone/toy").decode() == file.read_text()

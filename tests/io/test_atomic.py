@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fer_pll.io.atomic import whole_file, whole_folder, write_json, write_text
+from fer_pll.io.atomic import check_writable, whole_file, whole_folder, write_json, write_text
+from fer_pll.io.errors import DataError
+from fer_pll.io.tables import TableWriter
 
 
 def names(folder) -> list[str]:
@@ -106,16 +108,59 @@ def test_permissions_follow_the_umask(tmp_path, umask):
     with whole_folder(tmp_path / "folder") as folder:
         folder.mkdir()
         (folder / "file").write_text("a")
+        os.close(os.open(folder / "weights", os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors makes its files
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"text": 0o640, "own": 0o640, "folder": 0o750, "file": 0o640}
+    assert modes == {"text": 0o640, "own": 0o640, "folder": 0o750, "file": 0o640, "weights": 0o640}
 
 
-def test_what_a_link_names_is_replaced_not_the_link(tmp_path):
+def test_nothing_is_written_through_a_link(tmp_path):
+    """Neither through one at the target nor through one that someone has put at the name of the temporary file."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    for name in ("table.csv", ".partial-table.csv", "table.partial.csv"):
+        (tmp_path / name).symlink_to(victim)
+    write_text(tmp_path / "table.csv", "new")
+    assert victim.read_text() == "mine" and not (tmp_path / "table.csv").is_symlink()
+    assert (tmp_path / "table.csv").read_text() == "new"
+    writer = TableWriter(tmp_path / "table.csv", {"a": str}, overwrite=True)
+    writer.write({"a": "1"})
+    writer.close(whole=True)
+    assert victim.read_text() == "mine" and (tmp_path / "table.csv").read_text().split() == ["a", "1"]
+    assert names(tmp_path) == ["table.csv", "victim"]
+
+
+def test_links_to_folders_are_followed(tmp_path):
     (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "table").write_text("former")
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "table")
-    write_text(tmp_path / "link", "new")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "table").read_text() == "new"
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    (tmp_path / "set").symlink_to(tmp_path / "disk" / "empty")
+    for name in ("link/set", "set"):
+        with whole_folder(tmp_path / name) as folder:
+            folder.mkdir()
+    write_text(tmp_path / "link" / "text", "a")
+    assert names(tmp_path / "disk") == ["empty", "set", "text"] and (tmp_path / "set").is_symlink()
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    target = Path("/proc/table.csv")
+    with pytest.raises(OSError, match=r"'/proc/table\.csv'"):
+        write_text(target, "new")
+    with pytest.raises(OSError, match=r"'/proc/table\.csv'"):
+        TableWriter(target, {"a": str})
+
+
+@pytest.mark.parametrize("place", ["file", "file/new", "/proc/new", "/proc"])
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(tmp_path, place):
+    (tmp_path / "file").write_text("a")
+    with pytest.raises(DataError, match="name another"):
+        check_writable(tmp_path / place)
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_can_be_written_need_not_be_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("new", "new/deep", ".", tmp_path):
+        check_writable(place)
+    assert names(tmp_path) == []
 
 
 def test_a_folder_appears_at_the_end(tmp_path):

@@ -1,4 +1,7 @@
+import inspect
 import itertools
+import pkgutil
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -8,13 +11,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from fer_pll import plots
 from fer_pll.labels.candidate_summary import CandidateSummary
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.plots import style
+from fer_pll.plots.audit import plot_audit
 from fer_pll.plots.candidate_sets import plot_candidate_sets
 from fer_pll.plots.confusion_matrix import plot_confusion_matrix
-from fer_pll.plots.curves import plot_training_curves
+from fer_pll.plots.curves import plot_curves, plot_training_curves
 from fer_pll.plots.gallery import plot_gallery
+from fer_pll.plots.pretraining import plot_predictions
 
 
 @pytest.fixture
@@ -201,3 +207,64 @@ def test_candidate_sets(tmp_path, figures):
     assert [bar.get_width() for bar in by_class.patches] == [*alone, *among]
     assert [bar.get_x() for bar in by_class.patches] == [0] * 8 + alone.tolist()
     assert_legible(figures[0])
+
+
+HOSTILE = (
+    r"a$\frac{$b",
+    "$x^2$",
+    "a|b",
+    "\"'",
+    "two\nlines",
+    "row_id",
+    "\x00\x1b[0m",
+    "long " * 30,
+    "_under",
+    "%d {}",
+)
+FIGURES = {
+    "plot_audit": lambda path: plot_audit(np.eye(10, dtype=int), np.eye(10), HOSTILE, path, HOSTILE[0]),
+    "plot_candidate_sets": lambda path: plot_candidate_sets(
+        CandidateSummary(HOSTILE, np.full(11, 5), np.full(11, 0.5), np.arange(10), np.arange(10), np.full(10, 0.1), 0),
+        path,
+    ),
+    "plot_confusion_matrix": lambda path: plot_confusion_matrix(np.eye(10, dtype=int), HOSTILE, path, HOSTILE[0]),
+    "plot_curves": lambda path: plot_curves({HOSTILE[0]: [[(0, 0.5), (1, 0.6)]]}, path, *HOSTILE[:3]),
+    "plot_gallery": lambda path: plot_gallery(
+        [np.zeros((48, 48), dtype=np.uint8)] * 10, np.eye(10), np.eye(10), np.eye(10)[::-1], HOSTILE, path, range(10)
+    ),
+    "plot_predictions": lambda path: plot_predictions(
+        np.zeros((1, 8, 8, 1)), np.ones((1, 2, 2)), *np.zeros((2, 1, 8, 8, 1)), path, HOSTILE[0]
+    ),
+    "plot_training_curves": lambda path: plot_training_curves(LOG, path),
+}
+
+
+def test_every_figure_is_tried_with_names_from_the_data():
+    modules = [import_module(f"fer_pll.plots.{module.name}") for module in pkgutil.iter_modules(plots.__path__)]
+    functions = {name for module in modules for name, _ in inspect.getmembers(module, inspect.isfunction)}
+    assert {name for name in functions if name.startswith("plot_")} == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_names_from_the_data_are_drawn_as_they_are(name, tmp_path, figures):
+    """A `$` begins no formula, which would draw something else, or end the command with half of its files written."""
+    (tmp_path / "link").write_bytes(b"mine")
+    (tmp_path / "a.png").symlink_to(tmp_path / "link")
+    FIGURES[name](tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.format == "PNG"
+    assert (tmp_path / "link").read_bytes() == b"mine" and len(list(tmp_path.iterdir())) == 2
+    texts = [text for text in figures[0].findobj(Text) if text.get_text()]  # those without one may be made just now
+    assert texts and not any(text.get_parse_math() for text in texts)
+    if name not in ("plot_training_curves", "plot_curves", "plot_predictions"):
+        drawn = {text.get_text() for text in texts}
+        expected = {*HOSTILE[:4], "two lines", "row_id", "long long long long long…"[:23].rstrip("…") + "…", "_under"}
+        assert all(any(text.startswith(each) for text in drawn) for each in expected)
+
+
+def test_an_audit_without_doubt_says_so(tmp_path, figures):
+    plot_audit(np.diag([3, 4]), np.eye(2), ["a", "b"], tmp_path / "a.png", "its run")
+    assert [text.get_text() for text in texts_of(figures[0].axes[0])] == ["no row"]
+    plot_audit(np.array([[3, 1], [0, 4]]), np.eye(2), ["a", "b"], tmp_path / "a.png", "its run")
+    assert [text.get_text() for text in texts_of(figures[1].axes[0])] == ["1"]
+    assert figures[1].axes[0].get_xlabel() == "believed label"

@@ -1,13 +1,16 @@
 import json
+import re
 from dataclasses import dataclass, field, make_dataclass
 
 import pytest
 
+from fer_pll.io.shipped import DEFAULT_CONFIG
 from fer_pll.labels.revision import REVISION_RULES
 from fer_pll.training.arguments import FerPllTrainingArguments
 from fer_pll.training.config import check_output_folder, config_folder, load_config, start_run
+from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
-from fer_pll.training.settings_parser import SettingsParser
+from fer_pll.training.settings_parser import SettingsParser, read_settings
 
 
 @dataclass
@@ -118,6 +121,24 @@ def test_help_teaches(capsys):
     assert "  --learning_rate" in texts["--help-all"] and "--help-all lists them" not in texts["--help-all"]
 
 
+def test_help_shows_what_the_default_config_sets(capsys):
+    """The Trainer's own learning rate is no command's, and the option's own default is not what a run has."""
+    settings = read_settings(config_folder(DEFAULT_CONFIG) / "finetune.yaml")
+    parser = SettingsParser((FineTuningOptions, FerPllTrainingArguments), "finetune.yaml", prog="fer-pll finetune")
+    texts = {}
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            parser.parse_settings([option])
+        texts[option] = " ".join(capsys.readouterr().out.split())
+    assert f"(default: {settings['max_candidates']} by the config, else 2)" in texts["--help"]
+    assert f"(default: {settings['revision']} by the config)" in texts["--help"].replace("revision.", "")
+    assert f"--learning_rate {settings['learning_rate']}," in texts["--help"]
+    assert f"--num_train_epochs {settings['num_train_epochs']}," in texts["--help"]
+    assert f"(default: {settings['learning_rate']} by the config, else 5e-05)" in texts["--help-all"]
+    shown = re.findall(r"default: (\S+) by the config", texts["--help-all"])
+    assert len(shown) >= 15 and f"by the config are those of {DEFAULT_CONFIG}." in texts["--help"]
+
+
 def arguments(folder, **settings) -> FerPllTrainingArguments:
     return FerPllTrainingArguments(output_dir=str(folder), use_cpu=True, **settings)
 
@@ -138,7 +159,11 @@ def test_a_methods_own_setting_is_an_option_and_a_key_of_the_yaml_files(tmp_path
     ("yaml", "options", "match"),
     [
         ("loss: pico\n", ["--contrastive_temperature", "0"], "contrastive_temperature=0.0 must be positive"),
-        ("loss: pico\ncontrastive_temperature: -1\n", [], "contrastive_temperature=-1 must be positive"),
+        (
+            "loss: pico\ncontrastive_temperature: -1\n",
+            [],
+            r"finetune.yaml: .*contrastive_temperature=-1.0 must be positive",
+        ),
         ("contrastive_temperature: 0.1\n", [], "contrastive_temperature is no setting of loss='pll', which has none"),
         ("", ["--contrastive-temperature", "0.1"], "contrastive_temperature is no setting of loss='pll'"),
         ("loss: pico\nmethod_settings: {heat: 1}\n", [], "heat is no setting of loss='pico', which has contrastive_t"),
@@ -292,3 +317,84 @@ def test_settings_are_written_without_a_token(tmp_path, monkeypatch):
     assert json.loads(text)["arguments"]["learning_rate"] == 0.5
     assert json.loads(text)["script"]["config"] == "c"
     assert "hf_planted_secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("yaml", "match"),
+    [
+        ("learning_rate: [\n", "is no YAML file of settings .*line 2"),
+        (
+            "a: !!python/object/apply:os.system [touch /tmp/ran]\n",
+            "is no YAML file .*could not determine a constructor",
+        ),
+        ("\x00", "is no YAML file"),
+        ("[" * 5000, "is nested too deeply"),
+        ("- learning_rate\n", "holds no settings"),
+        ("learning_rate\n", "holds no settings"),
+        ("seed: 1\nseed: 2\n", "has 'seed' twice"),
+        ("1: 2\n", "1 is not a setting"),
+        ("learning_rate: abc\n", "learning_rate: 'abc' is given where a number"),
+        ("learning_rate: [1, 2]\n", r"learning_rate: \[1, 2\] is given where a number"),
+        ("learning_rate: {}\n", "learning_rate: {} is given where a number"),
+        ("learning_rate:\n", "learning_rate: None is given where a number"),
+        ("learning_rate: true\n", "learning_rate: True is given where a number"),
+        ("learning_rate: 2026-01-01\n", "learning_rate: datetime.date.* is given where a number"),
+        ("seed: 1.5\n", "seed: 1.5 is given where a whole number"),
+        ("max_candidates: x\n", "max_candidates: 'x' is given where a whole number"),
+        ("flip: maybe\n", "flip: 'maybe' is given where true or false"),
+        ("flip: 3\n", "flip: 3 is given where true or false"),
+        ("flip: [true]\n", r"flip: \[True\] is given where true or false"),
+        ("crop_scale: [1, .5]\n", r"crop_scale: \[1, 0.5\] is given where a number"),
+        ("confidence_init: guess\n", "confidence_init='guess': choose one of uniform, votes, column"),
+        ("loss: 3\n", "loss=3: choose one of cross_entropy"),
+        ("data: [a, b]\n", r"data: \['a', 'b'\] is given where a text"),
+        ("data:\n", "data: None is given where a text"),
+        ("eval_strategy: sometimes\n", "eval_strategy=.*sometimes"),
+        ("eval_strategy: no\n", "eval_strategy=.*False"),  # YAML's no is a switch
+        ("lr_scheduler_kwargs: [1]\n", r"lr_scheduler_kwargs: \[1\] is given where"),
+        ("crop_scale: 7\n", "crop_scale: crop_scale=7.0 must lie"),
+        ("deepspeed: nowhere.json\n", "deepspeed: .*deepspeed"),
+        ("accelerator_config: nowhere.json\n", "accelerator_config: .*nowhere.json"),
+        ("accelerator_config: {even_batchez: true}\n", "accelerator_config: .*even_batchez"),
+        ("contrastive_temperature: hot\nloss: pico\n", "contrastive_temperature: 'hot' is given where a number"),
+        ("contrastive_temperature: 0.5\n", "contrastive_temperature: contrastive_temperature is no setting of loss"),
+        ("warmup_steps: -3\n", "warmup_steps: "),
+        ("lr_scheduler_type: zigzag\n", "lr_scheduler_type: .*zigzag"),
+    ],
+)
+def test_a_damaged_file_of_settings_is_one_line_with_file_and_setting(tmp_path, yaml, match):
+    experiment = tmp_path / "experiment.yaml"
+    experiment.write_text(yaml)
+    with pytest.raises(ValueError, match=f"experiment.yaml:? {match}") as raised:
+        parse(tmp_path, "learning_rate: 1.0e-3\n", "--settings", str(experiment))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_is_no_text_is_no_settings(tmp_path):
+    (tmp_path / "experiment.yaml").write_bytes(b"\xff\xfe\x00seed")
+    with pytest.raises(ValueError, match=r"experiment.yaml is no YAML file"):
+        parse(tmp_path, "", "--settings", str(tmp_path / "experiment.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("yaml", "name", "value"),
+    [
+        ("num_train_epochs: 7\n", "num_train_epochs", 7.0),
+        ("learning_rate: '1e-3'\n", "learning_rate", 1e-3),
+        ("flip: 'no'\n", "flip", False),
+        ("bf16: false\n", "bf16", False),
+        ("run_name: 2026-01-01\n", "run_name", "2026-01-01"),
+        ("run_name: 12\n", "run_name", "12"),
+        ("report_to: [none]\n", "report_to", []),
+        ("drop_path_rate:\n", "drop_path_rate", None),
+        ("drop_path_rate: 0\n", "drop_path_rate", 0.0),
+        ("lr_scheduler_kwargs: {power: 2}\nlr_scheduler_type: polynomial\n", "lr_scheduler_kwargs", {"power": 2}),
+        ("label_names: [label]\n", "label_names", ["label"]),
+        ("eval_strategy: 'no'\n", "eval_strategy", "no"),
+        ("", "learning_rate", 1e-3),
+    ],
+)
+def test_settings_of_every_kind_are_read(tmp_path, yaml, name, value):
+    (tmp_path / "experiment.yaml").write_text(yaml)
+    args = parse(tmp_path, "learning_rate: 1.0e-3\n", "--settings", str(tmp_path / "experiment.yaml"))[1]
+    assert getattr(args, name) == value and type(getattr(args, name)) in (type(value), type(args.eval_strategy))

@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from . import data, finetune, hog, inference, pretrain, robustness, start, stream, table
+from . import data, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
 
 EPILOG = """\
 examples:
@@ -25,6 +25,9 @@ examples:
   # a forward in torch and in onnxruntime (float32 and int8) against transformers' ViTForImageClassification
   python train_scripts/benchmark.py inference
   python train_scripts/benchmark.py inference --scale base --repeats 10
+
+  # the CPU time of `import fer_pll` against that of the classes of transformers that it builds on
+  python train_scripts/benchmark.py imports
 
   # from the start of Python to the first prediction of the checkpoint in the package
   python train_scripts/benchmark.py start
@@ -54,6 +57,7 @@ BENCHMARKS = {
     "pretrain": pretrain,
     "finetune": finetune,
     "inference": inference,
+    "imports": imports,
     "start": start,
     "data": data,
     "stream": stream,

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from fer_pll.audit.label_quality import (
     annotator_confusion,
-    corrected_labels,
+    believed_labels,
     evaluate_suspicion,
     posterior_given_predictions,
     suspicion,
@@ -182,7 +182,7 @@ def compare_audits(
         return evaluate_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
 
     def by_belief(belief: np.ndarray) -> dict[str, float]:
-        return judge(suspicion(belief, given), corrected_labels(belief, given))
+        return judge(suspicion(belief, given), believed_labels(belief, given))
 
     none = {"average_precision": None, "precision_at_wrong": None}
     figures = {"labels as given": none | {"corrected": float(1 - wrong.mean())}}

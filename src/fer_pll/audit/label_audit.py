@@ -1,6 +1,6 @@
 """Results of a label audit: how doubtful the label of each row is, and which label is more probable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -14,7 +14,7 @@ from ..labels.confidence_table import STRUCK_OUT, ConfidenceTable
 from ..metrics.classification import accuracy, confusion_matrix
 from .label_quality import (
     annotator_confusion,
-    corrected_labels,
+    believed_labels,
     posterior_given_predictions,
     suspicion,
     training_posterior,
@@ -85,9 +85,9 @@ class LabelAudit:
         return suspicion(self.posterior, self.given)
 
     @cached_property
-    def corrected(self) -> np.ndarray:
+    def believed(self) -> np.ndarray:
         """The most probable label, (N,) int64."""
-        return corrected_labels(self.posterior, self.given)
+        return believed_labels(self.posterior, self.given)
 
     @cached_property
     def struck_out(self) -> np.ndarray:
@@ -107,15 +107,15 @@ class LabelAudit:
         return "the confidences that their training left"
 
     def counts(self) -> np.ndarray:
-        """Rows by class pair, (K, K) int64: row = given label, column = corrected."""
-        return confusion_matrix(self.corrected, self.given, len(self.class_names))
+        """Rows by class pair, (K, K) int64: row = given label, column = believed."""
+        return confusion_matrix(self.believed, self.given, len(self.class_names))
 
     def pairs(self) -> list[tuple[int, int, int, float]]:
-        """(given, corrected, rows, mean suspicion) of the class pairs that differ, the most frequent first."""
+        """(given, believed, rows, mean suspicion) of the class pairs that differ, the most frequent first."""
         counts = self.counts()
         np.fill_diagonal(counts, 0)
         pairs = sorted(zip(*np.nonzero(counts), strict=True), key=lambda pair: -counts[pair])
-        means = {pair: self.score[(self.given == pair[0]) & (self.corrected == pair[1])].mean() for pair in pairs}
+        means = {pair: self.score[(self.given == pair[0]) & (self.believed == pair[1])].mean() for pair in pairs}
         return [(int(a), int(b), int(counts[a, b]), float(means[a, b])) for a, b in pairs]
 
     def annotators(self) -> np.ndarray:
@@ -125,23 +125,34 @@ class LabelAudit:
     def __str__(self) -> str:
         """The summary for the console."""
         names, pairs = self.class_names, self.pairs()
-        width = max(map(len, (*names, "corrected")))
+        width = max(map(len, (*names, "believed")))
         differ = sum(rows for _, _, rows, _ in pairs)
         number = len(self.given)
-        lines = [f"{number:,} rows, judged by {self.source}", f"{differ:,} ({differ / number:.1%}) get another label"]
+        lines = [
+            f"{number:,} rows, judged by {self.source}",
+            f"{differ:,} ({differ / number:.1%}) are believed to have another label than the given one",
+        ]
         if not self.num_folds:
+            revised = int((self.table.revised_epoch >= 0).sum())
+            if not revised:
+                lines.append(
+                    "no row was revised in the training, so its confidences are still those that it began with: they "
+                    "say nothing about wrong labels. Train longer, with an earlier or easier revision "
+                    "(--revision_warmup_epochs, --revision_threshold), or let --cross-validate judge the rows"
+                )
             alone = int((self.table.candidates.sum(dim=1) == 1).sum())
             lines.append(
                 f"{alone:,} rows have one candidate, which a run never doubts: --cross-validate judges them too"
             )
         if self.true_labels is not None and (known := self.true_labels >= 0).any():
             truth = self.true_labels[known]
-            before, after = accuracy(self.given[known], truth), accuracy(self.corrected[known], truth)
-            lines.append(f"label recovery: {before:.1%} as given, {after:.1%} corrected ({len(truth):,} known labels)")
+            before, after = accuracy(self.given[known], truth), accuracy(self.believed[known], truth)
+            known_labels = f"({len(truth):,} known labels)"
+            lines.append(f"label recovery: {before:.1%} as given, {after:.1%} as believed {known_labels}")
         if pairs:
-            lines.append(f"\n{'given':<{width}}    {'corrected':<{width}} {'rows':>8}  mean suspicion")
-        for given, corrected, rows, score in pairs[:_PAIRS]:
-            lines.append(f"{names[given]:<{width}} -> {names[corrected]:<{width}} {rows:>8,}  {score:.2f}")
+            lines.append(f"\n{'given':<{width}}    {'believed':<{width}} {'rows':>8}  mean suspicion")
+        for given, believed, rows, score in pairs[:_PAIRS]:
+            lines.append(f"{names[given]:<{width}} -> {names[believed]:<{width}} {rows:>8,}  {score:.2f}")
         if len(pairs) > _PAIRS:
             lines.append(f"and {len(pairs) - _PAIRS} more pairs")
         if self.from_votes:
@@ -158,8 +169,12 @@ class LabelAudit:
         return "\n".join(lines)
 
     def columns(self) -> dict[str, type]:
-        """The columns of the table, with their types."""
-        columns = {"row_id": str, "index": int, "suspicion": float, "given": str, "corrected": str}
+        """The columns of the table, with their types.
+
+        `candidates` and `struck_out` are names with `|` between them; a `|` or backslash in a name has a backslash
+        before it. `believed` is the most probable label: only a model says so.
+        """
+        columns = {"row_id": str, "index": int, "suspicion": float, "given": str, "believed": str}
         columns |= {"candidates": str, "struck_out": str, "revised_epoch": int}
         if self.true_labels is not None:
             columns["true_label"] = str
@@ -173,8 +188,8 @@ class LabelAudit:
         candidates = self.table.candidates.numpy()
         for i in self.order.tolist():
             row = {"row_id": self.row_ids[i], "index": i, "suspicion": round(float(self.score[i]), 6)}
-            row |= {"given": str(names[self.given[i]]), "corrected": str(names[self.corrected[i]])}
-            row |= {"candidates": "|".join(names[candidates[i]]), "struck_out": "|".join(names[self.struck_out[i]])}
+            row |= {"given": str(names[self.given[i]]), "believed": str(names[self.believed[i]])}
+            row |= {"candidates": _joined(names[candidates[i]]), "struck_out": _joined(names[self.struck_out[i]])}
             row["revised_epoch"] = epochs[i] if epochs[i] >= 0 else None
             if self.true_labels is not None:
                 row["true_label"] = str(names[self.true_labels[i]]) if self.true_labels[i] >= 0 else None
@@ -188,3 +203,7 @@ class LabelAudit:
         numbers = [("votes", self.votes)] if self.from_votes else []
         numbers.append(("confidence", self.table.confidence.double().numpy()))
         return [*numbers, ("belief", self.posterior)] if self.num_folds else numbers
+
+
+def _joined(names: Iterable[str]) -> str:
+    return "|".join(name.replace("\\", "\\\\").replace("|", "\\|") for name in names)

@@ -38,7 +38,7 @@ def suspicion(posterior: ArrayLike, given: ArrayLike) -> np.ndarray:
     return 1 - np.take_along_axis(posterior, np.asarray(given)[:, None], axis=1)[:, 0]
 
 
-def corrected_labels(posterior: ArrayLike, given: ArrayLike) -> np.ndarray:
+def believed_labels(posterior: ArrayLike, given: ArrayLike) -> np.ndarray:
     """The most probable label (N,) int64; the given label where none is more probable."""
     posterior, given = np.asarray(posterior), np.asarray(given)
     kept = np.take_along_axis(posterior, given[:, None], axis=1)[:, 0] >= posterior.max(axis=1)

@@ -66,7 +66,13 @@ def out_of_fold(
         if not path.is_file():
             print(f"fold {fold + 1} of {num_folds}", flush=True)
             set_seed(seed)
-            predicted = _predict_fold(dataset, make_trainer, held_out)
+            try:
+                predicted = _predict_fold(dataset, make_trainer, held_out)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    f"stopped in fold {fold + 1} of {num_folds}; finished folds are kept in {folder}: the same "
+                    "command goes on with this one"
+                ) from None
             with whole_file(path) as unfinished:
                 save_file({"probabilities": torch.from_numpy(predicted)}, unfinished, metadata=made_from)
         probabilities[held_out] = _read_fold(path, made_from, shapes[fold])

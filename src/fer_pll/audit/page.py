@@ -64,7 +64,7 @@ def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int) -> str
         "beliefs": "belief" if audit.num_folds else "confidence",
         "ids": [audit.row_ids[i] for i in shown],
         "given": audit.given[shown].tolist(),
-        "corrected": audit.corrected[shown].tolist(),
+        "believed": audit.believed[shown].tolist(),
         "score": thousandths(audit.score),
         "epoch": audit.table.revised_epoch.numpy()[shown].tolist(),
         "votes": audit.votes[shown].reshape(-1).tolist(),

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..hub.confidences import confidences_from_hub, is_published
-from ..io.atomic import whole_file, write_text
+from ..io.atomic import check_writable, write_text
 from ..io.tables import FORMATS, TableWriter
 from ..labels.confidence_table import ConfidenceTable
 from ..plots.audit import plot_audit
@@ -102,10 +102,14 @@ def run_audit(
     for path in files:
         if path.exists() and not overwrite:
             raise ValueError(f"{path} is there already: choose another --out, or --overwrite to replace it.")
+    for path in {folder, files[0].parent}:
+        check_writable(path)
     if files[0].suffix.lower() not in FORMATS:
         raise ValueError(f"--table {table}: the ending says the format of the table: use {', '.join(FORMATS)}")
     if page_rows < 1:
         raise ValueError(f"--page-rows {page_rows}: a page shows at least one row.")
+    if files[0].parent != folder and not files[0].parent.is_dir():
+        raise ValueError(f"--table {table}: there is no folder {files[0].parent}: make it first")
     dataset, confidences = read_run(run, data)
     check_images(dataset)
     probabilities = None
@@ -120,8 +124,7 @@ def run_audit(
     for row in audit.rows():
         writer.write(row)
     writer.close(whole=True)
-    with whole_file(files[1]) as unfinished:
-        plot_audit(audit.counts(), audit.annotators(), audit.class_names, unfinished, audit.source)
+    plot_audit(audit.counts(), audit.annotators(), audit.class_names, files[1], audit.source)
     write_text(files[2], page)
     print(audit)
     if images is None:

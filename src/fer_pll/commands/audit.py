@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..audit.report import run_audit
+from .options import AtLeast, quiet_transformers
 
 EPILOG = """\
 examples:
@@ -41,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DIR", help="prepared data set (default: the one in RUN's settings)")
     parser.add_argument(
         "--cross-validate",
-        type=int,
+        type=AtLeast(2),
         metavar="N",
         dest="num_folds",
         help="judge each row by one of N models that has not seen it",
@@ -50,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--table", metavar="FILE", help="table to write: .csv, .jsonl or .parquet (default: audit.csv in --out)"
     )
     parser.add_argument(
-        "--page-rows", type=int, default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
+        "--page-rows", type=AtLeast(1), default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier audit")
     return parser
@@ -58,7 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     options = vars(make_parser().parse_args(argv))
+    quiet_transformers()
     run_audit(options.pop("folder"), **options)
+    print("next: mark rows on the page, download them, and give fer-pll prepare --corrections marks.csv")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,24 @@ Fits one temperature on rows that the model was not trained on, folds it into
 the weights of the output layer, and saves the model as a new checkpoint. The
 most likely class of an image stays the same, unless --balance changes it so
 that rare classes are named more often. training.json is copied for the card,
-with the temperature and the calibration error (ECE) before and after.
+with the temperature, and the negative log-likelihood (NLL), which it minimizes,
+and the calibration error (ECE) before and after.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import fer_pll_cli
 
 from ..data.splits import HELD_OUT
+from ..metrics.calibration import differs_from_one
 from ..training.calibrated import calibrate
+from .options import quiet_transformers
+
+FEW_ROWS = 500
+"""Below this, a calibration error says little: it has 15 bins, some of which are nearly empty."""
 
 EPILOG = """\
 example:
@@ -53,10 +60,38 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    quiet_transformers()
     done = calibrate(args.checkpoint, args.data, args.out, args.split, args.balance, args.half)
-    errors = f"ECE {done['ece_before']:.3f} before, {done['ece_after']:.3f} after"
-    print(f"temperature {done['temperature']:.3f}, fitted on {done['rows']:,} rows: {errors}")
+    print(summary(done))
     print(f"written to {args.out}")
+    fer_pll_cli.next_command("evaluate", args.out, args.data)
+
+
+def summary(done: Mapping[str, Any]) -> str:
+    """What `calibrate` returned, in words, with a warning where it did not help or rows are few."""
+    lines = [
+        f"temperature {done['temperature']:.3f}, fitted on {done['rows']:,} rows",
+        f"{'':6} {'before':>7} {'after':>7}",
+    ]
+    lines += [
+        f"{name.upper():6} {done[f'{name}_before']:7.4f} {done[f'{name}_after']:7.4f}" for name in ("nll", "ece")
+    ]
+    if done["rows"] < FEW_ROWS:
+        lines.append(
+            f"warning: {done['rows']:,} rows are few: ECE varies by several hundredths from draw to draw. Hold out "
+            f"{FEW_ROWS:,} or more (fer-pll prepare ... --hold-out SHARE)."
+        )
+    if not differs_from_one(done["nll_before"], done["nll_after"], done["rows"]):
+        lines.append(
+            "warning: the calibration did not help measurably: on these rows the temperature 1 is as likely as the "
+            "fitted one (likelihood-ratio test, 5 %). The checkpoint that you had is as good."
+        )
+    elif done["ece_after"] > done["ece_before"]:
+        lines.append(
+            "warning: NLL fell, but ECE rose: one temperature for all classes does not suit this model, or the rows "
+            "are too few to tell."
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

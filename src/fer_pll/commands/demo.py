@@ -24,6 +24,7 @@ import fer_pll_cli
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import numpy_column
 from ..data.prepare import prepare
+from ..io.atomic import check_writable
 from ..io.pretrained import load_image_processor, load_model
 from ..labels.expressions import EXPRESSIONS
 from ..metrics.classification import confusion_matrix, label_recovery
@@ -172,11 +173,12 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         seed: of the faces, the votes and the runs.
 
     Raises:
-        ValueError: the folder already holds files.
+        ValueError: the folder already holds files, or cannot be written.
     """
     out = Path(output_dir)
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} already holds files: choose another folder with --out, or remove it.")
+    check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     logging.set_verbosity_error()
@@ -288,6 +290,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     ):
         print(f"  {out / path}  {what}")
     print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+    fer_pll_cli.next_command("audit", out / "candidates", "--data", out / "data", "--out", out / "audit")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -2,8 +2,9 @@
 
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy,
 recall per class, confusion matrix and calibration error), predictions.csv (the
-probabilities of each row), a confusion matrix for each protocol and, for a
-checkpoint of fer-pll finetune, its training curves.
+probabilities of each row, in a column with the name of the class, or p_CLASS
+where a class is named as another column), a confusion matrix for each protocol
+and, for a checkpoint of fer-pll finetune, its training curves.
 
 Protocols: `all` is every row of the split; `majority` is the rows whose top
 label has more than half of the votes, if the data set says which rows these
@@ -22,6 +23,7 @@ import fer_pll_cli
 
 from ..training.evaluation import evaluate
 from ..training.run_folder import RunFolder
+from .options import AtLeast, quiet_transformers
 
 EPILOG = """\
 examples:
@@ -40,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="validation", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
     parser.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="images at a time (default: %(default)s)"
+        "--batch-size", type=AtLeast(1), default=256, metavar="N", help="images at a time (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
     return parser
@@ -48,6 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    quiet_transformers()
     out = args.out or RunFolder(args.checkpoint).evaluation(args.split)
     report = evaluate(args.checkpoint, args.data, args.split, out, args.batch_size, args.device)
     for whose in ("data", "model"):
@@ -62,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = f"{metrics['accuracy']:9.1%} {metrics['mean_class_accuracy']:11.1%} {metrics['ece']:6.3f}"
         print(f"{name:10} {metrics['rows']:6} {figures}")
     print(f"written to {out}")
+    if RunFolder(args.checkpoint).confidence.is_file():
+        fer_pll_cli.next_command("audit", args.checkpoint, "--out", "audit")
+    else:
+        fer_pll_cli.next_command("predict", "PHOTO.jpg", "--model", args.checkpoint)
 
 
 if __name__ == "__main__":

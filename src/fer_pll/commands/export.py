@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..inference.onnx_export import export_onnx
+from .options import quiet_transformers
 
 EPILOG = """\
 examples:
@@ -48,8 +49,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
+    quiet_transformers()
     folder, closeness = export_onnx(args.checkpoint, args.out, args.dtype, args.data)
     print(f"written to {folder}: {closeness}")
+    fer_pll_cli.next_command("predict", "PHOTO.jpg", "--backend", "onnx", "--model", folder)
 
 
 if __name__ == "__main__":

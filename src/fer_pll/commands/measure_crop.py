@@ -23,6 +23,7 @@ import fer_pll_cli
 from ..data.dataset import load_dataset
 from ..faces.alignment import LANDMARKS
 from ..faces.detection import find_faces, load_detector
+from .options import AtLeast
 
 EPILOG = """\
 example:
@@ -42,10 +43,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", help="folder written by fer-pll prepare; its images are square and of one size")
     parser.add_argument("--split", default="train", help="(default: %(default)s)")
     parser.add_argument(
-        "--count", type=int, default=2000, metavar="N", help="images to look at (default: %(default)s)"
+        "--count", type=AtLeast(1), default=2000, metavar="N", help="images to look at (default: %(default)s)"
     )
     parser.add_argument(
-        "--enlarge", type=int, default=1, metavar="N", help="enlarge N times before detection (default: 1)"
+        "--enlarge", type=AtLeast(1), default=1, metavar="N", help="enlarge N times before detection (default: 1)"
     )
     parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
     parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
     name, color = args.name or Path(args.data).name, "gray" if modes == {"L"} else "rgb"
     contract = {"name": name, "template": median.round(3).tolist(), "size": side, "color": color, "margin": 0.0}
+    print("next: put this into the preprocessor_config.json of the model's --config, then fer-pll finetune")
     print(json.dumps({"face_crop": contract}))
 
 

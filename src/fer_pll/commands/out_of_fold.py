@@ -21,7 +21,7 @@ import fer_pll_cli
 
 from ..audit.out_of_fold import out_of_fold
 from ..data.dataset import load_dataset, numpy_column
-from ..io.atomic import whole_file
+from ..io.atomic import check_writable, whole_file
 from ..metrics.classification import label_recovery
 from ..training.arguments import FerPllTrainingArguments
 from ..training.finetuning import FineTuningOptions
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.save_strategy = args.eval_strategy = "no"
     dataset = options.add_candidates(load_dataset(options.data, "train"), args.seed)
     out = Path(args.output_dir)
+    check_writable(out)
     settings = {"script": vars(options), "arguments": args.to_dict()}
     probabilities = out_of_fold(
         dataset, lambda rows: options.make_trainer(args, rows), options.folds, out, settings, args.seed
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         recovery = label_recovery(inside, numpy_column(dataset, "true_label"))
         print(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
     print(f"written to {predictions}")
+    print("next: judge the labels by models that have not seen them: fer-pll audit RUN --cross-validate N --out audit")
 
 
 if __name__ == "__main__":

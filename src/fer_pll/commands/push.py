@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard
+from transformers.utils import CONFIG_NAME
 
 import fer_pll_cli
 
@@ -25,6 +26,7 @@ from ..hub.push import check_card, published_files, push_files
 from ..io.atomic import write_text
 from ..io.stored import reading
 from ..training.run_folder import RunFolder
+from .options import quiet_transformers
 
 EPILOG = """\
 examples:
@@ -45,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("repo", help="repository on the Hub, OWNER/NAME; made if it does not exist")
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
     parser.add_argument("--license", help="Hub identifier of the license of the weights, for the card")
-    parser.add_argument("--keep-card", action="store_true", help="push README.md as it is")
+    parser.add_argument(
+        "--keep-card", action="store_true", help="push README.md as it is, with the name of the repository"
+    )
     parser.add_argument(
         "--with-confidences",
         metavar="DATA",
@@ -65,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.with_images and args.with_confidences is None:
         parser.error("--with-images goes with --with-confidences DATA")
+    quiet_transformers()
 
     published_files(args.checkpoint)  # raises if something is missing, before anything is written
     confidences = None
@@ -88,8 +93,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.with_images:
             terms = confidences.info.license or "they are not known to fer-pll"
             print(f"warning: images of people go along. Their terms: {terms}", file=sys.stderr)
-        commit = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
-        print(f"pushed {len(confidences):,} confidences to {commit.repo_url}")
+        pushed = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
+        print(f"pushed {len(confidences):,} confidences to {pushed.repo_url}")
+    if "ForImageClassification" in (args.checkpoint / CONFIG_NAME).read_text(encoding="utf-8"):
+        fer_pll_cli.next_command("predict", "PHOTO.jpg", "--model", commit.repo_url.repo_id)
+    else:
+        fer_pll_cli.next_command("finetune", "--init_from", commit.repo_url.repo_id, "--help")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from datasets import (
     load_from_disk,
 )
 
-from ..io.atomic import whole_folder
+from ..io.atomic import check_writable, whole_folder
 from ..io.errors import DataError, name_some, naming_a_full_disk
 from ..io.stored import reading
 
@@ -35,6 +35,8 @@ REPORT = "unreadable.csv"
 
 HELD_OUT = "held_out"
 """Split of training rows that are not trained on. Calibration is fitted on them after the run."""
+
+_MAKES_SPLIT = {HELD_OUT: "--hold-out 0.05", "validation": "--validation-share 0.1"}  # options of fer-pll prepare
 
 _DICT_FILE = "dataset_dict.json"
 
@@ -64,12 +66,14 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
     that holds other files is never deleted.
 
     Raises:
-        DataError: `path` is a file, holds something while `overwrite` is off, or holds something that is not a
-            prepared set.
+        DataError: `path` is a file, cannot be written, holds something while `overwrite` is off, or
+            holds something that is not a prepared set.
     """
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file: name a folder that does not exist yet")
+    place = path.resolve()
+    check_writable(place.parent if place.exists() else place)  # the set is made beside its place, and renamed
     entries = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if not entries:
         return
@@ -106,7 +110,10 @@ def save_dataset(
 def shards_folder(path: str | Path) -> Path:
     """The hidden folder beside a set that holds its parts until it is whole. A repeated run finds them there."""
     path = Path(path).resolve()
-    return path.parent / f".{path.name}.shards"
+    folder = path.parent / f".{path.name}.shards"
+    if folder.is_symlink():
+        raise DataError(f"{folder} is a symbolic link, which is not followed: remove it")
+    return folder
 
 
 def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
@@ -149,7 +156,11 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     if split is None:
         return dataset
     if split not in dataset:
-        raise DataError(f"{path} has no split {split!r}, it has {name_some(list(dataset))}")
+        make = _MAKES_SPLIT.get(split)
+        raise DataError(
+            f"{path} has no split {split!r}, it has {name_some(list(dataset))}: name one of these with --split"
+            + (f", or prepare the set again with {make}" if make else "")
+        )
     return dataset[split]
 
 

@@ -164,6 +164,8 @@ def push_files(
 ) -> CommitInfo:
     """Push files in one commit: all of them get there, or none. Make the repository where there is none.
 
+    The card, which may be that of a run that was not pushed, calls the model by the name of the repository there.
+
     Args:
         folder: where the files lie.
         files: their paths inside `folder`.
@@ -181,17 +183,29 @@ def push_files(
     """
     check_plain_files(folder, files)
     api = HfApi(token=token)
-    operations = [
-        CommitOperationAdd(
-            path_in_repo=f"{path_in_repo}/{name}" if path_in_repo else name, path_or_fileobj=Path(folder) / name
-        )
-        for name in files
-    ]
     with push_errors(repo_id):
         repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        operations = [
+            CommitOperationAdd(
+                path_in_repo=f"{path_in_repo}/{name}" if path_in_repo else name,
+                path_or_fileobj=_card_of(Path(folder) / name, repo_id)
+                if (name, repo_type) == (CARD_NAME, "model")
+                else Path(folder) / name,
+            )
+            for name in files
+        ]
         return api.create_commit(
             repo_id, operations, repo_type=repo_type, commit_message=commit_message, revision=revision
         )
+
+
+def _card_of(file: Path, repo_id: str) -> bytes:
+    """A card as it is or, where its code loads what its heading names, such as the folder of a run, with `repo_id`."""
+    card = file.read_text(encoding="utf-8")
+    heading = re.search(r"^# (.+)$", card, re.MULTILINE)
+    if heading is not None and f'"{heading[1]}"' in card:
+        card = card.replace(heading[0], f"# {repo_id}", 1).replace(f'"{heading[1]}"', f'"{repo_id}"')
+    return card.encode()
 
 
 def push_card(

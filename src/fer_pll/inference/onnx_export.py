@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
-from ..io.atomic import whole_folder, write_json
+from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.errors import MissingExtra
 from ..io.pretrained import load_image_processor, load_model
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -75,6 +75,7 @@ def export_onnx(
     target = Path(out if out is not None else checkpoint.rstrip("/") + suffix).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
+    check_writable(target)
     model, image_processor = _load(checkpoint)
     images = _drawn_images(16 if dtype == "float32" else 200)
     if data is not None:

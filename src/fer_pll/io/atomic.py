@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .errors import DataError
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -16,32 +18,35 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
     If the block raises, or the process is killed, `path` stays as it was. The temporary name keeps the ending, because
     many writers choose the format by it. A killed process leaves the temporary file behind; the next write to `path`
-    starts it again. The folder is made if it is missing. Permissions follow the umask.
+    starts it again. The folder is made if it is missing. Permissions follow the umask. Nothing is written through a
+    symbolic link: a link at `path` is replaced, and what it names stays as it was.
 
     Raises:
         OSError: the file cannot be written.
     """
-    target = Path(path).resolve()  # through a symbolic link: the rename must stay on one file system
+    target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".partial-{target.name}")
-    unfinished.unlink(missing_ok=True)
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode  # some writers make a file of their own, readable by its owner only
-        yield unfinished
-        unfinished.chmod(mode)
-        put_in_place(unfinished, target)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with naming(target, unfinished):
+        mode = start_file(unfinished)
+        try:
+            yield unfinished
+            unfinished.chmod(mode)  # some writers make a file of their own, readable by its owner only
+            put_in_place(unfinished, target)
+        except BaseException:
+            unfinished.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
 def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yields the name of a folder to make, beside `path`; at the end of the block that folder replaces `path`.
 
+    Where `path` is a symbolic link, that is done where the link leads: data may lie on another disk.
+
     An existing folder is moved aside just before and deleted just after, so a failure at any moment loses neither.
-    What a killed process leaves beside `path` has a name that begins with `.NAME.partial-`.
+    What a killed process leaves beside `path` has a name that begins with `.NAME.partial-`. The permissions of the
+    files follow the umask, whatever their writers chose.
 
     Args:
         path: the folder. An existing folder that is not empty is replaced only with `overwrite`.
@@ -59,9 +64,13 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
     new, former = workspace / "new", workspace / "former"
     try:
         yield new
+        mode = start_file(workspace / "mode")
         for folder, _, names in os.walk(new):
             for name in names:
-                sync(Path(folder, name))
+                file = Path(folder, name)
+                if not file.is_symlink():
+                    file.chmod(mode)
+                    sync(file)
             sync(Path(folder))
         if target.exists():
             target.rename(former)
@@ -85,6 +94,53 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file, whole or not at all (see `whole_file`). Values of other types become strings."""
     write_text(path, json.dumps(value, indent=indent, default=str) + "\n")
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """Raise an error if `folder` cannot be made, or no file can be made in it. Leaves nothing behind.
+
+    For the beginning of a command: whoever waits for results learns at once that there is no place for them.
+
+    Raises:
+        DataError: a part of the path is a file, or a folder cannot be written to.
+    """
+    existing = next(place for place in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise DataError(f"{folder} cannot be a folder, because {existing} is a file: name another one")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error.strerror}: {existing}): name another, or make that one writable"
+        ) from error
+
+
+def start_file(path: Path) -> int:
+    """Make an empty file, in place of what has that name, and return its mode, which follows the umask.
+
+    A symbolic link of that name is removed. If someone puts one there meanwhile, this fails: it is not followed.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def naming(target: Path, unfinished: Path) -> Iterator[None]:
+    """Name `target` in errors about the temporary file, whose name nobody has given."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename == str(unfinished) or error.filename == unfinished:
+            error.filename, error.filename2 = str(target), None
+        raise
 
 
 def put_in_place(unfinished: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .atomic import put_in_place
+from .atomic import naming, put_in_place, start_file
 from .errors import DataError
 
 SEPARATORS = (",", ";", "\t")
@@ -143,6 +143,8 @@ class TableWriter:
     or a full disk cut off keeps the name that says so. `close(whole=False)` leaves a well-formed table of the rows so
     far under that name.
 
+    Cells stand in CSV as they are: a file name or row_id that begins with `=` is a formula to a spreadsheet program.
+
     Args:
         path: of the table.
         columns: names of the columns with their Python types (`str`, `int`, `float`). Any value may be None, which is
@@ -165,6 +167,8 @@ class TableWriter:
             raise ValueError(f"{path}: there is no folder {self.path.parent}: make it first")
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
         self._columns = columns
+        with naming(self.path, self.partial):
+            start_file(self.partial)  # never through a link of that name
         self._write, self._finish = {".csv": self._csv, ".jsonl": self._jsonl, ".parquet": self._parquet}[ending]()
 
     def write(self, row: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+from scipy.stats import chi2
 
 from ..model.modeling_fer_pll import FerPllForImageClassification
 
@@ -29,18 +30,46 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     Raises:
         ValueError: there are no rows, the number of labels differs, or a label is not a class.
     """
+    logits, labels = _check(logits, labels)
+
+    def loss(log_temperature: float) -> float:
+        return negative_log_likelihood(logits / np.exp(log_temperature), labels)
+
+    # Convex in 1 / T, so there is one minimum.
+    return float(np.exp(minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded", options={"xatol": 1e-6}).x))
+
+
+def negative_log_likelihood(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of -log softmax(logits)[label], in nats: what `fit_temperature` minimizes.
+
+    Args:
+        logits: (N, K).
+        labels: (N,).
+
+    Raises:
+        ValueError: as `fit_temperature`.
+    """
+    logits, labels = _check(logits, labels)
+    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+
+
+def differs_from_one(nll_before: float, nll_after: float, rows: int) -> bool:
+    """Whether the labels tell a fitted temperature from 1: likelihood-ratio test of one parameter (Wilks 1938), 5 %.
+
+    Args:
+        nll_before, nll_after: mean negative log-likelihood of the rows with the temperature 1 and with the fitted one.
+        rows: how many.
+    """
+    return bool(2 * rows * (nll_before - nll_after) > chi2.ppf(0.95, 1))
+
+
+def _check(logits: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise ValueError(f"logits {logits.shape} and labels {labels.shape} must be (N, K) and (N,), N at least 1")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"labels must lie in 0..{logits.shape[1] - 1}; leave out rows whose label is not defined")
-
-    def loss(log_temperature: float) -> float:
-        log_shares = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -log_shares[np.arange(len(labels)), labels].mean()
-
-    # Convex in 1 / T, so there is one minimum.
-    return float(np.exp(minimize_scalar(loss, bounds=np.log(LIMITS), method="bounded", options={"xatol": 1e-6}).x))
+    return logits, labels
 
 
 @torch.no_grad()

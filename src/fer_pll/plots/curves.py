@@ -5,11 +5,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, RED, style_axes
+from .style import BLUE, FAINT, GREEN, INK, MUTED, ORANGE, RED, drawing, style_axes
 
 # title of a panel, whether it is a share of rows, and the curves in it: key of the log -> name in the legend
 _PANELS = (
@@ -48,25 +47,27 @@ def plot_training_curves(log_history: Iterable[Mapping[str, float]], path: str |
     last_epoch = max(curve[:, 0].max() for curve in curves.values() if len(curve)) * 1.02
     columns = min(len(panels), 3 if len(panels) <= 6 else 4)
     rows = -(-len(panels) // columns)
-    figure = Figure(
-        figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    )
-    for position, (title, is_share, names) in enumerate(panels, start=1):
-        axes = figure.add_subplot(rows, columns, position)
-        for (key, name), color in zip(names.items(), (BLUE, ORANGE), strict=False):
-            if len(curves[key]):
-                marker = "o" if len(curves[key]) <= 30 else None
-                axes.plot(*curves[key].T, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=name)
-        style_axes(axes)
-        axes.set_title(title, color=INK, fontsize=11, loc="left", fontweight="bold")
-        if is_share:
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-        if len(axes.lines) > 1:
-            axes.legend(frameon=False, labelcolor=INK, fontsize=9)
-        axes.set_xlim(0, last_epoch)
-        if position > len(panels) - columns:
-            axes.set_xlabel("epoch", color=MUTED)
-    figure.savefig(path, dpi=150)
+    with drawing(
+        path,
+        dpi=150,
+        figsize=(0.4 + 4.2 * columns, 0.2 + 3.0 * rows),
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    ) as figure:
+        for position, (title, is_share, names) in enumerate(panels, start=1):
+            axes = figure.add_subplot(rows, columns, position)
+            for (key, name), color in zip(names.items(), (BLUE, ORANGE), strict=False):
+                if len(curves[key]):
+                    marker = "o" if len(curves[key]) <= 30 else None
+                    axes.plot(*curves[key].T, color=color, linewidth=1.8, marker=marker, markersize=3.5, label=name)
+            style_axes(axes)
+            axes.set_title(title, color=INK, fontsize=11, loc="left", fontweight="bold")
+            if is_share:
+                axes.yaxis.set_major_formatter(PercentFormatter(1))
+            if len(axes.lines) > 1:
+                axes.legend(frameon=False, labelcolor=INK, fontsize=9)
+            axes.set_xlim(0, last_epoch)
+            if position > len(panels) - columns:
+                axes.set_xlabel("epoch", color=MUTED)
 
 
 def plot_curves(
@@ -83,19 +84,18 @@ def plot_curves(
         path: PNG file to write.
         title, x_label, y_label: texts of the figure.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for color, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
-        points = np.array([list(curve) for curve in seeds], dtype=float)  # (seeds, points, 2)
-        x, y = points[0, :, 0], points[:, :, 1]
-        axes.plot(x, y.mean(axis=0), color=color, linewidth=2, marker="o", markersize=4, label=name)
-        axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=color, alpha=0.15, linewidth=0)
-    axes.set_title(title, color=INK, fontsize=12, pad=10)
-    axes.set_xlabel(x_label, color=MUTED)
-    axes.set_ylabel(y_label, color=MUTED)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.grid(True, color=FAINT, linewidth=0.8)
-    axes.legend(frameon=False)
-    style_axes(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    figure.savefig(path, dpi=150)
+    with drawing(path, dpi=150, figsize=(7.2, 4.2), layout="constrained") as figure:
+        axes = figure.add_subplot()
+        for color, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
+            points = np.array([list(curve) for curve in seeds], dtype=float)  # (seeds, points, 2)
+            x, y = points[0, :, 0], points[:, :, 1]
+            axes.plot(x, y.mean(axis=0), color=color, linewidth=2, marker="o", markersize=4, label=name)
+            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        axes.set_title(title, color=INK, fontsize=12, pad=10)
+        axes.set_xlabel(x_label, color=MUTED)
+        axes.set_ylabel(y_label, color=MUTED)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(True, color=FAINT, linewidth=0.8)
+        axes.legend(frameon=False)
+        style_axes(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8))

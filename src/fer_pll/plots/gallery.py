@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
 
 from ..labels.confidence_table import STRUCK_OUT
-from .style import BLUE, FAINT, GREEN, MUTED, RED
+from .style import BLUE, FAINT, GREEN, MUTED, RED, drawing, shown
 
 
 def plot_gallery(
@@ -44,9 +43,10 @@ def plot_gallery(
             f"{shape[0]} images and {shape[1]} class names need votes, candidates and confidence of shape {shape},"
             f" got {votes.shape}, {candidates.shape}, {confidence.shape}"
         )
+    class_names = shown(class_names)
     # inches; a card holds, from the top: image, heading and bars of the votes, heading and lines of the candidates
     card_width, margin, side, heading, bar, line = 2.1, 0.14, 1.82, 0.26, 0.15, 0.19
-    names = 0.1 + 0.058 * max(map(len, class_names))
+    names = min(0.1 + 0.058 * max(map(len, class_names)), 1.2)
     bars = bar * len(class_names)
     lines = int(candidates.sum(axis=1).max()) + (true_labels is not None)
     card_height = side + bars + line * lines + 2 * heading
@@ -54,40 +54,39 @@ def plot_gallery(
     rows = -(-len(images) // columns)
     width, height = columns * card_width + margin, rows * (card_height + 2 * margin)
     inner = card_width - 2 * margin
-    figure = Figure(figsize=(width, height), dpi=150)
-    FigureCanvasAgg(figure)  # gives the figure the renderer that measures the text to strike through
+    with drawing(path, dpi=150, figsize=(width, height)) as figure:
+        FigureCanvasAgg(figure)  # gives the figure the renderer that measures the text to strike through
 
-    def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
-        bottom = height - top - axes_height
-        return figure.add_axes((left / width, bottom / height, axes_width / width, axes_height / height))
+        def add_axes(left: float, top: float, axes_width: float, axes_height: float) -> Axes:
+            bottom = height - top - axes_height
+            return figure.add_axes((left / width, bottom / height, axes_width / width, axes_height / height))
 
-    def add_heading(left: float, bottom: float, text: str) -> None:
-        figure.text(left / width, 1 - (bottom - 0.06) / height, text, fontsize=6.5, color=MUTED, style="italic")
+        def add_heading(left: float, bottom: float, text: str) -> None:
+            figure.text(left / width, 1 - (bottom - 0.06) / height, text, fontsize=6.5, color=MUTED, style="italic")
 
-    for number, image in enumerate(images):
-        left = margin + number % columns * card_width
-        top = margin + number // columns * (card_height + 2 * margin)
-        axes = add_axes(left, top, inner, side)
-        axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
-        axes.set_axis_off()
+        for number, image in enumerate(images):
+            left = margin + number % columns * card_width
+            top = margin + number // columns * (card_height + 2 * margin)
+            axes = add_axes(left, top, inner, side)
+            axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255)
+            axes.set_axis_off()
 
-        top += side + heading
-        add_heading(left, top, "votes")
-        axes = add_axes(left + names, top, inner - names - 0.2, bars)
-        _draw_votes(axes, votes[number], candidates[number], class_names)
+            top += side + heading
+            add_heading(left, top, "votes")
+            axes = add_axes(left + names, top, inner - names - 0.2, bars)
+            _draw_votes(axes, votes[number], candidates[number], class_names)
 
-        top += bars + heading
-        add_heading(left, top, "candidates and confidence")
-        axes = add_axes(left, top, inner, line * lines)
-        axes.set(xlim=(0, 1), ylim=(lines, 0))
-        axes.set_axis_off()
-        _draw_candidates(axes, candidates[number], confidence[number], class_names)
-        if true_labels is not None:
-            truth = int(np.asarray(true_labels)[number])
-            color = MUTED if truth < 0 else GREEN if truth == confidence[number].argmax() else RED
-            text = f"truth: {class_names[truth] if truth >= 0 else 'unknown'}"
-            axes.text(0, candidates[number].sum() + 0.5, text, fontsize=7.5, va="center", color=color)
-    figure.savefig(path)
+            top += bars + heading
+            add_heading(left, top, "candidates and confidence")
+            axes = add_axes(left, top, inner, line * lines)
+            axes.set(xlim=(0, 1), ylim=(lines, 0))
+            axes.set_axis_off()
+            _draw_candidates(axes, candidates[number], confidence[number], class_names)
+            if true_labels is not None:
+                truth = int(np.asarray(true_labels)[number])
+                color = MUTED if truth < 0 else GREEN if truth == confidence[number].argmax() else RED
+                text = f"truth: {class_names[truth] if truth >= 0 else 'unknown'}"
+                axes.text(0, candidates[number].sum() + 0.5, text, fontsize=7.5, va="center", color=color)
 
 
 def _draw_votes(axes: Axes, votes: np.ndarray, candidates: np.ndarray, class_names: Sequence[str]) -> None:

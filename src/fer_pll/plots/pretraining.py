@@ -3,11 +3,10 @@
 import os
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from skimage.util import montage
 
-from .style import INK, MUTED
+from .style import INK, MUTED, drawing
 
 
 def hog_strokes(cells: ArrayLike, side: int = 12, sobel: bool = False) -> np.ndarray:
@@ -60,18 +59,19 @@ def plot_predictions(
         "target": targets,
         "prediction": np.where(_enlarge(mask, targets), predictions, 0.35 * targets),
     }
-    figure = Figure(figsize=(0.4 + 1.75 * len(mask), 0.6 + 1.75 * len(stages)), layout="constrained")
-    figure.suptitle(title, color=INK, fontsize=11)
-    for axes, (name, row_images) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
-        _, _, width, channels = np.shape(row_images)
-        gap = width // 24 + 1
-        row = montage(row_images, [1] * channels, grid_shape=(1, len(mask)), padding_width=gap, channel_axis=3)
-        row = row[gap:-gap, gap:-gap]
-        axes.imshow(row, cmap="gray", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        axes.set_ylabel(name, color=MUTED)
-    figure.savefig(path, dpi=110)
+    with drawing(
+        path, dpi=110, figsize=(0.4 + 1.75 * len(mask), 0.6 + 1.75 * len(stages)), layout="constrained"
+    ) as figure:
+        figure.suptitle(title, color=INK, fontsize=11)
+        for axes, (name, row_images) in zip(figure.subplots(len(stages)), stages.items(), strict=True):
+            _, _, width, channels = np.shape(row_images)
+            gap = width // 24 + 1
+            row = montage(row_images, [1] * channels, grid_shape=(1, len(mask)), padding_width=gap, channel_axis=3)
+            row = row[gap:-gap, gap:-gap]
+            axes.imshow(row, cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            axes.set_ylabel(name, color=MUTED)
 
 
 def _enlarge(mask: np.ndarray, images: np.ndarray) -> np.ndarray:

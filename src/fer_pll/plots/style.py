@@ -3,11 +3,44 @@
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from ..io.atomic import whole_file
 
 INK, MUTED, FAINT = "#1f2933", "#7b8794", "#d9dee4"
 BLUE, ORANGE, GREEN, RED = "#2066a8", "#d97b1c", "#2e8540", "#b8322a"
+
+
+@contextmanager
+def drawing(path: str | os.PathLike, dpi: int, **options: Any) -> Iterator[Figure]:
+    """Yields a new figure; at the end of the block it is written to `path` as PNG, whole or not at all.
+
+    Texts are drawn as they are: class names come from the data, and `$` in them begins no formula.
+
+    Args:
+        path: file to write, see `io.atomic.whole_file`.
+        dpi: dots per inch.
+        options: of `matplotlib.figure.Figure`, such as `figsize` and `layout`.
+    """
+    with rc_context({"text.parse_math": False, "text.usetex": False}):
+        figure = Figure(dpi=dpi, **options)
+        yield figure
+        with whole_file(path) as unfinished:
+            figure.savefig(unfinished, format="png")
+
+
+def shown(class_names: Sequence[str]) -> list[str]:
+    """The names as figures show them: in one line, at most 24 characters, without characters that have no shape."""
+    plain = ["".join(each if each.isprintable() else " " for each in name) for name in class_names]
+    return [name if len(name) <= 24 else f"{name[:23]}…" for name in plain]
 
 
 def style_axes(axes: Axes) -> None:

@@ -10,11 +10,11 @@ from ..data.dataset import load_dataset, numpy_column
 from ..data.splits import HELD_OUT
 from ..hub.card import training_record
 from ..inference.predictions import predict_logits
-from ..io.atomic import whole_folder, write_json
+from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.pretrained import load_image_processor, load_model, share_weights
 from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
-from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
+from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature, negative_log_likelihood
 from ..metrics.classification import expected_calibration_error
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
@@ -41,15 +41,18 @@ def calibrate(
         half: save the weights in float16; they are still loaded as float32.
 
     Returns:
-        `balance`, `rows` (how many have a label), `temperature`, and the calibration error on these rows, as shares:
-        `ece_before` and `ece_after`.
+        `balance`, `rows` (how many have a label), `temperature`, and on these rows the mean negative log-likelihood of
+        the labels, which the temperature minimizes (`nll_before`, `nll_after`), and the calibration error, a share
+        (`ece_before`, `ece_after`). `before` is with the temperature 1, after the balance.
 
     Raises:
-        ValueError: checkpoint or data cannot be read, their classes differ, no row has a label, or `out` holds files.
+        ValueError: checkpoint or data cannot be read, their classes differ, no row has a label, or `out` holds files
+            or cannot be written.
     """
     out = Path(out)
     if balance < 0:
         raise ValueError(f"--balance {balance} must not be negative.")
+    check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files already: choose another folder.")
 
@@ -60,6 +63,8 @@ def calibrate(
     if names != of_model:
         raise ValueError(f"{data} has the classes {', '.join(names)}, the model {', '.join(of_model)}.")
     labels = numpy_column(dataset, "label")
+    if not (labels >= 0).any():
+        raise ValueError(f"{data}: no row of split {split!r} has a label to calibrate on.")
     dataset, labels = dataset.select((labels >= 0).nonzero()[0]), labels[labels >= 0]
 
     run = RunFolder(checkpoint)
@@ -68,9 +73,10 @@ def calibrate(
         fold_balance(model, confidence.double().mean(dim=0), balance)
     logits = predict_logits(model, image_processor, dataset)
     temperature = fit_temperature(logits, labels)
-    before, after = (
-        expected_calibration_error((logits / divisor).softmax(dim=1), labels) for divisor in (1.0, temperature)
-    )
+    measured = {}
+    for when, divisor in (("before", 1.0), ("after", temperature)):
+        measured[f"nll_{when}"] = negative_log_likelihood(logits / divisor, labels)
+        measured[f"ece_{when}"] = expected_calibration_error((logits / divisor).softmax(dim=1), labels)
     fold_temperature(model, temperature)
     if half:
         model.half()
@@ -78,8 +84,7 @@ def calibrate(
         "balance": balance,
         "rows": len(labels),
         "temperature": temperature,
-        "ece_before": before,
-        "ece_after": after,
+        **measured,
     }
     record = read_json(run.training) if run.training.is_file() else training_record({})
     with whole_folder(out) as folder:

@@ -15,7 +15,7 @@ from ..data.row_ids import row_ids
 from ..hub.card import weights_digest
 from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
 from ..inference.predictions import predict_logits
-from ..io.atomic import whole_file, write_json
+from ..io.atomic import check_writable, whole_file, write_json
 from ..io.pretrained import load_image_processor, load_model
 from ..io.stored import read_json
 from ..labels.expressions import canonical_name
@@ -38,6 +38,10 @@ def evaluate(
     Classes are matched by name. Rows of a class that the model does not know are left out. Predictions choose between
     the classes that the data set has.
 
+    predictions.csv has a column for each class, named like it, or `p_CLASS` where a class is named like one of the
+    columns `row_id`, `label` and `predicted`. Row ids stand there as they are: one that begins with `=` is a formula
+    to a spreadsheet program.
+
     Args:
         checkpoint: folder or Hub name of a classifier.
         data: folder of the prepared data set.
@@ -53,8 +57,11 @@ def evaluate(
         `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
 
     Raises:
-        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
+        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common, or `out` cannot be
+            written.
     """
+    folder = Path(out or RunFolder(checkpoint).evaluation(split))
+    check_writable(folder)
     dataset = load_dataset(data, split)
     model: Any = load_model(AutoModelForImageClassification, checkpoint)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -69,11 +76,13 @@ def evaluate(
     if not defined.any():
         raise ValueError(f"{data}: split {split!r} has no row of a class that the checkpoint knows.")
 
-    folder = Path(out or RunFolder(checkpoint).evaluation(split))
-    predictions = pd.DataFrame(probabilities, columns=of_model)
-    predictions.insert(0, "row_id", row_ids(dataset)[:])
-    predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
-    predictions.insert(2, "predicted", [of_model[label] for label in probabilities.argmax(axis=1)])
+    said = {
+        "row_id": row_ids(dataset)[:],
+        "label": [of_data[label] if label >= 0 else "" for label in given],
+        "predicted": [of_model[label] for label in probabilities.argmax(axis=1)],
+    }
+    columns = of_model if said.keys().isdisjoint(of_model) else [f"p_{name}" for name in of_model]
+    predictions = pd.concat([pd.DataFrame(said), pd.DataFrame(probabilities, columns=columns)], axis=1)
     with whole_file(folder / PREDICTIONS_NAME) as unfinished:
         predictions.to_csv(unfinished, index=False, float_format="%.6f")
 

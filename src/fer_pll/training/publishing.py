@@ -103,7 +103,7 @@ class PublishingMixin(RunTrainer):
         write_json(run.training, training)
         card = model_card(
             model,
-            model_id=self.hub_model_id or model_name or run.path.name,
+            model_id=self.hub_model_id or model_name or local_name(run.path),
             training=training,
             evaluations=run.evaluations(),
             license=license,
@@ -199,6 +199,17 @@ class PublishingMixin(RunTrainer):
             private=self.args.hub_private_repo,
             revision=revision or self.args.hub_revision,
         )
+
+
+def local_name(folder: Path) -> str:
+    """What a card calls a model that is not on the Hub: the path that loads it from the current folder.
+
+    Cards can be published, and the folders above the current one are nobody else's business: outside of it, only the
+    folder's own name is left.
+    """
+    if folder.is_absolute():
+        return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else folder.name
+    return str(folder)
 
 
 def _warn_of_failed_push(job: Future) -> None:

@@ -1,14 +1,20 @@
 """The command line of a run: dataclasses of settings, with defaults from YAML files."""
 
 import argparse
-from collections.abc import Sequence
+import copy
+import reprlib
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
 
+from ..io.shipped import DEFAULT_CONFIG, shipped_config
 from .config import config_folder
 from .method_options import add_method_options, method_setting_names, take_method_options
 
@@ -17,6 +23,20 @@ Every other setting of transformers' Trainer is an option as well, such as
 --num_train_epochs, --per_device_train_batch_size, --learning_rate, --bf16,
 --seed, --resume_from_checkpoint and --push_to_hub: --help-all lists them.
 """
+_BY_CONFIG = "by the config"
+_SET_BY_CONFIG = f"Defaults by the config are those of {DEFAULT_CONFIG}. Of the Trainer's settings, it sets {{}}."
+
+
+_KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    string_to_bool: "true or false",
+    str: "a text",
+    dict: "a mapping {name: value}",
+    list: "a list [a, b]",
+}
+_UNIONS = (Union, UnionType)
+_ERRORS = (ValueError, TypeError, ImportError, OSError, LookupError, AttributeError, RuntimeError)
 
 
 class SettingsParser(HfArgumentParser):
@@ -36,6 +56,8 @@ class SettingsParser(HfArgumentParser):
         # transformers' types let no dataclass through
         super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)  # type: ignore[arg-type]
         self.yaml_name = yaml_name
+        self._hints = {name: hint for of in argument_classes for name, hint in get_type_hints(of).items()}
+        self._files: dict[str, Path] = {}  # where the setting of that name was read
         add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
         self.add_argument("--help-all", action=_HelpAll, help="show the settings of transformers' Trainer as well")
@@ -55,20 +77,31 @@ class SettingsParser(HfArgumentParser):
         }
         if everything:
             sections["transformers' Trainer"] = trainer
+        shipped = self._shipped_defaults()
         formatter = self._get_formatter()
         formatter.add_text(self.description)
         for title, names in sections.items():
             formatter.start_section(title)
             formatter.add_arguments(
-                action
+                _with_default(action, shipped)
                 for action in self._actions
                 if action.dest in names and not isinstance(action, argparse._StoreFalseAction)  # --no_flip
             )
             formatter.end_section()
         if not everything:
             formatter.add_text(_OF_THE_TRAINER)
+            settings = ", ".join(f"--{name} {_shown(shipped[name])}" for name in shipped if name in trainer - own)
+            if settings:
+                text = _SET_BY_CONFIG.format(settings)
+                formatter.add_text(textwrap.fill(text, 80, break_on_hyphens=False))
         formatter.add_text(self.epilog)
         return f"{self.format_usage()}\n{formatter.format_help()}"
+
+    def _shipped_defaults(self) -> dict[str, Any]:
+        """The settings of `DEFAULT_CONFIG` for this command."""
+        folder = shipped_config(DEFAULT_CONFIG)
+        path = folder / self.yaml_name if folder is not None else None
+        return read_settings(path) if path is not None and path.is_file() else {}
 
     def parse_settings(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the command line. It overrides the file of `--settings`, which overrides the YAML file of `--config`.
@@ -81,7 +114,8 @@ class SettingsParser(HfArgumentParser):
 
         Raises:
             ValueError: a key in a YAML file is not a setting, a setting has the wrong type or belongs to another loss,
-                the config is unknown or for another command, or the file of `--settings` is missing or malformed.
+                the config is unknown or for another command, the file of `--settings` is missing or malformed, or a
+                package is missing that a setting needs. The message names the file and the setting.
         """
         options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
@@ -97,19 +131,107 @@ class SettingsParser(HfArgumentParser):
             if not Path(options["settings"]).is_file():
                 raise ValueError(f"--settings {options['settings']}: there is no such file.")
             self._take_defaults(Path(options["settings"]))
-        return self.parse_dict(take_method_options(vars(self.parse_args(argv))))
+        return self._make(vars(self.parse_args(argv)))
 
     def _take_defaults(self, path: Path) -> None:
-        settings = yaml.safe_load(path.read_text()) or {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path} holds no settings: it must have lines of the form `name: value`.")
-        for key, value in settings.items():
+        for key, value in read_settings(path).items():
             actions = [action for action in self._actions if action.dest == key]
             if not actions:
                 raise ValueError(f"{path}: {key!r} is not a setting; see {self.prog} --help-all.")
+            checked = self._checked(path, actions[0], value)
             for action in actions:  # a switch that is on by default has two options: --flip and --no_flip
                 action.required = False
-                action.default = self._get_value(action, value) if isinstance(value, str) else value
+                action.default = checked
+            self._files[key] = path
+
+    def _checked(self, path: Path, action: argparse.Action, value: Any) -> Any:
+        """A value of a YAML file as the setting of an option has it: the text `1e-3` becomes a number."""
+        hint = self._hints.get(action.dest, action.type)
+        kinds = {get_origin(each) or each for each in (get_args(hint) if get_origin(hint) in _UNIONS else (hint,))}
+        try:
+            if isinstance(value, list) and action.nargs in ("*", "+"):
+                return [self._converted(action, each) for each in value]
+            if type(value) in kinds and not isinstance(value, str):
+                return value
+            return self._converted(action, value)
+        except (argparse.ArgumentError, argparse.ArgumentTypeError, ValueError, TypeError) as error:
+            if action.choices is not None:
+                choices = ", ".join(map(str, action.choices))
+                raise ValueError(f"{path}: {action.dest}={reprlib.repr(value)}: choose one of {choices}.") from error
+            needed = [_KINDS[kind] for kind in (action.type, dict, list) if kind in kinds | {action.type} & {*_KINDS}]
+            needed_kinds = " or ".join(needed) or "another kind of value"
+            raise ValueError(
+                f"{path}: {action.dest}: {reprlib.repr(value)} is given where {needed_kinds} is needed."
+            ) from error
+
+    def _converted(self, action: argparse.Action, value: Any) -> Any:
+        """A single value by way of its text, as on the command line."""
+        if value is None or isinstance(value, (dict, list)):
+            raise ValueError("not a single value")
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        converted = self._get_value(action, text)
+        self._check_value(action, converted)
+        return converted
+
+    def _make(self, options: dict[str, Any]) -> tuple[Any, ...]:
+        """The instances of the classes. An error about a setting of a YAML file names the file and the setting."""
+
+        def make(given: Mapping[str, Any]) -> tuple[Any, ...]:
+            return self.parse_dict(take_method_options(dict(given)))
+
+        try:
+            return make(options)
+        except _ERRORS as error:
+            message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            for key, path in self._files.items():
+                try:  # the setting at fault is the one without which there is no error
+                    make({name: value for name, value in options.items() if name != key})
+                except _ERRORS:
+                    continue
+                raise ValueError(f"{path}: {key}: {message}") from error
+            raise ValueError(message) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        ValueError: the file cannot be read, is no YAML, holds anything but lines of the form `name: value`, or has a
+            name twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply for a file of settings.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{path} is no YAML file of settings ({' '.join(str(error).split())}): correct it."
+        ) from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{path} holds no settings: it must have lines of the form `name: value`.")
+    names = [key.value for key, _ in node.value]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{path} has {twice!r} twice: delete one of the two lines.")
+    return settings
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _with_default(action: argparse.Action, shipped: Mapping[str, Any]) -> argparse.Action:
+    """The option as help shows it: what the default configuration sets is what a run has, not the option's default."""
+    if action.dest not in shipped or shipped[action.dest] == action.default or action.help is None:
+        return action
+    shown, action = _shown(shipped[action.dest]).replace("%", "%%"), copy.copy(action)
+    other = "" if action.default is None else ", else %(default)s"
+    action.help = f"{action.help} (default: {shown} {_BY_CONFIG}{other})"
+    return action
 
 
 class _HelpAll(argparse.Action):
@@ -132,4 +254,6 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
         return f"{action.option_strings[0]} {self._format_args(action, metavar)}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.help is not None and _BY_CONFIG in action.help:
+            return action.help
         return action.help if action.default is None else super()._get_help_string(action)

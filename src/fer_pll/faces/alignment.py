@@ -5,7 +5,6 @@ Coordinates are continuous and in pixels: x points right, y down. The corner of 
 tip, left and right corner of the mouth.
 """
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..io.shipped import shipped_config, shipped_names
+from ..io.names import find_checkpoint
+from ..io.settings import read_settings
 from ..model.face_crop import check_face_crop
+
+_LONGEST_SIDE = 3000
+"""Pixels of the grid that a crop is interpolated on, per side; a photograph with more in a face is reduced first."""
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
 
@@ -67,22 +70,20 @@ class FaceCrop:
         """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
 
         Raises:
-            ValueError: there is no such checkpoint, or it does not say how its faces are cropped.
+            ValueError: there is no such checkpoint, it cannot be read, or does not say how its faces are cropped.
         """
-        if not Path(model).exists() and (folder := shipped_config(model)) is not None:
-            model = str(folder)
-        file = Path(model) / "preprocessor_config.json"
+        folder = Path(find_checkpoint(model, configs=True))
+        file = folder / "preprocessor_config.json"
         if file.is_file():
-            return cls.from_dict(json.loads(file.read_text()).get("face_crop"), str(model))
+            return cls.from_dict(read_settings(file).get("face_crop"), str(model))
+        if folder.is_dir():
+            raise ValueError(f"{model} has no {file.name}, which says how its faces are cropped: name a checkpoint")
         from transformers import AutoImageProcessor  # not above: programs without torch import this module
 
         try:
             image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
         except OSError as error:
-            raise ValueError(
-                f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "
-                f"{', '.join(shipped_names())}"
-            ) from error
+            raise ValueError(f"{model}: the Hub gave no image processor of that name ({error})") from error
         return cls.from_image_processor(image_processor, str(model))
 
     @property
@@ -122,12 +123,35 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
     return np.array([[factor.real, -factor.imag, offset.real], [factor.imag, factor.real, offset.imag]])
 
 
+def face_transform(size: tuple[int, int], landmarks: np.ndarray, crop: FaceCrop) -> np.ndarray:
+    """The transform from an image to a crop, float64 (2, 3), see `similarity_transform`.
+
+    Args:
+        size: width and height of the image.
+        landmarks: (5, 2), pixels of the image.
+
+    Raises:
+        ValueError: as `similarity_transform`; landmarks lie more than four sides outside of the image, or the crop
+            would be a hundred times as large as it: these are landmarks of another image, or of no face.
+    """
+    to_crop = similarity_transform(landmarks, crop.landmarks)
+    longest = max(size)
+    outside = np.maximum(-np.asarray(landmarks), np.asarray(landmarks) - np.array(size)).max()
+    side = crop.size / math.hypot(*to_crop[:, 0])  # of the crop, in the image
+    if outside > 4 * longest or side > 100 * longest:
+        raise ValueError(
+            f"the landmarks lie far outside of the image ({size[0]} x {size[1]} pixels), or do not form a face"
+        )
+    return to_crop
+
+
 def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
     """Cuts a face out of a photograph as `crop` describes.
 
     The photograph is interpolated once (bicubic). If it has more pixels than the crop, the interpolation uses a grid
-    fine enough to skip no pixel, and each pixel of the crop is the mean of the square it covers: no aliasing. Parts of
-    the crop outside the photograph repeat its edge.
+    fine enough to skip no pixel, and each pixel of the crop is the mean of the square it covers: no aliasing. If that
+    grid had more than 3000 x 3000 points, the photograph is first reduced by a whole number, each pixel the mean of a
+    square. Parts of the crop outside the photograph repeat its edge.
 
     Args:
         image: RGB or gray, 8 bits.
@@ -137,9 +161,13 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
         The crop: a square of `crop.size` pixels, mode L for gray, else RGB.
 
     Raises:
-        ValueError: as `similarity_transform`.
+        ValueError: as `face_transform`.
     """
-    to_crop = similarity_transform(landmarks, crop.landmarks)
+    to_crop = face_transform(image.size, landmarks, crop)
+    reduction = math.ceil(crop.size / math.hypot(*to_crop[:, 0]) / _LONGEST_SIDE)
+    if reduction > 1:
+        image, landmarks = image.reduce(reduction), np.asarray(landmarks) / reduction
+        to_crop = similarity_transform(landmarks, crop.landmarks)
     to_image = np.linalg.inv(to_crop[:, :2])
     origin = -to_image @ to_crop[:, 2]  # of the crop, in the image
     finer = max(1, math.ceil(math.hypot(*to_image[:, 0]) - 1e-6))  # samples per side of a pixel of the crop

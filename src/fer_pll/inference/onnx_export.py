@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
 from ..io.atomic import whole_folder, write_json
 from ..io.errors import MissingExtra
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .loading import load_weights
+from .loading import load_classifier, load_image_processor
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 
 TOLERANCE = 1e-4
@@ -56,7 +56,8 @@ def export_onnx(
     images, and was faster. But because of this rounding an image's logits depend on what else is in its batch.
 
     Args:
-        checkpoint: folder or Hub name of a classifier with a `FerPllImageProcessor`.
+        checkpoint: folder of a classifier with a `FerPllImageProcessor`, `fer-pll-tiny-ferplus` (in the package) or
+            Hub name.
         out: new or empty folder; by default the checkpoint's name with `-onnx`, or `-onnx-int8`, after it.
         dtype: one of `DTYPES`.
         data: folder of a prepared data set: 500 images of its `validation` are compared too. Without it, only drawn
@@ -102,24 +103,14 @@ def _check_dtype(dtype: str) -> None:
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
-    model, loading = load_weights(
-        AutoModelForImageClassification,
-        checkpoint,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        trust_remote_code=False,
-        output_loading_info=True,
-    )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])[0]
-        raise ValueError(f"{checkpoint} is not a trained classifier: it has no weights {missing}; fine-tune it first")
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    model = load_classifier(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    image_processor = load_image_processor(checkpoint)
     if not isinstance(image_processor, FerPllImageProcessor):
         raise ValueError(
             f"{checkpoint}: its images are prepared by {type(image_processor).__name__}, which cannot be exported; "
             "train it with FerPllImageProcessor as processing_class"
         )
-    return model.eval(), image_processor
+    return model, image_processor
 
 
 def _drawn_images(count: int) -> list[Image.Image]:

@@ -1,6 +1,5 @@
 """Classifiers that `fer-pll export` wrote, run by onnxruntime with NumPy and Pillow, without torch."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,9 +10,58 @@ from PIL import Image
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, open_session
+from ..io.errors import MissingExtra
+from ..io.settings import read_settings
+from ..model.preprocessing import check_preprocessing
 from .answers import describe_face, rank_expressions
+from .onnx_operators import check_operators, one_line
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE = "model.onnx", "config.json", "preprocessor_config.json"
+
+
+def is_onnx_folder(folder: str | Path) -> bool:
+    """Whether `fer-pll export` wrote this folder, and no checkpoint is in it."""
+    folder = Path(folder)
+    return (folder / MODEL_FILE).is_file() and not any(folder.glob("*.safetensors*"))
+
+
+def _read_classes(file: Path) -> list[str]:
+    names = read_settings(file).get("id2label")
+    if isinstance(names, dict) and len(names) > 1 and set(names) == {str(k) for k in range(len(names))}:
+        classes = [names[str(k)] for k in range(len(names))]
+        if all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes):
+            return classes
+    raise ValueError(
+        f'{file}: id2label must give the classes from "0" on different names, at least two: export the model again'
+    )
+
+
+def _read_preprocessing(file: Path) -> dict[str, Any]:
+    settings = read_settings(file)
+    needed = ("num_channels", "size", "resample", "rescale_factor", "image_mean", "image_std")
+    size = settings.get("size")
+    missing = [name for name in needed if settings.get(name) is None]
+    missing += [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
+    if missing:
+        raise ValueError(f"{file} has no {missing[0]}: export the model again")
+    check_preprocessing(settings, f"{file}: ")
+    if settings.get("face_crop") is not None:
+        FaceCrop.from_dict(settings["face_crop"], str(file))
+    return settings
+
+
+def _check_interface(session: Any, folder: Path, image: list[int], classes: int) -> None:
+    """Raise `ValueError` if a model does not take such images (C, H, W), or does not give a number for each class."""
+    inputs = {given.name: (given.type, given.shape) for given in session.get_inputs()}
+    outputs = {given.name: given.shape for given in session.get_outputs()}
+    file = folder / MODEL_FILE
+    if list(inputs) != ["pixel_values"] or "logits" not in outputs or inputs["pixel_values"][0] != "tensor(float)":
+        raise ValueError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
+    taken, given = inputs["pixel_values"][1], outputs["logits"]
+    if len(taken) != 4 or taken[1:] != image:
+        raise ValueError(f"{file} takes images of (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}")
+    if len(given) != 2 or (isinstance(given[1], int) and given[1] != classes):
+        raise ValueError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
 
 
 class OnnxClassifier:
@@ -28,18 +76,18 @@ class OnnxClassifier:
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        ValueError: a file is missing.
+        ValueError: a file is missing or damaged, the files do not fit each other, or the model has an operator that
+            is not in `OPERATORS`.
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         folder = Path(folder)
-        for name in (MODEL_FILE, "config.json", "preprocessor_config.json"):
+        for name in (MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE):
             if not (folder / name).is_file():
                 raise ValueError(f"{folder}: no {name} in there; `fer-pll export CHECKPOINT --out DIR` writes it")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         self.name = str(folder)
-        self.classes: list[str] = [config["id2label"][str(k)] for k in range(len(config["id2label"]))]
+        self.classes = _read_classes(folder / CONFIG_FILE)
+        settings = _read_preprocessing(folder / PREPROCESSOR_FILE)
         self.face_crop: dict[str, Any] | None = settings.get("face_crop")
         self._mode = "L" if settings["num_channels"] == 1 else "RGB"
         self._size = (settings["size"]["width"], settings["size"]["height"])
@@ -47,7 +95,18 @@ class OnnxClassifier:
         scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
         mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
         self._normalized = (scaled - mean) / std  # (C, 256), for every value that a pixel can have
-        self._session = open_session(str(folder / MODEL_FILE), "An exported model", "onnx", threads)
+        content = (folder / MODEL_FILE).read_bytes()
+        check_operators(content, folder / MODEL_FILE)
+        try:
+            self._session = open_session(content, "An exported model", "onnx", threads)
+        except MissingExtra:
+            raise
+        except Exception as error:  # onnxruntime has no common class for its own
+            raise ValueError(
+                f"{folder / MODEL_FILE} cannot be read ({one_line(error)}): export the model again"
+            ) from error
+        expected = [settings["num_channels"], *self._size[::-1]]
+        _check_interface(self._session, folder, expected, len(self.classes))
 
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
@@ -57,7 +116,21 @@ class OnnxClassifier:
         return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
-        return self._session.run(["logits"], {"pixel_values": pixel_values})[0]
+        """Logits, float32 (B, K), for `pixel_values`, float32 (B, C, H, W).
+
+        Raises:
+            ValueError: they are no finite numbers, or the model cannot be run.
+        """
+        try:
+            logits = self._session.run(["logits"], {"pixel_values": pixel_values})[0]
+        except Exception as error:  # onnxruntime has no common class for its own
+            raise ValueError(f"{self.name}/{MODEL_FILE} cannot be run ({one_line(error)}): export it again") from error
+        if logits.shape != (len(pixel_values), len(self.classes)) or not np.isfinite(logits).all():
+            raise ValueError(
+                f"{self.name}/{MODEL_FILE}: its logits are NaN, infinite, or not one for each of the "
+                f"{len(self.classes)} classes: export the model again"
+            )
+        return logits
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Class probabilities, float64 (B, K), of images that show one face each."""

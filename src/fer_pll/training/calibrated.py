@@ -10,13 +10,13 @@ from transformers.utils import CONFIG_NAME
 from ..data.dataset import load_dataset, numpy_column
 from ..data.splits import HELD_OUT
 from ..hub.card import training_record
-from ..inference.loading import load_weights
+from ..inference.loading import load_classifier, load_image_processor
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_folder, write_json
+from ..io.names import find_checkpoint
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
 from ..metrics.classification import expected_calibration_error
-from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 from .run_folder import RunFolder
 
@@ -53,9 +53,10 @@ def calibrate(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files already: choose another folder.")
 
+    checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
-    model = load_weights(FerPllForImageClassification, str(checkpoint), dtype=torch.float32).eval()
-    image_processor = FerPllImageProcessor.from_pretrained(checkpoint)
+    model = load_classifier(checkpoint, FerPllForImageClassification, dtype=torch.float32)
+    image_processor = load_image_processor(checkpoint)
     names, of_model = dataset.features["label"].names, list(model.config.id2label.values())
     if names != of_model:
         raise ValueError(f"{data} has the classes {', '.join(names)}, the model {', '.join(of_model)}.")

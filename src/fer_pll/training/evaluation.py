@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..data.dataset import load_dataset, numpy_column
 from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
 from ..hub.card import weights_digest
 from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
-from ..inference.loading import load_weights
+from ..inference.loading import check_device, load_classifier, load_image_processor
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_file, write_json
+from ..io.names import find_checkpoint
 from ..labels.expressions import canonical_name
 from ..metrics.classification import classification_report
 from ..plots.confusion_matrix import plot_confusion_matrix
@@ -39,11 +39,10 @@ def evaluate(
     the classes that the data set has.
 
     Args:
-        checkpoint: folder or Hub name of a classifier.
+        checkpoint: folder of a classifier, `fer-pll-tiny-ferplus` (in the package) or Hub name.
         data: folder of the prepared data set.
         split: the split to evaluate on.
-        out: folder for metrics.json, predictions.csv and figures; by default `evaluation-SPLIT` in the checkpoint's
-            folder, where its model card finds them.
+        out: folder for metrics.json, predictions.csv and figures; by default see `default_out`.
         batch_size: images at a time.
         device: `"cpu"`, `"cuda"`, ...; by default the GPU, if there is one.
 
@@ -53,12 +52,15 @@ def evaluate(
         `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
 
     Raises:
-        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
+        ValueError: data or checkpoint cannot be read, the checkpoint is not a trained classifier, or they have fewer
+            than two classes in common.
     """
+    check_device(device)
+    folder = Path(out or default_out(checkpoint, split))
+    checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
-    model: Any = load_weights(AutoModelForImageClassification, str(checkpoint))  # type: ignore[type-var]  # an Auto class
-    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = load_classifier(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    image_processor = load_image_processor(checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
     names = shared_classes(of_model, of_data)
@@ -69,7 +71,6 @@ def evaluate(
     if not defined.any():
         raise ValueError(f"{data}: split {split!r} has no row of a class that the checkpoint knows.")
 
-    folder = Path(out or RunFolder(checkpoint).evaluation(split))
     predictions = pd.DataFrame(probabilities, columns=of_model)
     predictions.insert(0, "row_id", row_ids(dataset)[:])
     predictions.insert(1, "label", [of_data[label] if label >= 0 else "" for label in given])
@@ -109,6 +110,16 @@ def evaluate(
     if state.is_file():
         plot_training_curves(json.loads(state.read_text())["log_history"], RunFolder(folder).training_curves)
     return report
+
+
+def default_out(checkpoint: str | Path, split: str) -> Path:
+    """Where an evaluation goes: `evaluation-SPLIT` in the checkpoint's folder, where its model card finds it.
+
+    For a model that is no folder of the user's it is `evaluation-NAME-SPLIT` in the current folder.
+    """
+    if Path(checkpoint).is_dir():
+        return RunFolder(checkpoint).evaluation(split)
+    return Path(f"evaluation-{Path(checkpoint).name}-{split}")
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:

@@ -7,8 +7,7 @@ converted, so that our encoder computes the same for an image as the source.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,9 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
-from transformers.utils import logging
 
-from ..inference.loading import load_weights
+from ..inference.loading import check_finite, check_folder, load_weights, quiet
+from ..io.names import find_checkpoint
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
@@ -117,8 +116,11 @@ def initialize(
     """
     if init_from is None:
         return build(config), None
+    given = init_from
     try:
-        with _quiet():
+        init_from = find_checkpoint(given)
+        check_folder(init_from)
+        with quiet():
             source = read_source(init_from)
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
@@ -130,12 +132,12 @@ def initialize(
     except (OSError, ValueError, SafetensorError) as error:
         nowhere = isinstance(error, OSError) and not Path(init_from).is_dir()
         raise ValueError(
-            f"--init_from {init_from}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
+            f"--init_from {given}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
         ) from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
-        source=f"{init_from} ({source.kind})",
+        source=f"{given} ({source.kind})",
         taken=[name for name in names if name in weights],
         new=new,
         num_values=sum(tensor.numel() for tensor in weights.values()),
@@ -275,19 +277,6 @@ def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedMode
         model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
     )
     model, info = loaded
+    check_finite(model, name)
     random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     return model, [key for key in model.state_dict() if key in random]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' own report of what it loads; `Initialization` gives it in our terms."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -113,6 +113,33 @@ def test_what_is_not_a_file():
     assert close(open_image(transparent), np.full_like(RGB, 255))
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, bool, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+@pytest.mark.parametrize("shape", ["HW", "HW1", "1HW", "HW3", "3HW", "HW4", "4HW"])
+def test_arrays_as_the_ecosystem_has_them(kind, make, shape):
+    """scikit-image gives floats from 0 to 1, torch puts channels first."""
+    values = RGB > 127 if kind is bool else RGB
+    if "3" not in shape and "4" not in shape:
+        values = values[..., 0]
+    expected = np.broadcast_to(values.reshape(*RGB.shape[:2], -1), RGB.shape)
+    if "4" in shape:  # opaque
+        values = np.dstack([values, np.full(RGB.shape[:2], values.max())])
+    if "1" in shape:
+        values = values[..., None]
+    if shape.endswith("HW") and len(shape) > 2:
+        values = np.moveaxis(values, 2, 0)
+    expected = expected * np.uint8(255) if kind is bool else expected
+    array = values * np.uint16(257) if kind is np.uint16 else values
+    array = (values / 255).astype(kind) if np.issubdtype(kind, np.floating) else array
+    assert close(open_image(make(np.ascontiguousarray(array))), expected)
+
+
+def test_tensors_of_a_training(tmp_path):
+    tensor = torch.from_numpy(RGB).permute(2, 0, 1) / 255
+    assert close(open_image(tensor.requires_grad_()), RGB)
+    assert close(open_image(tensor.detach().bfloat16()), RGB, 1)
+
+
 def test_urls(tmp_path):
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, "PNG")
@@ -185,9 +212,15 @@ def test_a_decompression_bomb_is_refused_unopened(tmp_path, monkeypatch, side):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros((3, 4, 4)), "type float64 have no known scale"),
-        (np.zeros((4, 4, 3), np.int64), "type int64"),
-        (np.zeros((3, 40, 40), np.uint8), r"shape \(3, 40, 40\)"),
+        (np.full((5, 5, 3), 1.5), "floating point values from 1.5 to 1.5 have no known scale; give 0 to 1"),
+        (np.full((5, 5), -0.1, np.float32), "floating point values from -0.1 to -0.1"),
+        (np.full((5, 5), np.nan), "floating point values from nan"),
+        (np.zeros((5, 5, 3), np.int64), "type int64"),
+        (np.zeros((3, 5, 5), np.int64), "type int64"),
+        (np.zeros((3, 40, 4), np.uint8), r"shape \(3, 40, 4\) may have its channels first or last"),
+        (torch.zeros(1, 9, 3), r"shape \(1, 9, 3\) may have its channels first or last"),
+        (np.zeros((2, 40, 40), np.uint8), r"shape \(2, 40, 40\)"),
+        (12, "an object of type int"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
         (np.zeros(4, np.uint8), r"shape \(4,\)"),
         (None, "NoneType"),

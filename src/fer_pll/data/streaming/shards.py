@@ -21,9 +21,8 @@ from datasets import Dataset, Features, Image, load_dataset_builder
 from datasets.utils.file_utils import xopen
 
 from ...io.errors import DataError
-from ...io.images import ImageError
+from ...io.images import IMAGE_ENDINGS, ImageError, is_image_name
 from ..dataset import is_prepared, load_dataset
-from ..sources.image_folder import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES_PER_SHARD = 1024  # for folders and prepared sets, which have no shards of their own
@@ -123,7 +122,7 @@ class TarShard:
         ):
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
-                if not member.isfile() or not is_image(file) or (folder, file.split(".")[0]) == key:
+                if not member.isfile() or not is_image_name(file) or (folder, file.split(".")[0]) == key:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
@@ -218,7 +217,7 @@ def find_shards(source: str) -> list[Shard]:
         raise DataError(f"--data {source}: there is no such file or folder")
     shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
     shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
-    images = [file for file in files if is_image(Path(_address(file)).name)]
+    images = [file for file in files if is_image_name(Path(_address(file)).name)]
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = tuple(images[start : start + IMAGES_PER_SHARD])
         shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
@@ -228,11 +227,6 @@ def find_shards(source: str) -> list[Shard]:
             f"({', '.join(sorted(IMAGE_ENDINGS))}) among {len(files)} files"
         )
     return shards
-
-
-def is_image(file_name: str) -> bool:
-    """Whether a file is an image, by its ending. Hidden files are not."""
-    return Path(file_name).suffix.lower() in IMAGE_ENDINGS and not file_name.startswith(".")
 
 
 def _address(file: str) -> str:

@@ -1,6 +1,7 @@
 """Loading models: from safetensors files only, because opening a pickle can run any code, and trained ones only."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
@@ -86,7 +87,7 @@ def check_folder(folder: str) -> None:
         raise ValueError(f"{folder} is no checkpoint, it has no config.json{hint}")
 
 
-def load_classifier(checkpoint: str, model_class: Any = AutoModelForImageClassification, **options: Any) -> Any:
+def load_classifier(checkpoint: str | os.PathLike, model_class: Any = AutoModelForImageClassification, **options: Any) -> Any:
     """A trained classifier, ready to predict: every way to an answer goes through here.
 
     Args:
@@ -102,17 +103,23 @@ def load_classifier(checkpoint: str, model_class: Any = AutoModelForImageClassif
             infinite.
         OSError: it cannot be read.
     """
-    options = {"trust_remote_code": False} | options
-    model, report = load_weights(model_class, checkpoint, output_loading_info=True, **options)
-    check_trained(model, report["missing_keys"], checkpoint)
+    model = load_untrained(os.fspath(checkpoint), model_class, **{"trust_remote_code": False} | options)
+    check_trained(model, model.missing_weights, os.fspath(checkpoint))
     return model.eval()
 
 
-def check_trained(model: PreTrainedModel, missing: set[str] | list[str], name: str) -> None:
+def load_untrained(checkpoint: str, model_class: Any = AutoModelForImageClassification, **options: Any) -> Any:
+    """As `load_classifier`, but weights may be missing: the model has their names as `missing_weights`."""
+    model, report = load_weights(model_class, checkpoint, output_loading_info=True, **options)
+    model.missing_weights = sorted(report["missing_keys"])
+    return model
+
+
+def check_trained(model: PreTrainedModel, missing: Sequence[str], name: str) -> None:
     """Raise `ValueError` if a classifier has weights that no file gave, or that are no finite numbers."""
     if missing:
         raise ValueError(
-            f"{name} is not a trained classifier: it has no weights {sorted(missing)[0]}; fine-tune it first"
+            f"{name} is not a trained classifier: it has no weights {missing[0]}; fine-tune it first"
         )
     check_finite(model, name)
 
@@ -124,7 +131,7 @@ def check_finite(model: PreTrainedModel, name: str) -> None:
             raise ValueError(f"{name}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint")
 
 
-def load_image_processor(checkpoint: str) -> BaseImageProcessor:
+def load_image_processor(checkpoint: str | os.PathLike) -> BaseImageProcessor:
     """The image processor of a checkpoint.
 
     Args:
@@ -149,7 +156,7 @@ def check_device(device: Any) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"--device {device}: torch cannot use it here ({reason}): leave it out, or say cpu") from error
+        raise ValueError(f"device {device}: torch cannot use it here ({reason}): leave it out, or say cpu") from error
 
 
 def class_names(config: PreTrainedConfig) -> list[str]:

@@ -6,7 +6,6 @@ starts, and to a limit of pixels, so that a small file cannot fill the memory.
 
 import io
 import os
-import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from .errors import MissingExtra
+from .download import download, is_url
+from .errors import DataError, MissingExtra
 
 MAX_PIXELS = 50_000_000
 """Pixels that an image, a frame or a crop may have. The environment variable FER_PLL_MAX_PIXELS sets another limit."""
@@ -29,7 +29,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif"}
 """Endings, in lower case, by which images are found in folders and archives."""
 
-_SCHEMES = ("http://", "https://", "data:")
 _BAND = 2**20  # pixels that are converted at a time
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _DECODER_COPIES = {"JPEG2000": 4, "WEBP": 2, "AVIF": 2, "HEIF": 2}
@@ -113,9 +112,9 @@ def open_image(source: Any, timeout: float | None = 30) -> Image.Image:
         return decode_image(source, "the image")
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
-        if isinstance(name, str) and name.startswith(_SCHEMES):
-            name = name if len(name) < 100 else name[:80] + "..."
-            return _decode(io.BytesIO(_download(os.fspath(source), name, timeout)), name)
+        if is_url(name) or (isinstance(name, str) and name.startswith("data:")):
+            short = name if len(name) < 100 else name[:80] + "..."
+            return decode_image(_fetch(name, short, timeout), short)
         try:
             size = Path(name).stat().st_size if Path(name).is_file() else None
         except (OSError, ValueError) as error:  # too long, or NUL in it
@@ -190,16 +189,16 @@ def _is_heic(file: str | io.BytesIO, name: str) -> bool:
     return True
 
 
-def _download(url: str, name: str, timeout: float | None) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": "fer-pll"})
+def _fetch(url: str, name: str, timeout: float | None) -> bytes:
     try:
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            content = answer.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        raise ImageError(f"{name}: cannot be downloaded ({error})") from error
-    if len(content) > MAX_BYTES:
-        raise ImageError(f"{name}: more than {MAX_BYTES // 2**20} MiB; download it yourself and give its path")
-    return content
+        if is_url(url):
+            return download(url, MAX_BYTES, timeout)
+        with urllib.request.urlopen(url) as answer:  # data: nothing leaves the machine
+            return answer.read()
+    except DataError as error:
+        raise ImageError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{name}: is no data URL ({error})") from error
 
 
 def _from_array(source: Any) -> Image.Image:

@@ -217,7 +217,7 @@ def broken(workspace, folder, how):
         return ["run"], "nowhere, is not there: name its folder with --data"
     if how == "damaged":
         (folder / "run" / "confidence.safetensors").write_bytes(b"cut off")
-        return ["run"], "is damaged or no safetensors file"
+        return ["run"], "cannot be read (SafetensorError"
     if how == "no settings":
         (folder / "run" / "settings.json").unlink()
         return ["run", "--data", workspace.data, "--cross-validate", 2], "has no settings.json"

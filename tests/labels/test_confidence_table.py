@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from safetensors.torch import save_file
 
+from fer_pll.io.errors import DataError
 from fer_pll.labels.confidence_table import ConfidenceTable, warn_if_threshold_cannot_fire
 from fer_pll.labels.revision import REVISION_RULES, maximum_margin, response_margin
 
@@ -372,12 +373,12 @@ def test_files_that_are_no_confidence_tables_are_refused(tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", whole[:5], whole[:-1], whole[: len(whole) // 2]):
         path.write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"confidence.safetensors is damaged or no safetensors file"):
+        with pytest.raises(ValueError, match=r"confidence.safetensors cannot be read \(SafetensorError"):
             ConfidenceTable.load(path, NAMES, "ab" * 32)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(ValueError, match="not a confidence table of format version 1"):
         ConfidenceTable.load(path, NAMES, "ab" * 32)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(DataError, match=r"absent.safetensors.* is missing"):
         ConfidenceTable.load(tmp_path / "absent.safetensors", NAMES, "ab" * 32)
 
 

@@ -16,6 +16,8 @@ from transformers import set_seed
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..io.atomic import whole_file
+from ..io.errors import DataError
+from ..io.stored import reading
 from ..labels.candidates import dataset_fingerprint
 from ..training.run_folder import RunFolder
 from ..training.trainer import FerPllTrainer
@@ -53,9 +55,11 @@ def out_of_fold(
         "settings": sha256(json.dumps([dict(settings), seed], sort_keys=True, default=str).encode()).hexdigest(),
     }
     paths = [RunFolder(folder).fold(fold + 1, num_folds) for fold in range(num_folds)]
-    for path in filter(Path.is_file, paths):
-        _read_fold(path, made_from)  # an unusable file shows before hours of training
     fold_of_row = np.random.default_rng(seed).permutation(len(dataset)) % num_folds
+    shapes = [(int((fold_of_row == fold).sum()), len(names)) for fold in range(num_folds)]
+    for path, shape in zip(paths, shapes, strict=True):
+        if path.is_file():
+            _read_fold(path, made_from, shape)  # an unusable file shows before hours of training
     probabilities = np.empty((len(dataset), len(names)), dtype=np.float32)
     for fold, path in enumerate(paths):
         held_out = fold_of_row == fold
@@ -65,7 +69,7 @@ def out_of_fold(
             predicted = _predict_fold(dataset, make_trainer, held_out)
             with whole_file(path) as unfinished:
                 save_file({"probabilities": torch.from_numpy(predicted)}, unfinished, metadata=made_from)
-        probabilities[held_out] = _read_fold(path, made_from)
+        probabilities[held_out] = _read_fold(path, made_from, shapes[fold])
     return probabilities
 
 
@@ -82,11 +86,14 @@ def _predict_fold(
     return torch.from_numpy(logits).float().softmax(dim=1).numpy()
 
 
-def _read_fold(path: Path, made_from: dict[str, str]) -> np.ndarray:
-    with safe_open(path, framework="np") as file:
+def _read_fold(path: Path, made_from: dict[str, str], shape: tuple[int, int]) -> np.ndarray:
+    with reading(path, "delete it, and the fold is trained again"), safe_open(path, framework="np") as file:
         for name, digest in made_from.items():
             if (file.metadata() or {}).get(name) != digest:
-                raise ValueError(
+                raise DataError(
                     f"{path} was made with other {name}: delete the folder {path.parent}, or choose another."
                 )
-        return file.get_tensor("probabilities")
+        probabilities = file.get_tensor("probabilities")
+        if probabilities.shape != shape or not np.isfinite(probabilities).all():
+            raise ValueError(f"its probabilities are not finite, or not of shape {shape}")
+        return probabilities

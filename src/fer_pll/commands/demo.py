@@ -24,6 +24,7 @@ import fer_pll_cli
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import numpy_column
 from ..data.prepare import prepare
+from ..io.pretrained import load_image_processor, load_model
 from ..labels.expressions import EXPRESSIONS
 from ..metrics.classification import confusion_matrix, label_recovery
 from ..model.configuration_fer_pll import FerPllConfig
@@ -151,7 +152,7 @@ def finetune(
         disable_tqdm=False,  # otherwise Trainer prints each log line, because other messages are off
         **TRAINING,
     )
-    model = FerPllForImageClassification.from_pretrained(pretrained)
+    model, _ = load_model(FerPllForImageClassification, pretrained, partly=True)
     trainer = FerPllTrainer(
         model, args, processing_class=image_processor, train_dataset=train, eval_dataset=judge_by_truth(validation)
     )
@@ -250,8 +251,13 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         numpy_column(rows, "true_label"),
     )
     face = validation[0]
-    # fer_pll is imported, so the code in the folder is not needed; transformers would ask about it otherwise.
-    classify = pipeline("image-classification", str(out / "candidates"), device="cpu", trust_remote_code=False)
+    checkpoint = out / "candidates"
+    classify = pipeline(
+        "image-classification",
+        load_model(FerPllForImageClassification, checkpoint),
+        image_processor=load_image_processor(checkpoint),
+        device="cpu",
+    )
     best = classify(face["image"])[0]
 
     recovery = {

@@ -35,7 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a trained classifier, fer-pll-tiny-ferplus (in the package) or Hub name")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="trained classifier: folder, fer-pll-tiny-ferplus, or Hub name",
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "int8"), default="float32", help="of the weights (default: %(default)s)"
     )

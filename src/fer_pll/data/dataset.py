@@ -20,6 +20,7 @@ from datasets import (
 
 from ..io.atomic import whole_folder
 from ..io.errors import DataError, name_some, naming_a_full_disk
+from ..io.stored import reading
 
 COLUMNS = ("image", "row_id", "label")
 """The columns that every prepared set has."""
@@ -133,12 +134,15 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
         raise DataError(f"{path} is not a folder: name the folder of a prepared data set, or {how}")
     if not is_prepared(path):
         raise DataError(f"{path} is not a prepared data set (it has no {_DICT_FILE}): {how}")
-    try:
+    with reading(path, "it is damaged; prepare it again"):
         dataset = load_from_disk(path)
-    except (OSError, ValueError, KeyError) as error:  # of JSON and Arrow files that are missing, cut off or altered
-        raise DataError(
-            f"{path} cannot be read ({type(error).__name__}: {error}): it is damaged; prepare it again"
-        ) from error
+        for rows in dataset.values():
+            rows.data.table.validate(full=True)  # the places of all values; the bytes of images are not read
+            if not isinstance(rows.features.get("label", ClassLabel(names=[])), ClassLabel):
+                raise ValueError("its labels have no names")
+            for feature in rows.features.values():
+                if isinstance(feature, ClassLabel) and not all(isinstance(name, str) for name in feature.names):
+                    raise ValueError("the name of a class is no text")
     for name, rows in dataset.items():
         missing = [column for column in COLUMNS if column not in rows.column_names]
         if missing:

@@ -5,7 +5,6 @@ Several workers share the work, memory is bounded, and an interrupted call can b
 
 import hashlib
 import io
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import ImageError, open_image
+from ..io.stored import read_json
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
@@ -177,10 +177,10 @@ def _write_shard(job: _Job) -> Written:
     report = job.shard.with_suffix(".json")
     key = _key(job)
     try:
-        done = json.loads(report.read_text())
+        done = read_json(report, {"key": str, "unreadable": [[str]]})
         if done["key"] == key:
             return job.shard, [Unreadable(*row) for row in done["unreadable"]], len(job.records)
-    except (OSError, ValueError):
+    except (DataError, TypeError):  # it is not there yet, or another program wrote it
         pass
     report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):

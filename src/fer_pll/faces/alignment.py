@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..io.errors import DataError
 from ..io.names import find_checkpoint
-from ..io.settings import read_settings
+from ..io.pretrained import load_image_processor
+from ..io.stored import read_json
 from ..model.face_crop import check_face_crop
 
 _LONGEST_SIDE = 3000
@@ -75,15 +77,10 @@ class FaceCrop:
         folder = Path(find_checkpoint(model, configs=True))
         file = folder / "preprocessor_config.json"
         if file.is_file():
-            return cls.from_dict(read_settings(file).get("face_crop"), str(model))
+            return cls.from_dict(read_json(file).get("face_crop"), str(model))
         if folder.is_dir():
-            raise ValueError(f"{model} has no {file.name}, which says how its faces are cropped: name a checkpoint")
-        from transformers import AutoImageProcessor  # not above: programs without torch import this module
-
-        try:
-            image_processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
-        except OSError as error:
-            raise ValueError(f"{model}: the Hub gave no image processor of that name ({error})") from error
+            raise DataError(f"{model} has no {file.name}, which says how its faces are cropped: name a checkpoint")
+        image_processor = load_image_processor(model)
         return cls.from_image_processor(image_processor, str(model))
 
     @property

@@ -15,8 +15,8 @@ def rank_expressions(probabilities: Sequence[float], classes: Sequence[str]) -> 
     """
     if not all(map(math.isfinite, probabilities)):
         raise ValueError(
-            "The model's answer is NaN: its weights or the numbers in its preprocessor_config.json are broken; take an "
-            "earlier checkpoint"
+            "The model's answer is NaN: its weights or the numbers in its preprocessor_config.json are broken; take "
+            "an earlier checkpoint"
         )
     expressions = [{"label": name, "score": score} for name, score in zip(classes, probabilities, strict=True)]
     return sorted(expressions, key=lambda expression: -expression["score"])

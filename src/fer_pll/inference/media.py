@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..io.download import download, is_url
 from ..io.errors import DataError, MissingExtra
-from ..io.images import MAX_BYTES, ImageError, check_size, decode_image, is_image_name, max_pixels, open_image
+from ..io.images import MAX_BYTES, ImageError, check_size, is_image_name, max_pixels, open_image
 
 # fmt: off
 VIDEOS = frozenset((

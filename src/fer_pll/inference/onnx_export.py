@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
 from ..io.atomic import whole_folder, write_json
 from ..io.errors import MissingExtra
+from ..io.pretrained import load_image_processor, load_model
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .loading import load_classifier, load_image_processor
 from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
 
 TOLERANCE = 1e-4
@@ -103,14 +103,14 @@ def _check_dtype(dtype: str) -> None:
 
 def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
-    model = load_classifier(checkpoint, dtype=torch.float32, attn_implementation="eager")
+    model = load_model(AutoModelForImageClassification, checkpoint, dtype=torch.float32, attn_implementation="eager")
     image_processor = load_image_processor(checkpoint)
     if not isinstance(image_processor, FerPllImageProcessor):
         raise ValueError(
             f"{checkpoint}: its images are prepared by {type(image_processor).__name__}, which cannot be exported; "
             "train it with FerPllImageProcessor as processing_class"
         )
-    return model, image_processor
+    return model.eval(), image_processor
 
 
 def _drawn_images(count: int) -> list[Image.Image]:

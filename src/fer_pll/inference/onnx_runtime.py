@@ -11,22 +11,17 @@ from PIL import Image
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, open_session
 from ..io.errors import MissingExtra
-from ..io.settings import read_settings
+from ..io.names import ONNX_FILE
+from ..io.stored import read_json
 from ..model.preprocessing import check_preprocessing
 from .answers import describe_face, rank_expressions
 from .onnx_operators import check_operators, one_line
 
-MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE = "model.onnx", "config.json", "preprocessor_config.json"
-
-
-def is_onnx_folder(folder: str | Path) -> bool:
-    """Whether `fer-pll export` wrote this folder, and no checkpoint is in it."""
-    folder = Path(folder)
-    return (folder / MODEL_FILE).is_file() and not any(folder.glob("*.safetensors*"))
+MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE = ONNX_FILE, "config.json", "preprocessor_config.json"
 
 
 def _read_classes(file: Path) -> list[str]:
-    names = read_settings(file).get("id2label")
+    names = read_json(file, dict, "export the model again").get("id2label")
     if isinstance(names, dict) and len(names) > 1 and set(names) == {str(k) for k in range(len(names))}:
         classes = [names[str(k)] for k in range(len(names))]
         if all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes):
@@ -37,7 +32,7 @@ def _read_classes(file: Path) -> list[str]:
 
 
 def _read_preprocessing(file: Path) -> dict[str, Any]:
-    settings = read_settings(file)
+    settings = read_json(file, dict, "export the model again")
     needed = ("num_channels", "size", "resample", "rescale_factor", "image_mean", "image_std")
     size = settings.get("size")
     missing = [name for name in needed if settings.get(name) is None]
@@ -59,7 +54,9 @@ def _check_interface(session: Any, folder: Path, image: list[int], classes: int)
         raise ValueError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
     taken, given = inputs["pixel_values"][1], outputs["logits"]
     if len(taken) != 4 or taken[1:] != image:
-        raise ValueError(f"{file} takes images of (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}")
+        raise ValueError(
+            f"{file} takes images of (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}"
+        )
     if len(given) != 2 or (isinstance(given[1], int) and given[1] != classes):
         raise ValueError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
 

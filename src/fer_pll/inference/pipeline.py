@@ -11,10 +11,12 @@ from transformers.pipelines.base import ChunkPipeline
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
+from ..io.errors import DataError
 from ..io.images import ImageError, open_image
-from ..io.names import DEFAULT_NAME
+from ..io.names import DEFAULT_NAME, check_folder
+from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
-from .loading import check_device, check_trained, class_names, load_classifier, load_image_processor, load_untrained
+from .loading import check_device, class_names
 from .media import is_video, show
 
 TASK = "facial-expression-recognition"
@@ -25,7 +27,13 @@ class NamedClassifier(AutoModelForImageClassification):
 
     @classmethod
     def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
-        return load_untrained(name, **options)
+        check_folder(name)
+        with quiet():
+            model, report = super().from_pretrained(
+                name, *args, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        model.missing_weights = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+        return model
 
 
 class FacialExpressionPipeline(ChunkPipeline):
@@ -68,7 +76,10 @@ class FacialExpressionPipeline(ChunkPipeline):
     _default_detector: Detector | None = None
 
     def __init__(self, model: Any, *args: Any, device: Any = None, **options: Any) -> None:
-        check_trained(model, getattr(model, "missing_weights", ()), model.name_or_path or "The model")
+        name = model.name_or_path or "The model"
+        if missing := getattr(model, "missing_weights", ()):
+            raise DataError(f"{name} is not a trained classifier: it has no weights {missing[0]}; fine-tune it first")
+        check_finite(model, name)
         check_device(device)
         super().__init__(model, *args, device=device, **options)
 
@@ -177,8 +188,9 @@ def load_recognizer(
         ValueError: as `FacialExpressionPipeline`; or there is no such model, or it is damaged.
         OSError: it cannot be read.
     """
-    name = DEFAULT_NAME if model is None else model
+    name = DEFAULT_NAME if model is None else os.fspath(model)
     check_device(device)
+    classifier = load_model(AutoModelForImageClassification, name).eval()
     return FacialExpressionPipeline(
-        load_classifier(name), image_processor=load_image_processor(name), task=TASK, device=device, **options
+        classifier, image_processor=load_image_processor(name), task=TASK, device=device, **options
     )

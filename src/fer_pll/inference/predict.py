@@ -143,14 +143,15 @@ def _with_torch(
     # Imported here, because transformers loads torch.
     from transformers import AutoModelForImageClassification, Pipeline, PreTrainedModel, pipeline
 
-    from .loading import class_names, load_weights
+    from ..io.pretrained import load_image_processor, load_model
+    from .loading import class_names
     from .pipeline import TASK
 
-    classifier: PreTrainedModel = load_weights(AutoModelForImageClassification, model, trust_remote_code=False)
+    classifier: PreTrainedModel = load_model(AutoModelForImageClassification, model)
     classes = class_names(classifier.config)
     options: dict[str, Any] = {
         "model": classifier,
-        "image_processor": model,
+        "image_processor": load_image_processor(model),
         "device": device,
         "batch_size": batch_size,
         "trust_remote_code": False,

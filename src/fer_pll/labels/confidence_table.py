@@ -4,17 +4,20 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..io.atomic import whole_file
+from ..io.errors import DataError
+from ..io.stored import reading
 from .candidates import check_candidates, check_votes
 from .revision import RevisionRule, find_rule, response_margin, uniform_confidence
 
@@ -296,8 +299,8 @@ class ConfidenceTable:
     @classmethod
     def check(cls, path: str | os.PathLike, class_names: Sequence[str], fingerprint: str) -> None:
         """Raise the errors of `load` if a file does not belong to a data set; reads the file's header only."""
-        with _open_table(path) as file:
-            _check_metadata(path, file.metadata() or {}, class_names, fingerprint)
+        with _open_table(path) as (_, names, of_data):
+            _check_belongs(path, names, of_data, class_names, fingerprint)
 
     @classmethod
     def load(
@@ -311,38 +314,63 @@ class ConfidenceTable:
             fingerprint: of that data set; if not given, that in the file is accepted.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file is damaged, is no confidence table, or belongs to other class names or other data.
+            DataError: there is no such file, it is damaged, is no confidence table, or belongs to other class names or
+                other data.
         """
-        with _open_table(path) as file:
-            metadata = file.metadata() or {}
-            _check_metadata(path, metadata, class_names, fingerprint)
-            tensors = {name: _read_tensor(file, name) for name in file.keys()}  # noqa: SIM118  # it has no __iter__
-        class_names = tuple(json.loads(metadata["class_names"]))
-        return cls(**tensors, class_names=class_names, fingerprint=metadata["fingerprint"])
+        with _open_table(path) as (file, names, of_data):
+            _check_belongs(path, names, of_data, class_names, fingerprint)
+            tensors = {name: _read_tensor(file, name) for name in _TENSORS}
+            for part in _chunks(len(tensors["confidence"])):
+                if not (tensors["confidence"][part] >= 0).all():  # NaN is not either
+                    raise ValueError("a confidence is negative or NaN")
+        return cls(**tensors, class_names=names, fingerprint=of_data)
 
 
-def _open_table(path: str | os.PathLike) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); use an earlier checkpoint") from error
+_ADVICE = "use an earlier checkpoint, or train the run again"
+_TENSORS = {"confidence": torch.float32, "candidates": torch.bool, "revised_epoch": torch.int32}
 
 
-def _check_metadata(
-    path: str | os.PathLike, metadata: dict[str, str], class_names: Sequence[str] | None, fingerprint: str | None
+@contextmanager
+def _open_table(path: str | os.PathLike) -> Iterator[tuple[safe_open, tuple[str, ...], str]]:
+    """The open file of a table, its class names and its fingerprint, once they and all shapes are known to be right.
+
+    Raises:
+        DataError: they are not, or the file is no safetensors file, or the code in the block cannot read it.
+    """
+    with reading(path, _ADVICE), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format_version") != FORMAT_VERSION:
+            raise DataError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
+        names = json.loads(metadata["class_names"])
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names are no list of names")
+        if set(file.keys()) != set(_TENSORS):
+            raise ValueError(f"it holds {', '.join(sorted(file.keys()))} where {', '.join(_TENSORS)} should be")
+        num_rows = (file.get_slice("revised_epoch").get_shape() or [0])[0]
+        for name, kind in _TENSORS.items():
+            stored = file.get_slice(name)
+            right = [num_rows] if name == "revised_epoch" else [num_rows, len(names)]
+            if stored.get_shape() != right or not num_rows or stored[:1].dtype != kind:
+                found = f"{stored.get_dtype()} of shape {stored.get_shape()}"
+                raise ValueError(f"{name} is {found} where {kind} of shape {right} should be")
+        yield file, tuple(names), metadata["fingerprint"]
+
+
+def _check_belongs(
+    path: str | os.PathLike,
+    saved_names: tuple[str, ...],
+    saved_fingerprint: str,
+    class_names: Sequence[str] | None,
+    fingerprint: str | None,
 ) -> None:
-    if metadata.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{path} is not a confidence table of format version {FORMAT_VERSION}: {metadata}")
-    saved_names = tuple(json.loads(metadata["class_names"]))
     if class_names is not None and saved_names != tuple(class_names):
-        raise ValueError(
+        raise DataError(
             f"class names differ: {path} holds {saved_names}, the data set {tuple(class_names)};"
             " use the data set that the table was trained on, with its class order, or start a new table"
         )
-    if fingerprint is not None and metadata["fingerprint"] != fingerprint:
-        raise ValueError(
-            f"data set fingerprints differ: {path} holds {metadata['fingerprint']}, the data set {fingerprint}:"
+    if fingerprint is not None and saved_fingerprint != fingerprint:
+        raise DataError(
+            f"data set fingerprints differ: {path} holds {saved_fingerprint}, the data set {fingerprint}:"
             " rows, their order or their candidate sets are not the same;"
             " use the data set that the table was trained on, or start a new table"
         )
@@ -352,8 +380,6 @@ def _read_tensor(file: safe_open, name: str) -> Tensor:
     """A tensor of the file, copied part by part: a tensor mapped from the file would change with the file."""
     stored = file.get_slice(name)
     shape = stored.get_shape()
-    if not shape or not shape[0]:
-        return file.get_tensor(name).clone()
     tensor = torch.empty(shape, dtype=stored[:1].dtype)
     for part in _chunks(shape[0]):
         tensor[part] = stored[part.start : part.stop]

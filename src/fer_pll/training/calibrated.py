@@ -1,6 +1,5 @@
 """Calibration of a trained classifier, saved as a new checkpoint."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ from transformers.utils import CONFIG_NAME
 from ..data.dataset import load_dataset, numpy_column
 from ..data.splits import HELD_OUT
 from ..hub.card import training_record
-from ..inference.loading import load_classifier, load_image_processor
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_folder, write_json
 from ..io.names import find_checkpoint
+from ..io.pretrained import load_image_processor, load_model
+from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
 from ..metrics.classification import expected_calibration_error
+from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 from .run_folder import RunFolder
 
@@ -55,8 +56,8 @@ def calibrate(
 
     checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
-    model = load_classifier(checkpoint, FerPllForImageClassification, dtype=torch.float32)
-    image_processor = load_image_processor(checkpoint)
+    model = load_model(FerPllForImageClassification, checkpoint, dtype=torch.float32).eval()
+    image_processor = load_image_processor(checkpoint, FerPllImageProcessor)
     names, of_model = dataset.features["label"].names, list(model.config.id2label.values())
     if names != of_model:
         raise ValueError(f"{data} has the classes {', '.join(names)}, the model {', '.join(of_model)}.")
@@ -82,11 +83,11 @@ def calibrate(
         "ece_before": before,
         "ece_after": after,
     }
-    record = json.loads(run.training.read_text()) if run.training.is_file() else training_record({})
+    record = read_json(run.training) if run.training.is_file() else training_record({})
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
-        config = json.loads((folder / CONFIG_NAME).read_text())
+        config = read_json(folder / CONFIG_NAME)
         write_json(folder / CONFIG_NAME, config | {"dtype": "float32"})  # what from_pretrained loads the weights as
         write_json(RunFolder(folder).training, record | {"calibration": calibration})
     return calibration

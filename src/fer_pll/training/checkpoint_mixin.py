@@ -8,8 +8,10 @@ from accelerate.utils import gather_object
 from transformers.trainer_utils import TrainOutput
 
 from ..io.atomic import write_json
+from ..io.stored import reading
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .checkpoints import (
+    ANOTHER,
     NonFiniteLossError,
     begin_checkpoint,
     check_checkpoint,
@@ -109,6 +111,22 @@ class CheckpointMixin(RunTrainer):
                 self.save_with_checkpoint(checkpoint)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with reading(f"{resume_from_checkpoint} (its weights)", ANOTHER):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint} (its optimizer.pt and scheduler.pt)", ANOTHER):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading(f"{checkpoint} (its rng_state*.pth)", ANOTHER):
+            super()._load_rng_state(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        with reading("trainer_state.json (its stateful_callbacks)", ANOTHER):
+            super()._load_callback_state()
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

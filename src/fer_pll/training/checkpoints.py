@@ -1,6 +1,5 @@
 """Checkpoints that a killed run can rely on: which ones are complete, and what wrote them."""
 
-import json
 import logging
 import math
 import shutil
@@ -9,9 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from ..io.atomic import write_json
+from ..io.errors import DataError
+from ..io.pretrained import CONFIG_FILE, tensor_shapes
+from ..io.stored import read_json, read_torch, reading
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -23,10 +27,31 @@ def is_complete(checkpoint: str | Path) -> bool:
     Trainer writes `trainer_state.json` last, after the files of all processes. Half of that file is no JSON.
     """
     try:
-        json.loads(RunFolder(checkpoint).trainer_state.read_text())
-    except (OSError, ValueError):
+        read_json(RunFolder(checkpoint).trainer_state, object)
+    except DataError:
         return False
     return True
+
+
+ANOTHER = "resume from another checkpoint of the run, or start it again"
+_STATE = {
+    "global_step?": int,
+    "max_steps?": int,
+    "epoch?": (float, type(None)),
+    "log_history?": [{str: object}],
+    "stateful_callbacks?": {str: (dict, list)},
+    "best_model_checkpoint?": (str, type(None)),
+    "best_metric?": (float, type(None)),
+    "best_global_step?": (int, type(None)),
+    "train_batch_size?": (int, type(None)),
+    "logging_steps?": float,
+    "eval_steps?": float,
+    "save_steps?": float,
+    "num_train_epochs?": float,
+    "total_flos?": float,
+    "num_input_tokens_seen?": int,
+}
+"""What Trainer and our code read from `trainer_state.json`."""
 
 
 def begin_checkpoint(checkpoint: str | Path) -> None:
@@ -95,6 +120,17 @@ def check_checkpoint(checkpoint: str | Path) -> None:
             f"--resume_from_checkpoint {checkpoint}: no checkpoint, or half-written by a run that was killed. "
             "--resume_from_checkpoint last finds the last complete one."
         )
+    folder = Path(checkpoint)
+    state = read_json(folder / TRAINER_STATE_NAME, _STATE, ANOTHER)
+    for name in ("global_step", "epoch"):
+        if not 0 <= (state.get(name) or 0) < 2**53:  # NaN is not either
+            raise DataError(f"{folder / TRAINER_STATE_NAME}: {name} is {state[name]}: {ANOTHER}")
+    with reading(folder / TRAINER_STATE_NAME, ANOTHER):
+        TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))  # refuses names that it does not know
+    if (folder / CONFIG_FILE).is_file():  # FSDP and DeepSpeed may keep the weights elsewhere
+        tensor_shapes(folder)
+    for file in (*folder.glob("*.pt"), *folder.glob("*.pth")):
+        read_torch(file, ANOTHER, map_location="cpu", mmap=True)
 
 
 def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
@@ -105,7 +141,7 @@ def write_processes(checkpoint: str | Path, processes: dict[str, int]) -> None:
 def warn_if_processes_differ(checkpoint: str | Path, processes: dict[str, int]) -> None:
     """Warn if a run goes on with other processes or batches than before, and say what that changes."""
     path = RunFolder(checkpoint).processes
-    before = json.loads(path.read_text()) if path.is_file() else processes
+    before = read_json(path, {str: int}) if path.is_file() else processes
     if before == processes:
         return
     changes = ", ".join(

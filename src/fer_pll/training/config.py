@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from ..io.atomic import write_json
+from ..io.pretrained import load_image_processor, load_model_config
 from ..io.shipped import shipped_config, shipped_names
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -39,15 +40,15 @@ def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImagePro
         ValueError: there is none, or its values do not fit each other.
     """
     folder = config_folder(name)
+    config = load_model_config(folder, FerPllConfig)
     try:
-        config = FerPllConfig.from_pretrained(folder)
         for key, value in changes.items():
             if value is not None:
                 setattr(config, key, value)
         config.validate()
     except StrictDataclassError as error:
         raise ValueError(f"{folder / 'config.json'}: {error.__cause__}") from error
-    return config, FerPllImageProcessor.from_pretrained(folder)
+    return config, load_image_processor(folder, FerPllImageProcessor)
 
 
 def check_output_folder(args: Any) -> None:

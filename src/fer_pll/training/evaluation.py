@@ -1,6 +1,5 @@
 """Evaluation of a checkpoint on a prepared data set: metrics for each protocol, predictions, figures."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from transformers import AutoModelForImageClassification
 
 from ..data.dataset import load_dataset, numpy_column
 from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
 from ..hub.card import weights_digest
 from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
-from ..inference.loading import check_device, load_classifier, load_image_processor
+from ..inference.loading import check_device
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_file, write_json
 from ..io.names import find_checkpoint
+from ..io.pretrained import load_image_processor, load_model
+from ..io.stored import read_json
 from ..labels.expressions import canonical_name
 from ..metrics.classification import classification_report
 from ..plots.confusion_matrix import plot_confusion_matrix
@@ -59,7 +61,8 @@ def evaluate(
     folder = Path(out or default_out(checkpoint, split))
     checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
-    model = load_classifier(checkpoint).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model: Any = load_model(AutoModelForImageClassification, checkpoint)
+    model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     image_processor = load_image_processor(checkpoint)
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
@@ -108,7 +111,9 @@ def evaluate(
         plot_confusion_matrix(metrics["confusion_matrix"], names, folder / CONFUSION_MATRIX_NAME.format(name), title)
     state = RunFolder(checkpoint).trainer_state
     if state.is_file():
-        plot_training_curves(json.loads(state.read_text())["log_history"], RunFolder(folder).training_curves)
+        plot_training_curves(
+            read_json(state, {"log_history": [{str: object}]})["log_history"], RunFolder(folder).training_curves
+        )
     return report
 
 

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_type_hints
 
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from huggingface_hub.dataclasses import type_validator
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
 from ..hub.card_settings import OnCard, card_settings
+from ..io.pretrained import load_image_processor, load_model_config, make_model
+from ..io.stored import reading
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
@@ -107,11 +110,13 @@ class FineTuningOptions:
         A config.json of another model of transformers gives that model, with random weights.
         """
         folder = config_folder(self.config)
-        other = AutoConfig.from_pretrained(folder)
+        other = load_model_config(folder)
         if not isinstance(other, FerPllConfig):
             if self.init_from is not None:
                 raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
-            return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
+            return make_model(AutoModelForImageClassification, other), load_image_processor(
+                folder, FerPllImageProcessor
+            )
         config, image_processor = load_config(
             self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
         )
@@ -146,9 +151,9 @@ class FineTuningOptions:
         """
         folder = RunFolder(run)
         settings = folder.settings
-        try:
+        with reading(folder.settings_file, "it is not what `fer-pll finetune` writes; train the run again"):
+            for name, kind in get_type_hints(cls).items():
+                value = settings["script"].get(name)
+                if value is not None and not (kind is float and isinstance(value, int)):
+                    type_validator(name, value, kind)
             return cls(**settings["script"]), FerPllTrainingArguments.from_settings(settings["arguments"], **changes)
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{folder.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
-            ) from error

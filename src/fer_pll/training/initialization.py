@@ -9,15 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
+from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
-from ..inference.loading import check_finite, check_folder, load_weights, quiet
 from ..io.names import find_checkpoint
+from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
@@ -115,25 +113,20 @@ def initialize(
         ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
     """
     if init_from is None:
-        return build(config), None
+        return make_model(build, config), None
     given = init_from
     try:
         init_from = find_checkpoint(given)
-        check_folder(init_from)
-        with quiet():
-            source = read_source(init_from)
+        source = read_source(init_from)
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
-        model = build(config)
+        model = make_model(build, config)
         names = {name: tensor.shape for name, tensor in model.state_dict().items()}
         weights = {name: tensor for name, tensor in source.weights.items() if tensor.shape == names.get(name)}
         new = [name for name in names if name not in weights]
         check_encoder_is_whole(new)
-    except (OSError, ValueError, SafetensorError) as error:
-        nowhere = isinstance(error, OSError) and not Path(init_from).is_dir()
-        raise ValueError(
-            f"--init_from {given}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"--init_from {given}: {str(error).removeprefix(f'{given}: ')}") from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
@@ -152,7 +145,7 @@ def read_source(init_from: str) -> Source:
         ValueError: our encoder cannot hold it.
         OSError: there is no such checkpoint, or it has no image processor.
     """
-    config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
+    config = load_model_config(init_from)
     kind = config.model_type
     if kind == FerPllConfig.model_type:
         prefix, mean, std = "", config.image_mean, config.image_std
@@ -161,7 +154,7 @@ def read_source(init_from: str) -> Source:
         learned = config.position_embedding_type == "learned"
     elif kind in NATIVE:
         prefix = PREFIX
-        processor = AutoImageProcessor.from_pretrained(init_from, trust_remote_code=False)
+        processor = load_image_processor(init_from)
         mean, std = processor.image_mean, processor.image_std
         if not processor.do_normalize:
             mean, std = [0.0] * config.num_channels, [1.0] * config.num_channels
@@ -217,7 +210,7 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
     A model that took over settings with its first weights has to take them over again when it is resumed.
     """
-    before = FerPllConfig.from_pretrained(checkpoint)
+    before = load_model_config(checkpoint, FerPllConfig)
     different = [
         f"{name} was {getattr(before, name)} and is {getattr(config, name)}"
         for name in (*TAKEN_OVER, "position_embedding_type")
@@ -273,10 +266,5 @@ def fit_projection(source: Source, config: FerPllConfig) -> None:
 
 def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, list[str]]:
     """The model in float32, and the names of its random weights, for which the files have none that fit."""
-    loaded: Any = load_weights(  # with `output_loading_info` it is a pair
-        model_class, name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-    )
-    model, info = loaded
-    check_finite(model, name)
-    random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
+    model, random = load_model(model_class, name, partly=True, dtype=torch.float32)
     return model, [key for key in model.state_dict() if key in random]

@@ -1,6 +1,5 @@
 """The folder that a run writes to: the names of its files, and the run read back from them."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..data.dataset import REPORT, load_dataset
 from ..data.row_ids import row_ids
 from ..hub.card import read_evaluations
 from ..hub.files import CARD_NAME, TRAINING_NAME
+from ..io.stored import read_json
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 
@@ -82,13 +82,12 @@ class RunFolder:
             raise ValueError(
                 f"{self.path} has no {self.settings_file.name}, which `fer-pll finetune` writes: train it with that."
             )
-        try:
-            settings = json.loads(self.settings_file.read_text())
-            return {"script": dict(settings["script"]), "arguments": dict(settings["arguments"])}
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"{self.settings_file} is not what `fer-pll finetune` writes ({error}): train the run again."
-            ) from error
+        settings = read_json(
+            self.settings_file,
+            {"script": {"data?": (str, list), "init_from?": (str, type(None))}, "arguments": dict},
+            "it is not what `fer-pll finetune` writes; train the run again",
+        )
+        return {"script": settings["script"], "arguments": settings["arguments"]}
 
     def table_and_rows(self, data: str | Path | None = None) -> tuple[ConfidenceTable, Dataset]:
         """The run's confidences and the N rows of its training set, in the same order.
@@ -106,7 +105,7 @@ class RunFolder:
             )
         if data is None:
             data = self.settings["script"].get("data") if self.settings_file.is_file() else None
-            if data is None or not Path(data).is_dir():
+            if not isinstance(data, str) or not Path(data).is_dir():
                 which = f"the data set of {self.path}, {data}, is not there"
                 where = which if data else f"{self.path} does not say what data it had"
                 raise ValueError(f"{where}: name its folder with --data.")

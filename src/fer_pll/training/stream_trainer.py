@@ -1,7 +1,6 @@
 """Pre-training on a stream of images: it counts steps, and resumes at exactly the next image."""
 
 import csv
-import json
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,11 +17,15 @@ from ..data.dataset import Unreadable
 from ..data.streaming.stream import ImageStream, Position
 from ..io.atomic import write_json
 from ..io.errors import DataError
+from ..io.stored import read_json, reading
 from .arguments import FerPllPreTrainingArguments
 from .base_trainer import ImageTrainer
+from .checkpoints import ANOTHER
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
+
+_STATE = {"batches": int, "pass": int, "positions": {str: [int]}, "workers": int}
 
 
 class StreamTrainer(ImageTrainer):
@@ -124,10 +127,11 @@ class StreamTrainer(ImageTrainer):
     def _go_to(self, stream: ImageStream, checkpoint: str) -> None:
         """Set the stream to where it was at a checkpoint."""
         run = RunFolder(checkpoint)
-        states = {path.name: json.loads(path.read_text()) for path in run.path.glob(run.stream("*").name)}
+        states = {path.name: read_json(path, _STATE, ANOTHER) for path in run.path.glob(run.stream("*").name)}
         state = states.get(run.stream(self.args.process_index).name, {})
         if all(state.get(name) == value for name, value in self._must_stay(stream).items()):
-            self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
+            with reading(run.stream(self.args.process_index), ANOTHER):
+                self._positions = {int(reader): Position(*place) for reader, place in state["positions"].items()}
             self._batches, self._pass = state["batches"], state["pass"]
             stream.start_at(self._positions, first_worker=self._batches % state["workers"])
             return

@@ -13,6 +13,7 @@ from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
+from ..io.stored import read_torch, reading
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..labels.revision import RevisionRule
@@ -21,6 +22,7 @@ from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer
+from .checkpoints import ANOTHER
 from .methods import METHODS, Batch, Method, MethodOptions
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
@@ -370,7 +372,9 @@ class FerPllTrainer(ImageTrainer):
             self.last_table = self.table
             if self.method.state_dict():
                 path = RunFolder(checkpoint).method
-                self.method.load_state_dict(torch.load(path, map_location=self.args.device, weights_only=True))
+                state = read_torch(path, ANOTHER, map_location=self.args.device)
+                with reading(path, ANOTHER):
+                    self.method.load_state_dict(state)
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

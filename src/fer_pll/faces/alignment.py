@@ -128,14 +128,14 @@ def face_transform(size: tuple[int, int], landmarks: np.ndarray, crop: FaceCrop)
         landmarks: (5, 2), pixels of the image.
 
     Raises:
-        ValueError: as `similarity_transform`; landmarks lie more than four sides outside of the image, or the crop
-            would be a hundred times as large as it: these are landmarks of another image, or of no face.
+        ValueError: as `similarity_transform`; landmarks lie more than a hundred sides outside of the image, or the
+            crop would be so large: these are landmarks of another image, or of no face.
     """
     to_crop = similarity_transform(landmarks, crop.landmarks)
     longest = max(size)
     outside = np.maximum(-np.asarray(landmarks), np.asarray(landmarks) - np.array(size)).max()
     side = crop.size / math.hypot(*to_crop[:, 0])  # of the crop, in the image
-    if outside > 4 * longest or side > 100 * longest:
+    if max(outside, side) > 100 * longest:
         raise ValueError(
             f"the landmarks lie far outside of the image ({size[0]} x {size[1]} pixels), or do not form a face"
         )

@@ -18,10 +18,11 @@ from .answers import describe_face, rank_expressions
 from .onnx_operators import check_operators, one_line
 
 MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE = ONNX_FILE, "config.json", "preprocessor_config.json"
+AGAIN = "export the model again"
 
 
 def _read_classes(file: Path) -> list[str]:
-    names = read_json(file, dict, "export the model again").get("id2label")
+    names = read_json(file, advice=AGAIN).get("id2label")
     if isinstance(names, dict) and len(names) > 1 and set(names) == {str(k) for k in range(len(names))}:
         classes = [names[str(k)] for k in range(len(names))]
         if all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes):
@@ -31,31 +32,54 @@ def _read_classes(file: Path) -> list[str]:
     )
 
 
-def _read_preprocessing(file: Path) -> dict[str, Any]:
-    settings = read_json(file, dict, "export the model again")
-    needed = ("num_channels", "size", "resample", "rescale_factor", "image_mean", "image_std")
-    size = settings.get("size")
-    missing = [name for name in needed if settings.get(name) is None]
-    missing += [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
-    if missing:
-        raise ValueError(f"{file} has no {missing[0]}: export the model again")
-    check_preprocessing(settings, f"{file}: ")
-    if settings.get("face_crop") is not None:
-        FaceCrop.from_dict(settings["face_crop"], str(file))
-    return settings
+class Preprocessing:
+    """What a `FerPllImageProcessor` does to images, with NumPy and Pillow.
+
+    Args:
+        file: its preprocessor_config.json.
+
+    Raises:
+        ValueError: a setting is missing or impossible; the message names the file.
+    """
+
+    def __init__(self, file: Path) -> None:
+        settings = read_json(file, advice=AGAIN)
+        size = settings.get("size")
+        needed = ("num_channels", "size", "resample", "rescale_factor", "image_mean", "image_std")
+        missing = [name for name in needed if settings.get(name) is None]
+        missing += [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
+        if missing:
+            raise ValueError(f"{file} has no {missing[0]}: {AGAIN}")
+        check_preprocessing(settings, f"{file}: ")
+        self.face_crop: dict[str, Any] | None = settings.get("face_crop")
+        if self.face_crop is not None:
+            FaceCrop.from_dict(self.face_crop, str(file))
+        self.channels, self.size = settings["num_channels"], (size["width"], size["height"])
+        self._resample = Image.Resampling(settings["resample"])
+        scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
+        mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
+        self._normalized = (scaled - mean) / std  # (C, 256), for every value that a pixel can have
+
+    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
+        mode = "L" if self.channels == 1 else "RGB"
+        resized = [image.convert(mode).resize(self.size, self._resample) for image in images]
+        pixels = np.stack([np.asarray(image) for image in resized])
+        pixels = pixels.reshape(len(resized), *self.size[::-1], -1)  # (B, H, W, C)
+        return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
 
 
 def _check_interface(session: Any, folder: Path, image: list[int], classes: int) -> None:
     """Raise `ValueError` if a model does not take such images (C, H, W), or does not give a number for each class."""
     inputs = {given.name: (given.type, given.shape) for given in session.get_inputs()}
-    outputs = {given.name: given.shape for given in session.get_outputs()}
-    file = folder / MODEL_FILE
-    if list(inputs) != ["pixel_values"] or "logits" not in outputs or inputs["pixel_values"][0] != "tensor(float)":
+    outputs = {given.name: (given.type, given.shape) for given in session.get_outputs()}
+    file, kind = folder / MODEL_FILE, "tensor(float)"
+    if list(inputs) != ["pixel_values"] or not kind == inputs["pixel_values"][0] == outputs.get("logits", [""])[0]:
         raise ValueError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
-    taken, given = inputs["pixel_values"][1], outputs["logits"]
+    taken, given = inputs["pixel_values"][1], outputs["logits"][1]
     if len(taken) != 4 or taken[1:] != image:
         raise ValueError(
-            f"{file} takes images of (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}"
+            f"{file} takes images (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}"
         )
     if len(given) != 2 or (isinstance(given[1], int) and given[1] != classes):
         raise ValueError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
@@ -84,14 +108,8 @@ class OnnxClassifier:
                 raise ValueError(f"{folder}: no {name} in there; `fer-pll export CHECKPOINT --out DIR` writes it")
         self.name = str(folder)
         self.classes = _read_classes(folder / CONFIG_FILE)
-        settings = _read_preprocessing(folder / PREPROCESSOR_FILE)
-        self.face_crop: dict[str, Any] | None = settings.get("face_crop")
-        self._mode = "L" if settings["num_channels"] == 1 else "RGB"
-        self._size = (settings["size"]["width"], settings["size"]["height"])
-        self._resample = Image.Resampling(settings["resample"])
-        scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
-        mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
-        self._normalized = (scaled - mean) / std  # (C, 256), for every value that a pixel can have
+        self.preprocess = Preprocessing(folder / PREPROCESSOR_FILE)
+        self.face_crop = self.preprocess.face_crop
         content = (folder / MODEL_FILE).read_bytes()
         check_operators(content, folder / MODEL_FILE)
         try:
@@ -102,15 +120,8 @@ class OnnxClassifier:
             raise ValueError(
                 f"{folder / MODEL_FILE} cannot be read ({one_line(error)}): export the model again"
             ) from error
-        expected = [settings["num_channels"], *self._size[::-1]]
-        _check_interface(self._session, folder, expected, len(self.classes))
-
-    def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """The checkpoint's `pixel_values`, float32 (B, C, H, W), as its image processor makes them."""
-        resized = [image.convert(self._mode).resize(self._size, self._resample) for image in images]
-        pixels = np.stack([np.asarray(image) for image in resized])
-        pixels = pixels.reshape(len(resized), *self._size[::-1], -1)  # (B, H, W, C)
-        return np.stack([values[pixels[..., c]] for c, values in enumerate(self._normalized)], axis=1)
+        image = [self.preprocess.channels, *self.preprocess.size[::-1]]
+        _check_interface(self._session, folder, image, len(self.classes))
 
     def logits(self, pixel_values: np.ndarray) -> np.ndarray:
         """Logits, float32 (B, K), for `pixel_values`, float32 (B, C, H, W).

@@ -24,7 +24,7 @@ def predict_logits(
     wrong = (~answers.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(
-            f"{model.name_or_path or 'the model'} answers NaN or infinity for {len(wrong)} of {len(answers)} rows, the "
-            f"first is row {wrong[0]}: take an earlier checkpoint, or one in float32"
+            f"{model.name_or_path or 'the model'} answers NaN or infinity for {len(wrong)} of {len(answers)} rows, "
+            f"the first is row {wrong[0]}: take an earlier checkpoint, or one in float32"
         )
     return answers

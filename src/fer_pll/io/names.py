@@ -38,11 +38,11 @@ def find_checkpoint(name: str | os.PathLike, configs: bool = False) -> str:
         return DEFAULT_CHECKPOINT
     if configs and (folder := shipped_config(text)) is not None:
         return str(folder)
-    known = f" nor one of {', '.join(shipped_names())}" if configs else f" nor {DEFAULT_NAME}, the package's own"
+    known = f"nor one of {', '.join(shipped_names())}" if configs else f"nor {DEFAULT_NAME}, the package's own"
     owner, _, model = text.partition("/")
     if not model and "\\" not in text and not text.startswith(("/", ".", "~")):
         raise DataError(
-            f"{text}: there is no such folder here{_similar(path)}. It is no name on the Hub either (OWNER/NAME),{known}"
+            f"{text}: there is no such folder here{_similar(path)}; no name on the Hub (OWNER/NAME) either, {known}"
         )
     if not owner or "/" in model or "\\" in text or text.startswith((".", "~")) or path.parent.is_dir():
         raise DataError(f"{text}: there is no such folder{_similar(path)}")

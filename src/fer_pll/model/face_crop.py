@@ -10,9 +10,9 @@ def check_face_crop(face_crop: Any) -> dict[str, Any]:
 
     Args:
         face_crop: `name` (text), `template` (five (x, y) in shares of the crop's side: left and right eye, nose, left
-            and right corner of the mouth, as seen in the image), `size` (pixels, at most 1024), `color` ("gray" or "rgb") and
-            `margin` (share of the side that is added on each side). Earlier checkpoints have `colour` ("grey" or
-            "rgb") instead of `color`.
+            and right corner of the mouth, as seen in the image), `size` (pixels, at most 1024), `color` ("gray" or
+            "rgb") and `margin` (share of the side that is added on each side). Earlier checkpoints have `colour`
+            ("grey" or "rgb") instead of `color`.
 
     Returns:
         A new dictionary with the keys named above.

@@ -47,7 +47,9 @@ class Preprocessing:
         size = settings.get("size")
         needed = ("num_channels", "size", "resample", "rescale_factor", "image_mean", "image_std")
         missing = [name for name in needed if settings.get(name) is None]
-        missing += [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
+        missing += (
+            [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
+        )
         if missing:
             raise ValueError(f"{file} has no {missing[0]}: {AGAIN}")
         check_preprocessing(settings, f"{file}: ")
@@ -78,9 +80,7 @@ def _check_interface(session: Any, folder: Path, image: list[int], classes: int)
         raise ValueError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
     taken, given = inputs["pixel_values"][1], outputs["logits"][1]
     if len(taken) != 4 or taken[1:] != image:
-        raise ValueError(
-            f"{file} takes images (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}"
-        )
+        raise ValueError(f"{file} takes images (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}")
     if len(given) != 2 or (isinstance(given[1], int) and given[1] != classes):
         raise ValueError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
 

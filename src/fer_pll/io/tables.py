@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from .atomic import put_in_place
 from .errors import DataError
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 SEPARATORS = (",", ";", "\t")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -136,6 +138,31 @@ _ROWS_PER_GROUP = 4096
 _WriteAndFinish = tuple[Callable[[list], object], Callable[[], None]]
 
 
+def check_new_table(path: str | Path, overwrite: bool = False) -> None:
+    """Check, before anything else is done, that a `TableWriter` can write a table there.
+
+    Raises:
+        ValueError, OSError: as `TableWriter`.
+    """
+    table = Path(path)
+    if table.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: the ending says the format of the table: use {', '.join(FORMATS)}")
+    if table.exists() and not overwrite:
+        raise ValueError(f"{path} is there already: choose another name, or --overwrite to replace it")
+    if not table.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {table.parent}: make it first")
+    try:
+        with tempfile.TemporaryFile(dir=table.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"nothing can be written there ({error.strerror})", str(path)) from error
+
+
+def without_formula(value: Any) -> Any:
+    """Text as it is, but after an apostrophe if a spreadsheet would take it for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 class TableWriter:
     """Writes rows to `path` as CSV, JSONL or Parquet, by its ending.
 
@@ -148,21 +175,21 @@ class TableWriter:
         columns: names of the columns with their Python types (`str`, `int`, `float`). Any value may be None, which is
             an empty field in CSV.
         overwrite: replace an existing table.
+        safe_csv: in CSV, put an apostrophe before text that begins like a formula (`=`, `+`, `-`, `@`). Spreadsheets
+            run such text, from a file's name for example; programs that read CSV do not, and see the apostrophe.
 
     Raises:
         ValueError: the ending is none of `FORMATS`, the folder is missing, or the table exists.
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, path: str | Path, columns: dict[str, type], overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, columns: dict[str, type], overwrite: bool = False, safe_csv: bool = False
+    ) -> None:
+        check_new_table(path, overwrite)
         self.path = Path(path)
         ending = self.path.suffix.lower()
-        if ending not in FORMATS:
-            raise ValueError(f"{path}: the ending says the format of the table: use {', '.join(FORMATS)}")
-        if self.path.exists() and not overwrite:
-            raise ValueError(f"{path} is there already: choose another name, or --overwrite to replace it")
-        if not self.path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {self.path.parent}: make it first")
+        self._safe = safe_csv
         self.partial = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
         self._columns = columns
         self._write, self._finish = {".csv": self._csv, ".jsonl": self._jsonl, ".parquet": self._parquet}[ending]()
@@ -193,8 +220,9 @@ class TableWriter:
     def _csv(self) -> _WriteAndFinish:
         file = self.partial.open("w", newline="", encoding="utf-8")
         writer = csv.writer(file)
-        writer.writerow(self._columns)
-        return writer.writerow, file.close
+        safe = without_formula if self._safe else None
+        writer.writerow(map(safe, self._columns) if safe else self._columns)
+        return (lambda values: writer.writerow(map(safe, values) if safe else values)), file.close
 
     def _jsonl(self) -> _WriteAndFinish:
         file = self.partial.open("w", encoding="utf-8")

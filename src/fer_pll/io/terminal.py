@@ -1,4 +1,4 @@
-"""Text from files and names, made safe for a terminal."""
+"""Text for a terminal: names from files made safe, and numbers with their nouns."""
 
 import unicodedata
 
@@ -18,3 +18,8 @@ def printable(text: str) -> str:
         repr(letter)[1:-1] if unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS else letter
         for letter in text
     )
+
+
+def number_of(number: int, noun: str) -> str:
+    """`"1 face"`, `"2 faces"`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

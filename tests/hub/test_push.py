@@ -23,7 +23,7 @@ from fer_pll.data.row_ids import row_ids
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset, confidences_from_hub
 from fer_pll.hub.push import published_files
-from fer_pll.inference.loading import load_weights
+from fer_pll.io.pretrained import load_model
 from fer_pll.training.run_folder import RunFolder
 from fer_pll.training.trainer import start_table
 from hub.fake_hub import FakeHub, Fault
@@ -393,6 +393,6 @@ def test_weights_in_a_pickle_are_not_opened(toy_config, tmp_path):
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"Pickles .* are not opened.*convert it"):
-        load_weights(FerPllForImageClassification, str(tmp_path))
+        load_model(FerPllForImageClassification, tmp_path)
     with pytest.raises(OSError, match="nowhere"):  # another trouble keeps its own message
-        load_weights(FerPllForImageClassification, str(tmp_path / "nowhere"))
+        load_model(FerPllForImageClassification, tmp_path / "nowhere")

@@ -12,7 +12,19 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..io.stored import check_shape
+
 _SPLITS = ("train", "validation", "test", "held_out")
+_TEXT, _NUMBER = (str, type(None)), (int, type(None))
+_SHAPE: dict[str, Any] = {
+    **{f"{name}?": _TEXT for name in ("name", "source", "split", "protocol", "license", "hub_id", "text")},
+    "kept?": _NUMBER,
+    "dropped?": {str: int},
+    "drawn_votes?": ({"number": int, "seed": _NUMBER}, type(None)),
+    "corrections?": [{"file": str, "relabeled": int, "dropped": int}],
+    "held_out?": ({"of": _TEXT, "rows": int, "seed": _NUMBER}, type(None)),
+    "parts?": [(str, {str: object})],
+}
 _BETWEEN = "\n\n"  # what `datasets` puts between the descriptions of sets that it concatenates
 
 
@@ -59,16 +71,23 @@ class Provenance:
         return replace(found, license=dataset.info.license or None)
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any] | str | None) -> "Provenance | None":
-        """From `to_dict()`, its JSON, or the prose of earlier versions; `None` from nothing."""
+    def from_json(
+        cls, content: Mapping[str, Any] | str | None, place: str = "the description of the data"
+    ) -> "Provenance | None":
+        """From `to_dict()`, its JSON, or the prose of earlier versions; `None` from nothing.
+
+        Raises:
+            DataError: a value has another type than the field; the message names `place`.
+        """
         if not content:
             return None
         if isinstance(content, str):
             parts = [part for text in _split(content) if (part := _from_text(text)) is not None]
             return cls(parts=parts) if len(parts) > 1 else next(iter(parts), None)
+        check_shape(content, (_SHAPE, str), place)
         known = {each.name for each in fields(cls)}
         values = {name: value for name, value in content.items() if name in known}
-        parts = [part for each in content.get("parts", ()) if (part := cls.from_json(each)) is not None]
+        parts = [part for each in content.get("parts", ()) if (part := cls.from_json(each, place)) is not None]
         return cls(**values | {"parts": parts})
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,7 +131,7 @@ class Provenance:
 
     def dataset_type(self) -> str:
         """The name in the metadata of a model card: the name on the Hub or, without one, a name of that form."""
-        if self.hub_id is not None:
+        if self.hub_id is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hub_id, re.ASCII):
             return self.hub_id
         return re.sub(r"[^a-z0-9]+", "-", self.title().lower().replace("+", "plus")).strip("-")
 
@@ -138,7 +157,7 @@ def _split(description: str) -> list[str]:
 def _is_ours(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

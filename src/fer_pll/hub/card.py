@@ -11,7 +11,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..data.provenance import Provenance
+from ..io.errors import DataError
+from ..io.pretrained import CONFIG_FILE, load_image_processor, load_model_config, make_model, tensor_shapes
 from ..io.shipped import shipped
+from ..io.stored import check_shape, read_json, reading
 from ..labels.confidence_table import ConfidenceTable
 from ..labels.renamed import current_name
 from ..labels.revision import REVISION_RULES, RevisionRule
@@ -19,8 +22,37 @@ from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from .files import CONFUSION_MATRIX_NAME, METRICS_NAME, TRAINING_NAME
+from .markdown import code, escaped, link, one_line, prose
 
 TAGS = ["fer-pll", "facial-expression-recognition", "partial-label-learning", "vision"]
+
+EVALUATE_AGAIN = "run `fer-pll evaluate` again, or delete the file"
+
+_FIGURES = {"accuracy": float, "mean_class_accuracy": float, "ece": float}
+_NONE = type(None)
+_RECORD: dict[str, Any] = {
+    "data?": ({str: object}, str, _NONE),
+    "data_license?": (str, _NONE),
+    "settings?": ({str: object}, _NONE),
+    "candidate_sets?": ({"rows": int, "mean_size": float, "ambiguous": int, "revised": int}, _NONE),
+    "method?": {"sentence": (str, _NONE)},
+    "revision?": {"sentence": (str, _NONE)},
+    "metrics?": {str: _FIGURES},
+    "compute?": ({"hours?": float}, _NONE),
+    "calibration?": (
+        {"balance": float, "temperature": float, "rows": int, "ece_before": float, "ece_after": float},
+        _NONE,
+    ),
+    "pretraining?": ({"data": ({str: object}, str, _NONE), "objective": str, "epochs": (float, _NONE)}, _NONE),
+}
+"""What a card takes from `training.json`."""
+
+_REPORT: dict[str, Any] = {
+    "data": ({str: object}, str, _NONE),
+    "split": str,
+    "protocols": {str: {**_FIGURES, "rows": int, "per_class_recall": {str: (float, _NONE)}}},
+}
+"""What a card takes from the `metrics.json` of an evaluation."""
 
 _BEFORE_SENTENCES = {
     "cross_entropy": "The loss did not use them: it is the cross-entropy with the given label.",
@@ -96,7 +128,8 @@ def model_card(
     Args:
         model: a fer-pll model, without a head if only its encoder was trained; its config has the classes and sizes.
         model_id: what `from_pretrained` loads it by, a Hub name or a folder.
-        training: a `training_record`.
+        training: a `training_record`. Text in it, as that in all other arguments, may come from strangers: the card
+            shows it as it is, and obeys none of it.
         evaluations: the metrics.json files of fer-pll evaluate, by the name of their folder, which lies beside the
             card. They replace the metrics from training.
         license: Hub identifier of the license of the weights.
@@ -121,13 +154,18 @@ def model_card(
         tags=TAGS,
         license=license,
         metrics=["accuracy"] if results or training.get("metrics") else None,
-        model_name=model_id.split("/")[-1] if results else None,
+        model_name=one_line(model_id.split("/")[-1]) if results else None,
         eval_results=[entry for result in results for entry in _model_index(result)] or None,
     )
     return ModelCard.from_template(
         card_data,
         template_path=str(shipped("model_card.md")),
+        escaped=escaped,
+        code=code,
+        link=link,
+        prose=prose,
         model_id=model_id,
+        model_text=json.dumps(model_id),
         pretraining=pretraining,
         has_head=not isinstance(model, FerPllModel),
         config=config,
@@ -156,28 +194,38 @@ def folder_card(folder: str | Path, model_id: str, license: str | None = None, p
     For `license` and `packaged` see `model_card`.
 
     Raises:
-        ValueError: the folder does not hold a fer-pll model.
+        DataError: the folder does not hold a fer-pll model, or one of its files is damaged.
     """
     folder = Path(folder)
-    config = FerPllConfig.from_pretrained(folder)
+    config = load_model_config(folder, FerPllConfig)
     classes = {each.__name__: each for each in (FerPllForImageClassification, FerPllForPreTraining, FerPllModel)}
     architecture = (config.architectures or [""])[0]
     if architecture not in classes:
-        raise ValueError(f"{folder}: no card is known for {architecture or 'a model without `architectures`'}.")
+        raise DataError(f"{folder}: no card is known for {architecture or 'a model without `architectures`'}.")
     if architecture == FerPllModel.__name__:
         config.add_query_decoder = False
     with torch.device("meta"):
-        model = classes[architecture](config)
-    training = folder / TRAINING_NAME
-    return model_card(
-        model,
-        model_id,
-        training=json.loads(training.read_text()) if training.is_file() else None,
-        evaluations=read_evaluations(folder),
-        license=license,
-        face_crop=FerPllImageProcessor.from_pretrained(folder).face_crop,
-        packaged=packaged,
-    )
+        model = make_model(classes[architecture], config)
+    _check_weights(folder, model)
+    training = read_json(folder / TRAINING_NAME, _RECORD) if (folder / TRAINING_NAME).is_file() else None
+    evaluations = read_evaluations(folder)
+    face_crop = load_image_processor(folder, FerPllImageProcessor).face_crop
+    with reading(f"{folder} ({TRAINING_NAME}, {METRICS_NAME})"):
+        card = model_card(model, model_id, training, evaluations, license, face_crop, packaged)
+        ModelCard(str(card))  # its metadata are whole
+    return card
+
+
+def _check_weights(folder: Path, model: PreTrainedModel) -> None:
+    """Raise `DataError` if the weights in a checkpoint's folder are not those that its config.json describes."""
+    shapes = tensor_shapes(folder)
+    for name, tensor in model.state_dict().items():
+        if shapes.get(name) != tuple(tensor.shape):
+            found = f"of shape {shapes[name]}, not {tuple(tensor.shape)}" if name in shapes else "missing"
+            raise DataError(
+                f"{folder}: the weights {name} are {found}, as its {CONFIG_FILE} wants them: save or download the "
+                "checkpoint again"
+            )
 
 
 def weights_digest(folder: str | Path) -> str | None:
@@ -190,12 +238,18 @@ def weights_digest(folder: str | Path) -> str | None:
 
 
 def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Reports of fer-pll evaluate beside a checkpoint that are about its present weights, by name of their folder."""
-    reports = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"*/{METRICS_NAME}"))
-    }
-    digest = weights_digest(folder) if reports else None
-    return {name: report for name, report in reports.items() if digest is not None and report.get("weights") == digest}
+    """Reports of fer-pll evaluate beside a checkpoint that are about its present weights, by name of their folder.
+
+    Raises:
+        DataError: a metrics.json is damaged.
+    """
+    paths = sorted(Path(folder).glob(f"*/{METRICS_NAME}"))
+    digest = weights_digest(folder) if paths else None
+    reports = {path: read_json(path, dict, EVALUATE_AGAIN) for path in paths}
+    of_these = {path: report for path, report in reports.items() if digest and report.get("weights") == digest}
+    for path, report in of_these.items():
+        check_shape(report, _REPORT, str(path), EVALUATE_AGAIN)
+    return {path.parent.name: report for path, report in of_these.items()}
 
 
 def _results(evaluations: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -227,9 +281,9 @@ def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
     shared = {
         "task_type": "image-classification",
         "dataset_type": result["data"].dataset_type(),
-        "dataset_name": result["data"].title(),
-        "dataset_config": result["protocol"],
-        "dataset_split": result["split"],
+        "dataset_name": one_line(result["data"].title()),
+        "dataset_config": one_line(result["protocol"]),
+        "dataset_split": one_line(result["split"]),
     }
     accuracy = EvalResult(metric_type="accuracy", metric_value=round(result["accuracy"], 4), **shared)
     mean_class_accuracy = EvalResult(
@@ -264,13 +318,13 @@ def _pretraining(folder: Path) -> dict[str, Any] | None:
     """Data, epochs and objective of a pre-training run; `None` where the folder holds none of ours."""
     if not (folder / TRAINING_NAME).is_file():
         return None
-    training = json.loads((folder / TRAINING_NAME).read_text())
-    settings = training.get("settings", {})
+    training = read_json(folder / TRAINING_NAME, _RECORD)
+    settings = training.get("settings") or {}
     if "objective" not in settings:
         return None
-    config = FerPllConfig.from_pretrained(folder)
+    config = load_model_config(folder, FerPllConfig)
     objective = "moco" if settings["objective"] == "moco" else config.pretraining_target
-    return {"data": training["data"], "objective": objective, "epochs": settings.get("num_train_epochs")}
+    return {"data": training.get("data"), "objective": objective, "epochs": settings.get("num_train_epochs")}
 
 
 def _candidate_sets(table: ConfidenceTable) -> dict[str, float]:

@@ -18,6 +18,7 @@ from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 from .card import TAGS
 from .files import CARD_NAME
+from .markdown import code, escaped, link, one_line, prose
 from .push import push_files
 
 DATA_NAME = "train.parquet"
@@ -26,7 +27,7 @@ _COLUMNS = ("row_id", "label", "candidates", "confidence", "revised_epoch")
 _TEXT = """\
 # Confidences of {model_id}
 
-[{model_id}](https://huggingface.co/{model_id}) was trained with `fer-pll` on candidate sets. This data set says how
+[{model_id}](https://huggingface.co/{model_link}) was trained with `fer-pll` on candidate sets. This data set says how
 far it trusts each label of its {rows:,} training images.{images}
 
 | column | |
@@ -92,7 +93,7 @@ def confidences_from_hub(name: str | os.PathLike) -> tuple[Dataset, ConfidenceTa
         else:
             file = hf_hub_download(str(name), DATA_NAME, repo_type="dataset")
         rows = Dataset(InMemoryTable(pq.read_table(file)))
-    except (OSError, ValueError) as error:  # from the name, the network, the Hub, Parquet
+    except Exception as error:  # of any kind from a damaged file; OSError from the name, the network, the Hub, Parquet
         raise ValueError(
             f"{name} is no folder here, and no data set of confidences that can be read from the Hub "
             f"({type(error).__name__}: {error})"
@@ -128,15 +129,16 @@ def push_confidences(
     provenance = Provenance.from_dataset(dataset)
     terms = provenance and provenance.terms()
     text = _TEXT.format(
-        model_id=model_id,
-        repo_id=repo_id,
+        model_id=escaped(model_id),
+        model_link=link(model_id),
+        repo_id=code(repo_id),
         rows=len(dataset),
         images=" The images are in it." if "image" in dataset.column_names else " The images are not in it.",
         votes=_VOTES if "votes" in dataset.column_names else "",
-        data=provenance.sentence() if provenance else "not described.",
-        terms=f"\nIts terms: {terms}\n" if terms else "",
+        data=prose(provenance.sentence()) if provenance else "not described.",
+        terms=f"\nIts terms: {prose(terms)}\n" if terms else "",
     )
-    card_data = DatasetCardData(license=license, tags=TAGS, pretty_name=f"Confidences of {model_id}")
+    card_data = DatasetCardData(license=license, tags=TAGS, pretty_name=one_line(f"Confidences of {model_id}"))
     with tempfile.TemporaryDirectory() as folder:
         dataset.to_parquet(Path(folder) / DATA_NAME)
         DatasetCard(f"---\n{card_data}\n---\n\n{text}").save(Path(folder) / CARD_NAME)

@@ -1,17 +1,22 @@
 """Pushing checkpoints to the Hub: the files that belong there, and errors that say what to do."""
 
-import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME
 
+from ..io.errors import DataError
+from ..io.names import check_folder
+from ..io.pretrained import check_finite_weights, weight_files
+from ..io.stored import read_json
 from .card import model_card, read_evaluations
 from .files import CARD_NAME, CONFUSION_MATRIX_NAME, METRICS_NAME, PREPROCESSOR_NAME, TRAINING_NAME
 
@@ -66,51 +71,86 @@ def published_files(folder: str | Path) -> list[str]:
     pickles, predictions, galleries of images.
 
     Raises:
-        ValueError: a file is missing that the checkpoint needs to load.
+        DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not lie in the folder
+            itself, see `check_plain_files`.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{folder} has no {CONFIG_NAME}: name the folder of a checkpoint.")
-    weights = _weights(folder)
-    if not weights:
-        raise ValueError(
-            f"{folder} has no {SAFE_WEIGHTS_NAME}: weights are published as safetensors only. Load the model and save "
-            "it again with save_pretrained."
-        )
+        raise DataError(f"{folder} has no {CONFIG_NAME}: name the folder of a checkpoint.")
+    check_folder(folder)
+    check_finite_weights(folder)  # also raises for weights that are cut off or missing
     if not (folder / PREPROCESSOR_NAME).is_file():
-        raise ValueError(
+        raise DataError(
             f"{folder} has no {PREPROCESSOR_NAME}: save the image processor there as well, with its save_pretrained."
         )
-    files = [CONFIG_NAME, *weights, PREPROCESSOR_NAME, *_code(folder)]
-    files += [name for name in (CARD_NAME, TRAINING_NAME) if (folder / name).is_file()]
+    files = [CONFIG_NAME, *weight_files(folder), PREPROCESSOR_NAME, *_code(folder)]
+    files += [name for name in (CARD_NAME, TRAINING_NAME) if os.path.lexists(folder / name)]
     for name in read_evaluations(folder):
         images = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))
         files += [f"{name}/{METRICS_NAME}", *(f"{name}/{image.name}" for image in images)]
+    check_plain_files(folder, files)
     return files
 
 
-def _weights(folder: Path) -> list[str]:
-    if (folder / SAFE_WEIGHTS_NAME).is_file():
-        return [SAFE_WEIGHTS_NAME]
-    if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())
-        return [SAFE_WEIGHTS_INDEX_NAME, *sorted(set(index["weight_map"].values()))]
-    return []
+def check_plain_files(folder: str | Path, files: Sequence[str]) -> None:
+    """Check that files lie in a folder themselves, so that a push sends nothing from anywhere else.
+
+    Args:
+        folder: the folder; it may be reached through a link.
+        files: paths inside it.
+
+    Raises:
+        DataError: a path leads out of the folder, is a link or lies behind one, or is no file.
+    """
+    root = Path(folder).resolve()
+    for name in files:
+        parts = PurePath(name).parts
+        if not parts or ".." in parts or PurePath(name).is_absolute():
+            raise DataError(f"{folder}: {name!r} does not lie in it, so it is not pushed: remove what names it")
+        path = root.joinpath(*parts)
+        if path.resolve() != path:
+            raise DataError(
+                f"{Path(folder) / name} is a link, or lies behind one, so it is not pushed: put a copy of the file in "
+                "its place (cp -rL copies a folder so)"
+            )
+        if not path.is_file():
+            raise DataError(f"{Path(folder) / name} is no file: remove it, or write it again")
 
 
 def _code(folder: Path) -> list[str]:
     """The Python files that `auto_map` names and those that they import, each once."""
     files = set()
     for name in (CONFIG_NAME, PREPROCESSOR_NAME):
-        for reference in json.loads((folder / name).read_text()).get("auto_map", {}).values():
+        for reference in read_json(folder / name, {"auto_map?": {str: str}}).get("auto_map", {}).values():
+            if "--" in reference:  # code of another repository
+                continue
+            if not re.fullmatch(r"\w+\.\w+", reference):
+                raise DataError(f"{folder / name}: auto_map names {reference!r}, no class of a file in its folder")
             module = folder / f"{reference.split('.')[0]}.py"
+            check_plain_files(folder, [module.name] if os.path.lexists(module) else [])
             try:
                 files |= {module.name, *(Path(file).name for file in get_relative_import_files(module))}
             except FileNotFoundError as error:
-                raise ValueError(
+                raise DataError(
                     f"{folder} lacks {Path(error.filename).name}, part of its code: save it again."
                 ) from error
+            except ValueError as error:
+                raise DataError(f"{module} is no text in UTF-8 ({error}): save the checkpoint again") from error
     return sorted(files)
+
+
+def check_card(card: ModelCard, repo_id: str) -> None:
+    """Ask the Hub whether it takes a card's metadata. Nothing is written, here or there.
+
+    Raises:
+        PushError: the Hub cannot be asked.
+        DataError: the Hub refuses the metadata.
+    """
+    with push_errors(repo_id):
+        try:
+            card.validate()
+        except ValueError as error:
+            raise DataError(f"{repo_id}: the Hub refuses the metadata of the card ({error})") from error
 
 
 def push_files(
@@ -138,8 +178,10 @@ def push_files(
 
     Raises:
         PushError: the push failed.
+        DataError: a file does not lie in the folder itself, see `check_plain_files`.
         ValueError: the Hub finds the card's metadata invalid.
     """
+    check_plain_files(folder, files)
     api = HfApi(token=token)
     operations = [
         CommitOperationAdd(

@@ -12,7 +12,7 @@ from typing import Any
 from ..model.preprocessing import check_preprocessing
 from .errors import DataError, name_some
 from .names import check_folder, find_checkpoint
-from .stored import check_shape, describe, read_json, read_tensor_shapes
+from .stored import check_shape, describe, read_json, read_tensor_shapes, reading
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -131,8 +131,29 @@ def check_finite(model: Any, name: str) -> None:
         DataError: some are NaN or infinite; the message names them.
     """
     for key, weights in model.state_dict().items():
-        if weights.is_floating_point() and not weights.isfinite().all():
+        if weights.is_floating_point() and not weights.float().isfinite().all():
             raise DataError(f"{name}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint")
+
+
+def check_finite_weights(folder: str | Path) -> None:
+    """Check the weights in a checkpoint's folder, one after the other.
+
+    Raises:
+        DataError: as `weight_files`; a file is damaged, or holds NaN or infinite numbers.
+    """
+    from safetensors import safe_open
+
+    for name in weight_files(folder):
+        if not name.endswith(".safetensors"):
+            continue
+        path = Path(folder) / name
+        with reading(path, _ADVICE), safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # no __iter__
+                weights = file.get_tensor(key)
+                if weights.is_floating_point() and not weights.float().isfinite().all():
+                    raise DataError(
+                        f"{path}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint"
+                    )
 
 
 @contextmanager
@@ -203,6 +224,17 @@ def tensor_shapes(folder: str | Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def share_weights(folder: str | Path) -> None:
+    """Give the weights in a checkpoint's folder the permissions of its config.json, which follow the umask.
+
+    safetensors makes files that nobody but their owner can read.
+    """
+    config = Path(folder) / CONFIG_FILE
+    if config.is_file():  # a model that is not of transformers has none
+        for file in Path(folder).glob("*.safetensors"):
+            file.chmod(config.stat().st_mode)
+
+
 def _no_weights(name: str | Path) -> str:
     return (
         f"{name} holds no weights in a safetensors file ({WEIGHTS_FILE}). Pickles (pytorch_model.bin) are not opened, "
@@ -233,7 +265,7 @@ def _of(name: str | Path, file: str) -> Iterator[None]:
             raise DataError(f"{name}: there is no such folder, and as a name on the Hub: {error}") from error
         if isinstance(error, OSError) and not (Path(name) / file.split()[0]).is_file():
             raise DataError(f"{name} has no {file.split()[0]}: name the folder of a checkpoint") from error
-        raise DataError(f"{_place(name, file)} cannot be used ({describe(error)}): {_ADVICE}") from error
+        raise DataError(f"{_place(name, file)}: cannot be used ({describe(error)}): {_ADVICE}") from error
 
 
 def _check_config(content: dict[str, Any], place: str) -> None:

@@ -37,9 +37,9 @@ def reading(path: str | os.PathLike, advice: str = AGAIN) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: {error.filename or path} is missing: {advice}") from error
     except Exception as error:
+        if isinstance(error, FileNotFoundError) and not Path(path).exists():
+            raise DataError(f"{path} is missing: {advice}") from error
         raise DataError(f"{path} cannot be read ({describe(error)}): {advice}") from error
 
 
@@ -79,9 +79,9 @@ def check_shape(value: Any, shape: Any, place: str, advice: str = AGAIN) -> None
 
     Args:
         value: of JSON.
-        shape: a type or a tuple of types (`bool` is no `int`, an `int` is a `float`); `[shape]` for a list; `{str:
-            shape}` for an object with any keys; `{"name": shape, "name?": shape}` for an object that has these keys,
-            those with `?` perhaps; it may have others.
+        shape: a type (`bool` is no `int`, an `int` is a `float`, and all is an `object`); `[shape]` for a list;
+            `{str: shape}` for an object with any keys; `{"name": shape, "name?": shape}` for an object that has these
+            keys, those with `?` perhaps, and may have others; a tuple of shapes for any one of them.
         place: the file, for the message.
         advice: what to do about it, for the message.
 
@@ -114,10 +114,17 @@ def check_shape(value: Any, shape: Any, place: str, advice: str = AGAIN) -> None
             for number, each in enumerate(value):
                 check(each, shape[0], f"{where}[{number}]")
         else:
-            types = shape if isinstance(shape, tuple) else (shape,)
+            shapes = shape if isinstance(shape, tuple) else (shape,)
+            types = tuple(each for each in shapes if isinstance(each, type))
             types += (int,) if float in types else ()
-            if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-                fail(where, value, " or ".join(_TYPE_NAMES.get(each, each.__name__) for each in dict.fromkeys(types)))
+            if isinstance(value, types) and (not isinstance(value, bool) or {bool, object} & set(types)):
+                return
+            for inner in shapes:
+                if isinstance(value, type(inner)) and not isinstance(inner, type):
+                    check(value, inner, where)
+                    return
+            names = [_TYPE_NAMES[each if isinstance(each, type) else type(each)] for each in shapes]
+            fail(where, value, " or ".join(names))
 
     check(value, shape, "")
 

@@ -27,6 +27,7 @@ PRIVATE_METHODS = (
     "_load_rng_state",
     "_prepare_inputs",
     "_push_from_checkpoint",
+    "_save",
     "_save_checkpoint",
     "_save_rng_state",
 )

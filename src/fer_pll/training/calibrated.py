@@ -12,7 +12,7 @@ from ..hub.card import training_record
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_folder, write_json
 from ..io.names import find_checkpoint
-from ..io.pretrained import load_image_processor, load_model
+from ..io.pretrained import load_image_processor, load_model, share_weights
 from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature
@@ -86,6 +86,7 @@ def calibrate(
     record = read_json(run.training) if run.training.is_file() else training_record({})
     with whole_folder(out) as folder:
         model.save_pretrained(folder)
+        share_weights(folder)
         image_processor.save_pretrained(folder)
         config = read_json(folder / CONFIG_NAME)
         write_json(folder / CONFIG_NAME, config | {"dtype": "float32"})  # what from_pretrained loads the weights as

@@ -8,6 +8,7 @@ from accelerate.utils import gather_object
 from transformers.trainer_utils import TrainOutput
 
 from ..io.atomic import write_json
+from ..io.pretrained import share_weights
 from ..io.stored import reading
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .checkpoints import (
@@ -127,6 +128,11 @@ class CheckpointMixin(RunTrainer):
     def _load_callback_state(self) -> None:
         with reading("trainer_state.json (its stateful_callbacks)", ANOTHER):
             super()._load_callback_state()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            share_weights(output_dir or self.run_folder.path)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

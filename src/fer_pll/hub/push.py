@@ -71,8 +71,8 @@ def published_files(folder: str | Path) -> list[str]:
     pickles, predictions, galleries of images.
 
     Raises:
-        DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not lie in the folder
-            itself, see `check_plain_files`.
+        DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not
+            lie in the folder itself, see `check_plain_files`.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():

@@ -153,6 +153,8 @@ def _frames(stream: BinaryIO, name: str, every: int) -> Iterator[tuple[int, Imag
             if not container.streams.video:
                 return
             video = container.streams.video[0]
+            if video.codec_context is None:
+                raise ImageError(f"{name}: its frames are in a format that FFmpeg does not know")
             video.codec_context.options = limit
             for number, frame in enumerate(container.decode(video)):
                 if number % every == 0:

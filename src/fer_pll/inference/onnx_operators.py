@@ -7,6 +7,8 @@ below are followed; weights are passed over, not copied. See onnx.proto of ONNX 
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..io.errors import DataError
+
 # What `fer-pll export` writes for our models and other image classifiers of transformers, in float32 and int8, and the
 # like. None of them repeats a part of the model, so the time is bounded by the file and the sizes of its tensors. A
 # hostile file can still ask for much memory (Expand): take exported models, as all models, from people you trust.
@@ -37,16 +39,16 @@ def check_operators(content: bytes, file: Path) -> None:
         file: its name, for the message.
 
     Raises:
-        ValueError: it has, or this is no ONNX file.
+        DataError: it has, or this is no ONNX file.
     """
     try:
         found = set(_operators(memoryview(content)))
     except (ValueError, IndexError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"{file} is no ONNX file, or cut off ({one_line(error)}): export the model again") from error
+        raise DataError(f"{file} is no ONNX file, or cut off ({one_line(error)}): export the model again") from error
     if not found:
-        raise ValueError(f"{file} is no ONNX file, it has no operators: export the model again")
+        raise DataError(f"{file} is no ONNX file, it has no operators: export the model again")
     if unknown := sorted(found - OPERATORS):
-        raise ValueError(
+        raise DataError(
             f"{file} has the operator {unknown[0]!r}, which `fer-pll export` never writes: it is not run, because "
             "such a model could run without end or take any memory; export the model yourself"
         )

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, open_session
-from ..io.errors import MissingExtra
+from ..io.errors import DataError, MissingExtra
 from ..io.names import ONNX_FILE
-from ..io.stored import read_json
+from ..io.stored import read_json, reading
 from ..model.preprocessing import check_preprocessing
 from .answers import describe_face, rank_expressions
 from .onnx_operators import check_operators, one_line
@@ -27,7 +27,7 @@ def _read_classes(file: Path) -> list[str]:
         classes = [names[str(k)] for k in range(len(names))]
         if all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes):
             return classes
-    raise ValueError(
+    raise DataError(
         f'{file}: id2label must give the classes from "0" on different names, at least two: export the model again'
     )
 
@@ -39,7 +39,7 @@ class Preprocessing:
         file: its preprocessor_config.json.
 
     Raises:
-        ValueError: a setting is missing or impossible; the message names the file.
+        DataError: a setting is missing or impossible; the message names the file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -51,11 +51,13 @@ class Preprocessing:
             [] if isinstance(size, dict) and {"width", "height"} <= set(size) else ["size.width and size.height"]
         )
         if missing:
-            raise ValueError(f"{file} has no {missing[0]}: {AGAIN}")
-        check_preprocessing(settings, f"{file}: ")
+            raise DataError(f"{file} has no {missing[0]}: {AGAIN}")
+        with reading(file, AGAIN):
+            check_preprocessing(settings)
         self.face_crop: dict[str, Any] | None = settings.get("face_crop")
         if self.face_crop is not None:
-            FaceCrop.from_dict(self.face_crop, str(file))
+            with reading(file, AGAIN):
+                FaceCrop.from_dict(self.face_crop, str(file))
         self.channels, self.size = settings["num_channels"], (size["width"], size["height"])
         self._resample = Image.Resampling(settings["resample"])
         scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
@@ -72,17 +74,17 @@ class Preprocessing:
 
 
 def _check_interface(session: Any, folder: Path, image: list[int], classes: int) -> None:
-    """Raise `ValueError` if a model does not take such images (C, H, W), or does not give a number for each class."""
+    """Raise `DataError` if a model does not take such images (C, H, W), or does not give a number for each class."""
     inputs = {given.name: (given.type, given.shape) for given in session.get_inputs()}
     outputs = {given.name: (given.type, given.shape) for given in session.get_outputs()}
     file, kind = folder / MODEL_FILE, "tensor(float)"
     if list(inputs) != ["pixel_values"] or not kind == inputs["pixel_values"][0] == outputs.get("logits", [""])[0]:
-        raise ValueError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
+        raise DataError(f"{file} is no classifier of images: it needs the input pixel_values and the output logits")
     taken, given = inputs["pixel_values"][1], outputs["logits"][1]
     if len(taken) != 4 or taken[1:] != image:
-        raise ValueError(f"{file} takes images (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}")
+        raise DataError(f"{file} takes images (channels, height, width) {taken[1:]}, {PREPROCESSOR_FILE} has {image}")
     if len(given) != 2 or (isinstance(given[1], int) and given[1] != classes):
-        raise ValueError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
+        raise DataError(f"{file} gives logits of {given[1:]} classes, {CONFIG_FILE} names {classes}")
 
 
 class OnnxClassifier:
@@ -97,7 +99,7 @@ class OnnxClassifier:
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        ValueError: a file is missing or damaged, the files do not fit each other, or the model has an operator that
+        DataError: a file is missing or damaged, the files do not fit each other, or the model has an operator that
             is not in `OPERATORS`.
     """
 
@@ -105,7 +107,7 @@ class OnnxClassifier:
         folder = Path(folder)
         for name in (MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE):
             if not (folder / name).is_file():
-                raise ValueError(f"{folder}: no {name} in there; `fer-pll export CHECKPOINT --out DIR` writes it")
+                raise DataError(f"{folder}: no {name} in there; `fer-pll export CHECKPOINT --out DIR` writes it")
         self.name = str(folder)
         self.classes = _read_classes(folder / CONFIG_FILE)
         self.preprocess = Preprocessing(folder / PREPROCESSOR_FILE)
@@ -117,7 +119,7 @@ class OnnxClassifier:
         except MissingExtra:
             raise
         except Exception as error:  # onnxruntime has no common class for its own
-            raise ValueError(
+            raise DataError(
                 f"{folder / MODEL_FILE} cannot be read ({one_line(error)}): export the model again"
             ) from error
         image = [self.preprocess.channels, *self.preprocess.size[::-1]]
@@ -127,14 +129,14 @@ class OnnxClassifier:
         """Logits, float32 (B, K), for `pixel_values`, float32 (B, C, H, W).
 
         Raises:
-            ValueError: they are no finite numbers, or the model cannot be run.
+            DataError: they are no finite numbers, or the model cannot be run.
         """
         try:
             logits = self._session.run(["logits"], {"pixel_values": pixel_values})[0]
         except Exception as error:  # onnxruntime has no common class for its own
-            raise ValueError(f"{self.name}/{MODEL_FILE} cannot be run ({one_line(error)}): export it again") from error
+            raise DataError(f"{self.name}/{MODEL_FILE} cannot be run ({one_line(error)}): export it again") from error
         if logits.shape != (len(pixel_values), len(self.classes)) or not np.isfinite(logits).all():
-            raise ValueError(
+            raise DataError(
                 f"{self.name}/{MODEL_FILE}: its logits are NaN, infinite, or not one for each of the "
                 f"{len(self.classes)} classes: export the model again"
             )

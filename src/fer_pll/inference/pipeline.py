@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,13 +14,22 @@ from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
 from ..io.errors import DataError
 from ..io.images import ImageError, open_image
-from ..io.names import DEFAULT_NAME, check_folder
+from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
 from .loading import check_device, class_names
 from .media import is_video, show
 
+_FOR_THE_HUB = (
+    "revision", "token", "trust_remote_code", "local_files_only", "code_revision", "cache_dir", "_from_pipeline",
+)  # fmt: skip
 TASK = "facial-expression-recognition"
+
+
+class _Refused(NamedTuple):
+    """In the place of a model, why there is none: `pipeline` would bury an error in tracebacks."""
+
+    error: DataError
 
 
 class NamedClassifier(AutoModelForImageClassification):
@@ -27,7 +37,14 @@ class NamedClassifier(AutoModelForImageClassification):
 
     @classmethod
     def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
-        check_folder(name)
+        if Path(name).is_dir() and not options.get("trust_remote_code"):
+            options = {key: value for key, value in options.items() if key not in _FOR_THE_HUB}
+            try:
+                model, missing = load_model(AutoModelForImageClassification, name, partly=True, **options)
+            except DataError as error:
+                return _Refused(error)
+            model.missing_weights = missing
+            return model
         with quiet():
             model, report = super().from_pretrained(
                 name, *args, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -76,6 +93,8 @@ class FacialExpressionPipeline(ChunkPipeline):
     _default_detector: Detector | None = None
 
     def __init__(self, model: Any, *args: Any, device: Any = None, **options: Any) -> None:
+        if isinstance(model, _Refused):
+            raise model.error
         name = model.name_or_path or "The model"
         if missing := getattr(model, "missing_weights", ()):
             raise DataError(f"{name} is not a trained classifier: it has no weights {missing[0]}; fine-tune it first")

@@ -132,7 +132,7 @@ def check_finite(model: Any, name: str) -> None:
     """
     for key, weights in model.state_dict().items():
         if weights.is_floating_point() and not weights.float().isfinite().all():
-            raise DataError(f"{name}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint")
+            raise DataError(_not_finite(name, key))
 
 
 def check_finite_weights(folder: str | Path) -> None:
@@ -151,9 +151,11 @@ def check_finite_weights(folder: str | Path) -> None:
             for key in file.keys():  # noqa: SIM118  # no __iter__
                 weights = file.get_tensor(key)
                 if weights.is_floating_point() and not weights.float().isfinite().all():
-                    raise DataError(
-                        f"{path}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint"
-                    )
+                    raise DataError(_not_finite(path, key))
+
+
+def _not_finite(name: str | Path, key: str) -> str:
+    return f"{name}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import glob
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import urlsplit
@@ -49,13 +49,13 @@ def list_files(sources: Iterable[str]) -> list[Path | str]:
         found: list[Any]
         if is_url(source):
             found = [source]
-        elif path.is_dir():
+        elif _holds(path.is_dir):
             found = [entry for entry in sorted(path.rglob("*")) if entry.is_file() and _is_known(entry)]
             if not found:
                 raise ValueError(f"{source}: no images or videos in this folder")
-        elif path.is_file():
+        elif _holds(path.is_file):
             found = [path]
-        elif _exists(path):
+        elif _holds(path.exists):
             raise ValueError(f"{source}: this is no regular file, but a device or a pipe")
         elif glob.has_magic(source):
             # Path.glob takes no absolute patterns, and finds hidden files.
@@ -69,9 +69,9 @@ def list_files(sources: Iterable[str]) -> list[Path | str]:
     return list(files)
 
 
-def _exists(path: Path) -> bool:
+def _holds(question: Callable[[], bool]) -> bool:
     try:
-        return path.exists()
+        return question()
     except (OSError, ValueError):  # too long, or NUL in it
         return False
 
@@ -82,7 +82,10 @@ def is_video(source: Any) -> bool:
         source = os.fspath(source)
     if not isinstance(source, str):
         return False
-    name = urlsplit(source).path if is_url(source) else source
+    try:
+        name = urlsplit(source).path if is_url(source) else source
+    except ValueError:  # no URL at all
+        return False
     return PurePosixPath(name).suffix.lower() in VIDEOS
 
 
@@ -146,10 +149,11 @@ def _frames(stream: BinaryIO, name: str, every: int) -> Iterator[tuple[int, Imag
         import av
     except ImportError as error:
         raise MissingExtra(f"{name}: videos need PyAV: pip install 'fer-pll[faces]'") from error
-    limit = {"max_pixels": str(max_pixels())}  # FFmpeg refuses larger frames before it asks for memory
+    # FFmpeg refuses larger frames before it asks for memory. It counts some columns and rows around them.
+    limit = {"max_pixels": str(max_pixels() + max_pixels() // 8 + 2**17)}
     options = {**limit, "format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
     try:
-        with av.open(stream, options=options, metadata_errors="ignore") as container:
+        with av.open(stream, "r", options=options, metadata_errors="ignore") as container:
             if not container.streams.video:
                 return
             video = container.streams.video[0]

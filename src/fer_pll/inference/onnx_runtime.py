@@ -61,7 +61,7 @@ class Preprocessing:
         self.channels, self.size = settings["num_channels"], (size["width"], size["height"])
         self._resample = Image.Resampling(settings["resample"])
         scaled = (np.arange(256) * settings["rescale_factor"]).astype(np.float32)
-        mean, std = (np.array(settings[name], dtype=np.float32)[:, None] for name in ("image_mean", "image_std"))
+        mean, std = (np.ravel(settings[name]).astype(np.float32)[:, None] for name in ("image_mean", "image_std"))
         self._normalized = (scaled - mean) / std  # (C, 256), for every value that a pixel can have
 
     def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:

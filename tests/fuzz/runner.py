@@ -27,6 +27,8 @@ MEMORY = 2**31
 CPU_SECONDS = 20.0
 """Processor time that reading an input may take; a machine may be busy with other things, so no time of the clock."""
 
+_FORK = get_context("fork")
+
 OURS = (DataError, ImageError, MissingExtra)
 OUTCOMES = ("ok", "clean", "unnamed", "raw", "memory", "time", "crash")
 BAD = ("unnamed", "raw", "memory", "time", "crash")
@@ -106,10 +108,14 @@ def one_input(target: Target, seed: int, number: int, whole: Path, work: Path) -
     return "ok", ""
 
 
+def _silence() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
 def _child(target: Target, seed: int, numbers: range, whole: Path, work: Path, pipe: Connection) -> None:
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 1)
-        os.dup2(nowhere.fileno(), 2)
+    _silence()
     os.chdir(work)
     with suppress(Exception):  # once without damage, so that what is imported then is not counted
         target.read(whole)
@@ -123,6 +129,32 @@ def _child(target: Target, seed: int, numbers: range, whole: Path, work: Path, p
     pipe.send(None)
     pipe.close()
     os._exit(0)
+
+
+def _make(target: Target, whole: Path) -> None:
+    """Write the whole files, and read them once, in a child: forks and threads do not go together.
+
+    Raises:
+        RuntimeError: the target does not read what it makes.
+    """
+
+    def make(pipe: Connection) -> None:
+        _silence()
+        try:
+            target.make(whole)
+            target.read(whole)
+        except BaseException:
+            pipe.send(traceback.format_exc())
+        os._exit(0)
+
+    ours, theirs = _FORK.Pipe(duplex=False)
+    child = _FORK.Process(target=make, args=(theirs,), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        raise RuntimeError(f"{target.name}: its whole files cannot be made and read:\n{ours.recv()}")
+    except EOFError:
+        child.join()
 
 
 def _cpu(pid: int) -> float:
@@ -145,8 +177,7 @@ def run(target: Target, seed: int, numbers: range, deadline: float | None = None
         whole, work = Path(folder) / "whole", Path(folder) / "work"
         whole.mkdir()
         work.mkdir()
-        target.make(whole)
-        target.read(whole)  # raises where a target does not read what it makes
+        _make(target, whole)
         while numbers and (deadline is None or time.monotonic() < deadline):
             numbers = _run_child(target, seed, numbers, whole, work, result, deadline)
     return result
@@ -156,9 +187,8 @@ def _run_child(
     target: Target, seed: int, numbers: range, whole: Path, work: Path, result: Result, deadline: float | None
 ) -> range:
     """Run inputs in one child until it ends or has to be ended. Returns the numbers that are left."""
-    context = get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(target, seed, numbers, whole, work, theirs), daemon=True)
+    ours, theirs = _FORK.Pipe(duplex=False)
+    child = _FORK.Process(target=_child, args=(target, seed, numbers, whole, work, theirs), daemon=True)
     child.start()
     theirs.close()
     assert child.pid is not None

@@ -26,7 +26,7 @@ from fer_pll.data.provenance import Provenance
 from fer_pll.data.row_ids import row_ids
 from fer_pll.data.sources.affectnet import list_affectnet
 from fer_pll.data.sources.ferplus import list_ferplus
-from fer_pll.data.sources.hf_dataset import open_dataset
+from fer_pll.data.sources.hf_dataset import list_dataset
 from fer_pll.data.sources.rafdb import list_rafdb
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.data.streaming.shards import find_shards, read_shard
@@ -92,16 +92,20 @@ def make_votes(form: str, ending: str, folder: Path) -> None:
         file.write_text("".join(separator.join(line) + "\n" for line in lines))
 
 
-def read_votes(folder: Path) -> None:
+def read_votes(form: str, folder: Path) -> None:
     (file,) = folder.glob("votes.*")
-    for coverage in (None, 0.9):
+    for coverage in (None, 0.9) if form == "answers" else (None,):
         for records in list_votes(file, coverage=coverage).values():
             list(records)
 
 
 VOTES = {
     f"votes, {form}, {ending}": Target(
-        f"votes, {form}, {ending}", partial(make_votes, form, ending), read_votes, ("votes.*",), quick=60
+        f"votes, {form}, {ending}",
+        partial(make_votes, form, ending),
+        partial(read_votes, form),
+        ("votes.*",),
+        quick=60,
     )
     for form in ("counts", "answers", "sets")
     for ending in ("csv", "tsv", "semicolons.csv", "jsonl", "parquet")
@@ -193,7 +197,7 @@ def make_parquet_dataset(folder: Path) -> None:
 
 
 def read_hub_dataset(folder: Path) -> None:
-    for records in open_dataset(str(folder)).splits.values():
+    for records in list_dataset(str(folder)).splits.values():
         list(records)
 
 

@@ -23,6 +23,7 @@ from fer_pll.data.row_ids import row_ids
 from fer_pll.hub.card import weights_digest
 from fer_pll.hub.confidences import confidence_dataset, confidences_from_hub
 from fer_pll.hub.push import published_files
+from fer_pll.io.errors import DataError
 from fer_pll.io.pretrained import load_model
 from fer_pll.training.run_folder import RunFolder
 from fer_pll.training.trainer import start_table
@@ -372,7 +373,7 @@ def test_what_cannot_be_published_is_refused(toy_config, toy_processor, tmp_path
         published_files(tmp_path)
     (tmp_path / "pig.py").rename(tmp_path / "hog.py")
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors only"):
+    with pytest.raises(ValueError, match="no weights in a safetensors file"):
         published_files(tmp_path)
 
 
@@ -381,7 +382,8 @@ def test_figures_of_other_weights_are_left_out(toy_config, toy_processor, tmp_pa
     toy_processor.save_pretrained(tmp_path)
     (tmp_path / "evaluation").mkdir()
     report = tmp_path / "evaluation" / "metrics.json"
-    report.write_text(json.dumps({"weights": weights_digest(tmp_path)}))
+    of_nothing = {"data": None, "split": "validation", "protocols": {}}
+    report.write_text(json.dumps({"weights": weights_digest(tmp_path)} | of_nothing))
     assert "evaluation/metrics.json" in published_files(tmp_path)
     FerPllForImageClassification(toy_config).save_pretrained(tmp_path)  # trained again
     assert "evaluation/metrics.json" not in published_files(tmp_path)
@@ -394,5 +396,5 @@ def test_weights_in_a_pickle_are_not_opened(toy_config, tmp_path):
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"Pickles .* are not opened.*convert it"):
         load_model(FerPllForImageClassification, tmp_path)
-    with pytest.raises(OSError, match="nowhere"):  # another trouble keeps its own message
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):  # another trouble keeps its own message
         load_model(FerPllForImageClassification, tmp_path / "nowhere")

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(card_file, str(card))
     elif card_file.is_file():
         with reading(card_file, "correct its metadata, or push without --keep-card"):
-            check_card(ModelCard.load(card_file), args.repo)
+            card = ModelCard.load(card_file)
+        check_card(card, args.repo)
     files = published_files(args.checkpoint)
     commit = push_files(args.checkpoint, files, args.repo, private=args.private)
     print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")

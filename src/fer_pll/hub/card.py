@@ -152,7 +152,7 @@ def model_card(
         library_name="transformers",
         pipeline_tag="image-feature-extraction" if pretraining else "image-classification",
         tags=TAGS,
-        license=license,
+        license=license and one_line(license),
         metrics=["accuracy"] if results or training.get("metrics") else None,
         model_name=one_line(model_id.split("/")[-1]) if results else None,
         eval_results=[entry for result in results for entry in _model_index(result)] or None,
@@ -201,13 +201,17 @@ def folder_card(folder: str | Path, model_id: str, license: str | None = None, p
     classes = {each.__name__: each for each in (FerPllForImageClassification, FerPllForPreTraining, FerPllModel)}
     architecture = (config.architectures or [""])[0]
     if architecture not in classes:
-        raise DataError(f"{folder}: no card is known for {architecture or 'a model without `architectures`'}.")
+        raise DataError(
+            f"{folder / CONFIG_FILE}: no card is known for {architecture or 'a model without `architectures`'}."
+        )
     if architecture == FerPllModel.__name__:
         config.add_query_decoder = False
     with torch.device("meta"):
         model = make_model(classes[architecture], config)
     _check_weights(folder, model)
     training = read_json(folder / TRAINING_NAME, _RECORD) if (folder / TRAINING_NAME).is_file() else None
+    for content in (training and (training.get("data"), (training.get("pretraining") or {}).get("data"))) or ():
+        Provenance.from_json(content, f"{folder / TRAINING_NAME}: data")
     evaluations = read_evaluations(folder)
     face_crop = load_image_processor(folder, FerPllImageProcessor).face_crop
     with reading(f"{folder} ({TRAINING_NAME}, {METRICS_NAME})"):
@@ -249,6 +253,7 @@ def read_evaluations(folder: str | Path) -> dict[str, dict[str, Any]]:
     of_these = {path: report for path, report in reports.items() if digest and report.get("weights") == digest}
     for path, report in of_these.items():
         check_shape(report, _REPORT, str(path), EVALUATE_AGAIN)
+        Provenance.from_json(report["data"], f"{path}: data")
     return {path.parent.name: report for path, report in of_these.items()}
 
 

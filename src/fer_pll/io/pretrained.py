@@ -45,6 +45,9 @@ def load_model_config(name: str | Path, config_class: Any = None) -> Any:
         place = _place(name, CONFIG_FILE)
         check_shape(content, dict, place, _ADVICE)
         _check_config(content, place)
+        own = getattr(config_class, "model_type", "") or content.get("model_type")
+        if content.get("model_type", own) != own:
+            raise DataError(f"{place}: model_type is {content['model_type']!r} where {own!r} should be: {_ADVICE}")
         config = (config_class or AutoConfig).from_pretrained(str(name), trust_remote_code=False)
         _check_labels(config, place)
     return config
@@ -117,10 +120,11 @@ def load_model(model_class: Any, name: str | Path, partly: bool = False, **optio
     if partly:
         return model, random
     if random:
-        what = f"weights {random[0]} of another shape than its config.json says" if random[0] in mismatched else (
-            f"no weights {random[0]}"
-        )  # fmt: skip
-        raise DataError(f"{name} is not a trained classifier: it has {what}; fine-tune it first, or {_ADVICE}")
+        found = "in another shape" if random[0] in mismatched else "not there"
+        raise DataError(
+            f"{name} is not a trained classifier: the weights {random[0]} of its {CONFIG_FILE} are {found}; "
+            f"fine-tune it first, or {_ADVICE}"
+        )
     return model
 
 
@@ -250,9 +254,13 @@ def _place(name: str | Path, file: str) -> str:
 
 
 def _local(name: str | Path, file: str) -> dict[str, Any] | None:
-    """A JSON file in a folder; `None` where `name` is no folder, or the folder lacks the file."""
+    """A JSON file in a folder; `None` where `name` is no folder, or it has a file of another name for it."""
     path = Path(name) / file
-    return read_json(path, advice=_ADVICE) if path.is_file() else None
+    if path.is_file():
+        return read_json(path, advice=_ADVICE)
+    if Path(name).is_dir() and not (file == PROCESSOR_FILE and (Path(name) / "processor_config.json").is_file()):
+        raise DataError(f"{name} has no {file}: name the folder of a checkpoint")
+    return None
 
 
 @contextmanager
@@ -265,8 +273,6 @@ def _of(name: str | Path, file: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and not Path(name).is_dir():
             raise DataError(f"{name}: there is no such folder, and as a name on the Hub: {error}") from error
-        if isinstance(error, OSError) and not (Path(name) / file.split()[0]).is_file():
-            raise DataError(f"{name} has no {file.split()[0]}: name the folder of a checkpoint") from error
         raise DataError(f"{_place(name, file)}: cannot be used ({describe(error)}): {_ADVICE}") from error
 
 

@@ -19,7 +19,7 @@ from transformers.utils.hub import PushInProgress
 
 from ..data.provenance import Provenance
 from ..hub.card import model_card, training_record
-from ..hub.push import published_files, push_errors, push_files
+from ..hub.push import check_plain_files, published_files, push_errors, push_files
 from ..io.atomic import whole_file, write_json, write_text
 from ..labels.confidence_table import ConfidenceTable
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
@@ -185,6 +185,7 @@ class PublishingMixin(RunTrainer):
         if path_in_repo:
             files = [str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()]
             files = [name for name in files if name != TRAINING_ARGS_NAME]
+            check_plain_files(folder, files)
         else:
             files = published_files(folder)
         return self._hub.run_as_future(

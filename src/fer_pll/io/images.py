@@ -32,7 +32,6 @@ IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".web
 _SCHEMES = ("http://", "https://", "data:")
 _BAND = 2**20  # pixels that are converted at a time
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_DECODER_COPIES = {"JPEG2000": 4, "WEBP": 2, "AVIF": 2, "HEIF": 2}
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,8 +93,9 @@ def open_image(source: Any, timeout: float | None = 30) -> Image.Image:
       and Lab images are converted; color profiles are not applied.
     - 16-bit values are scaled to 8 bits: 65535 becomes 255. In arrays, floating point values from 0 to 1 become 0 to
       255. Other values have no known scale and are refused.
-    - Truncated files are refused, and files of more than `max_pixels()` pixels: a quarter of them for JPEG 2000 and
-      half for WebP, AVIF and HEIC, whose decoders hold so many copies.
+    - Truncated files are refused, and files of more than `max_pixels()` pixels (half of them for WebP, AVIF and HEIC
+      with transparency, a third for JPEG 2000, whose decoders hold more copies). Up to that limit memory grows by no
+      more than four times the size of the RGB image.
 
     Args:
         source: a path, a URL (`http`, `https`, `data`), the bytes of an image file, a Pillow image, or an array or
@@ -158,10 +158,11 @@ def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             formats = FORMATS + (("HEIF",) if _is_heic(file, name) else ())
             with Image.open(file, formats=formats) as image:
-                check_size(*image.size, name, _DECODER_COPIES.get(image.format or "", 1))
+                check_size(*image.size, name, _copies(image))
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image))
                 rgb = _without_alpha(image, name)
+            del image  # before it is turned, which takes another copy
     except (ImageError, MissingExtra):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -171,6 +172,12 @@ def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise any kind of exception on broken files
         raise ImageError(f"{name}: cannot be read, perhaps truncated or damaged ({error})") from error
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _copies(image: Image.Image) -> int:
+    """How many times the memory of a JPEG file of that size the decoder needs, as measured and rounded up."""
+    heif = 2 if image.mode == "RGBA" else 1
+    return {"JPEG2000": 3, "WEBP": 2, "AVIF": 2, "HEIF": heif}.get(image.format or "", 1)
 
 
 def _is_heic(file: str | io.BytesIO, name: str) -> bool:

@@ -109,22 +109,12 @@ def test_ready_candidate_sets(tmp_path, ending, settings):
 def test_splits_as_the_table_says(tmp_path):
     rows = [row | {"split": split} for row, split in zip(COUNTS, ("Test", "train", ""), strict=True)]
     rows[2]["surprise"] = 1
-    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.999999)
+    splits = list_votes(write(tmp_path, [*rows, rows[0] | {"path": "v.png", "split": "validation"}], ".csv"))
     assert {split: list(images) for split, images in votes_of(splits).items()} == {
-        "train": ["ü.png"],
-        "validation": ["c.png"],
+        "train": ["ü.png", "c.png"],
+        "validation": ["v.png"],
         "test": ["a.png"],
     }
-
-
-def test_the_drawn_validation_share_stays_when_rows_are_added(tmp_path):
-    rows = [{"path": f"{number}.png", "fear": 1} for number in range(2000)]
-    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=3)
-    assert 330 < len(splits["validation"]) < 470  # 400, and four standard deviations
-    fewer = list_votes(write(tmp_path, rows[::2], ".csv"), validation_share=0.2, seed=3)
-    assert set(votes_of(fewer)["validation"]) < set(votes_of(splits)["validation"])
-    other = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=4)
-    assert set(votes_of(other)["validation"]) != set(votes_of(splits)["validation"])
 
 
 def test_own_classes_and_another_root(tmp_path):
@@ -171,7 +161,7 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "file,happiness\na.png,1\n", "has the columns file, happiness; it needs path, annotator, label"),
         ("votes.csv", "path,width\na.png,1\n", "has the columns path, width"),
         ("votes.csv", "path,happy,joy\na.png,1,1\n", "are the same class"),
-        ("votes.csv", "path,fear,fear\na.png,1,1\n", "names the column 'fear' twice"),
+        ("votes.csv", "path,fear,fear\na.png,1,1\n", "the column 'fear' is there twice"),
         ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
@@ -215,8 +205,6 @@ def test_a_missing_table_or_folder_is_named(tmp_path):
         list_votes(tmp_path / "votes.csv")
     with pytest.raises(DataError, match="nowhere is not a folder"):
         list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"validation_share must lie in \[0, 1\)"):
-        list_votes(write(tmp_path, COUNTS, ".csv"), validation_share=1)
 
 
 def test_prepare_data_votes(tmp_path, capsys):
@@ -224,7 +212,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     for name in ("a.png", "sub/ü.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
-    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
@@ -243,7 +231,7 @@ def test_ready_candidate_sets_train_as_they_are(tmp_path):
     for name in ("a.png", "b.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
-    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
     assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
     assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

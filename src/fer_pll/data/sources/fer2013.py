@@ -52,7 +52,7 @@ def list_fer2013(source: str | Path) -> Opened:
     if not source.is_dir():
         raise DataError(f"{source} is neither a folder nor a file: name the folder of Kaggle's FER2013")
     below = [path for path in sorted(source.iterdir()) if path.is_dir() and not path.name.startswith((".", "__"))]
-    root = below[0] if len(below) == 1 else source
+    root = below[0] if len(below) == 1 and not (source / "train").is_dir() else source
     if not (root / "train").is_dir():
         raise DataError(
             f"{source} is not FER2013: it has neither {' or '.join(IMAGE_TABLES)} nor the folders train and test"

@@ -71,7 +71,7 @@ def list_image_folder(
             found[split][class_name] = class_folder
     images = {
         split: [(name, path) for name, folder in folders.items() for path in images_below(folder)]
-        for split, folders in found.items()
+        for split, folders in sorted(found.items(), key=lambda item: list(SPLIT_OF_FOLDER.values()).index(item[0]))
     }
     if not any(images.values()):
         raise DataError(

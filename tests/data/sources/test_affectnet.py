@@ -234,7 +234,7 @@ def test_landmarks_far_apart_cost_one_row(tmp_path):
     main([*arguments, "--out", str(tmp_path / "set")])
     assert load_dataset(tmp_path / "set", "train")["row_id"][:] == ["training.csv:5"]
     report = (tmp_path / "set" / REPORT).read_text()
-    assert report.count("is more than 50,000,000 pixels") == 2 and report.count("training.csv:") == 3
+    assert report.count("the landmarks lie far outside of the image") == 2 and report.count("training.csv:") == 3
 
 
 def test_prepare_data_affectnet(tmp_path):

@@ -54,7 +54,9 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        from fer_pll.io.terminal import printable  # the command has imported the package, or left its libraries out
+
+        print(f"error: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or "interrupted", file=sys.stderr)
@@ -91,9 +93,16 @@ def leave_out_transformers() -> None:
 
 
 def runs_exported_model(command: str, argv: Sequence[str]) -> bool:
+    """Whether a command line needs neither transformers nor torch; see `is_onnx_folder` in `fer_pll.io.names`."""
+    if command != "predict":
+        return False
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--backend", nargs="?")
-    return command == "predict" and parser.parse_known_args(argv)[0].backend == "onnx"
+    parser.add_argument("--model", nargs="?")
+    args = parser.parse_known_args(argv)[0]
+    folder = Path(args.model or ".")
+    exported = (folder / "model.onnx").is_file() and not any(folder.glob("*.safetensors*"))
+    return args.backend == "onnx" or (args.backend is None and args.model is not None and exported)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .inference.pipeline import TASK, FacialExpressionPipeline
+from .inference.pipeline import TASK, FacialExpressionPipeline, NamedClassifier
 from .io.shipped import DEFAULT_CHECKPOINT
 from .model.configuration_fer_pll import FerPllConfig
 from .model.image_processing_fer_pll import FerPllImageProcessor
@@ -38,7 +38,7 @@ AutoImageProcessor.register(FerPllConfig, image_processor_classes={"pil": FerPll
 PIPELINE_REGISTRY.register_pipeline(
     TASK,
     FacialExpressionPipeline,
-    pt_model=AutoModelForImageClassification,
+    pt_model=NamedClassifier,
     default={"model": (DEFAULT_CHECKPOINT, "main")},
     type="image",
 )

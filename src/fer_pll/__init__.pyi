@@ -9,6 +9,7 @@ from .faces.alignment import FaceCrop as FaceCrop
 from .inference.loading import load_default as load_default
 from .inference.onnx_export import export_onnx as export_onnx
 from .inference.pipeline import FacialExpressionPipeline as FacialExpressionPipeline
+from .inference.pipeline import load_recognizer as load_recognizer
 from .labels.confidence_table import ConfidenceTable as ConfidenceTable
 from .labels.revision import REVISION_RULES as REVISION_RULES
 from .labels.revision import RevisionRule as RevisionRule

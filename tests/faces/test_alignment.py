@@ -208,7 +208,7 @@ def test_the_shipped_configurations_have_the_crop_of_ferplus():
 
 def test_a_name_that_nothing_has_is_refused_with_those_that_exist(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match=r"fer-pll-tiny-ferpuls: no checkpoint.*fer-pll-tiny-ferplus"):
+    with pytest.raises(ValueError, match=r"fer-pll-tiny-ferpuls: there is no such folder.*fer-pll-tiny-ferplus"):
         FaceCrop.from_pretrained("fer-pll-tiny-ferpuls")
 
 

@@ -18,7 +18,7 @@ import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.faces.alignment import FaceCrop
 from fer_pll.inference.onnx_export import export_onnx, write_model
-from fer_pll.inference.onnx_runtime import OnnxClassifier
+from fer_pll.inference.onnx_runtime import OnnxClassifier, Preprocessing
 from tiny import tiny_config, tiny_processor
 
 onnx = pytest.importorskip("onnx")
@@ -150,16 +150,15 @@ print(status, *sorted({name.partition(".")[0] for name in set(sys.modules) - bef
         {"num_channels": 3, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3},
     ],
 )
-def test_preprocessing_is_that_of_the_image_processor(exported, crops, settings, tmp_path):
-    shutil.copytree(exported, tmp_path / "model")
+def test_preprocessing_is_that_of_the_image_processor(crops, settings, tmp_path):
     processor = FerPllImageProcessor(size={"height": 20, "width": 28}, **settings)
-    processor.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path)
     images = []
     for path in sorted(crops.glob("*.png"))[:8]:
         with Image.open(path) as image:
             images.append(image.convert("RGB"))
     expected = processor(images, return_tensors="np")["pixel_values"]
-    pixel_values = OnnxClassifier(tmp_path / "model").preprocess(images)
+    pixel_values = Preprocessing(tmp_path / "preprocessor_config.json")(images)
     assert pixel_values.dtype == expected.dtype == np.float32
     np.testing.assert_array_equal(pixel_values, expected)
 

@@ -21,8 +21,7 @@ from collections.abc import Sequence
 
 import fer_pll_cli
 
-from ..training.evaluation import evaluate
-from ..training.run_folder import RunFolder
+from ..training.evaluation import default_out, evaluate
 from .options import AtLeast, quiet_transformers
 
 EPILOG = """\
@@ -37,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll evaluate", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="folder or Hub name of a classifier")
+    parser.add_argument("checkpoint", help="folder of a classifier, fer-pll-tiny-ferplus (in the package) or Hub name")
     parser.add_argument("data", help="folder written by fer-pll prepare")
     parser.add_argument("--split", default="validation", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
@@ -51,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     quiet_transformers()
-    out = args.out or RunFolder(args.checkpoint).evaluation(args.split)
+    out = args.out or default_out(args.checkpoint, args.split)
     report = evaluate(args.checkpoint, args.data, args.split, out, args.batch_size, args.device)
     for whose in ("data", "model"):
         only = report[f"classes_of_the_{whose}_only"]

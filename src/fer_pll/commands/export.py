@@ -36,7 +36,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll export", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder or Hub name of a trained classifier")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="trained classifier: folder, fer-pll-tiny-ferplus, or Hub name",
+    )
     parser.add_argument(
         "--dtype", choices=("float32", "int8"), default="float32", help="of the weights (default: %(default)s)"
     )

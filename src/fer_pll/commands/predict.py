@@ -18,7 +18,8 @@ examples:
   fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
   fer-pll predict photos --model runs/finetune --save-pictures marked
   fer-pll predict crops --cropped --model runs/finetune --out crops.jsonl
-  fer-pll predict photos --backend onnx --model runs/finetune-onnx
+  fer-pll predict https://example.org/group.jpg
+  fer-pll predict photos --model runs/finetune-onnx
 
 The table has one row for each face: file, frame (of a video), face (from 0),
 the box x, y, width, height in pixels, the detector's score, expression, p_CLASS
@@ -28,25 +29,38 @@ read have a row that says so under problem. Without --out, faces are printed.
 Ctrl-C stops the command. The rows so far are then in NAME.partial.csv: a table
 gets its own name only when it is complete.
 
---backend onnx runs what `fer-pll export` wrote. It loads NumPy, Pillow and
-onnxruntime, but neither torch nor transformers, so it starts within a second.
+A folder that `fer-pll export` wrote runs with NumPy, Pillow and onnxruntime,
+without torch and transformers, so it starts within a second.
+
+The name of a file that begins like a formula (=, +, -, @) stands in a CSV table
+as it is, and spreadsheets run it. With --safe-csv it has an apostrophe before.
 
 The detectors need: pip install 'fer-pll[faces]'
 """
+
+
+def from_one(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fer-pll predict", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="image, video, folder, or pattern in quotes")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="image, video, folder, pattern in quotes, or URL (http, https)"
+    )
     parser.add_argument(
         "--model", help="folder or Hub name of a trained model (default: fer-pll-tiny-ferplus, part of the package)"
     )
-    parser.add_argument(
-        "--backend", choices=("torch", "onnx"), default="torch", help="what runs the model (default: %(default)s)"
-    )
+    parser.add_argument("--backend", choices=("torch", "onnx"), help="what runs the model (default: what it is for)")
     parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
+    parser.add_argument(
+        "--safe-csv", action="store_true", help="an apostrophe before text in a CSV table that begins like a formula"
+    )
     parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the images with their faces marked")
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
     parser.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
@@ -59,10 +73,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="retinaface (works offline), yunet, or yunet:MODEL.onnx (default: %(default)s)",
     )
     parser.add_argument(
-        "--every", type=int, default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
+        "--every", type=from_one, default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="faces at a time (default: %(default)s)"
+        "--batch-size", type=from_one, default=16, metavar="N", help="faces at a time (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
     return parser

@@ -14,10 +14,13 @@ import numpy as np
 from PIL import Image
 
 from ..io.errors import DataError
+from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor
-from ..io.shipped import shipped_config, shipped_names
 from ..io.stored import read_json
 from ..model.face_crop import check_face_crop
+
+_LONGEST_SIDE = 3000
+"""Pixels of the grid that a crop is interpolated on, per side; a photograph with more in a face is reduced first."""
 
 LANDMARKS = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
 
@@ -69,22 +72,15 @@ class FaceCrop:
         """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
 
         Raises:
-            ValueError: there is no such checkpoint, or it does not say how its faces are cropped.
+            ValueError: there is no such checkpoint, it cannot be read, or does not say how its faces are cropped.
         """
-        if not Path(model).exists() and (folder := shipped_config(model)) is not None:
-            model = str(folder)
-        file = Path(model) / "preprocessor_config.json"
+        folder = Path(find_checkpoint(model, configs=True))
+        file = folder / "preprocessor_config.json"
         if file.is_file():
             return cls.from_dict(read_json(file).get("face_crop"), str(model))
-        try:
-            image_processor = load_image_processor(model)
-        except DataError as error:
-            if error.__cause__ is not None and not isinstance(error.__cause__, OSError):
-                raise
-            raise ValueError(
-                f"{model}: no checkpoint with an image processor, here or on the Hub, nor one of "
-                f"{', '.join(shipped_names())}"
-            ) from error
+        if folder.is_dir():
+            raise DataError(f"{model} has no {file.name}, which says how its faces are cropped: name a checkpoint")
+        image_processor = load_image_processor(model)
         return cls.from_image_processor(image_processor, str(model))
 
     @property
@@ -124,12 +120,35 @@ def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray
     return np.array([[factor.real, -factor.imag, offset.real], [factor.imag, factor.real, offset.imag]])
 
 
+def face_transform(size: tuple[int, int], landmarks: np.ndarray, crop: FaceCrop) -> np.ndarray:
+    """The transform from an image to a crop, float64 (2, 3), see `similarity_transform`.
+
+    Args:
+        size: width and height of the image.
+        landmarks: (5, 2), pixels of the image.
+
+    Raises:
+        ValueError: as `similarity_transform`; landmarks lie more than a hundred sides outside of the image, or the
+            crop would be so large: these are landmarks of another image, or of no face.
+    """
+    to_crop = similarity_transform(landmarks, crop.landmarks)
+    longest = max(size)
+    outside = np.maximum(-np.asarray(landmarks), np.asarray(landmarks) - np.array(size)).max()
+    side = crop.size / math.hypot(*to_crop[:, 0])  # of the crop, in the image
+    if max(outside, side) > 100 * longest:
+        raise ValueError(
+            f"the landmarks lie far outside of the image ({size[0]} x {size[1]} pixels), or do not form a face"
+        )
+    return to_crop
+
+
 def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
     """Cuts a face out of a photograph as `crop` describes.
 
     The photograph is interpolated once (bicubic). If it has more pixels than the crop, the interpolation uses a grid
-    fine enough to skip no pixel, and each pixel of the crop is the mean of the square it covers: no aliasing. Parts of
-    the crop outside the photograph repeat its edge.
+    fine enough to skip no pixel, and each pixel of the crop is the mean of the square it covers: no aliasing. If that
+    grid had more than 3000 x 3000 points, the photograph is first reduced by a whole number, each pixel the mean of a
+    square. Parts of the crop outside the photograph repeat its edge.
 
     Args:
         image: RGB or gray, 8 bits.
@@ -139,9 +158,13 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
         The crop: a square of `crop.size` pixels, mode L for gray, else RGB.
 
     Raises:
-        ValueError: as `similarity_transform`.
+        ValueError: as `face_transform`.
     """
-    to_crop = similarity_transform(landmarks, crop.landmarks)
+    to_crop = face_transform(image.size, landmarks, crop)
+    reduction = math.ceil(crop.size / math.hypot(*to_crop[:, 0]) / _LONGEST_SIDE)
+    if reduction > 1:
+        image, landmarks = image.reduce(reduction), np.asarray(landmarks) / reduction
+        to_crop = similarity_transform(landmarks, crop.landmarks)
     to_image = np.linalg.inv(to_crop[:, :2])
     origin = -to_image @ to_crop[:, 2]  # of the crop, in the image
     finer = max(1, math.ceil(math.hypot(*to_image[:, 0]) - 1e-6))  # samples per side of a pixel of the crop

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..io.errors import MissingExtra
-from .alignment import FaceCrop, align_face, similarity_transform
+from .alignment import FaceCrop, align_face, face_transform, similarity_transform
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -87,10 +87,19 @@ def find_faces(image: Image.Image, detector: Detector, refinements: int = 2) -> 
         refinements: how many more looks each face gets. A face that is not found again keeps its landmarks.
 
     Returns:
-        The faces with their refined landmarks, in the detector's order; boxes and scores are the detector's.
+        The faces with their refined landmarks, in the detector's order; boxes and scores are the detector's. A face
+        whose landmarks no crop can be made from is left out.
     """
-    faces = detector(np.asarray(image))
+    faces = [face for face in detector(np.asarray(image)) if _has_landmarks(face, image)]
     return [replace(face, landmarks=_refine(image, detector, face.landmarks, refinements)) for face in faces]
+
+
+def _has_landmarks(face: Face, image: Image.Image) -> bool:
+    try:
+        face_transform(image.size, face.landmarks, _WINDOW)
+    except ValueError:
+        return False
+    return True
 
 
 def _refine(image: Image.Image, detector: Detector, landmarks: np.ndarray, times: int) -> np.ndarray:

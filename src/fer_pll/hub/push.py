@@ -14,7 +14,8 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME
 
 from ..io.errors import DataError
-from ..io.pretrained import tensor_shapes, weight_files
+from ..io.names import check_folder
+from ..io.pretrained import check_finite_weights, weight_files
 from ..io.stored import read_json
 from .card import model_card, read_evaluations
 from .files import CARD_NAME, CONFUSION_MATRIX_NAME, METRICS_NAME, PREPROCESSOR_NAME, TRAINING_NAME
@@ -70,13 +71,14 @@ def published_files(folder: str | Path) -> list[str]:
     pickles, predictions, galleries of images.
 
     Raises:
-        DataError: a file that the checkpoint needs to load is missing or damaged, or a file does not lie in the folder
-            itself, see `check_plain_files`.
+        DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not
+            lie in the folder itself, see `check_plain_files`.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
         raise DataError(f"{folder} has no {CONFIG_NAME}: name the folder of a checkpoint.")
-    tensor_shapes(folder)  # raises for weights that are cut off or missing
+    check_folder(folder)
+    check_finite_weights(folder)  # also raises for weights that are cut off or missing
     if not (folder / PREPROCESSOR_NAME).is_file():
         raise DataError(
             f"{folder} has no {PREPROCESSOR_NAME}: save the image processor there as well, with its save_pretrained."

@@ -1,9 +1,11 @@
 """The classifier that comes with the package, and the classes of any classifier. See `io.pretrained` for loading."""
 
-from typing import cast
+from typing import Any, cast
 
+import torch
 from transformers import PreTrainedConfig
 
+from ..io.errors import DataError
 from ..io.pretrained import load_image_processor, load_model
 from ..io.shipped import DEFAULT_CHECKPOINT
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -24,3 +26,18 @@ def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
     """
     model = load_model(FerPllForImageClassification, DEFAULT_CHECKPOINT)
     return model.eval(), load_image_processor(DEFAULT_CHECKPOINT, FerPllImageProcessor)
+
+
+def check_device(device: Any) -> None:
+    """Check that this machine has a device; None and numbers are left to torch.
+
+    Raises:
+        DataError: it has no such device.
+    """
+    if not isinstance(device, (str, torch.device)):
+        return
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"device {device}: torch cannot use it here ({reason}): leave it out, or say cpu") from error

@@ -1,50 +1,62 @@
-"""Inputs of `fer-pll predict`: images and videos, given as files, folders and patterns, opened one by one."""
+"""Inputs of `fer-pll predict`: images and videos, given as files, folders, patterns and URLs, opened one by one."""
 
 import glob
+import io
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
-from ..io.images import ImageError, open_image
+from ..io.download import download, is_url
+from ..io.errors import DataError, MissingExtra
+from ..io.images import MAX_BYTES, ImageError, check_size, is_image_name, max_pixels, open_image
 
 # fmt: off
 VIDEOS = frozenset((
     ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
 ))
 # fmt: on
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,flv,matroska,webm,mpegts,mpeg,mpegvideo,m4v,ogg,asf"
+"""The formats, by FFmpeg's names, that are opened. None of them is a list of other files or addresses."""
 
 
 class Shown(NamedTuple):
     """An image, a frame of a video, or the reason why there is none."""
 
-    file: Path
+    file: Path | str  # a URL is text
     frame: int | None  # number in its video, from 0
     image: Image.Image | None
     problem: str | None = None
 
 
-def list_files(sources: Iterable[str]) -> list[Path]:
-    """The files that the sources name, each once: in the order of the sources, sorted within a folder or pattern.
+def list_files(sources: Iterable[str]) -> list[Path | str]:
+    """The files and URLs that the sources name, each once: in the order of the sources, sorted within a folder.
 
     Folders are searched to any depth for names that end like an image or a video. A file that is itself a source is
-    taken whatever its name. A pattern may hold `*`, `?`, `[...]` and `**`.
+    taken whatever its name. A pattern may hold `*`, `?`, `[...]` and `**`. A source that begins with `http://` or
+    `https://` is a URL.
 
     Raises:
-        ValueError: a source is not there, or holds nothing that could be an image or a video.
+        ValueError: a source is not there, is no regular file, or holds nothing that could be an image or a video.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path | str, None] = {}
     for source in sources:
         path = Path(source)
-        if path.is_dir():
+        found: list[Any]
+        if is_url(source):
+            found = [source]
+        elif _holds(path.is_dir):
             found = [entry for entry in sorted(path.rglob("*")) if entry.is_file() and _is_known(entry)]
             if not found:
                 raise ValueError(f"{source}: no images or videos in this folder")
-        elif path.exists():
+        elif _holds(path.is_file):
             found = [path]
+        elif _holds(path.exists):
+            raise ValueError(f"{source}: this is no regular file, but a device or a pipe")
         elif glob.has_magic(source):
             # Path.glob takes no absolute patterns, and finds hidden files.
             found = [Path(name) for name in sorted(glob.glob(source, recursive=True))]  # noqa: PTH207
@@ -57,42 +69,106 @@ def list_files(sources: Iterable[str]) -> list[Path]:
     return list(files)
 
 
+def _holds(question: Callable[[], bool]) -> bool:
+    try:
+        return question()
+    except (OSError, ValueError):  # too long, or NUL in it
+        return False
+
+
+def is_video(source: Any) -> bool:
+    """Whether a path or URL ends like a video."""
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+    if not isinstance(source, str):
+        return False
+    try:
+        name = urlsplit(source).path if is_url(source) else source
+    except ValueError:  # no URL at all
+        return False
+    return PurePosixPath(name).suffix.lower() in VIDEOS
+
+
 def _is_known(file: Path) -> bool:
-    ending = file.suffix.lower()
-    return not file.name.startswith(".") and (ending in VIDEOS or ending in Image.registered_extensions())
+    return is_image_name(file.name) or (file.suffix.lower() in VIDEOS and not file.name.startswith("."))
 
 
-def show(file: Path, every: int = 1) -> Iterator[Shown]:
-    """Open a file: an image, or the frames 0, `every`, 2 `every` ... of a video, one by one.
+def show(file: Path | str, every: int = 1, timeout: float | None = 30) -> Iterator[Shown]:
+    """Open a file or URL: an image, or the frames 0, `every`, 2 `every` ... of a video, one by one.
 
     What cannot be read is shown as a problem; in a video, it comes after the frames that could be read.
 
+    Args:
+        file: a path is never taken for a URL; text that begins with `http://` or `https://` is one.
+        every: see above.
+        timeout: seconds to wait for each answer of a server.
+
     Raises:
-        ValueError: the file is a video, and PyAV is not installed.
+        MissingExtra: the file needs a package that is not installed.
     """
-    if file.suffix.lower() in VIDEOS:
-        yield from _frames(file, every)
-        return
+    number = None
     try:
-        yield Shown(file, None, open_image(file))
-    except ImageError as error:
-        yield Shown(file, None, None, str(error).removeprefix(f"{os.fspath(file)}: "))
+        if not is_video(file):
+            yield Shown(file, None, open_image(file, timeout))
+            return
+        with io.BytesIO(download(str(file), MAX_BYTES, timeout)) if is_url(file) else _regular(file) as stream:
+            for number, image in _frames(stream, str(file), every):
+                yield Shown(file, number, image)
+        if number is None:
+            yield Shown(file, None, None, "no images in this file")
+    except MissingExtra:
+        raise
+    except (ImageError, DataError) as error:
+        message = str(error).removeprefix(f"{os.fspath(file)}: ")
+        yield Shown(file, None, None, message if number is None else f"cannot be read after frame {number}: {message}")
 
 
-def _frames(file: Path, every: int) -> Iterator[Shown]:
+def _regular(file: Path | str) -> BinaryIO:
+    """The open file. FFmpeg would take some names for addresses, so it gets the contents and never the name.
+
+    Raises:
+        ImageError: it cannot be opened, or is a pipe or device, which could wait without end.
+    """
+    try:
+        if Path(file).is_file():
+            return Path(file).open("rb")
+        reason = "there is no such file"
+    except (OSError, ValueError) as error:
+        reason = f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    raise ImageError(f"{file}: {reason}")
+
+
+def _frames(stream: BinaryIO, name: str, every: int) -> Iterator[tuple[int, Image.Image]]:
+    """Number and image of the frames.
+
+    Raises:
+        ImageError: what comes next cannot be read.
+        MissingExtra: PyAV is not installed.
+    """
     try:
         import av
     except ImportError as error:
-        raise ValueError(f"{file}: videos need PyAV: pip install 'fer-pll[faces]'") from error
-    number = 0
+        raise MissingExtra(f"{name}: videos need PyAV: pip install 'fer-pll[faces]'") from error
+    # FFmpeg refuses larger frames before it asks for memory. It counts some columns and rows around them.
+    limit = {"max_pixels": str(max_pixels() + max_pixels() // 8 + 2**17)}
+    options = {**limit, "format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
     try:
-        with av.open(str(file)) as container:
+        with av.open(stream, "r", options=options, metadata_errors="ignore") as container:
             if not container.streams.video:
-                raise ImageError("no images in this file")
-            for number, frame in enumerate(container.decode(video=0)):
+                return
+            video = container.streams.video[0]
+            if video.codec_context is None:
+                raise ImageError(f"{name}: its frames are in a format that FFmpeg does not know")
+            video.codec_context.options = limit
+            for number, frame in enumerate(container.decode(video)):
                 if number % every == 0:
+                    check_size(frame.width, frame.height, name)
                     # Phones store how they were held; PyAV gives that in degrees, counterclockwise.
                     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    yield Shown(file, number, Image.fromarray(pixels))
-    except (av.error.FFmpegError, ImageError, OSError) as error:
-        yield Shown(file, None, None, f"cannot be read after frame {number}: {error}" if number else str(error))
+                    yield number, Image.fromarray(pixels)
+    except ImageError:
+        raise
+    except av.error.ArgumentError as error:
+        raise ImageError(f"{name}: damaged, or frames of more than {max_pixels():,} pixels ({error})") from error
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:  # UnicodeDecodeError is a ValueError
+        raise ImageError(f"{name}: {error}") from error

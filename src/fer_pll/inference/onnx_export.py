@@ -56,7 +56,8 @@ def export_onnx(
     images, and was faster. But because of this rounding an image's logits depend on what else is in its batch.
 
     Args:
-        checkpoint: folder or Hub name of a classifier with a `FerPllImageProcessor`.
+        checkpoint: folder of a classifier with a `FerPllImageProcessor`, `fer-pll-tiny-ferplus` (in the package) or
+            Hub name.
         out: new or empty folder; by default the checkpoint's name with `-onnx`, or `-onnx-int8`, after it.
         dtype: one of `DTYPES`.
         data: folder of a prepared data set: 500 images of its `validation` are compared too. Without it, only drawn

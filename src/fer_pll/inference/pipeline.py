@@ -1,26 +1,62 @@
-"""The task `facial-expression-recognition` of `transformers.pipeline`: from a photograph to its faces' expressions."""
+"""The task `facial-expression-recognition` of `transformers.pipeline`: from photographs to faces' expressions."""
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
 from PIL import Image
-from transformers import BaseImageProcessor
+from transformers import AutoModelForImageClassification, BaseImageProcessor
 from transformers.pipelines.base import ChunkPipeline
 
 from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, find_faces, load_detector
-from ..io.images import open_image
+from ..io.errors import DataError
+from ..io.images import ImageError, open_image
+from ..io.names import DEFAULT_NAME
+from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
-from .loading import class_names
+from .loading import check_device, class_names
+from .media import is_video, show
 
+_FOR_THE_HUB = (
+    "revision", "token", "trust_remote_code", "local_files_only", "code_revision", "cache_dir", "_from_pipeline",
+)  # fmt: skip
 TASK = "facial-expression-recognition"
+
+
+class _Refused(NamedTuple):
+    """In the place of a model, why there is none: `pipeline` would bury an error in tracebacks."""
+
+    error: DataError
+
+
+class NamedClassifier(AutoModelForImageClassification):
+    """What `pipeline(TASK, model=NAME)` loads: a classifier that remembers which of its weights no file gave."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
+        if Path(name).is_dir() and not options.get("trust_remote_code"):
+            options = {key: value for key, value in options.items() if key not in _FOR_THE_HUB}
+            try:
+                model, missing = load_model(AutoModelForImageClassification, name, partly=True, **options)
+            except DataError as error:
+                return _Refused(error)
+            model.missing_weights = missing
+            return model
+        with quiet():
+            model, report = super().from_pretrained(
+                name, *args, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+        model.missing_weights = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
+        return model
 
 
 class FacialExpressionPipeline(ChunkPipeline):
     """Finds the faces of a photograph, crops them as the model's training images were, and names their expressions.
 
-        recognize = pipeline("facial-expression-recognition", model="runs/finetune", trust_remote_code=False)
+        recognize = fer_pll.load_recognizer("runs/finetune")
         recognize("group.jpg")
 
     It takes whatever `open_image` opens, a list of that, or a generator. For each image it gives a list of the faces,
@@ -31,14 +67,20 @@ class FacialExpressionPipeline(ChunkPipeline):
     - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the image,
     - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
 
+    A path or URL that ends like a video (`.mp4`, `.mov` ...) gives a list with a dictionary for each frame: `frame`,
+    its number from 0, and `faces`, the list of its faces. The frames are read one by one.
+
     Args (to `pipeline(...)` or to each call):
         detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
+        every: use the frames 0, `every`, 2 `every` ... of a video.
+        top_k: give this many expressions of each face, the best; default: all.
         batch_size: number of faces that go through the model together; they may be from several images.
 
     Raises:
-        ValueError: no crop is known for this model, an image cannot be read, or the extra `faces` is not installed.
+        ValueError: the model is no trained classifier or answers NaN, no crop is known for it, an image or video
+            cannot be read, there is no such device, or the extra `faces` is not installed.
     """
 
     # Pipeline declares these as None; its own subclasses assign them alike.
@@ -50,22 +92,44 @@ class FacialExpressionPipeline(ChunkPipeline):
     image_processor: BaseImageProcessor
     _default_detector: Detector | None = None
 
+    def __init__(self, model: Any, *args: Any, device: Any = None, **options: Any) -> None:
+        if isinstance(model, _Refused):
+            raise model.error
+        name = model.name_or_path or "The model"
+        if missing := getattr(model, "missing_weights", ()):
+            raise DataError(f"{name} is not a trained classifier: it has no weights {missing[0]}; fine-tune it first")
+        check_finite(model, name)
+        check_device(device)
+        super().__init__(model, *args, device=device, **options)
+
     # The four methods below narrow the signatures of Pipeline, as its own subclasses do.
     def _sanitize_parameters(  # type: ignore[override]
         self,
         detector: str | Detector | None = None,
         crop: FaceCrop | str | None = None,
         timeout: float | None = None,
+        every: int | None = None,
+        top_k: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        for name, number in (("every", every), ("top_k", top_k)):
+            if number is not None and not (isinstance(number, int) and number >= 1):
+                raise ValueError(f"{name}={number!r} must be a whole number from 1 up")
         given = {
             "detector": load_detector(detector) if isinstance(detector, str) else detector,
             "crop": FaceCrop.from_pretrained(crop) if isinstance(crop, str) else crop,
             "timeout": timeout,
+            "every": every,
         }
-        return {name: value for name, value in given.items() if value is not None}, {}, {}
+        before = {name: value for name, value in given.items() if value is not None}
+        return before, {}, {} if top_k is None else {"top_k": top_k}
 
     def preprocess(  # type: ignore[override]
-        self, image: Any, detector: Detector | None = None, crop: FaceCrop | None = None, timeout: float | None = 30
+        self,
+        image: Any,
+        detector: Detector | None = None,
+        crop: FaceCrop | None = None,
+        timeout: float | None = 30,
+        every: int = 1,
     ) -> Iterator[dict[str, Any]]:
         """One item for each face. An image without a face gets one blank item, so that it has an answer too."""
         crop = crop or FaceCrop.from_image_processor(
@@ -74,27 +138,78 @@ class FacialExpressionPipeline(ChunkPipeline):
         detector = detector or self._default_detector
         if detector is None:
             detector = self._default_detector = load_detector("retinaface")
-        image = open_image(image, timeout)
+        if not is_video(image):
+            items = self._faces(open_image(image, timeout), detector, crop)
+        else:
+            items = self._faces_of_frames(image, detector, crop, timeout, every)
+        # The last one is marked, which is known only when there is no other.
+        item = next(items)
+        for following in items:
+            yield {"is_last": False, **item}
+            item = following
+        yield {"is_last": True, **item}
+
+    def _faces(
+        self, image: Image.Image, detector: Detector, crop: FaceCrop, frame: int | None = None
+    ) -> Iterator[dict[str, Any]]:
         faces = find_faces(image, detector)
         crops = [align_face(image, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
         pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
         for number, face in enumerate(faces or [None]):
-            last = number + 1 >= len(faces)
-            yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
+            yield {"face": face, "frame": frame, "pixel_values": pixel_values[number : number + 1]}
+
+    def _faces_of_frames(
+        self, video: str | os.PathLike, detector: Detector, crop: FaceCrop, timeout: float | None, every: int
+    ) -> Iterator[dict[str, Any]]:
+        for shown in show(video, every, timeout):  # type: ignore[arg-type]  # str or os.PathLike
+            if shown.image is None:
+                raise ImageError(f"{os.fspath(video)}: {shown.problem}")
+            yield from self._faces(shown.image, detector, crop, shown.frame)
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
         return {**model_inputs, "logits": outputs.logits}
 
-    def postprocess(self, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:  # type: ignore[override]
+    def postprocess(  # type: ignore[override]
+        self, answers: list[dict[str, Any]], top_k: int | None = None
+    ) -> list[dict[str, Any]]:
         classes = class_names(self.model.config)
-        return [
-            describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes)
-            for answer in answers
-            if answer["face"] is not None
-        ]
+        frames: dict[int | None, list[dict[str, Any]]] = {}
+        for answer in answers:
+            faces = frames.setdefault(answer["frame"], [])
+            if answer["face"] is not None:
+                probabilities = answer["logits"][0].double().softmax(dim=0).tolist()
+                faces.append(describe_face(answer["face"], probabilities, classes, top_k))
+        if None in frames:  # an image
+            return frames[None]
+        return [{"frame": frame, "faces": faces} for frame, faces in frames.items()]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor. This task needs the package, so its code is not saved with them."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
+
+
+def load_recognizer(
+    model: str | os.PathLike | None = None, device: str | int | torch.device | None = None, **options: Any
+) -> FacialExpressionPipeline:
+    """The pipeline of the task `facial-expression-recognition`, ready to use, for a trained model.
+
+        recognize = fer_pll.load_recognizer()
+        recognize("group.jpg")
+
+    Args:
+        model: folder of a trained classifier, `fer-pll-tiny-ferplus` (in the package, and the default) or Hub name.
+        device: `"cpu"`, `"cuda"` ...; by default the GPU, where there is one.
+        options: see `FacialExpressionPipeline`.
+
+    Raises:
+        ValueError: as `FacialExpressionPipeline`; or there is no such model, or it is damaged.
+        OSError: it cannot be read.
+    """
+    name = DEFAULT_NAME if model is None else os.fspath(model)
+    check_device(device)
+    classifier = load_model(AutoModelForImageClassification, name).eval()
+    return FacialExpressionPipeline(
+        classifier, image_processor=load_image_processor(name), task=TASK, device=device, **options
+    )

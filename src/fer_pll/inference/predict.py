@@ -4,20 +4,25 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from PIL import Image, ImageDraw
 
 from ..faces.alignment import FaceCrop
-from ..faces.detection import load_detector
+from ..faces.detection import Detector, load_detector
 from ..io.atomic import whole_file
-from ..io.shipped import DEFAULT_CHECKPOINT
-from ..io.tables import TableWriter
+from ..io.download import is_url
+from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
+from ..io.tables import TableWriter, check_new_table
+from ..io.terminal import number_of, printable
+from .answers import rank_expressions
 from .media import Shown, list_files, show
 from .onnx_runtime import OnnxClassifier
 
 NO_FACE = "no face found"
+_LONGEST_NAME = 200  # bytes
 
 Answer = tuple[Shown, list[dict[str, Any]]]
 """Something that was shown, and the pipeline's answer; empty where there is no image."""
@@ -47,19 +52,23 @@ def predict(
     batch_size: int = 16,
     device: str | None = None,
     overwrite: bool = False,
-    backend: str = "torch",
+    backend: str | None = None,
+    safe_csv: bool = False,
 ) -> bool:
     """Recognize the expression of each face in images and videos.
 
+    What can be checked without the model is checked before it is loaded.
+
     Args:
         sources: see `fer_pll.inference.media.list_files`.
-        model: folder or Hub name of a classifier (default: the one in the package); for `onnx`, a folder that
-            `fer-pll export` wrote.
+        model: folder of a classifier, `fer-pll-tiny-ferplus` (in the package, and the default) or Hub name; or a
+            folder that `fer-pll export` wrote.
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
-            (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image, the
-            detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image without a face and a
-            file that cannot be read have a row that says so.
-        save_pictures: new or empty folder for the images with their faces marked.
+            (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image (to a
+            hundredth), the detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image
+            without a face and a file that cannot be read have a row that says so.
+        save_pictures: new or empty folder for the images with their faces marked. They hold pixels only: no EXIF, no
+            comment. Each has a name of its own.
         cropped: each image is a face crop already; no faces are searched for.
         crop: checkpoint whose crop is used where `model` has none.
         detector: see `fer_pll.faces.detection.load_detector`.
@@ -67,7 +76,8 @@ def predict(
         batch_size: number of faces that go through the model together.
         device: `cpu`, `cuda` ... (default: the GPU, where there is one). For torch only.
         overwrite: replace `out`, and write into `save_pictures` even if it holds files.
-        backend: `torch`, or `onnx`, which imports neither torch nor transformers.
+        backend: `torch`, or `onnx`, which imports neither torch nor transformers; by default what the model is for.
+        safe_csv: see `TableWriter`.
 
     Returns:
         whether it reached the end: False where Ctrl-C ended it.
@@ -78,19 +88,23 @@ def predict(
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
     files = list_files(sources)
-    if model is None:
-        if backend == "onnx":
-            raise ValueError("--backend onnx: name the folder that `fer-pll export` wrote with --model")
-        model = DEFAULT_CHECKPOINT
-    if backend == "onnx":
-        if device is not None:
-            raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
-        recognizer = _with_onnx(model, cropped, crop, detector, batch_size)
-    else:
-        recognizer = _with_torch(model, cropped, crop, detector, batch_size, device)
-    columns = {**_COLUMNS, **{f"p_{name}": float for name in recognizer.classes}, "problem": str}
+    if out is not None:
+        check_new_table(out, overwrite)
+    if backend == "onnx" and model is None:
+        raise ValueError("--backend onnx: name the folder that `fer-pll export` wrote with --model")
+    model = find_checkpoint(DEFAULT_NAME if model is None else model)
+    backend = backend or ("onnx" if is_onnx_folder(model) else "torch")
+    if backend == "onnx" and device is not None:
+        raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
     folder = None if save_pictures is None else _ImageFolder(save_pictures, overwrite)
-    table = TableWriter(out, columns, overwrite) if out is not None else None
+    find = None if cropped else load_detector(detector)
+    face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
+    if backend == "onnx":
+        recognizer = _with_onnx(model, find, face_crop, batch_size)
+    else:
+        recognizer = _with_torch(model, find, face_crop, batch_size, device)
+    columns = {**_COLUMNS, **{f"p_{name}": float for name in recognizer.classes}, "problem": str}
+    table = TableWriter(out, columns, overwrite, safe_csv) if out is not None else None
     answers = _answers(recognizer.answer, files, every, recognizer.gray)
 
     counts: Counter[str] = Counter()
@@ -105,24 +119,28 @@ def predict(
                 counts["without a face"] += not (shown.problem or faces)
                 counts["faces"] += len(faces)
                 expressions.update(face["expressions"][0]["label"] for face in faces)
-                for row in _rows(shown, faces, columns):
+                not_saved = folder.save(shown, faces) if folder is not None and faces else None
+                counts["not saved"] += not_saved is not None
+                for row in _rows(shown, faces, columns, not_saved):
                     if table is not None:
                         table.write(row)
                     else:
-                        print(_line(row))
-                if folder is not None and faces:
-                    folder.save(shown, faces)
+                        print(printable(_line(row)))
             whole = True
         except KeyboardInterrupt:
             print("\nInterrupted: what follows covers the images until here.")
     finally:
         place = table.close(whole) if table is not None else None
 
-    print(f"{counts['images']} images in {len(files)} files: {counts['faces']} faces", end="")
-    print("".join(f", {counts[what]} {what}" for what in ("without a face", "unreadable") if counts[what]))
-    print(", ".join(f"{name} {count}" for name, count in expressions.most_common()))
+    seen = f"{number_of(counts['images'], 'image')} in {number_of(len(files), 'file')}"
+    rest = [f"{counts[what]} {what}" for what in ("without a face", "unreadable", "not saved") if counts[what]]
+    print(f"{seen}: {', '.join([number_of(counts['faces'], 'face'), *rest])}")
+    if expressions:
+        print(printable(", ".join(f"{name} {count}" for name, count in expressions.most_common())))
     if place is not None:
-        print(f"written to {place}")
+        print(f"written to {printable(str(place))}")
+    if folder is not None and counts["faces"]:
+        print(f"marked images in {printable(str(folder.path))}")
     return whole
 
 
@@ -138,43 +156,46 @@ class _Recognizer(NamedTuple):
 
 
 def _with_torch(
-    model: str, cropped: bool, crop: str | None, detector: str, batch_size: int, device: str | None
+    model: str, find: Detector | None, crop: FaceCrop | None, batch_size: int, device: str | None
 ) -> _Recognizer:
     # Imported here, because transformers loads torch.
-    from transformers import AutoModelForImageClassification, Pipeline, PreTrainedModel, pipeline
+    from transformers import AutoModelForImageClassification, pipeline
 
     from ..io.pretrained import load_image_processor, load_model
-    from .loading import class_names
-    from .pipeline import TASK
+    from .loading import check_device, class_names
+    from .pipeline import load_recognizer
 
-    classifier: PreTrainedModel = load_model(AutoModelForImageClassification, model)
-    classes = class_names(classifier.config)
-    options: dict[str, Any] = {
-        "model": classifier,
-        "image_processor": load_image_processor(model),
-        "device": device,
-        "batch_size": batch_size,
-        "trust_remote_code": False,
-    }
-    recognize: Pipeline
-    if cropped:
-        recognize = pipeline("image-classification", top_k=len(classes), **options)  # None means five
-    else:
-        # The task is ours, and not in the types of transformers.
-        recognize = pipeline(TASK, detector=detector, crop=crop, **options)  # type: ignore[call-overload]
+    check_device(device)
+    if find is not None:
+        recognize = load_recognizer(model, device, detector=find, crop=crop, batch_size=batch_size)
         if crop is None:  # Raise before any image is opened.
             FaceCrop.from_image_processor(recognize.image_processor, model)
-    gray = cropped and _is_gray(getattr(recognize.image_processor, "face_crop", None), model)
-    return _Recognizer(classes, gray, recognize)
+        return _Recognizer(class_names(recognize.model.config), False, recognize)
+    classifier = load_model(AutoModelForImageClassification, model).eval()
+    image_processor = load_image_processor(model)
+    classes = class_names(classifier.config)
+    classify = pipeline(
+        "image-classification",
+        model=classifier,
+        image_processor=image_processor,
+        device=device,
+        batch_size=batch_size,
+        top_k=len(classes),  # None means five
+    )
+
+    def answer(images: Iterator[Image.Image]) -> Iterator[list[dict[str, Any]]]:
+        for ranked in classify(images):
+            yield rank_expressions([each["score"] for each in ranked], [each["label"] for each in ranked])
+
+    return _Recognizer(classes, _is_gray(getattr(image_processor, "face_crop", None), model), answer)
 
 
-def _with_onnx(model: str, cropped: bool, crop: str | None, detector: str, batch_size: int) -> _Recognizer:
+def _with_onnx(model: str, find: Detector | None, crop: FaceCrop | None, batch_size: int) -> _Recognizer:
     classifier = OnnxClassifier(model)
-    if cropped:
+    if find is None:
         gray = _is_gray(classifier.face_crop, model)
         return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
-    face_crop = FaceCrop.from_dict(classifier.face_crop, model) if crop is None else FaceCrop.from_pretrained(crop)
-    find = load_detector(detector)
+    face_crop = crop or FaceCrop.from_dict(classifier.face_crop, model)
     return _Recognizer(
         classifier.classes, False, lambda images: classifier.recognize(images, find, face_crop, batch_size)
     )
@@ -197,7 +218,7 @@ def _counted(answers: Iterable[Answer]) -> Iterator[Answer]:
 
 def _answers(
     recognize: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
-    files: list[Path],
+    files: list[Path | str],
     every: int,
     gray: bool = False,
 ) -> Iterator[Answer]:
@@ -223,25 +244,30 @@ def _answers(
         yield waiting.popleft(), []
 
 
-def _rows(shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type]) -> Iterator[dict[str, Any]]:
+def _rows(
+    shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type], not_saved: str | None = None
+) -> Iterator[dict[str, Any]]:
     empty = dict.fromkeys(columns)
     # File names need not be Unicode, tables must be.
     empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}
     if not faces:
         yield {**empty, "problem": shown.problem or NO_FACE}
     for number, face in enumerate(faces):
-        row = {**empty, "face": number, "score": face["score"], "expression": face["expressions"][0]["label"]}
+        row = {**empty, "face": number, "expression": face["expressions"][0]["label"], "problem": not_saved}
         if (box := face["box"]) is not None:
             row |= {"x": box["xmin"], "y": box["ymin"]}
             row |= {"width": box["xmax"] - box["xmin"], "height": box["ymax"] - box["ymin"]}
-        yield row | {f"p_{expression['label']}": expression["score"] for expression in face["expressions"]}
+            row |= {name: round(row[name], 2) for name in ("x", "y", "width", "height")}
+            row["score"] = round(face["score"], 6)
+        yield row | {f"p_{each['label']}": round(each["score"], 8) for each in face["expressions"]}
 
 
 def _line(row: dict[str, Any]) -> str:
     place = row["file"] if row["frame"] is None else f"{row['file']} frame {row['frame']}"
-    if row["problem"]:
+    if row["expression"] is None:
         return f"{place}: {row['problem']}"
-    return f"{place}: face {row['face']}: {row['expression']} {row['p_' + row['expression']]:.0%}"
+    found = f"{place}: face {row['face']}: {row['expression']} {row['p_' + row['expression']]:.0%}"
+    return f"{found} ({row['problem']})" if row["problem"] else found
 
 
 class _ImageFolder:
@@ -254,20 +280,42 @@ class _ImageFolder:
         if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
             raise ValueError(f"{path} is not empty: choose another folder, or --overwrite to write into it")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._names: Counter[str] = Counter()
+        self._taken: set[str] = set()
 
-    def save(self, shown: Shown, faces: list[dict[str, Any]]) -> None:
-        name = shown.file.stem if shown.frame is None else f"{shown.file.stem}-{shown.frame:06}"
-        self._names[name] += 1
-        if self._names[name] > 1:
-            name = f"{name}-{self._names[name]}"
+    def save(self, shown: Shown, faces: list[dict[str, Any]]) -> str | None:
+        """Save an image with its faces marked; the reason, where its format cannot hold it.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
         assert shown.image is not None  # it has faces
-        with whole_file(self.path / f"{name}.jpg") as unfinished:
-            _marked(shown.image, faces).save(unfinished, "JPEG", quality=92)
+        marked = _marked(shown.image, faces)
+        try:
+            with whole_file(self.path / self._new_name(shown)) as unfinished:
+                marked.save(unfinished, "JPEG", quality=92)
+        except OSError as error:
+            if error.errno is not None:  # of the system: a full disk, a folder that is gone
+                raise
+            return f"the marked image cannot be saved as JPEG ({error}; {marked.width} x {marked.height} pixels)"
+        return None
+
+    def _new_name(self, shown: Shown) -> str:
+        path = urlsplit(str(shown.file)).path if is_url(shown.file) else os.fspath(shown.file)
+        stem = PurePosixPath(Path(path).as_posix()).stem or "image"
+        if len(name := os.fsencode(stem)) > _LONGEST_NAME:  # a file system takes 255 bytes, with what is added to it
+            stem = name[:_LONGEST_NAME].decode("utf-8", "ignore")
+        stem = stem if shown.frame is None else f"{stem}-{shown.frame:06}"
+        free, number = stem, 1
+        while free.casefold() in self._taken:  # some file systems do not tell A from a
+            number += 1
+            free = f"{stem}-{number}"
+        self._taken.add(free.casefold())
+        return f"{free}.jpg"
 
 
 def _marked(image: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
     image = image.copy()
+    image.info = {}  # a comment would be saved
     draw = ImageDraw.Draw(image)
     line = max(1, round(max(image.size) / 400))
     for face in faces:

@@ -11,9 +11,20 @@ from transformers.image_processing_backends import PilBackend
 def predict_logits(
     model: PreTrainedModel, image_processor: PilBackend, dataset: Dataset, batch_size: int = 256
 ) -> torch.Tensor:
-    """Logits, float32 (N, K), for the column `image`; shows a progress bar."""
+    """Logits, float32 (N, K), for the column `image`; shows a progress bar.
+
+    Raises:
+        ValueError: the model's answer for a row is NaN or infinite.
+    """
     logits = []
     for rows in tqdm(dataset.select_columns("image").iter(batch_size), "evaluate", -(-len(dataset) // batch_size)):
         inputs = image_processor(rows["image"], return_tensors="pt").to(model.device)
         logits.append(model(**inputs).logits.float().cpu())
-    return torch.cat(logits)
+    answers = torch.cat(logits)
+    wrong = (~answers.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(
+            f"{model.name_or_path or 'the model'} answers NaN or infinity for {len(wrong)} of {len(answers)} rows, "
+            f"the first is row {wrong[0]}: take an earlier checkpoint, or one in float32"
+        )
+    return answers

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..model.preprocessing import check_preprocessing
 from .errors import DataError, name_some
-from .stored import check_shape, describe, read_json, read_tensor_shapes
+from .names import check_folder, find_checkpoint
+from .stored import check_shape, describe, read_json, read_tensor_shapes, reading
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -25,7 +27,7 @@ def load_model_config(name: str | Path, config_class: Any = None) -> Any:
     """The configuration of a checkpoint.
 
     Args:
-        name: a folder or, where there is none of that name, a name on the Hub.
+        name: see `find_checkpoint`.
         config_class: class of the configuration; by default the one that its `model_type` names.
 
     Raises:
@@ -34,6 +36,8 @@ def load_model_config(name: str | Path, config_class: Any = None) -> Any:
     """
     from transformers import AutoConfig, PreTrainedConfig  # not above: programs without torch import this package
 
+    name = find_checkpoint(name)
+    check_folder(name)
     with _of(name, CONFIG_FILE):
         content = _local(name, CONFIG_FILE)
         if content is None:
@@ -61,8 +65,10 @@ def load_image_processor(name: str | Path, processor_class: Any = None) -> Any:
     """
     from transformers import AutoImageProcessor
 
+    name = find_checkpoint(name)
     with _of(name, PROCESSOR_FILE):
-        _local(name, PROCESSOR_FILE)
+        if (content := _local(name, PROCESSOR_FILE)) is not None:
+            check_preprocessing(content)
         if processor_class is not None:
             return processor_class.from_pretrained(str(name))
         # The config names the class where preprocessor_config.json does not, and is read by transformers anyway.
@@ -85,6 +91,7 @@ def load_model(model_class: Any, name: str | Path, partly: bool = False, **optio
         DataError: as `load_model_config`; the checkpoint has no safetensors file, one is damaged, or the weights
             are not those of the model.
     """
+    name = find_checkpoint(name)
     own = getattr(model_class, "config_class", None)
     config = load_model_config(name, own)
     with _of(name, f"{CONFIG_FILE} and its weights"):
@@ -93,19 +100,21 @@ def load_model(model_class: Any, name: str | Path, partly: bool = False, **optio
                 if file.endswith(".safetensors"):
                     read_tensor_shapes(Path(name) / file, _ADVICE)
         try:
-            model, info = model_class.from_pretrained(
-                str(name),
-                config=config,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                trust_remote_code=False,
-                **options,
-            )
+            with quiet():
+                model, info = model_class.from_pretrained(
+                    str(name),
+                    config=config,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,
+                    trust_remote_code=False,
+                    **options,
+                )
         except OSError as error:
             if WEIGHTS_FILE not in str(error):
                 raise
             raise DataError(_no_weights(name)) from error
+    check_finite(model, str(name))
     mismatched = {key for key, *_ in info["mismatched_keys"]}
     random = sorted(info["missing_keys"] | mismatched)
     if partly:
@@ -117,6 +126,56 @@ def load_model(model_class: Any, name: str | Path, partly: bool = False, **optio
             f"fine-tune it first, or {_ADVICE}"
         )
     return model
+
+
+def check_finite(model: Any, name: str) -> None:
+    """Check the weights of a model; `name` says whose they are.
+
+    Raises:
+        DataError: some are NaN or infinite; the message names them.
+    """
+    for key, weights in model.state_dict().items():
+        if weights.is_floating_point() and not weights.float().isfinite().all():
+            raise DataError(_not_finite(name, key))
+
+
+def check_finite_weights(folder: str | Path) -> None:
+    """Check the weights in a checkpoint's folder, one after the other.
+
+    Raises:
+        DataError: as `weight_files`; a file is damaged, or holds NaN or infinite numbers.
+    """
+    from safetensors import safe_open
+
+    for name in weight_files(folder):
+        if not name.endswith(".safetensors"):
+            continue
+        path = Path(folder) / name
+        with reading(path, _ADVICE), safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118  # no __iter__
+                weights = file.get_tensor(key)
+                if weights.is_floating_point() and not weights.float().isfinite().all():
+                    raise DataError(_not_finite(path, key))
+
+
+def _not_finite(name: str | Path, key: str) -> str:
+    return f"{name}: the weights {key} hold NaN or infinite numbers: take an earlier checkpoint"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' progress bar and its report of what it loads: errors say it in our terms."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def make_model(model_class: Any, config: Any) -> Any:

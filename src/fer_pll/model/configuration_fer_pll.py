@@ -12,6 +12,37 @@ RETIRED = {
 }
 """Settings of earlier versions: the value that changes nothing, and the message for any other value."""
 
+LARGEST = {
+    "image_size": 2048,
+    "patch_size": 512,
+    "num_channels": 16,
+    "hidden_size": 8192,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 256,
+    "decoder_hidden_size": 8192,
+    "decoder_intermediate_size": 32768,
+    "decoder_num_hidden_layers": 128,
+    "decoder_num_attention_heads": 256,
+    "query_decoder_num_hidden_layers": 128,
+    "hog_orientations": 360,
+}
+"""The largest sizes: a config.json, which may be anybody's, takes no more memory than the largest models need."""
+
+MAX_CLASSES = 10_000
+MAX_PATCHES = 2**16
+MAX_BLOCK_VALUES = 4_000_000_000
+"""The most values that the weights of all blocks may have together, about."""
+
+
+def check_bounds(settings: dict[str, Any]) -> None:
+    """Raise `ValueError` for sizes beyond `LARGEST` or `MAX_CLASSES`, before anything of such a size is made."""
+    names = settings.get("id2label")
+    sizes = settings | {"id2label": len(names) if isinstance(names, (dict, list)) else 0}
+    for name, largest in {**LARGEST, "num_labels": MAX_CLASSES, "id2label": MAX_CLASSES}.items():
+        if isinstance(sizes.get(name), int) and sizes[name] > largest:
+            raise ValueError(f"{name}={sizes[name]} is too large: at most {largest}.")
+
 
 def drop_retired(settings: dict[str, Any]) -> None:
     """Remove from `settings` those that earlier versions wrote and this version does not have.
@@ -129,6 +160,7 @@ class FerPllConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
+        check_bounds(vars(self) | kwargs)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
         self.mask_unit_size = self.mask_unit_size or self.patch_size
@@ -175,6 +207,19 @@ class FerPllConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.grid_size**2 > MAX_PATCHES:
+            raise ValueError(
+                f"image_size={self.image_size} with patch_size={self.patch_size} gives {self.grid_size**2} patches: "
+                f"at most {MAX_PATCHES}."
+            )
+        for before, prefix in (("", ""), ("decoder_", "decoder_"), ("", "query_decoder_")):
+            width, inner = (getattr(self, f"{before}{name}") for name in ("hidden_size", "intermediate_size"))
+            layers = getattr(self, f"{prefix}num_hidden_layers")
+            if layers * (4 * width**2 + 2 * width * inner) > MAX_BLOCK_VALUES:
+                raise ValueError(
+                    f"{prefix}num_hidden_layers={layers} blocks of {before}hidden_size={width} and "
+                    f"{before}intermediate_size={inner} are too large: at most {MAX_BLOCK_VALUES:,} values."
+                )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "

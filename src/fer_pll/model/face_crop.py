@@ -1,7 +1,8 @@
 """The description of face crops, `face_crop` in a preprocessor_config.json."""
 
-import math
 from typing import Any
+
+from .preprocessing import MAX_SIDE, is_number, is_side
 
 
 def check_face_crop(face_crop: Any) -> dict[str, Any]:
@@ -9,9 +10,9 @@ def check_face_crop(face_crop: Any) -> dict[str, Any]:
 
     Args:
         face_crop: `name` (text), `template` (five (x, y) in shares of the crop's side: left and right eye, nose, left
-            and right corner of the mouth, as seen in the image), `size` (pixels), `color` ("gray" or "rgb") and
-            `margin` (share of the side that is added on each side). Earlier checkpoints have `colour` ("grey" or
-            "rgb") instead of `color`.
+            and right corner of the mouth, as seen in the image), `size` (pixels, at most 1024), `color` ("gray" or
+            "rgb") and `margin` (share of the side that is added on each side). Earlier checkpoints have `colour`
+            ("grey" or "rgb") instead of `color`.
 
     Returns:
         A new dictionary with the keys named above.
@@ -19,9 +20,6 @@ def check_face_crop(face_crop: Any) -> dict[str, Any]:
     Raises:
         ValueError: `face_crop` does not describe a crop; the message names the key at fault.
     """
-
-    def is_number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
     keys = ("name", "template", "size", "color", "margin")
     if isinstance(face_crop, dict) and "colour" in face_crop and "color" not in face_crop:
@@ -44,8 +42,10 @@ def check_face_crop(face_crop: Any) -> dict[str, Any]:
         raise ValueError(
             f"face_crop['template']={template!r}: give five different (x, y) between 0 and 1, in shares of the side."
         )
-    if not (isinstance(size, int) and not isinstance(size, bool) and size > 0):
-        raise ValueError(f"face_crop['size']={size!r}: give the side of the crop in whole pixels.")
+    if not is_side(size, MAX_SIDE // 2):
+        raise ValueError(
+            f"face_crop['size']={size!r}: give the side of the crop in whole pixels, at most {MAX_SIDE // 2}."
+        )
     if color not in ("gray", "rgb"):
         raise ValueError(f"face_crop['color']={color!r}: choose 'gray' or 'rgb'.")
     if not (is_number(margin) and 0 <= margin <= 4):

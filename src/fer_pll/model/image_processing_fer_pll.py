@@ -10,6 +10,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .face_crop import check_face_crop
+from .preprocessing import check_preprocessing
 
 
 class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
@@ -32,7 +33,8 @@ class FerPllImageProcessor(PilBackend):
         size, resample, ...: as in transformers' image processors.
 
     Raises:
-        ValueError: the number of channels is neither 1 nor 3, or `face_crop` does not describe a crop.
+        ValueError: a size, mean, deviation or number of channels is impossible (see `check_preprocessing`), or
+            `face_crop` does not describe a crop.
     """
 
     valid_kwargs = FerPllImageProcessorKwargs
@@ -50,8 +52,7 @@ class FerPllImageProcessor(PilBackend):
     def __init__(self, face_crop: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.face_crop = None if face_crop is None else check_face_crop(face_crop)
-        if self.num_channels not in (1, 3):
-            raise ValueError(f"num_channels={self.num_channels}: images have 1 (gray) or 3 (RGB) channels.")
+        check_preprocessing({key: getattr(self, key, None) for key in self.valid_kwargs.__annotations__})
         self.image_mean = self.image_mean or (0.5,) * self.num_channels
         self.image_std = self.image_std or (0.5,) * self.num_channels
 

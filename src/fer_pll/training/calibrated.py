@@ -11,6 +11,7 @@ from ..data.splits import HELD_OUT
 from ..hub.card import training_record
 from ..inference.predictions import predict_logits
 from ..io.atomic import check_writable, whole_folder, write_json
+from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, share_weights
 from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
@@ -56,6 +57,7 @@ def calibrate(
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files already: choose another folder.")
 
+    checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
     model = load_model(FerPllForImageClassification, checkpoint, dtype=torch.float32).eval()
     image_processor = load_image_processor(checkpoint, FerPllImageProcessor)

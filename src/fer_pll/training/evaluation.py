@@ -14,8 +14,10 @@ from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
 from ..hub.card import weights_digest
 from ..hub.files import CONFUSION_MATRIX_NAME, METRICS_NAME, PREDICTIONS_NAME
+from ..inference.loading import check_device
 from ..inference.predictions import predict_logits
 from ..io.atomic import check_writable, whole_file, write_json
+from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model
 from ..io.stored import read_json
 from ..labels.expressions import canonical_name
@@ -43,11 +45,10 @@ def evaluate(
     to a spreadsheet program.
 
     Args:
-        checkpoint: folder or Hub name of a classifier.
+        checkpoint: folder of a classifier, `fer-pll-tiny-ferplus` (in the package) or Hub name.
         data: folder of the prepared data set.
         split: the split to evaluate on.
-        out: folder for metrics.json, predictions.csv and figures; by default `evaluation-SPLIT` in the checkpoint's
-            folder, where its model card finds them.
+        out: folder for metrics.json, predictions.csv and figures; by default see `default_out`.
         batch_size: images at a time.
         device: `"cpu"`, `"cuda"`, ...; by default the GPU, if there is one.
 
@@ -57,11 +58,13 @@ def evaluate(
         `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
 
     Raises:
-        ValueError: data or checkpoint cannot be read, or have fewer than two classes in common, or `out` cannot be
-            written.
+        ValueError: data or checkpoint cannot be read, the checkpoint is not a trained classifier, they have fewer than
+            two classes in common, or `out` cannot be written.
     """
-    folder = Path(out or RunFolder(checkpoint).evaluation(split))
+    check_device(device)
+    folder = Path(out or default_out(checkpoint, split))
     check_writable(folder)
+    checkpoint = find_checkpoint(checkpoint)
     dataset = load_dataset(data, split)
     model: Any = load_model(AutoModelForImageClassification, checkpoint)
     model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
@@ -120,6 +123,16 @@ def evaluate(
             read_json(state, {"log_history": [{str: object}]})["log_history"], RunFolder(folder).training_curves
         )
     return report
+
+
+def default_out(checkpoint: str | Path, split: str) -> Path:
+    """Where an evaluation goes: `evaluation-SPLIT` in the checkpoint's folder, where its model card finds it.
+
+    For a model that is no folder of the user's it is `evaluation-NAME-SPLIT` in the current folder.
+    """
+    if Path(checkpoint).is_dir():
+        return RunFolder(checkpoint).evaluation(split)
+    return Path(f"evaluation-{Path(checkpoint).name}-{split}")
 
 
 def shared_classes(of_model: list[str], of_data: list[str]) -> list[str]:

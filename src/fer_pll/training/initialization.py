@@ -7,15 +7,14 @@ converted, so that our encoder computes the same for an image as the source.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
-from transformers.utils import logging
 
+from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
@@ -115,9 +114,10 @@ def initialize(
     """
     if init_from is None:
         return make_model(build, config), None
+    given = init_from
     try:
-        with _quiet():
-            source = read_source(init_from)
+        init_from = find_checkpoint(given)
+        source = read_source(init_from)
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
         model = make_model(build, config)
@@ -126,11 +126,11 @@ def initialize(
         new = [name for name in names if name not in weights]
         check_encoder_is_whole(new)
     except ValueError as error:
-        raise ValueError(f"--init_from {init_from}: {str(error).removeprefix(f'{init_from}: ')}") from error
+        raise ValueError(f"--init_from {given}: {str(error).removeprefix(f'{given}: ')}") from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
-        source=f"{init_from} ({source.kind})",
+        source=f"{given} ({source.kind})",
         taken=[name for name in names if name in weights],
         new=new,
         num_values=sum(tensor.numel() for tensor in weights.values()),
@@ -268,17 +268,3 @@ def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedMode
     """The model in float32, and the names of its random weights, for which the files have none that fit."""
     model, random = load_model(model_class, name, partly=True, dtype=torch.float32)
     return model, [key for key in model.state_dict() if key in random]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' own report of what it loads; `Initialization` gives it in our terms."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

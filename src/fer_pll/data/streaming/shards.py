@@ -21,13 +21,14 @@ from datasets import Dataset, Features, Image, load_dataset_builder
 from datasets.utils.file_utils import xopen
 
 from ...io.errors import DataError
-from ...io.images import ImageError
+from ...io.images import IMAGE_ENDINGS, MAX_BYTES, ImageError, is_image_name
 from ..dataset import is_prepared, load_dataset
-from ..sources.image_folder import IMAGE_ENDINGS
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES_PER_SHARD = 1024  # for folders and prepared sets, which have no shards of their own
 _PARQUET_ROWS = 64  # that memory holds at a time
+_LONGEST_NAME = 2**20  # bytes of the names of a file in an archive
+_EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 Row = tuple[int, str, bytes | str | ImageError]
 """An image: its number in the shard, its `row_id`, and the contents or the path of its file, or why there is none."""
@@ -93,7 +94,12 @@ def _contents(cell: dict | bytes | None) -> bytes | ImageError:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raises where an archive is cut off or damaged; `tarfile` itself would take that place for its end."""
+    """Raises where an archive is damaged, which `tarfile` would take for its end, and where names fill the memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Self:
+        if not (self.isreg() or self.type in _EMPTY) and self.size > _LONGEST_NAME:  # names and attributes, read whole
+            raise tarfile.ReadError(f"{self.size:,} bytes of names, at byte {archive.offset}")
+        return super()._proc_member(archive)  # type: ignore[misc]  # typeshed lacks it
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -123,13 +129,18 @@ class TarShard:
         ):
             for member in archive:
                 folder, _, file = member.name.rpartition("/")
-                if not member.isfile() or not is_image(file) or (folder, file.split(".")[0]) == key:
+                if not member.isfile() or not is_image_name(file) or (folder, file.split(".")[0]) == key:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
+                    row_id = f"{self.name}:{number} ({member.name})"
                     contents = archive.extractfile(member)
                     assert contents is not None  # as for every regular file
-                    yield number, f"{self.name}:{number} ({member.name})", contents.read()
+                    if member.size > MAX_BYTES:
+                        reason = f"{member.size // 2**20} MiB, more than {MAX_BYTES // 2**20} MiB: too large an image"
+                        yield number, row_id, ImageError(reason)
+                    else:
+                        yield number, row_id, contents.read()
                 number += 1
                 archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; tarfile keeps them all
 
@@ -218,7 +229,7 @@ def find_shards(source: str) -> list[Shard]:
         raise DataError(f"--data {source}: there is no such file or folder")
     shards: list[Shard] = [ParquetShard(file) for file in files if _address(file).endswith(".parquet")]
     shards += [TarShard(file) for file in files if _address(file).endswith(TAR_ENDINGS)]
-    images = [file for file in files if is_image(Path(_address(file)).name)]
+    images = [file for file in files if is_image_name(Path(_address(file)).name)]
     for start in range(0, len(images), IMAGES_PER_SHARD):
         part = tuple(images[start : start + IMAGES_PER_SHARD])
         shards.append(FolderShard(f"{part[0]} to {part[-1]}", part))
@@ -228,11 +239,6 @@ def find_shards(source: str) -> list[Shard]:
             f"({', '.join(sorted(IMAGE_ENDINGS))}) among {len(files)} files"
         )
     return shards
-
-
-def is_image(file_name: str) -> bool:
-    """Whether a file is an image, by its ending. Hidden files are not."""
-    return Path(file_name).suffix.lower() in IMAGE_ENDINGS and not file_name.startswith(".")
 
 
 def _address(file: str) -> str:

@@ -420,7 +420,9 @@ class FerPllTrainer(ImageTrainer):
             if (labels >= 0).all():
                 loss = torch.nn.functional.cross_entropy(logits, labels)
             else:  # the mean over all rows; `evaluation_loop` makes it one over those with a label
-                total = torch.nn.functional.cross_entropy(logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum")
+                total = torch.nn.functional.cross_entropy(
+                    logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum"
+                )
                 loss = total / len(labels)
             return (loss, outputs) if return_outputs else loss
 

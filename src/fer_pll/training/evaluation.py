@@ -52,8 +52,9 @@ def evaluate(
         the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out`,
         `unlabeled_rows` (how many of these have no label), `protocols` and, if the data set has candidates,
         `candidates`: `rows` with a candidate that the model knows, and `accuracy`, the share of these whose prediction
-        is a candidate. `protocols` has `all` and, if the data set has a column of that name, `majority`; each with `rows`,
-        `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
+        is a candidate. `protocols` has `all`, if a row has a label, and `majority`, if the data set has a column of
+        that name; each with `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name,
+        `confusion_matrix` (K x K).
 
     Raises:
         ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.

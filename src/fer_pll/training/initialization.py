@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 from transformers.utils import logging
 
-from ..inference.loading import load_weights
+from ..inference.loading import class_names, load_weights
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
@@ -255,7 +255,7 @@ def fit_classes(source: Source, config: FerPllConfig) -> str | None:
     Names are compared as `canonical_name` writes them. Returns the change, in words; `None` for none.
     """
     rows = [name for name in source.weights if name.endswith("label_queries") or name.startswith("classifier.")]
-    of_source, of_model = (list(each.id2label.values()) for each in (source.config, config))
+    of_source, of_model = class_names(source.config), class_names(config)
     before, now = ([canonical_name(name) for name in names] for names in (of_source, of_model))
     if not rows or before == now:
         return None

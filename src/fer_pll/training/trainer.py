@@ -311,7 +311,7 @@ class FerPllTrainer(ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        self.model_init = model_init
+        self.model_init = model_init  # type: ignore[assignment]  # as in the base class
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.steps_per_epoch = 1  # of the optimizer; known once training starts
         if train_dataset is not None:
@@ -341,7 +341,7 @@ class FerPllTrainer(ImageTrainer):
             if unlabeled:
                 raise ValueError(
                     f"loss={self.method.name!r} learns from the column 'label', which is undefined (-1) in "
-                    f"{unlabeled:,} of {len(dataset):,} training rows: choose a loss that uses candidates, such as pll."
+                    f"{unlabeled:,} of {len(dataset):,} training rows: choose a loss of candidates, such as pll."
                 )
         if args.class_balance == "logit_adjustment":
             prior = class_prior(self.table).clamp(min=1 / len(self.table))

@@ -1,7 +1,7 @@
 """From files that a stranger has to a model and pictures to look at: real processes, no option beyond paths.
 
-300 drawn faces with the votes of ten annotators, as each of the three tables that `fer-pll prepare votes` reads, and as
-a folder for each class.
+300 drawn faces with the votes of ten annotators, as each of the three tables that `fer-pll prepare votes` reads, and
+as a folder for each class.
 """
 
 import csv

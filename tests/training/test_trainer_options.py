@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainingArguments
 
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
@@ -118,7 +118,7 @@ def test_without_a_training_set_it_evaluates_and_predicts(tmp_path, toy_train, t
 
 @pytest.mark.parametrize("kind", [FerPllTrainingArguments, FerPllPreTrainingArguments])
 def test_label_smoothing_is_refused(tmp_path, kind):
-    with pytest.raises(ValueError, match="label_smoothing_factor=0.3 has no effect"):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.3 has no effect"):
         kind(str(tmp_path), use_cpu=True, label_smoothing_factor=0.3)
 
 
@@ -173,7 +173,10 @@ class TorchStream(torch.utils.data.IterableDataset):
         (lambda rows: rows.to_iterable_dataset(), r"is a datasets\..*IterableDataset, but the confidences need rows"),
         (lambda rows: TorchRows(), r"TorchRows, but the confidences need rows .* Dataset.from_list"),
         (lambda rows: TorchStream(), r"TorchStream, but the confidences need rows"),
-        (lambda rows: rows.with_transform(lambda batch: {"x": batch["image"]}), r"has a transform .* reset_format\(\)"),
+        (
+            lambda rows: rows.with_transform(lambda batch: {"x": batch["image"]}),
+            r"has a transform .* reset_format\(\)",
+        ),
         (lambda rows: rows.remove_columns("image"), "has no column 'image'; it has"),
     ],
 )
@@ -190,10 +193,10 @@ def test_arguments_of_another_kind_are_named(tmp_path, toy_train, kind):
 
 def test_a_pre_trainer_names_them_too(tmp_path, toy_train):
     options = {"processing_class": tiny_processor(), "train_dataset": toy_train}
-    with pytest.raises(ValueError, match="args is a transformers.training_args.TrainingArguments"):
+    with pytest.raises(ValueError, match=r"args is a transformers\.training_args\.TrainingArguments"):
         FerPllPreTrainer(new_model(), TrainingArguments(str(tmp_path), use_cpu=True), **options)
     args = FerPllPreTrainingArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match="train_dataset is a .*TorchRows: give a datasets.Dataset"):
+    with pytest.raises(ValueError, match=r"train_dataset is a .*TorchRows: give a datasets\.Dataset"):
         FerPllPreTrainer(new_model(), args, **options | {"train_dataset": TorchRows()})
 
 
@@ -209,12 +212,12 @@ def test_a_model_is_given_or_made(tmp_path, toy_train):
 
 
 def test_an_evaluation_set_of_other_classes_is_refused_before_the_first_step(tmp_path, toy_train, toy_validation):
-    from datasets import ClassLabel, Features
-
     names = ["right", "left", "top", "bottom"]
     features = Features(toy_validation.features | {"label": ClassLabel(names=names)})
     other = Dataset.from_list(list(toy_validation.cast_column("label", features["label"])), features=features)
-    with pytest.raises(ValueError, match="evaluation set has the classes right, left, top, bottom; the model has left"):
+    with pytest.raises(
+        ValueError, match="evaluation set has the classes right, left, top, bottom; the model has left"
+    ):
         make(tmp_path, toy_train, eval_dataset=other)
     with pytest.raises(ValueError, match="evaluation set new has the classes"):
         make(tmp_path, toy_train, eval_dataset={"old": toy_validation, "new": other})

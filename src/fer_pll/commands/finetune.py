@@ -5,7 +5,7 @@ During training it learns which label of each candidate set is the true one
 comparison, --loss cross_entropy trains on the most voted label, as usual.
 
 The model gets the classes of the data. Sizes of the model and settings come from
-the configuration (--config; fer-pll-tiny-ferplus by default) and its
+the configuration (--config; fer-pll-tiny by default) and its
 finetune.yaml. --settings FILE.yaml overrides them, and the command line
 overrides both. The output folder gets the model, its card, its checkpoints, the
 revised confidences, and figures of the candidate sets and of the training
@@ -90,11 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.should_save:
         run = trainer.run_folder
         print(f"saved in {run.path}: model, card (README.md), confidences, {run.training_curves.name}")
-        evaluated = trainer.eval_dataset is not None
-        judge = (
-            f"fer-pll evaluate {run.path} {options.data}" if evaluated else f"fer-pll predict --model {run.path} PHOTO"
-        )
-        print(f"next: {judge}; or look through the labels: fer-pll audit {run.path} --out audit")
+        judge = f"fer-pll evaluate {run.path} {options.data}, or " if trainer.eval_dataset is not None else ""
+        print(f"next: {judge}fer-pll audit {run.path} --out audit")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ It learns to predict the HOG descriptors of masked patches (paper, section 3.2).
 The configurations with -maskfeat, -mae, -simmim and -moco in place of -hog are
 the pre-training methods that the paper compares with.
 
-Settings come from the configuration (--config; fer-pll-tiny-ferplus by default)
+Settings come from the configuration (--config; fer-pll-tiny by default)
 and its pretrain.yaml. The command line overrides them. The output folder gets
 the encoder, its card and its checkpoints, for --init_from of fer-pll finetune.
 """

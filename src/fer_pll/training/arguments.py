@@ -165,7 +165,7 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
         default=None,
         metadata={
             "help": "Draw the predictions for six images every so many steps, into pictures/ in the output folder; 0: "
-            "never. Default: with each checkpoint."
+            "never. Default: with each checkpoint, but not more often than every 50 steps, and at the end."
         },
     )
     contrastive_temperature: _OfMoco[float] = field(default=0.07, metadata={"help": "Temperature of the moco loss."})

@@ -87,8 +87,8 @@ def first_model(
         return model
     if any(each is not None for each in optimizers):
         raise ValueError(
-            "model_init makes a new model for each training, whose parameters `optimizers` does not have: leave one of "
-            "them out, or give optimizer_cls_and_kwargs."
+            "model_init makes a new model for each training, whose parameters `optimizers` does not have: leave one "
+            "of them out, or give optimizer_cls_and_kwargs."
         )
     assert model_init is not None
     set_seed(seed)

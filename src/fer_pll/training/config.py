@@ -106,6 +106,9 @@ def stopping_in_one_line(trainer: RunTrainer) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        for callback in trainer.callback_handler.callbacks:
+            if getattr(callback, "training_bar", None) is not None:
+                callback.training_bar.close()  # else it is drawn again below the message
         folder, state = trainer.run_folder.path, trainer.state
         checkpoint = last_checkpoint(folder)
         how = (

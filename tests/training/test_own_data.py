@@ -339,11 +339,11 @@ def test_rows_without_a_label_are_left_out_of_loss_and_accuracy_and_counted(
     assert "eval_unlabeled_rows" not in trainer.evaluate(toy_validation)
 
 
-def test_a_table_of_candidates_trains_is_judged_by_them_and_keeps_the_best_model(tmp_path, command):
+def test_a_table_of_candidates_trains_is_judged_by_them_and_keeps_the_best_model(tmp_path, command, caplog):
     data = {"train": candidate_rows(48), "validation": candidate_rows(24, seed=1)}
     best = ("--load_best_model_at_end", "true", "--save_strategy", "epoch", "--num_train_epochs", "4")
-    said = command("finetune", data, "run", *best)
-    assert "the best model is the one with the highest candidate_accuracy, not loss" in said
+    command("finetune", data, "run", *best)
+    assert "the best model is the one with the highest candidate_accuracy, not loss" in caplog.text
     log = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     evaluations = [entry for entry in log["log_history"] if "eval_candidate_accuracy" in entry]
     assert len(evaluations) == 4 and all(entry["eval_unlabeled_rows"] == 24 for entry in evaluations)

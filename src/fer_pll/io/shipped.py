@@ -11,6 +11,12 @@ DEFAULT_CONFIG = "fer-pll-tiny"
 """The name in `hub_configs` that training takes by default: for one's own data, as small as `DEFAULT_CHECKPOINT`."""
 
 
+def shipped_checkpoint(name: str) -> str:
+    """The folder of `DEFAULT_CHECKPOINT`, where that is the name and there is no such folder here; else the name."""
+    is_shipped = name == Path(DEFAULT_CHECKPOINT).name and not Path(name).exists()
+    return DEFAULT_CHECKPOINT if is_shipped else name
+
+
 def shipped(name: str) -> Path:
     """Path of `hub_configs` or `model_card.md`."""
     inside = _PACKAGE / name

@@ -1,5 +1,6 @@
 """Command-line options for fine-tuning, and the model and trainer built from them."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,10 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
+from ..data.provenance import Provenance
 from ..data.transition import read_transition
 from ..hub.card_settings import OnCard, card_settings
-from ..io.shipped import DEFAULT_CONFIG
+from ..io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
@@ -21,6 +23,13 @@ from .config import config_folder, load_config
 from .initialization import initialize
 from .run_folder import RunFolder
 from .trainer import FerPllTrainer, check_training_set
+
+logger = logging.getLogger(__name__)
+
+
+def packaged_start(init_from: str | None) -> dict[str, str]:
+    """The setting `init_from` for the card, where it names the checkpoint in the package and no path."""
+    return {"init_from": init_from} if init_from == Path(DEFAULT_CHECKPOINT).name else {}
 
 
 @dataclass
@@ -44,7 +53,8 @@ class FineTuningOptions:
         default=None,
         metadata={
             "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
-            "(such as DINO) or ViTMAE. Default: random weights."
+            "(such as DINO) or ViTMAE; fer-pll-tiny-ferplus is the one in the package; none: random weights. "
+            "Default: what the config says, else random weights."
         },
     )
     max_candidates: OnCard[int] = field(
@@ -155,6 +165,13 @@ class FineTuningOptions:
         check_training_set(train_dataset, names, args.confidence_init)
         if eval_dataset is None:
             self._train_without_evaluation(args)
+        provenance = Provenance.from_dataset(train_dataset)
+        if packaged_start(self.init_from) and provenance is not None and provenance.source == "ferplus":
+            logger.warning(
+                "%s was trained on FER+, so it has seen these rows. To know what a model makes of rows that it has "
+                "not seen, start from others: --init_from none.",
+                self.init_from,
+            )
         model, image_processor = self.make_model(args, names)
         trainer = FerPllTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
@@ -178,7 +195,7 @@ class FineTuningOptions:
 
     def card_settings(self) -> dict[str, Any]:
         """How the candidate sets were made, for the card. A file is shown by its name, without its folder."""
-        shown = card_settings(self)
+        shown = card_settings(self) | packaged_start(self.init_from)
         return shown | ({"transition": Path(self.transition).name} if self.transition else {})
 
     @classmethod

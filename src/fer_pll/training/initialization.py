@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTr
 from transformers.utils import logging
 
 from ..inference.loading import class_names, load_weights
+from ..io.shipped import shipped_checkpoint
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
@@ -108,7 +109,8 @@ def initialize(
         build: makes the model with random weights, such as one of our classes.
         config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
             checkpoint did.
-        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE; `None` for random weights.
+        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or the name of the checkpoint in the
+            package; `None` or `"none"` for random weights.
 
     Returns:
         the model, and the origin of its weights.
@@ -116,11 +118,11 @@ def initialize(
     Raises:
         ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
     """
-    if init_from is None:
+    if init_from is None or init_from == "none":
         return build(config), None
     try:
         with _quiet():
-            source = read_source(init_from)
+            source = read_source(shipped_checkpoint(init_from))
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
         model = build(config)

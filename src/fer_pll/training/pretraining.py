@@ -17,6 +17,7 @@ from .arguments import FerPllPreTrainingArguments
 from .base_trainer import check_arguments
 from .callbacks import NUM_IMAGES, PreTrainingMonitor
 from .config import load_config
+from .finetuning import packaged_start
 from .initialization import initialize
 from .linear_probe import LinearProbe
 from .moco import FerPllForMomentumContrast
@@ -61,8 +62,9 @@ class PreTrainingOptions:
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE. "
-            "Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE; "
+            "fer-pll-tiny-ferplus is the one in the package; none: random weights. Default: what the config says, "
+            "else random weights."
         },
     )
     probe: str | None = field(
@@ -102,9 +104,11 @@ class PreTrainingOptions:
         probe = None
         if self.probe is not None:
             probe = LinearProbe(load_dataset(self.probe, "train"), image_processor)
-        return FerPllPreTrainer(
+        trainer = FerPllPreTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe
         )
+        trainer.data_settings = packaged_start(self.init_from)
+        return trainer
 
 
 class FerPllPreTrainer(StreamTrainer):

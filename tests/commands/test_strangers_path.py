@@ -62,6 +62,7 @@ def write_faces(folder: Path, form: str) -> list[str]:
     return ["votes", "table.csv"]
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.long) for form in FORMS[1:])])
 def test_four_commands_lead_to_a_model_and_to_pictures(tmp_path, form):
     files = write_faces(tmp_path, form)
@@ -95,11 +96,13 @@ def test_four_commands_lead_to_a_model_and_to_pictures(tmp_path, form):
     report = json.loads((run / f"evaluation-{split}" / "metrics.json").read_text())
     if form == "candidates":
         chance = numpy_column(data[split], "candidates").mean()
-        assert report["candidates"]["accuracy"] > 2 * chance and report["unlabeled_rows"] == len(data[split])
+        assert report["candidates"]["accuracy"] > 1.5 * chance and report["unlabeled_rows"] == len(data[split])
         assert "among the candidates" in said
     else:
+        metrics = report["protocols"]["all"]
         largest = np.bincount(numpy_column(data[split], "label")).max() / len(data[split])
-        assert report["protocols"]["all"]["accuracy"] > 1.5 * largest
+        assert metrics["accuracy"] > largest  # of always the same class
+        assert metrics["mean_class_accuracy"] > 1.5 / len(EXPRESSIONS)
         assert (run / f"evaluation-{split}" / "confusion_matrix_all.png").is_file()
 
     said = fer_pll("audit", "runs/mine", "--out", "audit", cwd=tmp_path)

@@ -18,8 +18,8 @@ FERPLUS = {
     "color": "gray",
     "margin": 0.0,
 }
-# These data sets have other crops. `fer-pll measure-crop` measures them.
-WITHOUT_CROP = ("rafdb", "affectnet7", "affectnet8")
+# These are for data sets with other crops, or for any. `fer-pll measure-crop` measures them.
+WITHOUT_CROP = ("rafdb", "affectnet7", "affectnet8", "fer-pll-tiny")
 # Other networks, whose config.json has no image size. They take that of the configuration that they are compared with.
 SAME_IMAGES = {"resnet18": "fer-pll-tiny-ferplus", "resnet18-224": "fer-pll-vit-base-ferplus"}
 

@@ -59,7 +59,9 @@ def workspace(tmp_path_factory):
     tiny_config().save_pretrained(folder / "config")
     tiny_processor().save_pretrained(folder / "config")
     script = FineTuningOptions(config=str(folder / "config"), data=str(folder / "data"))
-    settings = QUICK | DEFAULTS | {"num_train_epochs": 4, "per_device_train_batch_size": 32}
+    settings = (
+        QUICK | DEFAULTS | {"confidence_init": "uniform", "num_train_epochs": 4, "per_device_train_batch_size": 32}
+    )
     args = FerPllTrainingArguments(output_dir=str(folder / "run"), logging_strategy="no", **settings)
     torch.manual_seed(0)
     trainer = script.make_trainer(args, script.add_candidates(load_dataset(folder / "data", "train"), args.seed))

@@ -1,5 +1,6 @@
 """The shipped configurations load, fit together and hold the values of their source."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from fer_pll.commands import finetune, pretrain
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, shipped_config
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.base_trainer import check_image_processor
 from fer_pll.training.pretraining import pretraining_model
@@ -24,7 +25,8 @@ PRETRAINING = [f"fer-pll-{size}-{objective}" for size in ("tiny", "vit-base") fo
 PRETRAINING.append("fer-pll-vit-base-hog-table1")
 DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
 RECIPE = "fer-pll-tiny-ferplus"  # of the checkpoint in the package: pre-training as well
-CLASSIFIERS = [RECIPE, "fer-pll-tiny-ferplus-quick", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
+DEFAULT = "fer-pll-tiny"  # for data of one's own, with the sizes of the recipe
+CLASSIFIERS = [DEFAULT, RECIPE, "fer-pll-tiny-ferplus-quick", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
 
 
 @pytest.fixture
@@ -42,7 +44,8 @@ def test_every_folder_is_complete():
     common = {"config.json", "preprocessor_config.json"}
     expected = {name: common | {"pretrain.yaml"} for name in PRETRAINING}
     expected |= {name: common | {"finetune.yaml"} for name in CLASSIFIERS}
-    expected[RECIPE] |= {"pretrain.yaml"}
+    for name in (DEFAULT, RECIPE):
+        expected[name] |= {"pretrain.yaml"}
     found = {folder.name: {path.name for path in folder.iterdir()} for folder in CONFIGS.iterdir()}
     assert found == expected
 
@@ -53,10 +56,10 @@ def test_the_image_processor_is_made_from_the_config_and_the_crop_of_the_data_se
     assert written == image_processor(folder), "run python train_scripts/image_processors.py"
 
 
-def test_image_processors_are_made_for_every_config_and_have_three_contents():
+def test_image_processors_are_made_for_every_config_and_have_four_contents():
     own = ROOT / "train_scripts" / "configs"
     assert set(folders()) == {*CONFIGS.iterdir(), own / "resnet18", own / "resnet18-224"}
-    assert len({image_processor(folder) for folder in folders()}) == 3
+    assert len({image_processor(folder) for folder in folders()}) == 4
 
 
 def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name():
@@ -69,7 +72,13 @@ def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name()
     assert packaged == recipe
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, RECIPE])
+def test_the_default_takes_the_weights_of_the_checkpoint_in_the_package():
+    assert shipped_config(DEFAULT_CONFIG) == CONFIGS / DEFAULT
+    default, recipe = (json.loads((CONFIGS / name / "config.json").read_text()) for name in (DEFAULT, RECIPE))
+    assert default == recipe
+
+
+@pytest.mark.parametrize("name", [*PRETRAINING, DEFAULT, RECIPE])
 def test_pretraining_config(name, settings):
     """Every key of the YAML is a setting, and nothing in it contradicts the model's config."""
     config = AutoConfig.from_pretrained(CONFIGS / name)
@@ -78,7 +87,7 @@ def test_pretraining_config(name, settings):
     with torch.device("meta"):
         model = pretraining_model(config, args)
     check_image_processor(model, AutoImageProcessor.from_pretrained(CONFIGS / name))
-    if name != RECIPE:  # whose config.json is that of the classifier
+    if name not in (DEFAULT, RECIPE):  # whose config.json is that of the classifier
         assert config.architectures == (["FerPllModel"] if name.endswith("moco") else [type(model).__name__])
 
 

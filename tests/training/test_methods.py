@@ -46,7 +46,7 @@ def first_rows(trainer, rows) -> dict[str, torch.Tensor]:
     return trainer._prepare_inputs(trainer.data_collator(batch))
 
 
-def batch_of(trainer, logits, epoch=0.0, **columns) -> Batch:
+def batch_of(trainer, logits, epoch=0.0, progress=0.0, **columns) -> Batch:
     """The first rows of the table with given logits (views, B, K), for methods that look at nothing else."""
     size = logits.shape[1]
     return Batch(
@@ -56,6 +56,8 @@ def batch_of(trainer, logits, epoch=0.0, **columns) -> Batch:
         revisable=torch.ones(size, dtype=torch.bool),
         columns=columns,
         epoch=epoch,
+        progress=progress,
+        revising=True,
         model=trainer.model,
     )
 
@@ -538,7 +540,9 @@ def test_phi_of_pico_falls_over_the_training(tmp_path, toy_config, toy_processor
     queries[:, 2] = 1  # class 2, where it is a candidate, is nearest; else the first that is
     start, candidates = trainer.table.confidence.clone(), trainer.table.candidates
     nearest = torch.where(candidates[:, 2], 2, candidates.int().argmax(dim=1))
-    trainer.method.move_confidences(batch_of(trainer, torch.zeros(1, 48, 4), epoch=epoch), queries)
+    trainer.steps_per_epoch, trainer.state.max_steps, trainer.state.global_step = 3, 36, int(3 * epoch)
+    batch = batch_of(trainer, torch.zeros(1, 48, 4), epoch=epoch, progress=trainer.progress)
+    trainer.method.move_confidences(batch, queries)
     torch.testing.assert_close(trainer.table.confidence, phi * start + (1 - phi) * torch.eye(4)[nearest])
 
 

@@ -167,7 +167,10 @@ def class_counts(dataset: DatasetDict) -> tuple[dict[str, list[int]], str | None
 
 
 def summary(dataset: DatasetDict) -> str:
-    """A table of the number of rows by split and class, and the sources of the rows."""
+    """A table of the number of rows by split and class, and the sources of the rows.
+
+    Where rows have candidates and no label, a class counts the rows that have it among their candidates.
+    """
     splits = list(dataset)
     lines = [("", *splits), ("rows", *(len(dataset[split]) for split in splits))]
     counts, counted = class_counts(dataset)

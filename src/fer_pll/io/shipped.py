@@ -7,8 +7,8 @@ _PACKAGE = Path(__file__).parents[1]
 DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
 """Folder of a classifier for the eight expressions of FER+; its README.md is its model card."""
 
-DEFAULT_CONFIG = "fer-pll-tiny-ferplus"
-"""The name in `hub_configs` that training takes by default: that of `DEFAULT_CHECKPOINT`, small enough for a CPU."""
+DEFAULT_CONFIG = "fer-pll-tiny"
+"""The name in `hub_configs` that training takes by default: for one's own data, as small as `DEFAULT_CHECKPOINT`."""
 
 
 def shipped(name: str) -> Path:

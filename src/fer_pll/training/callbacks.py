@@ -19,6 +19,8 @@ from .linear_probe import LinearProbe
 logger = logging.getLogger(__name__)
 
 NUM_IMAGES = 6
+STEPS_BETWEEN = 50
+"""With checkpoints that follow each other sooner than that, only some of them have a picture."""
 
 
 class PreTrainingMonitor(TrainerCallback):
@@ -28,7 +30,8 @@ class PreTrainingMonitor(TrainerCallback):
 
     Args:
         trainer: its first batch gives the images to draw.
-        picture_steps: draw every so many steps; 0: never; `None`: with each checkpoint.
+        picture_steps: draw every so many steps; 0: never; `None`: with each checkpoint that is `STEPS_BETWEEN` steps
+            after the last picture, and at the end.
         probe: runs at the start, with each checkpoint and at the end; logged as `probe_accuracy`.
     """
 
@@ -38,6 +41,7 @@ class PreTrainingMonitor(TrainerCallback):
         self.probe = probe
         self.images: torch.Tensor | None = None  # normalized (B, C, H, W)
         self.last_look = -1  # the step
+        self.last_picture = 0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if state.is_world_process_zero and state.global_step == 0:
@@ -55,7 +59,10 @@ class PreTrainingMonitor(TrainerCallback):
     def look(self) -> None:
         """Draw and probe, as for each checkpoint."""
         self.last_look = self.trainer.state.global_step
-        if self.picture_steps is None:
+        state = self.trainer.state
+        ends = state.global_step >= state.max_steps
+        if self.picture_steps is None and (ends or state.global_step - self.last_picture >= STEPS_BETWEEN):
+            self.last_picture = state.global_step
             self.draw()
         self.run_probe()
 

@@ -1,15 +1,17 @@
 """The configurations in `hub_configs`, and checks of the output folder before a run."""
 
+import contextlib
 import os
 import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
-from ..io.atomic import write_json
+from ..io.atomic import check_writable, write_json
 from ..io.errors import name_some
 from ..io.pretrained import load_image_processor, load_model_config
 from ..io.shipped import shipped_config, shipped_names
@@ -19,6 +21,8 @@ from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .checkpoints import last_checkpoint
 from .processes import decided_by_main
 from .run_folder import RunFolder
+from .run_trainer import RunTrainer
+from .signals import RunInterrupted
 
 LOCK = ".run.lock"
 """File in the output folder that a process holds while its run writes there."""
@@ -76,6 +80,7 @@ def check_output_folder(args: Any) -> None:
 def _find_start(args: Any) -> str | None:
     """The checkpoint to resume from; `None` to start a run."""
     folder, wanted = Path(args.output_dir), args.resume_from_checkpoint
+    check_writable(folder)
     if wanted in ("last", "auto"):
         found = last_checkpoint(folder)
         if found is not None:
@@ -106,6 +111,27 @@ def _find_start(args: Any) -> str | None:
     if not RunFolder(folder).settings_file.is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
     return None
+
+
+@contextlib.contextmanager
+def stopping_in_one_line(trainer: RunTrainer) -> Iterator[None]:
+    """Context for a training: Ctrl-C ends it with a message that says how to go on, for `fer_pll_cli.status`."""
+    try:
+        yield
+    except RunInterrupted:
+        raise
+    except KeyboardInterrupt:
+        for callback in trainer.callback_handler.callbacks:
+            if getattr(callback, "training_bar", None) is not None:
+                callback.training_bar.close()  # else it is drawn again below the message
+        folder, state = trainer.run_folder.path, trainer.state
+        checkpoint = last_checkpoint(folder)
+        how = (
+            f"go on from {checkpoint} with --resume_from_checkpoint last"
+            if checkpoint
+            else f"{folder} has no checkpoint yet, so start again with --overwrite"
+        )
+        raise KeyboardInterrupt(f"stopped at step {state.global_step:,} of {state.max_steps:,}; {how}") from None
 
 
 def start_run(args: Any, script: Any) -> None:

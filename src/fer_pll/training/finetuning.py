@@ -1,5 +1,7 @@
 """Command-line options for fine-tuning, and the model and trainer built from them."""
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -8,15 +10,17 @@ import torch
 from datasets import Dataset
 from huggingface_hub.dataclasses import type_validator
 from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import numpy_column
+from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
 from ..data.transition import read_transition
 from ..hub.card import weights_digest
 from ..hub.card_settings import OnCard, card_settings
-from ..inference.loading import class_names
 from ..io.pretrained import load_image_processor, load_model_config, make_model
+from ..io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG
 from ..io.stored import reading
 from ..labels.candidates import dataset_fingerprint
 from ..model.configuration_fer_pll import FerPllConfig
@@ -27,22 +31,39 @@ from .config import config_folder, load_config
 from .initialization import initialize
 from .run_folder import RunFolder
 from .teachers import Distillation, Teacher, cached_probabilities
-from .trainer import FerPllTrainer
+from .trainer import FerPllTrainer, check_training_set
+
+logger = logging.getLogger(__name__)
+
+
+def packaged_start(init_from: str | None) -> dict[str, str]:
+    """The setting `init_from` for the card, where it names the checkpoint in the package and no path."""
+    return {"init_from": init_from} if init_from == Path(DEFAULT_CHECKPOINT).name else {}
 
 
 @dataclass
 class FineTuningOptions:
     """Options of `fer-pll finetune` for data and model, beside the training arguments."""
 
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
     data: str = field(
-        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`."}
+        metadata={
+            "help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`. The model gets "
+            "its classes."
+        }
+    )
+    config: str = field(
+        default=DEFAULT_CONFIG,
+        metadata={
+            "help": "Sizes of the model and settings of the training: a name in hub_configs, or a folder with "
+            "config.json and finetune.yaml."
+        },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain, ViT (such as "
-            "DINO) or ViTMAE. Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
+            "(such as DINO) or ViTMAE; fer-pll-tiny-ferplus is the one in the package; none: random weights. "
+            "Default: what the config says, else random weights."
         },
     )
     teacher: list[str] | None = field(
@@ -132,21 +153,31 @@ class FineTuningOptions:
             setattr(self, name, None)
         return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-        """The classifier, with weights from `init_from` or random ones, and its image processor.
+    def make_model(
+        self, args: FerPllTrainingArguments, class_names: Sequence[str]
+    ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier of some classes, with weights from `init_from` or random ones, and its image processor.
 
         A config.json of another model of transformers gives that model, with random weights.
+
+        Args:
+            args: settings of the training.
+            class_names: K names, in the order of the candidate sets. They take the place of those in config.json.
         """
         folder = config_folder(self.config)
+        classes = {
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: number for number, name in enumerate(class_names)},
+        }
         other = load_model_config(folder)
         if not isinstance(other, FerPllConfig):
             if self.init_from is not None:
                 raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
-            return make_model(AutoModelForImageClassification, other), load_image_processor(
-                folder, FerPllImageProcessor
-            )
+            other.id2label, other.label2id = classes["id2label"], classes["label2id"]
+            image_processor = load_image_processor(folder, FerPllImageProcessor)
+            return make_model(AutoModelForImageClassification, other), image_processor
         config, image_processor = load_config(
-            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
+            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder, **classes
         )
         model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
         if initialization is not None and args.should_log:
@@ -157,28 +188,41 @@ class FineTuningOptions:
     def make_trainer(
         self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
     ) -> FerPllTrainer:
-        """A trainer of a new model."""
-        model, image_processor = self.make_model(args)
+        """A trainer of a new model with the classes of the data set.
+
+        Without an evaluation set, nothing is evaluated: the settings in `args` that ask for it are switched off.
+        """
+        names = train_dataset.features["label"].names
+        check_training_set(train_dataset, names, args.confidence_init)
+        if eval_dataset is None:
+            self._train_without_evaluation(args)
+        provenance = Provenance.from_dataset(train_dataset)
+        if packaged_start(self.init_from) and provenance is not None and provenance.source == "ferplus":
+            logger.warning(
+                "%s was trained on FER+, so it has seen these rows. To know what a model makes of rows that it has "
+                "not seen, start from others: --init_from none.",
+                self.init_from,
+            )
+        model, image_processor = self.make_model(args, names)
         trainer = FerPllTrainer(
             model,
             args,
             processing_class=image_processor,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            distillation=self.make_distillation(args, model, train_dataset),
+            distillation=self.make_distillation(args, names, train_dataset),
         )
         trainer.data_settings = self.card_settings()
         return trainer
 
     def make_distillation(
-        self, args: FerPllTrainingArguments, model: PreTrainedModel, train_dataset: Dataset
+        self, args: FerPllTrainingArguments, names: Sequence[str], train_dataset: Dataset
     ) -> Distillation | None:
-        """The part of the loss that comes from the teachers; `None` without teachers."""
+        """The part of the loss that comes from the teachers, of the classes `names`; `None` without teachers."""
         if not self.teacher:
             if self.teacher_cache:
                 raise ValueError("--teacher_cache: name the teachers as well, with --teacher.")
             return None
-        names = class_names(model.config)
         teachers = [Teacher.load(each, names, args.device) for each in self.teacher]
         said: list[Teacher] | torch.Tensor = teachers
         if self.teacher_cache:
@@ -188,9 +232,23 @@ class FineTuningOptions:
                 said = cached_probabilities(self.teacher_cache, teachers, digests, train_dataset, fingerprint)
         return Distillation(said, self.teacher_weight, self.teacher_temperature)
 
+    def _train_without_evaluation(self, args: FerPllTrainingArguments) -> None:
+        if args.eval_strategy == IntervalStrategy.NO:
+            return
+        args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
+        args.load_best_model_at_end, args.metric_for_best_model = False, None
+        if args.save_strategy == SaveStrategy.BEST:
+            args.save_strategy = SaveStrategy.EPOCH
+        if args.should_log:
+            print(
+                f"{self.data} has no split 'validation': the run trains without evaluation and keeps its last model. "
+                "To have one, prepare the data with --validation-share 0.1.",
+                flush=True,
+            )
+
     def card_settings(self) -> dict[str, Any]:
         """How the candidate sets were made, for the card. Files and folders are shown by their names alone."""
-        shown = card_settings(self)
+        shown = card_settings(self) | packaged_start(self.init_from)
         shown |= {"transition": Path(self.transition).name} if self.transition else {}
         if self.teacher:
             shown |= {name: getattr(self, name) for name in ("teacher_weight", "teacher_temperature")}

@@ -14,8 +14,10 @@ from typing import NamedTuple, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
+from ..inference.loading import class_names
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
+from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
@@ -98,13 +100,14 @@ def initialize(
     """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
     A checkpoint of ours gives all weights that both have in the same size, decoders included. Label queries and
-    classifier are only taken if the classes are the same.
+    classifier are only taken if the classes are the same, by name; their rows then take the order of `config`.
 
     Args:
         build: makes the model with random weights, such as one of our classes.
         config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
             checkpoint did.
-        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE; `None` for random weights.
+        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or the name of the checkpoint in the
+            package; `None` or `"none"` for random weights.
 
     Returns:
         the model, and the origin of its weights.
@@ -112,7 +115,7 @@ def initialize(
     Raises:
         ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
     """
-    if init_from is None:
+    if init_from is None or init_from == "none":
         return make_model(build, config), None
     given = init_from
     try:
@@ -239,10 +242,31 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
             f"fitted, exactly: patch projection of pixels with mean {source.image_mean} and deviation "
             f"{source.image_std} to {config.image_mean} and {config.image_std}"
         )
-    if source.config.id2label != config.id2label:
-        for name in [name for name in weights if name.endswith("label_queries") or name.startswith("classifier.")]:
-            del weights[name]
-    return changes
+    change = fit_classes(source, config)
+    return changes if change is None else [*changes, change]
+
+
+def fit_classes(source: Source, config: FerPllConfig) -> str | None:
+    """Give the rows of label queries and classifier the classes of `config`, or drop them where those are others.
+
+    Names are compared as `canonical_name` writes them. Returns the change, in words; `None` for none.
+    """
+    rows = [name for name in source.weights if name.endswith("label_queries") or name.startswith("classifier.")]
+    of_source, of_model = class_names(source.config), class_names(config)
+    before, now = ([canonical_name(name) for name in names] for names in (of_source, of_model))
+    if not rows or before == now:
+        return None
+    if sorted(before) == sorted(now) and len(set(now)) == len(now):
+        order = torch.tensor([before.index(name) for name in now])
+        for name in rows:
+            source.weights[name] = source.weights[name][order]
+        return f"classes in another order: the rows of {', '.join(rows)} were moved with their classes"
+    for name in rows:
+        del source.weights[name]
+    return (
+        f"other classes: {', '.join(rows)} are new, for {', '.join(of_model)}; the checkpoint has "
+        f"{', '.join(of_source)}"
+    )
 
 
 def fit_projection(source: Source, config: FerPllConfig) -> None:

@@ -10,11 +10,14 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.dataset import is_prepared, load_dataset, load_images
 from ..data.streaming.stream import ImageStream
+from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
+from .base_trainer import check_arguments
 from .callbacks import NUM_IMAGES, PreTrainingMonitor
 from .config import load_config
+from .finetuning import packaged_start
 from .initialization import initialize
 from .linear_probe import LinearProbe
 from .moco import FerPllForMomentumContrast
@@ -32,7 +35,6 @@ def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) ->
 class PreTrainingOptions:
     """Options of `fer-pll pretrain` for data and model, beside the training arguments."""
 
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
     data: list[str] = field(
         metadata={
             "action": "extend",
@@ -41,6 +43,13 @@ class PreTrainingOptions:
             "(WebDataset) or images at any depth; patterns of such files, local or at an address ('shards/*.parquet', "
             "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
         }
+    )
+    config: str = field(
+        default=DEFAULT_CONFIG,
+        metadata={
+            "help": "Sizes of the model and settings of the training: a name in hub_configs, or a folder with "
+            "config.json and pretrain.yaml."
+        },
     )
     streaming: bool = field(
         default=False,
@@ -53,8 +62,9 @@ class PreTrainingOptions:
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE. "
-            "Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE; "
+            "fer-pll-tiny-ferplus is the one in the package; none: random weights. Default: what the config says, "
+            "else random weights."
         },
     )
     probe: str | None = field(
@@ -94,9 +104,11 @@ class PreTrainingOptions:
         probe = None
         if self.probe is not None:
             probe = LinearProbe(load_dataset(self.probe, "train"), image_processor)
-        return FerPllPreTrainer(
+        trainer = FerPllPreTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, probe=probe
         )
+        trainer.data_settings = packaged_start(self.init_from)
+        return trainer
 
 
 class FerPllPreTrainer(StreamTrainer):
@@ -119,6 +131,7 @@ class FerPllPreTrainer(StreamTrainer):
         probe: LinearProbe | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(args, FerPllPreTrainingArguments)
         self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

@@ -4,7 +4,7 @@ import argparse
 import copy
 import reprlib
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -58,12 +58,15 @@ class SettingsParser(HfArgumentParser):
         self.yaml_name = yaml_name
         self._hints = {name: hint for of in argument_classes for name, hint in get_type_hints(of).items()}
         self._files: dict[str, Path] = {}  # where the setting of that name was read
+        for action in self._actions:
+            if action.dest == "output_dir":
+                action.required = True
         add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
         self.add_argument("--help-all", action=_HelpAll, help="show the settings of transformers' Trainer as well")
 
     def format_usage(self) -> str:
-        required, indent = "--config NAME --data DATA --output_dir DIR", " " * len(f"usage: {self.prog}")
+        required, indent = "--data DATA --output_dir DIR [--config NAME]", " " * len(f"usage: {self.prog}")
         return f"usage: {self.prog} {required}\n{indent} [--SETTING VALUE ...]\n"
 
     def format_help(self, everything: bool = False) -> str:
@@ -131,10 +134,20 @@ class SettingsParser(HfArgumentParser):
             if not Path(options["settings"]).is_file():
                 raise ValueError(f"--settings {options['settings']}: there is no such file.")
             self._take_defaults(Path(options["settings"]))
+        self._replace_other(name for name in _ONE_OF if options.get(name) is not None)
         return self._make(vars(self.parse_args(argv)))
 
+    def _replace_other(self, given: Iterable[str]) -> None:
+        """Take the default of a setting away where the other one for the same is given, see `_ONE_OF`."""
+        replaced = {_ONE_OF[name] for name in given if name in _ONE_OF}
+        for action in self._actions:
+            if action.dest in replaced:
+                action.default = None
+
     def _take_defaults(self, path: Path) -> None:
-        for key, value in read_settings(path).items():
+        settings = read_settings(path)
+        self._replace_other(settings)
+        for key, value in settings.items():
             actions = [action for action in self._actions if action.dest == key]
             if not actions:
                 raise ValueError(f"{path}: {key!r} is not a setting; see {self.prog} --help-all.")
@@ -232,6 +245,10 @@ def _with_default(action: argparse.Action, shipped: Mapping[str, Any]) -> argpar
     other = "" if action.default is None else ", else %(default)s"
     action.help = f"{action.help} (default: {shown} {_BY_CONFIG}{other})"
     return action
+
+
+# Two settings for the same: the one that is given in one place replaces the other in the places below it.
+_ONE_OF = {"revision_warmup": "revision_warmup_epochs", "revision_warmup_epochs": "revision_warmup"}
 
 
 class _HelpAll(argparse.Action):

@@ -14,6 +14,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 AutoConfig.register(FerPllConfig.model_type, FerPllConfig)
 AutoModel.register(FerPllConfig, FerPllModel)
 AutoModelForPreTraining.register(FerPllConfig, FerPllForPreTraining)
+AutoModelForMaskedImageModeling.register(FerPllConfig, FerPllForPreTraining)
 AutoModelForImageClassification.register(FerPllConfig, FerPllForImageClassification)
 AutoImageProcessor.register(FerPllConfig, image_processor_classes={"pil": FerPllImageProcessor})
 PIPELINE_REGISTRY.register_pipeline(

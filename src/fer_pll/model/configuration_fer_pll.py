@@ -124,14 +124,16 @@ class FerPllConfig(PreTrainedConfig):
     add_query_decoder: bool = True
     query_decoder_num_hidden_layers: int = 2
 
-    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
-    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid. None,
+    # transformers' default, means the same here.
+    problem_type: Literal["single_label_classification"] | None = "single_label_classification"
 
     def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
         self.mask_unit_size = self.mask_unit_size or self.patch_size
+        self.problem_type = self.problem_type or "single_label_classification"
         super().__post_init__(**kwargs)
 
     @property

@@ -16,13 +16,14 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fer_pll import FerPllConfig
 from .hog import hog_targets, patchify_cells
-from .masking import blockwise_masking, random_masking, unit_masking
+from .masking import blockwise_masking, given_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
 
 
@@ -31,6 +32,7 @@ class FerPllModelOutput(ModelOutput):
     """Output of `FerPllModel`.
 
     last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
+    pooler_output: (B, d), the mean of the patch tokens.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
@@ -40,6 +42,7 @@ class FerPllModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
@@ -92,7 +95,8 @@ def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
     col = angle.repeat(grid_size, 1)
     row = angle.repeat_interleave(grid_size, dim=0)
     patches = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=1)
-    return torch.cat([torch.zeros(1, dim), patches.float()])[None]
+    # In the default type, which `from_pretrained` sets to the checkpoint's while it makes the model.
+    return torch.cat([torch.zeros(1, dim), patches.to(torch.get_default_dtype())])[None]
 
 
 def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -282,32 +286,42 @@ class FerPllEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.patch_embeddings = FerPllPatchEmbeddings(config)
-        positions = torch.zeros(1, 1 + config.grid_size**2, config.hidden_size)
         if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Parameter(positions)
+            self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, config.hidden_size))
         else:
             # A buffer, because `from_pretrained` makes every parameter require a gradient.
-            self.register_buffer("position_embeddings", positions)
+            self.register_buffer("position_embeddings", sincos_positions(config.grid_size, config.hidden_size))
 
     def forward(
         self,
         pixel_values: torch.Tensor,
         mask_ratio: float,
         noise: torch.Tensor | None,
-        mask: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         grid = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
         tokens = self.patch_embeddings(pixel_values)
         positions = interpolate_positions(self.position_embeddings, *grid)
-        ids_keep = ids_restore = None
-        if mask_ratio > 0 or noise is not None or mask is not None:
+        if bool_masked_pos is not None and bool_masked_pos.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}: it needs one value for each of the "
+                f"patches, {tuple(tokens.shape[:2])}."
+            )
+        mask = ids_keep = ids_restore = None
+        if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
             if self.mask_token is None:
-                if noise is None:
-                    noise = torch.rand(tokens.shape[:2], device=tokens.device)
-                ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+                if bool_masked_pos is not None:
+                    ids_keep, mask, ids_restore = given_masking(bool_masked_pos)
+                else:
+                    if noise is None:
+                        noise = torch.rand(tokens.shape[:2], device=tokens.device)
+                    ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
             else:
-                mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
+                if bool_masked_pos is not None:
+                    mask = (bool_masked_pos != 0).float()
+                else:
+                    mask = self.draw_mask(tokens, grid, mask_ratio, noise)
                 tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
         tokens = tokens + positions[:, 1:]
         if ids_keep is not None:
@@ -320,6 +334,11 @@ class FerPllEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
+            if noise is not None:
+                raise ValueError(
+                    "`noise` cannot place the rectangles of mask_shape='blocks': leave it out, or give "
+                    "`bool_masked_pos`, the patches to hide."
+                )
             return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
         unit = self.config.patches_per_mask_unit
         if noise is None:
@@ -353,6 +372,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     base_model_prefix = "fer_pll"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
+    _input_embed_layer = "patch_embeddings"
     supports_gradient_checkpointing = True
     # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
     # for a forward with **kwargs.
@@ -386,6 +406,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
                 "AutoModel": "modeling_fer_pll.FerPllModel",
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+                "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
             }
         super().save_pretrained(save_directory, *args, **kwargs)
@@ -393,11 +414,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
-        if isinstance(module, FerPllClassifier):
-            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -461,9 +478,9 @@ class FerPllModel(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         mask_ratio: float = 0.0,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllModelOutput:
         """Encode images.
 
@@ -472,10 +489,16 @@ class FerPllModel(FerPllPreTrainedModel):
             mask_ratio: share of the patches to hide; 0 hides none.
             noise: (B, L), the patches with the highest values are hidden; drawn if not given. With
                 `config.mask_unit_size`, (B, number of squares).
-            mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
+            bool_masked_pos: (B, L), true or 1 for the patches to hide; it takes the place of ratio and noise. Where
+                hidden patches are dropped, as many in each image.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
+
+        Raises:
+            ValueError: images or masks do not fit the configuration.
         """
-        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
+        tokens, mask, ids_restore = self.embeddings(
+            pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
+        )
         for layer in self.layers:
             tokens = layer(tokens, **kwargs)
         tokens = self.layernorm(tokens)  # (B, 1 + V, d)
@@ -483,7 +506,11 @@ class FerPllModel(FerPllPreTrainedModel):
         if self.query_decoder is not None:
             query_states = self.query_decoder(tokens[:, 1:], **kwargs)  # (B, K, d)
         return FerPllModelOutput(
-            last_hidden_state=tokens, query_states=query_states, mask=mask, ids_restore=ids_restore
+            last_hidden_state=tokens,
+            pooler_output=tokens[:, 1:].mean(dim=1),
+            query_states=query_states,
+            mask=mask,
+            ids_restore=ids_restore,
         )
 
 
@@ -497,7 +524,7 @@ class FerPllPreTrainingDecoder(nn.Module):
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
-        self.register_buffer("position_embeddings", torch.zeros(1, 1 + config.grid_size**2, size))
+        self.register_buffer("position_embeddings", sincos_positions(config.grid_size, size))
         self.layers = nn.ModuleList(
             FerPllLayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -586,23 +613,23 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllForPreTrainingOutput:
         """Predict the hidden patches.
 
         Args:
             pixel_values: (B, C, H, W), normalized with `config.image_mean` / `image_std` (HOG needs the 8-bit values
                 back).
-            noise, mask: which patches to hide, see `FerPllModel`.
+            noise, bool_masked_pos: which patches to hide, see `FerPllModel`.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(
             pixel_values,
             mask_ratio=self.config.mask_ratio,
             noise=noise,
-            mask=mask,
+            bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
@@ -613,7 +640,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
         error = logits.float() - self.targets(pixel_values)
         error = error.abs() if self.config.pretraining_loss == "l1" else error.square()
-        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
+        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum().clamp(min=1)
         return FerPllForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -622,13 +649,6 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-class FerPllClassifier(nn.Linear):
-    """One output row per class: logit k is <w_k, h_k> + b_k, (B, K, d) or, for a shared state, (B, 1, d) -> (B, K)."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return (states * self.weight).sum(dim=-1) + self.bias
 
 
 class FerPllForImageClassification(FerPllPreTrainedModel):
@@ -641,8 +661,15 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         super().__init__(config)
         self.fer_pll = FerPllModel(config)
         assert config.num_labels is not None  # transformers gives every configuration its labels
-        self.classifier = FerPllClassifier(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
+            init.normal_(module.weight, std=self.config.initializer_range)
 
     @property
     def label_queries(self) -> nn.Parameter | None:
@@ -655,7 +682,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllImageClassifierOutput:
         """Classify images.
 
@@ -665,10 +692,12 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        states = outputs.query_states
-        if states is None:
-            states = outputs.last_hidden_state[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
-        logits = self.classifier(states)  # (B, K)
+        if outputs.query_states is None:
+            logits = self.classifier(outputs.pooler_output)  # (B, K)
+        else:
+            # All rows for all states, and those on the diagonal kept: what wraps a linear layer (adapters,
+            # quantized weights, offloading) does for this one what it does for any other, and K^2 products are few.
+            logits = self.classifier(outputs.query_states).diagonal(dim1=1, dim2=2)  # (B, K, K) -> (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,

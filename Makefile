@@ -44,6 +44,7 @@ test-transformers: $(INSTALLED)
 	$(BIN)/python tests/transformers_suite/fetch.py
 	HF_HUB_OFFLINE=1 RUN_SLOW=1 $(PYTEST) -o addopts=--import-mode=importlib -W ignore::pytest.PytestUnknownMarkWarning \
 		tests/transformers_suite/suite.py
+	HF_HUB_OFFLINE=1 PYTHONPATH=build/torchao $(PYTEST) tests/model/test_quantized.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

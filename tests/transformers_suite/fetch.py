@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 VERSION = version("transformers")
-FOLDER = Path(__file__).parents[2] / "build" / "transformers-tests" / VERSION
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "build" / "transformers-tests" / VERSION
+TORCHAO = ROOT / "build" / "torchao"  # beside the environment, see tests/model/test_quantized.py
 PACKAGE = "transformers_tests"  # as which they are imported; `tests` is ours
 
 
@@ -43,5 +45,13 @@ def fetch() -> None:
         whole.rename(FOLDER)
 
 
+def fetch_torchao() -> None:
+    """Fill TORCHAO, with the version of constraints.txt."""
+    if not TORCHAO.is_dir():
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "-c", ROOT / "constraints.txt", "--target", TORCHAO, "torchao"], check=True)
+
+
 if __name__ == "__main__":
     fetch()
+    fetch_torchao()

@@ -21,6 +21,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fer_pll import FerPllConfig
+from .drop_path import drop_path
+from .feature_tokens import FerPllFeatureTokens, make_backbone
 from .hog import hog_targets, patchify_cells
 from .masking import blockwise_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
@@ -30,7 +32,9 @@ from .uniformity import simplex_queries
 class FerPllModelOutput(ModelOutput):
     """Output of `FerPllModel`.
 
-    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
+    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
+        `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
+    feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
@@ -40,6 +44,7 @@ class FerPllModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
@@ -109,12 +114,6 @@ def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> t
 def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Pick (B, n) of the (B, L, d) tokens: (B, n, d)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def drop_path(residual: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth: zero a sample's whole branch with probability `rate`, scale the others by 1 / (1 - rate)."""
-    keep = torch.rand(residual.shape[0], *[1] * (residual.dim() - 1), device=residual.device) >= rate
-    return residual * keep / (1 - rate)
 
 
 def eager_attention_forward(
@@ -297,7 +296,8 @@ class FerPllEmbeddings(nn.Module):
         mask: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        grid = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
         tokens = self.patch_embeddings(pixel_values)
         positions = interpolate_positions(self.position_embeddings, *grid)
         ids_keep = ids_restore = None
@@ -327,24 +327,22 @@ class FerPllEmbeddings(nn.Module):
         return unit_masking(noise, mask_ratio, grid, unit)
 
 
-def check_pixel_values(
-    pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
-) -> tuple[int, int]:
-    """Checks that the model can take the input; returns its patches per column and row."""
+def check_pixel_values(pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool) -> None:
+    """Checks that the model can take the input."""
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
             f"The model takes images of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
             "with the checkpoint's own image processor."
         )
-    if height % config.patch_size or width % config.patch_size:
+    patched = config.backbone_config is None
+    if patched and (height % config.patch_size or width % config.patch_size):
         raise ValueError(f"An image of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
     if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
         raise ValueError(
             f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x "
             f"{width}: resize it, or pass interpolate_pos_encoding=True."
         )
-    return height // config.patch_size, width // config.patch_size
 
 
 class FerPllPreTrainedModel(PreTrainedModel):
@@ -387,7 +385,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoModel": "modeling_fer_pll.FerPllModel",
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
+                "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
             }
+        if self.config.backbone_config is not None:
+            # transformers would give a backbone's weights the names that files of its kind have had, and Trainer,
+            # which loads checkpoints by their present names, would leave them random.
+            kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
@@ -419,6 +422,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 )
             else:
                 init.normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, FerPllFeatureTokens):
+            if module.stage_embeddings is not None:
+                init.normal_(module.stage_embeddings, std=self.config.initializer_range)
         elif isinstance(module, FerPllQueryDecoder):
             init.copy_(module.label_queries, simplex_queries(*module.label_queries.shape))
         elif isinstance(module, FerPllPreTrainingDecoder):
@@ -427,8 +433,19 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
 
+def add_encoder(model: FerPllPreTrainedModel, config: FerPllConfig, use_mask_token: bool = False) -> None:
+    """Gives a model the ViT encoder's modules under the names that checkpoints have."""
+    rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+    model.embeddings = FerPllEmbeddings(config, use_mask_token)
+    model.layers = nn.ModuleList(
+        FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
+        for rate in rates
+    )
+    model.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class FerPllModel(FerPllPreTrainedModel):
-    """ViT encoder, followed by the query decoder if there is one.
+    """ViT encoder, or another backbone, followed by the query decoder if there is one.
 
     Args:
         config: sizes and switches.
@@ -442,13 +459,11 @@ class FerPllModel(FerPllPreTrainedModel):
         self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False
     ) -> None:
         super().__init__(config)
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-        self.embeddings = FerPllEmbeddings(config, use_mask_token)
-        self.layers = nn.ModuleList(
-            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
-            for rate in rates
-        )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.backbone_config is None:
+            add_encoder(self, config, use_mask_token)
+        else:
+            self.backbone = make_backbone(config)
+            self.feature_tokens = FerPllFeatureTokens(config, self.backbone.channels)
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
@@ -475,15 +490,29 @@ class FerPllModel(FerPllPreTrainedModel):
             mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
-        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
-        for layer in self.layers:
-            tokens = layer(tokens, **kwargs)
-        tokens = self.layernorm(tokens)  # (B, 1 + V, d)
-        query_states = None
+        feature_maps = ids_restore = query_states = None
+        if self.config.backbone_config is None:
+            tokens, mask, ids_restore = self.embeddings(
+                pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding
+            )
+            for layer in self.layers:
+                tokens = layer(tokens, **kwargs)
+            tokens = self.layernorm(tokens)  # (B, 1 + V, d)
+            patch_tokens = tokens[:, 1:]
+        else:
+            if mask_ratio > 0 or noise is not None or mask is not None:
+                raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
+            check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+            feature_maps = tuple(self.backbone(pixel_values).feature_maps)
+            tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
-            query_states = self.query_decoder(tokens[:, 1:], **kwargs)  # (B, K, d)
+            query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
-            last_hidden_state=tokens, query_states=query_states, mask=mask, ids_restore=ids_restore
+            last_hidden_state=tokens,
+            feature_maps=feature_maps,
+            query_states=query_states,
+            mask=mask,
+            ids_restore=ids_restore,
         )
 
 
@@ -542,6 +571,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
 
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "Masked pre-training is for the ViT encoder of fer-pll: take a configuration without backbone_config."
+            )
         token_style = config.mask_style == "token"
         self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
         if token_style:

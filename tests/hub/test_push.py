@@ -162,6 +162,7 @@ def test_every_way_to_push_leaves_the_same_files(pushed, name):
         "AutoImageProcessor",
         "AutoModel",
         "AutoModelForImageClassification",
+        "AutoModelForMaskedImageModeling",
         "AutoModelForPreTraining",
     }
     assert preprocessor["face_crop"]["name"] == "toy"

@@ -37,6 +37,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fer_pll.FerPllConfig",
     "AutoModel": "modeling_fer_pll.FerPllModel",
     "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+    "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
     "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
 }
 

@@ -59,6 +59,8 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         qkv_bias (`bool`, defaults to `True`).
         image_size, patch_size (`int`, default to 224 and 16): in pixels; the patch must divide the image.
         num_channels (`int`, defaults to 3): 1 for gray images.
+        stem (`"patch"` or `"conv"`): how pixels become tokens: one linear map of each patch, or 3x3 convolutions. In
+            masked pre-training they see zeros, the mean color, in place of hidden pixels.
         position_embedding_type (`"sincos"` or `"learned"`): fixed 2D sine-cosine positions, or trained ones.
 
     Pre-training (paper, sections 3.2 and 4.2):
@@ -123,6 +125,7 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
+    stem: Literal["patch", "conv"] = "patch"
     position_embedding_type: Literal["sincos", "learned"] = "sincos"
 
     mask_ratio: float | int = 0.4
@@ -146,8 +149,9 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
-    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid. None,
+    # transformers' default, means the same here.
+    problem_type: Literal["single_label_classification"] | None = "single_label_classification"
 
     def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
@@ -169,6 +173,7 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
         self.mask_unit_size = self.mask_unit_size or self.patch_size
+        self.problem_type = self.problem_type or "single_label_classification"
         super().__post_init__(**kwargs)
 
     @property
@@ -186,6 +191,16 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
     def grid_size(self) -> int:
         """Patches per side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def stem_strides(self) -> list[int]:
+        """Strides of the convolutions of `stem="conv"`: the prime factors of the patch size, if they are 2 and 3."""
+        strides, rest = [], self.patch_size
+        for stride in (2, 3):
+            while rest % stride == 0:
+                strides.append(stride)
+                rest //= stride
+        return strides if rest == 1 else []
 
     @property
     def patches_per_mask_unit(self) -> int:
@@ -238,6 +253,11 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "
                 f"such as {max(self.image_size // self.patch_size, 1) * self.patch_size}."
+            )
+        if self.stem == "conv" and (not self.stem_strides or self.hidden_size % 2 ** (len(self.stem_strides) - 1)):
+            raise ValueError(
+                f"stem='conv' needs a patch_size of factors 2 and 3, such as 8 or 16, and a hidden_size that can be "
+                f"halved for each but one of them; they are {self.patch_size} and {self.hidden_size}."
             )
         if self.patch_size % self.hog_cell_size:
             raise ValueError(

@@ -14,9 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -24,7 +27,7 @@ from .configuration_fer_pll import FerPllConfig
 from .drop_path import drop_path
 from .feature_tokens import FerPllFeatureTokens, make_backbone
 from .hog import hog_targets, patchify_cells
-from .masking import blockwise_masking, random_masking, unit_masking
+from .masking import blockwise_masking, given_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
 
 
@@ -34,6 +37,7 @@ class FerPllModelOutput(ModelOutput):
 
     last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
         `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
+    pooler_output: (B, d), the mean of the patch tokens.
     feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
@@ -44,6 +48,7 @@ class FerPllModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
     feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
@@ -97,7 +102,8 @@ def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
     col = angle.repeat(grid_size, 1)
     row = angle.repeat_interleave(grid_size, dim=0)
     patches = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=1)
-    return torch.cat([torch.zeros(1, dim), patches.float()])[None]
+    # In the default type, which `from_pretrained` sets to the checkpoint's while it makes the model.
+    return torch.cat([torch.zeros(1, dim), patches.to(torch.get_default_dtype())])[None]
 
 
 def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -259,14 +265,32 @@ class FerPllQueryDecoder(nn.Module):
 
 
 class FerPllPatchEmbeddings(nn.Module):
+    """One linear map of each patch (`config.stem="patch"`), or a few small convolutions (`"conv"`).
+
+    The latter are 3x3 with batch norm, each of stride 2 or 3, until a cell is a patch, and then a 1x1 projection (Xiao
+    et al., Early Convolutions Help Transformers See Better, 2021). They see a few pixels beyond a patch.
+    """
+
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.convolutions = None
+        in_size, patch_size = config.num_channels, config.patch_size
+        if config.stem == "conv":
+            strides = config.stem_strides
+            layers: list[nn.Module] = []
+            for number, stride in enumerate(strides, start=1):
+                size = config.hidden_size // 2 ** (len(strides) - number)
+                convolution = nn.Conv2d(in_size, size, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(size), nn.ReLU()]
+                in_size, patch_size = size, patch_size // stride
+            self.convolutions = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(in_size, config.hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        embeddings = self.projection(pixel_values.to(self.projection.weight.dtype))
+        embeddings = pixel_values.to(self.projection.weight.dtype)
+        if self.convolutions is not None:
+            embeddings = self.convolutions(embeddings)
+        embeddings = self.projection(embeddings)
         return embeddings.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
 
 
@@ -281,34 +305,49 @@ class FerPllEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.patch_embeddings = FerPllPatchEmbeddings(config)
-        positions = torch.zeros(1, 1 + config.grid_size**2, config.hidden_size)
         if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Parameter(positions)
+            self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, config.hidden_size))
         else:
             # A buffer, because `from_pretrained` makes every parameter require a gradient.
-            self.register_buffer("position_embeddings", positions)
+            self.register_buffer("position_embeddings", sincos_positions(config.grid_size, config.hidden_size))
 
     def forward(
         self,
         pixel_values: torch.Tensor,
         mask_ratio: float,
         noise: torch.Tensor | None,
-        mask: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[2:])
-        tokens = self.patch_embeddings(pixel_values)
-        positions = interpolate_positions(self.position_embeddings, *grid)
-        ids_keep = ids_restore = None
-        if mask_ratio > 0 or noise is not None or mask is not None:
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
+        shape = len(pixel_values), height * width
+        if bool_masked_pos is not None and bool_masked_pos.shape != shape:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}: it needs one value for each of the "
+                f"patches, {shape}."
+            )
+        mask = ids_keep = ids_restore = None
+        if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
             if self.mask_token is None:
-                if noise is None:
-                    noise = torch.rand(tokens.shape[:2], device=tokens.device)
-                ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+                if bool_masked_pos is not None:
+                    ids_keep, mask, ids_restore = given_masking(bool_masked_pos)
+                else:
+                    if noise is None:
+                        noise = torch.rand(shape, device=pixel_values.device)
+                    ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+            elif bool_masked_pos is not None:
+                mask = (bool_masked_pos != 0).float()
             else:
-                mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
-                tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+                mask = self.draw_mask(pixel_values, (height, width), mask_ratio, noise)
+        if mask is not None and self.config.stem == "conv":  # which would see hidden pixels at the edges of patches
+            visible = (1 - mask).view(-1, 1, height, 1, width, 1).to(pixel_values.dtype)
+            patches = pixel_values.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # (B, C, h, patch, w, patch)
+            pixel_values = (patches * visible).flatten(4, 5).flatten(2, 3)
+        tokens = self.patch_embeddings(pixel_values)
+        if mask is not None and self.mask_token is not None:
+            tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+        positions = interpolate_positions(self.position_embeddings, height, width)
         tokens = tokens + positions[:, 1:]
         if ids_keep is not None:
             tokens = take_tokens(tokens, ids_keep)
@@ -316,14 +355,19 @@ class FerPllEmbeddings(nn.Module):
         return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
 
     def draw_mask(
-        self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
+        self, images: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
-            return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
+            if noise is not None:
+                raise ValueError(
+                    "`noise` cannot place the rectangles of mask_shape='blocks': leave it out, or give "
+                    "`bool_masked_pos`, the patches to hide."
+                )
+            return blockwise_masking(len(images), grid, mask_ratio, images.device)
         unit = self.config.patches_per_mask_unit
         if noise is None:
-            noise = torch.rand(len(tokens), (grid[0] // unit) * (grid[1] // unit), device=tokens.device)
+            noise = torch.rand(len(images), (grid[0] // unit) * (grid[1] // unit), device=images.device)
         return unit_masking(noise, mask_ratio, grid, unit)
 
 
@@ -351,6 +395,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     base_model_prefix = "fer_pll"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
+    _input_embed_layer = "patch_embeddings"
     supports_gradient_checkpointing = True
     # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
     # for a forward with **kwargs.
@@ -384,6 +429,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
                 "AutoModel": "modeling_fer_pll.FerPllModel",
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+                "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
                 "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
             }
@@ -396,11 +442,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
-        if isinstance(module, FerPllClassifier):
-            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -412,6 +454,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:
@@ -476,9 +524,9 @@ class FerPllModel(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         mask_ratio: float = 0.0,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllModelOutput:
         """Encode images.
 
@@ -487,20 +535,24 @@ class FerPllModel(FerPllPreTrainedModel):
             mask_ratio: share of the patches to hide; 0 hides none.
             noise: (B, L), the patches with the highest values are hidden; drawn if not given. With
                 `config.mask_unit_size`, (B, number of squares).
-            mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
+            bool_masked_pos: (B, L), true or 1 for the patches to hide; it takes the place of ratio and noise. Where
+                hidden patches are dropped, as many in each image.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
+
+        Raises:
+            ValueError: images or masks do not fit the configuration.
         """
-        feature_maps = ids_restore = query_states = None
+        feature_maps = mask = ids_restore = query_states = None
         if self.config.backbone_config is None:
             tokens, mask, ids_restore = self.embeddings(
-                pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding
+                pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
             )
             for layer in self.layers:
                 tokens = layer(tokens, **kwargs)
             tokens = self.layernorm(tokens)  # (B, 1 + V, d)
             patch_tokens = tokens[:, 1:]
         else:
-            if mask_ratio > 0 or noise is not None or mask is not None:
+            if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
                 raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
             check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
             feature_maps = tuple(self.backbone(pixel_values).feature_maps)
@@ -509,6 +561,7 @@ class FerPllModel(FerPllPreTrainedModel):
             query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
             last_hidden_state=tokens,
+            pooler_output=patch_tokens.mean(dim=1),
             feature_maps=feature_maps,
             query_states=query_states,
             mask=mask,
@@ -526,7 +579,7 @@ class FerPllPreTrainingDecoder(nn.Module):
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
-        self.register_buffer("position_embeddings", torch.zeros(1, 1 + config.grid_size**2, size))
+        self.register_buffer("position_embeddings", sincos_positions(config.grid_size, size))
         self.layers = nn.ModuleList(
             FerPllLayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -619,23 +672,23 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllForPreTrainingOutput:
         """Predict the hidden patches.
 
         Args:
             pixel_values: (B, C, H, W), normalized with `config.image_mean` / `image_std` (HOG needs the 8-bit values
                 back).
-            noise, mask: which patches to hide, see `FerPllModel`.
+            noise, bool_masked_pos: which patches to hide, see `FerPllModel`.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(
             pixel_values,
             mask_ratio=self.config.mask_ratio,
             noise=noise,
-            mask=mask,
+            bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
@@ -646,7 +699,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
         error = logits.float() - self.targets(pixel_values)
         error = error.abs() if self.config.pretraining_loss == "l1" else error.square()
-        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
+        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum().clamp(min=1)
         return FerPllForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -655,13 +708,6 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-class FerPllClassifier(nn.Linear):
-    """One output row per class: logit k is <w_k, h_k> + b_k, (B, K, d) or, for a shared state, (B, 1, d) -> (B, K)."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return (states * self.weight).sum(dim=-1) + self.bias
 
 
 class FerPllForImageClassification(FerPllPreTrainedModel):
@@ -674,8 +720,15 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         super().__init__(config)
         self.fer_pll = FerPllModel(config)
         assert config.num_labels is not None  # transformers gives every configuration its labels
-        self.classifier = FerPllClassifier(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
+            init.normal_(module.weight, std=self.config.initializer_range)
 
     @property
     def label_queries(self) -> nn.Parameter | None:
@@ -688,7 +741,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllImageClassifierOutput:
         """Classify images.
 
@@ -698,10 +751,12 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        states = outputs.query_states
-        if states is None:
-            states = outputs.last_hidden_state[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
-        logits = self.classifier(states)  # (B, K)
+        if outputs.query_states is None:
+            logits = self.classifier(outputs.pooler_output)  # (B, K)
+        else:
+            # All rows for all states, and those on the diagonal kept: what wraps a linear layer (adapters,
+            # quantized weights, offloading) does for this one what it does for any other, and K^2 products are few.
+            logits = self.classifier(outputs.query_states).diagonal(dim1=1, dim2=2)  # (B, K, K) -> (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,
@@ -713,9 +768,58 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
+class FerPllBackbone(BackboneMixin, FerPllPreTrainedModel):
+    """The ViT encoder as a backbone of other models: the tokens of chosen blocks as feature maps.
+
+    Takes the weights of any checkpoint of ours: `AutoBackbone.from_pretrained(folder, out_features=["stage2", ...])`.
+    Maps are (B, d, H / patch, W / patch), after the encoder's last LayerNorm; the stages are `config.stage_names`.
+    """
+
+    _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
+        "hidden_states": FerPllLayer,
+        "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
+    }
+
+    def __init__(self, config: FerPllConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "This checkpoint has another network as its encoder: load that one, "
+                "AutoBackbone.from_config(config.backbone_config)."
+            )
+        config.set_output_features_output_indices(config.out_features, config.out_indices)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        add_encoder(self, config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Feature maps of images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
+        """
+        tokens, _, _ = self.embeddings(pixel_values, 0.0, None, None, interpolate_pos_encoding)
+        states = [tokens]
+        for layer in self.layers:
+            states.append(layer(states[-1], **kwargs))
+        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
+        feature_maps = tuple(
+            self.layernorm(state)[:, 1:].transpose(1, 2).unflatten(2, grid)
+            for name, state in zip(self.stage_names, states, strict=True)
+            if name in self.out_features
+        )
+        return BackboneOutput(feature_maps=feature_maps)
+
+
 # Checkpoints carry this file, so they load with `trust_remote_code=True` without the package.
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FerPllBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]
+__all__ = ["FerPllBackbone", "FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]

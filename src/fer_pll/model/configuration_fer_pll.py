@@ -218,7 +218,7 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.num_hog_values if self.pretraining_target == "hog" else self.patch_size**2 * self.num_channels
 
     def validate_sizes(self) -> None:
-        """Raise `ValueError` if a size is below 1, or the width does not fit heads and positions."""
+        """Raise `ValueError` if image, patch, cell, widths and masks do not fit each other."""
         for name in (
             "hidden_size",
             "num_hidden_layers",
@@ -244,11 +244,11 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.hidden_size % 4 and (self.position_embedding_type == "sincos" or self.backbone_config is not None):
             raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 for sine-cosine positions.")
+        if self.backbone_config is None:
+            self._check_patches()
 
-    def validate_patches(self) -> None:
+    def _check_patches(self) -> None:
         """Raise `ValueError` if image, patch, cell and masks, and the pre-training decoder, do not fit each other."""
-        if self.backbone_config is not None:
-            return
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "

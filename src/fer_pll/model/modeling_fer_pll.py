@@ -321,7 +321,7 @@ class FerPllEmbeddings(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
         height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
-        shape = len(pixel_values), height * width
+        shape = pixel_values.shape[0], height * width
         if bool_masked_pos is not None and bool_masked_pos.shape != shape:
             raise ValueError(
                 f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}: it needs one value for each of the "

@@ -1,15 +1,18 @@
 """Command-line options for fine-tuning, and the model and trainer built from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
 from ..hub.card_settings import OnCard, card_settings
+from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
@@ -17,22 +20,31 @@ from .arguments import FerPllTrainingArguments
 from .config import config_folder, load_config
 from .initialization import initialize
 from .run_folder import RunFolder
-from .trainer import FerPllTrainer
+from .trainer import FerPllTrainer, check_training_set
 
 
 @dataclass
 class FineTuningOptions:
     """Options of `fer-pll finetune` for data and model, beside the training arguments."""
 
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
     data: str = field(
-        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`."}
+        metadata={
+            "help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`. The model gets "
+            "its classes."
+        }
+    )
+    config: str = field(
+        default=DEFAULT_CONFIG,
+        metadata={
+            "help": "Sizes of the model and settings of the training: a name in hub_configs, or a folder with "
+            "config.json and finetune.yaml."
+        },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain, ViT (such as "
-            "DINO) or ViTMAE. Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
+            "(such as DINO) or ViTMAE. Default: random weights."
         },
     )
     max_candidates: OnCard[int] = field(
@@ -101,19 +113,30 @@ class FineTuningOptions:
             setattr(self, name, None)
         return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-        """The classifier, with weights from `init_from` or random ones, and its image processor.
+    def make_model(
+        self, args: FerPllTrainingArguments, class_names: Sequence[str]
+    ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier of some classes, with weights from `init_from` or random ones, and its image processor.
 
         A config.json of another model of transformers gives that model, with random weights.
+
+        Args:
+            args: settings of the training.
+            class_names: K names, in the order of the candidate sets. They take the place of those in config.json.
         """
         folder = config_folder(self.config)
+        classes = {
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: number for number, name in enumerate(class_names)},
+        }
         other = AutoConfig.from_pretrained(folder)
         if not isinstance(other, FerPllConfig):
             if self.init_from is not None:
                 raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
+            other.id2label, other.label2id = classes["id2label"], classes["label2id"]
             return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
         config, image_processor = load_config(
-            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
+            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder, **classes
         )
         model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
         if initialization is not None and args.should_log:
@@ -124,13 +147,34 @@ class FineTuningOptions:
     def make_trainer(
         self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
     ) -> FerPllTrainer:
-        """A trainer of a new model."""
-        model, image_processor = self.make_model(args)
+        """A trainer of a new model with the classes of the data set.
+
+        Without an evaluation set, nothing is evaluated: the settings in `args` that ask for it are switched off.
+        """
+        names = train_dataset.features["label"].names
+        check_training_set(train_dataset, names, args.confidence_init)
+        if eval_dataset is None:
+            self._train_without_evaluation(args)
+        model, image_processor = self.make_model(args, names)
         trainer = FerPllTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
         trainer.data_settings = self.card_settings()
         return trainer
+
+    def _train_without_evaluation(self, args: FerPllTrainingArguments) -> None:
+        if args.eval_strategy == IntervalStrategy.NO:
+            return
+        args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
+        args.load_best_model_at_end, args.metric_for_best_model = False, None
+        if args.save_strategy == SaveStrategy.BEST:
+            args.save_strategy = SaveStrategy.EPOCH
+        if args.should_log:
+            print(
+                f"{self.data} has no split 'validation': the run trains without evaluation and keeps its last model. "
+                "To have one, prepare the data with --validation-share 0.1.",
+                flush=True,
+            )
 
     def card_settings(self) -> dict[str, Any]:
         """How the candidate sets were made, for the card. A file is shown by its name, without its folder."""

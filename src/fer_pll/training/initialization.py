@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
 from ..inference.loading import load_weights
+from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
@@ -109,7 +110,7 @@ def initialize(
     """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
     A checkpoint of ours gives all weights that both have in the same size, decoders included. Label queries and
-    classifier are only taken if the classes are the same.
+    classifier are only taken if the classes are the same, by name; their rows then take the order of `config`.
 
     Args:
         build: makes the model with random weights, such as one of our classes.
@@ -281,10 +282,8 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
 def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
     """Convert the source's weights to the images and classes of `config`. Returns the changes, in words."""
-    weights, changes = source.weights, []
-    if source.config.id2label != config.id2label:
-        for name in [name for name in weights if name.endswith("label_queries") or name.startswith("classifier.")]:
-            del weights[name]
+    change = fit_classes(source, config)
+    weights, changes = source.weights, [] if change is None else [change]
     if config.backbone_config is not None:
         return changes
     num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
@@ -306,6 +305,29 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
             f"{source.image_std} to {config.image_mean} and {config.image_std}"
         )
     return changes
+
+
+def fit_classes(source: Source, config: FerPllConfig) -> str | None:
+    """Give the rows of label queries and classifier the classes of `config`, or drop them where those are others.
+
+    Names are compared as `canonical_name` writes them. Returns the change, in words; `None` for none.
+    """
+    rows = [name for name in source.weights if name.endswith("label_queries") or name.startswith("classifier.")]
+    of_source, of_model = (list(each.id2label.values()) for each in (source.config, config))
+    before, now = ([canonical_name(name) for name in names] for names in (of_source, of_model))
+    if not rows or before == now:
+        return None
+    if sorted(before) == sorted(now) and len(set(now)) == len(now):
+        order = torch.tensor([before.index(name) for name in now])
+        for name in rows:
+            source.weights[name] = source.weights[name][order]
+        return f"classes in another order: the rows of {', '.join(rows)} were moved with their classes"
+    for name in rows:
+        del source.weights[name]
+    return (
+        f"other classes: {', '.join(rows)} are new, for {', '.join(of_model)}; the checkpoint has "
+        f"{', '.join(of_source)}"
+    )
 
 
 def fit_projection(source: Source, config: FerPllConfig) -> None:

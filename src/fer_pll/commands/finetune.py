@@ -91,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run = trainer.run_folder
         print(f"saved in {run.path}: model, card (README.md), confidences, {run.training_curves.name}")
         evaluated = trainer.eval_dataset is not None
-        judge = f"fer-pll evaluate {run.path} {options.data}" if evaluated else f"fer-pll predict --model {run.path} PHOTO"
+        judge = (
+            f"fer-pll evaluate {run.path} {options.data}" if evaluated else f"fer-pll predict --model {run.path} PHOTO"
+        )
         print(f"next: {judge}; or look through the labels: fer-pll audit {run.path} --out audit")
 
 

@@ -10,6 +10,9 @@ DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
 DEFAULT_CONFIG = "fer-pll-tiny-ferplus"
 """The name in `hub_configs` that training takes by default: the one of `DEFAULT_CHECKPOINT`, small enough for a CPU."""
 
+BACKBONE_CONFIG = "fer-pll-resnet18"
+"""The name in `hub_configs` that fine-tuning with `--backbone` takes by default: settings for pre-trained networks."""
+
 
 def shipped(name: str) -> Path:
     """Path of `hub_configs` or `model_card.md`."""

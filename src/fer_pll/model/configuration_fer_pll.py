@@ -294,7 +294,11 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_pretraining(self) -> None:
         """Raise `ValueError` for options of pre-training that contradict each other."""
-        if self.backbone_config is None and self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
+        if (
+            self.backbone_config is None
+            and self.mask_style == "visible"
+            and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size)
+        ):
             raise ValueError(
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
                 "'visible' hides single patches, as many in each image."

@@ -822,4 +822,10 @@ FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 FerPllBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FerPllBackbone", "FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]
+__all__ = [
+    "FerPllBackbone",
+    "FerPllForImageClassification",
+    "FerPllForPreTraining",
+    "FerPllModel",
+    "FerPllPreTrainedModel",
+]

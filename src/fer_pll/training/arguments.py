@@ -47,7 +47,11 @@ class ImageTrainingArguments(TrainingArguments):
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
     erase: OnCard[float] = field(default=0.0, metadata={"help": "Share of the images that lose a random rectangle."})
     layer_decay: OnCard[float] = field(
-        default=1.0, metadata={"help": "Factor on the learning rate for each encoder block towards the input."}
+        default=1.0,
+        metadata={
+            "help": "Factor on the learning rate for each block of the encoder, or stage of another backbone, towards "
+            "the input."
+        },
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the trainer needs `image` and `candidates`."}
@@ -258,6 +262,14 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     drop_path_rate: OnCard[float | None] = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
+    freeze_backbone: OnCard[bool] = field(
+        default=False,
+        metadata={"help": "Train only what turns features into classes; the encoder or backbone stays as it is."},
+    )
+    unfreeze_after: OnCard[float | None] = field(
+        default=None,
+        metadata={"help": "Train all after so many epochs in which the encoder or backbone was frozen; 0.5 is half."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,6 +282,8 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         for setting in (THRESHOLD, MOMENTUM):
             setting.check(getattr(self, setting.name))
         self._check_warmup()
+        if self.unfreeze_after is not None and self.unfreeze_after <= 0:
+            raise ValueError(f"unfreeze_after={self.unfreeze_after} must be positive; leave it out to train all.")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
 

@@ -17,6 +17,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForImageClassification,
     PreTrainedConfig,
     PreTrainedModel,
     TimmBackboneConfig,
@@ -33,9 +34,6 @@ from .quiet import quiet
 OURS = (FerPllConfig.model_type, "vit", "vit_mae")
 """The kinds that become our own encoder."""
 
-WIDTH = {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 1024}
-"""Sizes of the label queries on a backbone of others, unless a configuration is given: those of DETR's decoder."""
-
 NOT_OF_THE_NETWORK = {"architectures", "dtype", "id2label", "label2id", "num_labels", "problem_type"}
 """Settings of a checkpoint that say nothing about its features."""
 
@@ -49,6 +47,13 @@ class Images:
     image_mean: list[float]
     image_std: list[float]
     resample: int
+
+    @classmethod
+    def of(cls, processor: FerPllImageProcessor) -> "Images":
+        """What an image processor of ours makes."""
+        size: Any = processor.size  # a SizeDict, whatever the class had
+        mean, std = list(processor.image_mean or ()), list(processor.image_std or ())
+        return cls(size.height, processor.num_channels, mean, std, int(processor.resample))
 
     def processor(self, face_crop: dict[str, Any] | None = None) -> FerPllImageProcessor:
         """An image processor that makes such images. The whole image is resized: the face fills it already."""
@@ -79,7 +84,9 @@ def read_settings(source: str) -> dict[str, Any]:
         nowhere = "" if Path(source).is_dir() else "there is no such folder, and as a name on the Hub: "
         raise ValueError(f"{nowhere}{error}") from error
     if not is_timm(settings) and settings.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(f"its config.json has the model_type {settings.get('model_type')!r}, which nobody knows here.")
+        raise ValueError(
+            f"its config.json has the model_type {settings.get('model_type')!r}, which nobody knows here."
+        )
     return settings
 
 
@@ -121,7 +128,7 @@ def read_config(source: str, features: list[str] | None = None) -> PreTrainedCon
 
 
 def read_images(source: str) -> Images | None:
-    """What a checkpoint's image processor makes; `None` if it has none."""
+    """What a checkpoint's image processor makes; `None` if it has none, or if that is not known."""
     settings = read_settings(source)
     if is_timm(settings):
         trained = settings["pretrained_cfg"]
@@ -210,3 +217,86 @@ def needs_timm() -> Iterator[None]:
             f"A network of timm needs {getattr(cause, 'name', None) or 'timm'}: pip install timm torchvision, the latter "
             "as it belongs to your torch."
         ) from error
+
+
+def configure(source: str, base: FerPllConfig, images: Images, features: list[str] | None = None) -> FerPllConfig:
+    """The configuration of a model of ours whose encoder is a checkpoint's network.
+
+    Args:
+        source: folder or Hub name.
+        base: has the sizes of the label queries and the classes.
+        images: what the model is to be trained on.
+        features: the stages whose maps the label queries attend to, see `read_config`.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    kind = read_settings(source).get("model_type")
+    settings = base.to_dict()
+    if kind == FerPllConfig.model_type:
+        of_source = FerPllConfig.from_pretrained(source).to_dict()
+        settings = of_source | {name: settings[name] for name in ("id2label", "label2id")}
+    elif kind in OURS:
+        own = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+        settings |= {name: getattr(own, name) for name in (*names, "hidden_act", "layer_norm_eps", "qkv_bias")}
+        settings |= {"backbone_config": None, "stem": "patch", "mask_unit_size": None}
+        if own.patch_size % base.hog_cell_size:
+            settings["hog_cell_size"] = own.patch_size  # only pre-training would use it
+    if kind in OURS:
+        if features:
+            raise ValueError("its label queries attend to the last block: leave out --backbone_features.")
+    else:
+        settings["backbone_config"] = read_config(source, features)
+    return FerPllConfig.from_dict(
+        settings
+        | {
+            "image_size": images.size,
+            "num_channels": images.num_channels,
+            "image_mean": images.image_mean,
+            "image_std": images.image_std,
+        }
+    )
+
+
+def load_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, list[str]]:
+    """A plain classifier of transformers with a checkpoint's weights, and the names of those that are new.
+
+    Args:
+        source: folder or Hub name of a checkpoint of the same kind, with or without a head.
+        config: of the classifier. Its classes may be others.
+
+    Raises:
+        ValueError: the weights are of another network.
+    """
+    loaded: Any = load_weights(
+        AutoModelForImageClassification,
+        source,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+    )
+    model, info = loaded
+    new = sorted(info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]})
+    prefix = f"{model.base_model_prefix}."
+    essential = [name for name in new if name.startswith(prefix) and not is_feature_norm(name.removeprefix(prefix))]
+    essential = [name for name in essential if "pooler" not in name]
+    if essential:
+        raise ValueError(
+            f"{len(essential)} weights of the network are missing or not of the size that --config says, the first is "
+            f"{essential[0]}: these are weights of another architecture."
+        )
+    return model, new
+
+
+def set_drop_path(config: PreTrainedConfig, rate: float | None) -> None:
+    """Set the stochastic depth of a network; `ValueError` if it has none, or of a bad rate."""
+    network = getattr(config, "backbone_config", None) or config
+    if rate is None:
+        return
+    if not hasattr(network, "drop_path_rate"):
+        raise ValueError(f"drop_path_rate={rate}: a {network.model_type} has no stochastic depth, leave it out.")
+    network.drop_path_rate = rate
+    network.validate()

@@ -4,7 +4,9 @@ from ..labels.confidence_table import ConfidenceTable
 from ..labels.revision import RevisionRule
 
 
-def warmup_is_over(step: int, max_steps: int, steps_per_epoch: float, share: float | None, epochs: float | None) -> bool:
+def warmup_is_over(
+    step: int, max_steps: int, steps_per_epoch: float, share: float | None, epochs: float | None
+) -> bool:
     """Whether confidences are revised in a step.
 
     Args:

@@ -8,7 +8,8 @@ converted, so that our encoder computes the same for an image as the source.
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
 from ..inference.loading import load_weights
+from ..io.errors import MissingExtra
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
@@ -129,7 +131,7 @@ def initialize(
     if init_from is None:
         with needs_timm():
             return build(config), None
-    try:
+    with naming("--init_from", init_from):
         with quiet(), needs_timm():
             source = read_source(init_from, config)
         check_sizes(source, config)
@@ -139,11 +141,6 @@ def initialize(
         weights = {name: tensor for name, tensor in source.weights.items() if tensor.shape == names.get(name)}
         new = [name for name in names if name not in weights]
         check_encoder_is_whole(new)
-    except (OSError, ValueError, SafetensorError) as error:
-        nowhere = isinstance(error, OSError) and not Path(init_from).is_dir()
-        raise ValueError(
-            f"--init_from {init_from}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
-        ) from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
@@ -155,6 +152,20 @@ def initialize(
     )
 
 
+@contextmanager
+def naming(option: str, source: str) -> Iterator[None]:
+    """Turns any error about a checkpoint into a `ValueError` that begins with the option that named it."""
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        nowhere = isinstance(error, OSError) and not Path(source).is_dir()
+        raise ValueError(
+            f"{option} {source}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
+        ) from error
+
+
 def read_source(init_from: str, for_config: FerPllConfig) -> Source:
     """Load a checkpoint in its own class, which alone knows the names of the weights in its files.
 
@@ -162,7 +173,10 @@ def read_source(init_from: str, for_config: FerPllConfig) -> Source:
         ValueError: our encoder, or the backbone of `for_config`, cannot hold it.
         OSError: there is no such checkpoint, or it has no image processor.
     """
-    if for_config.backbone_config is not None and read_settings(init_from).get("model_type") != FerPllConfig.model_type:
+    if (
+        for_config.backbone_config is not None
+        and read_settings(init_from).get("model_type") != FerPllConfig.model_type
+    ):
         return read_backbone_source(init_from, for_config)
     config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     kind = config.model_type

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..io.shipped import BACKBONE_CONFIG
 from .config import config_folder
 from .method_options import add_method_options, method_setting_names, take_method_options
 
@@ -87,6 +88,9 @@ class SettingsParser(HfArgumentParser):
                 the config is unknown or for another command, or the file of `--settings` is missing or malformed.
         """
         options = vars(self.parse_known_args(argv)[0])
+        if options.get("backbone") is not None:
+            self.set_defaults(config=BACKBONE_CONFIG)
+            options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
         if not path.is_file() and any(path.parent.glob("*.yaml")):
             having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{self.yaml_name}"))

@@ -28,6 +28,7 @@ from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer, check_arguments, first_model
 from .idle_revision import idle_rule, idle_warmup, warmup_is_over
 from .methods import METHODS, Batch, Method, MethodOptions
+from .param_groups import encoder_modules
 from .numbered_rows import NumberedRows
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
@@ -406,6 +407,24 @@ class FerPllTrainer(ImageTrainer):
             batch["counts"], batch["revisable"] = batch_counts, batch_revisable
         return batches, everywhere[:, 2].sum()
 
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether the encoder does not learn in the current step."""
+        after = self.args.unfreeze_after
+        return bool(self.frozen) and (after is None or self.state.global_step < after * self.steps_per_epoch)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # With several processes, DDP waits for the gradients of all that it knew to be trained.
+        if self.frozen and self.args.unfreeze_after is not None and self.args.world_size == 1:
+            for module in self.frozen:
+                module.requires_grad_(not self.encoder_is_frozen)
+        loss = super().training_step(model, *args, **kwargs)
+        if self.encoder_is_frozen:
+            for module in self.frozen:
+                for parameter in module.parameters():
+                    parameter.grad = None
+        return loss
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -420,10 +439,15 @@ class FerPllTrainer(ImageTrainer):
             if (labels >= 0).all():
                 loss = torch.nn.functional.cross_entropy(logits, labels)
             else:  # the mean over all rows; `evaluation_loop` makes it one over those with a label
-                total = torch.nn.functional.cross_entropy(logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum")
+                total = torch.nn.functional.cross_entropy(
+                    logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum"
+                )
                 loss = total / len(labels)
             return (loss, outputs) if return_outputs else loss
 
+        if self.encoder_is_frozen:  # its batch norms keep their statistics, and nothing is dropped
+            for module in self.frozen:
+                module.eval()
         index = inputs["index"]
         size = len(index)
         outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])

@@ -115,7 +115,8 @@ def make_trainer(
 
     `settings` are training arguments. What the trainer itself takes comes with `trainer_class`, as a `partial`.
     """
-    args = FerPllTrainingArguments(str(output_dir), **QUICK | {"revision_threshold": 0.1} | settings)
+    defaults = {"revision_threshold": 0.1, "confidence_init": "uniform"}  # the paper's
+    args = FerPllTrainingArguments(str(output_dir), **QUICK | defaults | settings)
     set_seed(args.seed)
     model = AutoModelForImageClassification.from_config(config)
     return trainer_class(model, args, processing_class=processor, train_dataset=train, eval_dataset=validation)

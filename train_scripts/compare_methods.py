@@ -52,7 +52,7 @@ def train(settings: dict, epochs: int, seed: int, data, pretrained: Path, image_
         num_train_epochs=epochs,
         per_device_eval_batch_size=250,
         logging_steps=10_000,
-        revision_warmup_epochs=0.4 * epochs,
+        revision_warmup=0.4,
         seed=seed,
         disable_tqdm=not sys.stderr.isatty(),
         **(TRAINING | COMMON | settings),

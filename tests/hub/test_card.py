@@ -409,8 +409,8 @@ def test_only_marked_settings_are_on_the_card(tmp_path):
     assert set(args.card_settings()) == {
         "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "seed", "crop_scale",
-        "crop_ratio", "rotation", "flip", "light", "erase", "layer_decay", "loss", "confidence_init", "revision",
-        "revision_threshold", "revision_warmup_epochs", "revision_momentum", "reversible", "class_balance",
+        "crop_ratio", "rotation", "flip", "light", "erase", "layer_decay", "loss", "revision",
+        "revision_threshold", "revision_warmup", "revision_momentum", "reversible", "class_balance",
         "uniform_weight", "uniform_temperature", "drop_path_rate",
     }  # fmt: skip
     script = FineTuningOptions("config", "/home/a/data", "/home/a/run", transition="/home/a/t.csv")

@@ -34,11 +34,15 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
 CODE = {
     "configuration_fer_pll.py",
+    "configuration_fer_pll_resnet.py",
+    "drop_path.py",
+    "feature_tokens.py",
     "hog.py",
     "face_crop.py",
     "image_processing_fer_pll.py",
     "masking.py",
     "modeling_fer_pll.py",
+    "modeling_fer_pll_resnet.py",
     "uniformity.py",
 }
 NEEDED = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}

@@ -192,7 +192,7 @@ class Experiments:
         argv += ["--settings", settings_file(run)]
         argv += self.epochs_option(self.epochs)
         if self.epochs is not None:
-            argv += ["--revision_warmup_epochs", self.epochs / 3]
+            argv += ["--revision_warmup", 1 / 3]
         for key, value in run.overrides:
             argv += [f"--{key}", value]
         return argv

@@ -144,7 +144,7 @@ def finetune(
         confidence_init="votes",
         revision=revision,
         revision_threshold=0.2,
-        revision_warmup_epochs=4,
+        revision_warmup=4 / EPOCHS,
         uniform_weight=0.1,
         light=0.1,
         seed=seed,

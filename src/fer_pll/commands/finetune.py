@@ -4,10 +4,12 @@ During training it learns which label of each candidate set is the true one
 (paper, sections 3.1 and 3.3). --loss and --revision choose other methods. For
 comparison, --loss cross_entropy trains on the most voted label, as usual.
 
-Settings come from the configuration's finetune.yaml. --settings FILE.yaml
-overrides them, and the command line overrides both. The output folder gets the
-model, its card, its checkpoints, the revised confidences, and figures of the
-candidate sets and of the training curves.
+The model gets the classes of the data. Sizes of the model and settings come from
+the configuration (--config; fer-pll-tiny-ferplus by default) and its
+finetune.yaml. --settings FILE.yaml overrides them, and the command line
+overrides both. The output folder gets the model, its card, its checkpoints, the
+revised confidences, and figures of the candidate sets and of the training
+curves.
 """
 
 from collections.abc import Sequence
@@ -21,13 +23,15 @@ from ..labels.candidate_summary import CandidateSummary
 from ..plots.candidate_sets import plot_candidate_sets
 from ..plots.curves import plot_training_curves
 from ..training.arguments import FerPllTrainingArguments
-from ..training.config import check_output_folder, start_run
+from ..training.config import check_output_folder, start_run, stopping_in_one_line
 from ..training.finetuning import FineTuningOptions
 from ..training.settings_parser import SettingsParser
 from ..training.trainer import FerPllTrainer
 
 EPILOG = """\
 examples:
+  fer-pll finetune --data data/mine --output_dir runs/mine
+
   fer-pll finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus \\
       --init_from runs/pretrain --output_dir runs/finetune
 
@@ -59,7 +63,7 @@ def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningO
     check_output_folder(args)
     set_seed(args.seed)
     data = load_dataset(options.data)
-    train_dataset = options.add_candidates(data["train"], args.seed)
+    train_dataset = options.add_candidates(load_dataset(options.data, "train"), args.seed)
     return options.make_trainer(args, train_dataset, data.get("validation")), options
 
 
@@ -73,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
         print(summary, flush=True)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    with stopping_in_one_line(trainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # Everything is on disk before anything is pushed.
     trainer.save_state()
@@ -82,6 +87,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot_training_curves(trainer.state.log_history, trainer.run_folder.training_curves)
     trainer.save_model()  # with --push_to_hub it pushes as well
     trainer.create_model_card()
+    if args.should_save:
+        run = trainer.run_folder
+        print(f"saved in {run.path}: model, card (README.md), confidences, {run.training_curves.name}")
+        evaluated = trainer.eval_dataset is not None
+        judge = (
+            f"fer-pll evaluate {run.path} {options.data}" if evaluated else f"fer-pll predict --model {run.path} PHOTO"
+        )
+        print(f"next: {judge}; or look through the labels: fer-pll audit {run.path} --out audit")
 
 
 if __name__ == "__main__":

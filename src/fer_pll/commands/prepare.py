@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
 from datasets import DatasetDict
 
 import fer_pll_cli
@@ -132,12 +133,27 @@ def _common_options() -> argparse.ArgumentParser:
 
 
 def summary(dataset: DatasetDict) -> str:
-    """A table of the number of rows by split and class, and the sources of the rows."""
+    """A table of the number of rows by split and class, and the sources of the rows.
+
+    Where rows have candidates and no label, a class counts the rows that have it among their candidates.
+    """
     splits = list(dataset)
     lines = [("", *splits), ("rows", *(len(dataset[split]) for split in splits))]
     labels = {split: numpy_column(dataset[split], "label") for split in splits}
+    unlabeled = {split: int((labels[split] < 0).sum()) for split in splits}
+    by_candidates = any(unlabeled.values()) and "candidates" in dataset[splits[0]].column_names
+    if by_candidates:
+        of_classes = {split: numpy_column(dataset[split], "candidates") for split in splits}
+        lines.append(("by candidates", *("" for _ in splits)))
+    else:
+        of_classes = {
+            split: labels[split][:, None] == np.arange(dataset[split].features["label"].num_classes)
+            for split in splits
+        }
     for number, name in enumerate(dataset[splits[0]].features["label"].names):
-        lines.append((f"  {name}", *(int((labels[split] == number).sum()) for split in splits)))
+        lines.append((f"  {name}", *(int(of_classes[split][:, number].sum()) for split in splits)))
+    if any(unlabeled.values()):
+        lines.append(("without label", *(unlabeled[split] for split in splits)))
     if "majority" in dataset[splits[0]].column_names:
         lines.append(("in majority", *(int(numpy_column(dataset[split], "majority").sum()) for split in splits)))
     table = [f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]

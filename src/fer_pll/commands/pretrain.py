@@ -4,8 +4,8 @@ It learns to predict the HOG descriptors of masked patches (paper, section 3.2).
 The configurations with -maskfeat, -mae, -simmim and -moco in place of -hog are
 the pre-training methods that the paper compares with.
 
-Settings come from the configuration's pretrain.yaml. The command line overrides
-them. The output folder gets the encoder, its card and its checkpoints, for
+Settings come from the configuration (--config; fer-pll-tiny-ferplus by default)
+and its pretrain.yaml. The command line overrides them. The output folder gets the encoder, its card and its checkpoints, for
 --init_from of fer-pll finetune.
 """
 
@@ -15,13 +15,16 @@ from transformers import set_seed
 
 import fer_pll_cli
 
+from ..io.shipped import DEFAULT_CONFIG
 from ..training.arguments import FerPllPreTrainingArguments
-from ..training.config import check_output_folder, start_run
+from ..training.config import check_output_folder, start_run, stopping_in_one_line
 from ..training.pretraining import FerPllPreTrainer, PreTrainingOptions
 from ..training.settings_parser import SettingsParser
 
 EPILOG = """\
 examples:
+  fer-pll pretrain --data data/mine --output_dir runs/pretrain
+
   fer-pll pretrain --config fer-pll-tiny-hog --data data/ferplus \\
       --output_dir runs/pretrain
 
@@ -60,12 +63,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.resume_from_checkpoint is not None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
     start_run(args, options)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    with stopping_in_one_line(trainer):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
     # Everything is on disk before anything is pushed.
     trainer.save_state()
     trainer.save_model()  # with --push_to_hub it pushes as well
     trainer.create_model_card()
+    if args.should_save:
+        run, config = trainer.run_folder, ""
+        if options.config != DEFAULT_CONFIG:
+            config = " --config NAME"  # of a classifier with the same sizes
+        print(f"saved in {run.path}: encoder, card (README.md)" + (", pictures/" if run.images.is_dir() else ""))
+        print(f"next: fer-pll finetune{config} --data DATA --init_from {run.path} --output_dir runs/finetune")
 
 
 if __name__ == "__main__":

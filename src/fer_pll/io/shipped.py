@@ -7,6 +7,12 @@ _PACKAGE = Path(__file__).parents[1]
 DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
 """Folder of a classifier for the eight expressions of FER+; its README.md is its model card."""
 
+DEFAULT_CONFIG = "fer-pll-tiny-ferplus"
+"""The name in `hub_configs` that training takes by default: the one of `DEFAULT_CHECKPOINT`, small enough for a CPU."""
+
+BACKBONE_CONFIG = "fer-pll-resnet18"
+"""The name in `hub_configs` that fine-tuning with `--backbone` takes by default: settings for pre-trained networks."""
+
 
 def shipped(name: str) -> Path:
     """Path of `hub_configs` or `model_card.md`."""

@@ -146,8 +146,8 @@ class RevisionRule:
         """The sentence of a model card about the revision in a finished run.
 
         Args:
-            settings: of the run: the rule's setting, `revision_warmup_epochs`, `reversible`. The sentence leaves out
-                those that are missing.
+            settings: of the run: the rule's setting, `revision_warmup` (or `revision_warmup_epochs`, as earlier
+                versions have it), `reversible`. The sentence leaves out those that are missing.
             candidate_sets: numbers of the confidence table: `rows`, `ambiguous`, `revised`.
         """
         if self.describe is not None:
@@ -155,14 +155,16 @@ class RevisionRule:
         setting = "" if self.setting is None else f" ({self.setting.name} {self.value(settings):g})"
         anew = ", each time from equal confidences" if settings.get("reversible") else ""
         return (
-            f"They were revised by the rule `{self.name}`{setting}{_from_epoch(settings)}{anew}: {self.summary}."
+            f"They were revised by the rule `{self.name}`{setting}{_from_when(settings)}{anew}: {self.summary}."
             f" Images revised at least once: {candidate_sets['revised']:,}."
         )
 
 
-def _from_epoch(settings: Mapping[str, Any]) -> str:
-    warmup = settings.get("revision_warmup_epochs")
-    return f", from epoch {warmup:g} on" if warmup else ""
+def _from_when(settings: Mapping[str, Any]) -> str:
+    share, epochs = settings.get("revision_warmup"), settings.get("revision_warmup_epochs")
+    if share:
+        return f", after the first {100 * share:.3g} % of the training"
+    return f", from epoch {epochs:g} on" if epochs else ""
 
 
 def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
@@ -170,7 +172,7 @@ def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, 
 
     def describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
         leads = leader.format(settings.get(THRESHOLD.name, "the threshold"))
-        when = _from_epoch(settings)
+        when = _from_when(settings)
         if settings.get("reversible"):
             return (
                 f"Each time the image is seen{when}, its candidates are judged anew, from equal confidences: where"
@@ -191,7 +193,7 @@ def describe_each_visit(settings: Mapping[str, Any], candidate_sets: Mapping[str
     The other arguments are those of `RevisionRule.sentence`.
     """
     never = "" if candidate_sets["revised"] else " The training ended before any image was revised."
-    return f"Each time the image is seen{_from_epoch(settings)}, {what}.{never}"
+    return f"Each time the image is seen{_from_when(settings)}, {what}.{never}"
 
 
 def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:

@@ -14,7 +14,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -22,6 +24,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fer_pll import FerPllConfig
+from .drop_path import drop_path
+from .feature_tokens import FerPllFeatureTokens, make_backbone
 from .hog import hog_targets, patchify_cells
 from .masking import blockwise_masking, given_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
@@ -31,8 +35,10 @@ from .uniformity import simplex_queries
 class FerPllModelOutput(ModelOutput):
     """Output of `FerPllModel`.
 
-    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
+    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
+        `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
     pooler_output: (B, d), the mean of the patch tokens.
+    feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
@@ -43,6 +49,7 @@ class FerPllModelOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
@@ -113,12 +120,6 @@ def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> t
 def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Pick (B, n) of the (B, L, d) tokens: (B, n, d)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def drop_path(residual: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth: zero a sample's whole branch with probability `rate`, scale the others by 1 / (1 - rate)."""
-    keep = torch.rand(residual.shape[0], *[1] * (residual.dim() - 1), device=residual.device) >= rate
-    return residual * keep / (1 - rate)
 
 
 def eager_attention_forward(
@@ -264,14 +265,32 @@ class FerPllQueryDecoder(nn.Module):
 
 
 class FerPllPatchEmbeddings(nn.Module):
+    """One linear map of each patch (`config.stem="patch"`), or a few small convolutions (`"conv"`).
+
+    The latter are 3x3 with batch norm, each of stride 2 or 3, until a cell is a patch, and then a 1x1 projection (Xiao
+    et al., Early Convolutions Help Transformers See Better, 2021). They see a few pixels beyond a patch.
+    """
+
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.convolutions = None
+        in_size, patch_size = config.num_channels, config.patch_size
+        if config.stem == "conv":
+            strides = config.stem_strides
+            layers: list[nn.Module] = []
+            for number, stride in enumerate(strides, start=1):
+                size = config.hidden_size // 2 ** (len(strides) - number)
+                convolution = nn.Conv2d(in_size, size, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(size), nn.ReLU()]
+                in_size, patch_size = size, patch_size // stride
+            self.convolutions = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(in_size, config.hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        embeddings = self.projection(pixel_values.to(self.projection.weight.dtype))
+        embeddings = pixel_values.to(self.projection.weight.dtype)
+        if self.convolutions is not None:
+            embeddings = self.convolutions(embeddings)
+        embeddings = self.projection(embeddings)
         return embeddings.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
 
 
@@ -300,13 +319,13 @@ class FerPllEmbeddings(nn.Module):
         bool_masked_pos: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        grid = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-        tokens = self.patch_embeddings(pixel_values)
-        positions = interpolate_positions(self.position_embeddings, *grid)
-        if bool_masked_pos is not None and bool_masked_pos.shape != tokens.shape[:2]:
+        check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
+        shape = pixel_values.shape[0], height * width
+        if bool_masked_pos is not None and bool_masked_pos.shape != shape:
             raise ValueError(
                 f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}: it needs one value for each of the "
-                f"patches, {tuple(tokens.shape[:2])}."
+                f"patches, {shape}."
             )
         mask = ids_keep = ids_restore = None
         if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
@@ -315,14 +334,20 @@ class FerPllEmbeddings(nn.Module):
                     ids_keep, mask, ids_restore = given_masking(bool_masked_pos)
                 else:
                     if noise is None:
-                        noise = torch.rand(tokens.shape[:2], device=tokens.device)
+                        noise = torch.rand(shape, device=pixel_values.device)
                     ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+            elif bool_masked_pos is not None:
+                mask = (bool_masked_pos != 0).float()
             else:
-                if bool_masked_pos is not None:
-                    mask = (bool_masked_pos != 0).float()
-                else:
-                    mask = self.draw_mask(tokens, grid, mask_ratio, noise)
-                tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+                mask = self.draw_mask(pixel_values, (height, width), mask_ratio, noise)
+        if mask is not None and self.config.stem == "conv":  # which would see hidden pixels at the edges of patches
+            visible = (1 - mask).view(-1, 1, height, 1, width, 1).to(pixel_values.dtype)
+            patches = pixel_values.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # (B, C, h, patch, w, patch)
+            pixel_values = (patches * visible).flatten(4, 5).flatten(2, 3)
+        tokens = self.patch_embeddings(pixel_values)
+        if mask is not None and self.mask_token is not None:
+            tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+        positions = interpolate_positions(self.position_embeddings, height, width)
         tokens = tokens + positions[:, 1:]
         if ids_keep is not None:
             tokens = take_tokens(tokens, ids_keep)
@@ -330,7 +355,7 @@ class FerPllEmbeddings(nn.Module):
         return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
 
     def draw_mask(
-        self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
+        self, images: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
@@ -339,31 +364,29 @@ class FerPllEmbeddings(nn.Module):
                     "`noise` cannot place the rectangles of mask_shape='blocks': leave it out, or give "
                     "`bool_masked_pos`, the patches to hide."
                 )
-            return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
+            return blockwise_masking(len(images), grid, mask_ratio, images.device)
         unit = self.config.patches_per_mask_unit
         if noise is None:
-            noise = torch.rand(len(tokens), (grid[0] // unit) * (grid[1] // unit), device=tokens.device)
+            noise = torch.rand(len(images), (grid[0] // unit) * (grid[1] // unit), device=images.device)
         return unit_masking(noise, mask_ratio, grid, unit)
 
 
-def check_pixel_values(
-    pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
-) -> tuple[int, int]:
-    """Checks that the model can take the input; returns its patches per column and row."""
+def check_pixel_values(pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool) -> None:
+    """Checks that the model can take the input."""
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
             f"The model takes images of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
             "with the checkpoint's own image processor."
         )
-    if height % config.patch_size or width % config.patch_size:
+    patched = config.backbone_config is None
+    if patched and (height % config.patch_size or width % config.patch_size):
         raise ValueError(f"An image of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
     if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
         raise ValueError(
             f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x "
             f"{width}: resize it, or pass interpolate_pos_encoding=True."
         )
-    return height // config.patch_size, width // config.patch_size
 
 
 class FerPllPreTrainedModel(PreTrainedModel):
@@ -408,7 +431,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
+                "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
             }
+        if self.config.backbone_config is not None:
+            # transformers would give a backbone's weights the names that files of its kind have had, and Trainer,
+            # which loads checkpoints by their present names, would leave them random.
+            kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
@@ -426,6 +454,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:
@@ -436,6 +470,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 )
             else:
                 init.normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, FerPllFeatureTokens):
+            if module.stage_embeddings is not None:
+                init.normal_(module.stage_embeddings, std=self.config.initializer_range)
         elif isinstance(module, FerPllQueryDecoder):
             init.copy_(module.label_queries, simplex_queries(*module.label_queries.shape))
         elif isinstance(module, FerPllPreTrainingDecoder):
@@ -444,8 +481,19 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
 
+def add_encoder(model: FerPllPreTrainedModel, config: FerPllConfig, use_mask_token: bool = False) -> None:
+    """Gives a model the ViT encoder's modules under the names that checkpoints have."""
+    rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+    model.embeddings = FerPllEmbeddings(config, use_mask_token)
+    model.layers = nn.ModuleList(
+        FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
+        for rate in rates
+    )
+    model.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
 class FerPllModel(FerPllPreTrainedModel):
-    """ViT encoder, followed by the query decoder if there is one.
+    """ViT encoder, or another backbone, followed by the query decoder if there is one.
 
     Args:
         config: sizes and switches.
@@ -459,13 +507,11 @@ class FerPllModel(FerPllPreTrainedModel):
         self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False
     ) -> None:
         super().__init__(config)
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-        self.embeddings = FerPllEmbeddings(config, use_mask_token)
-        self.layers = nn.ModuleList(
-            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
-            for rate in rates
-        )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.backbone_config is None:
+            add_encoder(self, config, use_mask_token)
+        else:
+            self.backbone = make_backbone(config)
+            self.feature_tokens = FerPllFeatureTokens(config, self.backbone.channels)
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
@@ -496,18 +542,27 @@ class FerPllModel(FerPllPreTrainedModel):
         Raises:
             ValueError: images or masks do not fit the configuration.
         """
-        tokens, mask, ids_restore = self.embeddings(
-            pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
-        )
-        for layer in self.layers:
-            tokens = layer(tokens, **kwargs)
-        tokens = self.layernorm(tokens)  # (B, 1 + V, d)
-        query_states = None
+        feature_maps = mask = ids_restore = query_states = None
+        if self.config.backbone_config is None:
+            tokens, mask, ids_restore = self.embeddings(
+                pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
+            )
+            for layer in self.layers:
+                tokens = layer(tokens, **kwargs)
+            tokens = self.layernorm(tokens)  # (B, 1 + V, d)
+            patch_tokens = tokens[:, 1:]
+        else:
+            if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
+                raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
+            check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+            feature_maps = tuple(self.backbone(pixel_values).feature_maps)
+            tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
-            query_states = self.query_decoder(tokens[:, 1:], **kwargs)  # (B, K, d)
+            query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
             last_hidden_state=tokens,
-            pooler_output=tokens[:, 1:].mean(dim=1),
+            pooler_output=patch_tokens.mean(dim=1),
+            feature_maps=feature_maps,
             query_states=query_states,
             mask=mask,
             ids_restore=ids_restore,
@@ -569,6 +624,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
 
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "Masked pre-training is for the ViT encoder of fer-pll: take a configuration without backbone_config."
+            )
         token_style = config.mask_style == "token"
         self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
         if token_style:
@@ -709,9 +768,64 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
+class FerPllBackbone(BackboneMixin, FerPllPreTrainedModel):
+    """The ViT encoder as a backbone of other models: the tokens of chosen blocks as feature maps.
+
+    Takes the weights of any checkpoint of ours: `AutoBackbone.from_pretrained(folder, out_features=["stage2", ...])`.
+    Maps are (B, d, H / patch, W / patch), after the encoder's last LayerNorm; the stages are `config.stage_names`.
+    """
+
+    _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
+        "hidden_states": FerPllLayer,
+        "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
+    }
+
+    def __init__(self, config: FerPllConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "This checkpoint has another network as its encoder: load that one, "
+                "AutoBackbone.from_config(config.backbone_config)."
+            )
+        config.set_output_features_output_indices(config.out_features, config.out_indices)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        add_encoder(self, config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Feature maps of images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
+        """
+        tokens, _, _ = self.embeddings(pixel_values, 0.0, None, None, interpolate_pos_encoding)
+        states = [tokens]
+        for layer in self.layers:
+            states.append(layer(states[-1], **kwargs))
+        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
+        feature_maps = tuple(
+            self.layernorm(state)[:, 1:].transpose(1, 2).unflatten(2, grid)
+            for name, state in zip(self.stage_names, states, strict=True)
+            if name in self.out_features
+        )
+        return BackboneOutput(feature_maps=feature_maps)
+
+
 # Checkpoints carry this file, so they load with `trust_remote_code=True` without the package.
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FerPllBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]
+__all__ = [
+    "FerPllBackbone",
+    "FerPllForImageClassification",
+    "FerPllForPreTraining",
+    "FerPllModel",
+    "FerPllPreTrainedModel",
+]

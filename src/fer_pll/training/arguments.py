@@ -47,7 +47,11 @@ class ImageTrainingArguments(TrainingArguments):
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
     erase: OnCard[float] = field(default=0.0, metadata={"help": "Share of the images that lose a random rectangle."})
     layer_decay: OnCard[float] = field(
-        default=1.0, metadata={"help": "Factor on the learning rate for each encoder block towards the input."}
+        default=1.0,
+        metadata={
+            "help": "Factor on the learning rate for each block of the encoder, or stage of another backbone, towards "
+            "the input."
+        },
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the trainer needs `image` and `candidates`."}
@@ -76,6 +80,11 @@ class ImageTrainingArguments(TrainingArguments):
                 "Switch it off with --bf16 false.",
                 stacklevel=2,
             )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} has no effect here, so it is refused: the "
+                "losses have targets of their own. Leave it at 0."
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay false: the trainer needs `image` and `candidates`.")
         if self.hub_token is not None:
@@ -90,8 +99,10 @@ class ImageTrainingArguments(TrainingArguments):
         if self.crop_ratio < 1:
             raise ValueError(f"crop_ratio={self.crop_ratio} must be at least 1.")
         for name, hint in get_type_hints(type(self)).items():
-            if get_origin(hint) is Literal:
-                _check_choice(name, getattr(self, name), get_args(hint))
+            literal = next((each for each in (hint, *get_args(hint)) if get_origin(each) is Literal), None)
+            given = getattr(self, name)
+            if literal is not None and not (given is None and literal is not hint):  # None, where it may be None
+                _check_choice(name, given, get_args(literal))
 
     def card_settings(self) -> dict[str, Any]:
         """The settings that the card shows, see `hub.card_settings`."""
@@ -197,11 +208,12 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     )
     method_settings: dict[str, Any] = field(default_factory=dict, metadata={"help": SUPPRESS})
     """The loss's own settings (`Method.Settings`). Each is an option of the command line."""
-    confidence_init: OnCard[Literal["uniform", "votes", "column"]] = field(
-        default="uniform",
+    confidence_init: OnCard[Literal["uniform", "votes", "column"] | None] = field(
+        default=None,
         metadata={
             "help": "Confidences at the start. uniform: equal over the candidates; votes: the shares of the votes on "
-            "the candidates; column: the column `confidence` from an earlier run."
+            "the candidates; column: the column `confidence`, as an earlier run left it. Default: votes, if the data "
+            "have votes; else column, if they have that; else uniform.",
         },
     )
     revision: OnCard[str | None] = field(
@@ -215,8 +227,16 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         },
     )
     revision_threshold: OnCard[float] = field(default=THRESHOLD.default, metadata={"help": THRESHOLD.help})
-    revision_warmup_epochs: OnCard[float] = field(
-        default=0.0, metadata={"help": "Epochs before the first revision; 0.5 is half an epoch."}
+    revision_warmup: OnCard[float | None] = field(
+        default=None,
+        metadata={"help": "Share of the training before the first revision; 0.5 is its first half. Default: 0."},
+    )
+    revision_warmup_epochs: OnCard[float | None] = field(
+        default=None,
+        metadata={
+            "help": "Instead of revision_warmup: epochs before the first revision. Settings of earlier versions have "
+            "it."
+        },
     )
     revision_momentum: OnCard[float] = field(default=MOMENTUM.default, metadata={"help": MOMENTUM.help})
     reversible: OnCard[bool] = field(
@@ -242,6 +262,14 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     drop_path_rate: OnCard[float | None] = field(
         default=None, metadata={"help": "Stochastic depth of the last encoder block; overrides the model config."}
     )
+    freeze_backbone: OnCard[bool] = field(
+        default=False,
+        metadata={"help": "Train only what turns features into classes; the encoder or backbone stays as it is."},
+    )
+    unfreeze_after: OnCard[float | None] = field(
+        default=None,
+        metadata={"help": "Train all after so many epochs in which the encoder or backbone was frozen; 0.5 is half."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,8 +281,25 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         self.method_settings = asdict(method.make_settings(self.method_settings))
         for setting in (THRESHOLD, MOMENTUM):
             setting.check(getattr(self, setting.name))
+        self._check_warmup()
+        if self.unfreeze_after is not None and self.unfreeze_after <= 0:
+            raise ValueError(f"unfreeze_after={self.unfreeze_after} must be positive; leave it out to train all.")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
+
+    def _check_warmup(self) -> None:
+        """The warm-up is a share of the training, `revision_warmup`, or a number of epochs. The other one is `None`."""
+        share, epochs = self.revision_warmup, self.revision_warmup_epochs
+        if share is not None and epochs is not None:
+            raise ValueError(
+                f"revision_warmup={share} and revision_warmup_epochs={epochs} are two ways to set the same: give one."
+            )
+        if epochs is None:
+            self.revision_warmup = share = share or 0.0
+        if share is not None and not 0 <= share <= 1:
+            raise ValueError(f"revision_warmup={share} is a share of the training: it must lie in [0, 1].")
+        if epochs is not None and epochs < 0:
+            raise ValueError(f"revision_warmup_epochs={epochs} must not be negative.")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **changes: Any) -> Self:

@@ -1,12 +1,13 @@
 """Base class of the trainers: augmentation and normalization on the device, optimizer groups, and the log."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
-from transformers.trainer_utils import TrainOutput
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments
 
 from ..data.collator import PixelCollator
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -20,6 +21,7 @@ from .publishing import PublishingMixin
 PRIVATE_METHODS = (
     "_get_dataloader",
     "_get_train_sampler",
+    "_hp_search_setup",
     "_load_best_model",
     "_load_optimizer_and_scheduler",
     "_prepare_inputs",
@@ -59,6 +61,48 @@ def check_image_processor(model: PreTrainedModel, image_processor: FerPllImagePr
         )
 
 
+def check_arguments(args: Any, kind: type) -> None:
+    """Raise `ValueError` if a trainer's settings are not of its kind, such as transformers' own."""
+    if not isinstance(args, kind):
+        raise ValueError(
+            f"args is a {type(args).__module__}.{type(args).__name__}: give a {kind.__name__} of fer_pll, which has "
+            "the settings of transformers' TrainingArguments as well."
+        )
+
+
+def first_model(
+    model: PreTrainedModel | None, model_init: Callable[..., PreTrainedModel] | None, seed: int
+) -> PreTrainedModel:
+    """The model that a trainer is made with: `model`, or what `model_init` makes.
+
+    Raises:
+        ValueError: neither or both are given.
+    """
+    if (model is None) == (model_init is None):
+        raise ValueError(f"{'Neither' if model is None else 'Both'} of model and model_init given: give one of them.")
+    if model is not None:
+        return model
+    assert model_init is not None
+    set_seed(seed)
+    return model_init() if number_of_arguments(model_init) == 0 else model_init(None)
+
+
+class LossCallback(TrainerCallback):
+    """Has the loss logged also where the steps between two logs are more than there are.
+
+    Logs at the end of each epoch that is shorter than `logging_steps`, and after the last step.
+    """
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+        epochs = max(state.epoch or 0.0, 1e-9)
+        if args.logging_strategy == IntervalStrategy.STEPS and state.global_step / epochs < state.logging_steps:
+            control.should_log = True
+
+
 class ImageTrainer(CheckpointMixin, PublishingMixin):
     """A Trainer over data sets with the column `image`.
 
@@ -71,11 +115,31 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
     processing_class: FerPllImageProcessor
     num_views = 1  # how many times each image is augmented in training
 
-    def __init__(self, model: PreTrainedModel, args: ImageTrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | None,
+        args: ImageTrainingArguments,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(args, ImageTrainingArguments)
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError(
+                "compute_loss_func is refused, because it would never be called: choose a loss by name, or give "
+                "FerPllTrainer a `method`, a subclass of Method."
+            )
+        if model_init is not None and any(each is not None for each in kwargs.get("optimizers", ())):
+            raise ValueError(
+                "model_init makes a new model for each training, whose parameters `optimizers` does not have: leave "
+                "one of them out, or give optimizer_cls_and_kwargs."
+            )
+        model = first_model(model, model_init, args.seed)
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))
         super().__init__(model, args, **kwargs)
+        self.model_init = model_init
+        self.add_callback(LossCallback())
         # Our losses are means over the micro-batch, so Trainer must divide them by the accumulation steps.
         self.loss_is_scaled_for_ga = False
         self.augmentation = args.augmentation()
@@ -108,10 +172,28 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         # Trainer makes two groups; layer-wise learning rates need one for each depth.
         if self.optimizer is None:
             model = model or self.model
-            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.args.layer_decay)
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if self.optimizer_cls_and_kwargs is None:
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            else:
+                optimizer_class, options = self.optimizer_cls_and_kwargs
+            own = [name for name in ("params", "model", "optimizer_dict") if name in options]
+            if own or not isinstance(optimizer_class, type):
+                raise ValueError(
+                    f"optim={self.args.optim} makes parameter groups of its own, which layer_decay and the rule that "
+                    "some parameters do not decay cannot join: choose another optimizer."
+                )
+            groups = parameter_groups(
+                model,
+                options.get("lr", self.args.learning_rate),
+                options.get("weight_decay", self.args.weight_decay),
+                self.args.layer_decay,
+            )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)  # gives `args` the values of the trial
+        self.augmentation = self.args.augmentation()
 
     def _start_measuring(self) -> None:
         """Restart the measurement of `images_per_second`."""

@@ -1,6 +1,9 @@
 """The configurations in `hub_configs`, and checks of the output folder before a run."""
 
+import contextlib
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .checkpoints import last_checkpoint
 from .run_folder import RunFolder
+from .run_trainer import RunTrainer
 
 
 def config_folder(name: str) -> Path:
@@ -51,13 +55,15 @@ def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImagePro
 
 
 def check_output_folder(args: Any) -> None:
-    """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Changes nothing on disk.
+    """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Leaves the disk as it was.
 
     Raises:
-        ValueError: the folder holds files and neither `--overwrite` nor `--resume_from_checkpoint` was given, there is
+        ValueError: nothing can be written to the folder, the folder holds files and neither `--overwrite` nor `--resume_from_checkpoint` was given, there is
             no checkpoint to resume from, or `--overwrite` would delete something that is not a run.
     """
     folder = Path(args.output_dir)
+    if args.should_save:
+        _check_writable(folder)
     if args.resume_from_checkpoint == "last":
         args.resume_from_checkpoint = last_checkpoint(folder)
         if args.resume_from_checkpoint is None:
@@ -74,6 +80,39 @@ def check_output_folder(args: Any) -> None:
         )
     if not RunFolder(folder).settings_file.is_file():
         raise ValueError(f"--overwrite: {folder} holds no run of fer-pll, so it is not emptied. Empty it yourself.")
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise `ValueError` unless a file can be written in a folder, which need not exist yet and then is not left."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"--output_dir {folder}: nothing can be written there ({error.strerror or error}). Choose another folder."
+        ) from error
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
+@contextlib.contextmanager
+def stopping_in_one_line(trainer: RunTrainer) -> Iterator[None]:
+    """Context for a training: Ctrl-C ends it with a message that says how to go on, for `fer_pll_cli.status`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder, state = trainer.run_folder.path, trainer.state
+        checkpoint = last_checkpoint(folder)
+        how = (
+            f"go on from {checkpoint} with --resume_from_checkpoint last"
+            if checkpoint
+            else f"{folder} has no checkpoint yet, so start again with --overwrite"
+        )
+        raise KeyboardInterrupt(f"stopped at step {state.global_step:,} of {state.max_steps:,}; {how}") from None
 
 
 def start_run(args: Any, script: Any) -> None:

@@ -1,39 +1,87 @@
 """Command-line options for fine-tuning, and the model and trainer built from them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
 from ..hub.card_settings import OnCard, card_settings
+from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 from .arguments import FerPllTrainingArguments
+from .backbones import (
+    Images,
+    configure,
+    is_timm,
+    load_classifier,
+    read_images,
+    read_settings,
+    set_drop_path,
+)
 from .config import config_folder, load_config
-from .initialization import initialize
+from .initialization import initialize, naming
+from .quiet import quiet
 from .run_folder import RunFolder
-from .trainer import FerPllTrainer
+from .trainer import FerPllTrainer, check_training_set
 
 
 @dataclass
 class FineTuningOptions:
     """Options of `fer-pll finetune` for data and model, beside the training arguments."""
 
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and finetune.yaml."})
     data: str = field(
-        metadata={"help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`."}
+        metadata={
+            "help": "Folder written by fer-pll prepare; trains on `train`, evaluates on `validation`. The model gets "
+            "its classes."
+        }
+    )
+    config: str = field(
+        default=DEFAULT_CONFIG,
+        metadata={
+            "help": "Sizes of the model and settings of the training: a name in hub_configs, or a folder with "
+            "config.json and finetune.yaml."
+        },
     )
     init_from: str | None = field(
         default=None,
         metadata={
-            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain, ViT (such as "
-            "DINO) or ViTMAE. Default: random weights."
+            "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
+            "(such as DINO) or ViTMAE; where --config has another network, of that kind. Default: random weights."
         },
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Take the network of this checkpoint in place of the encoder: folder or Hub name of any network "
+            "that transformers has as a backbone (such as microsoft/resnet-18, facebook/dinov2-small), of ViT, or of "
+            "timm. Color, size and normalization of the images are the checkpoint's; sizes of the label queries and "
+            "settings of the training are those of --config, by default fer-pll-resnet18."
+        },
+    )
+    backbone_weights: Literal["pretrained", "random"] = field(
+        default="pretrained", metadata={"help": "Weights that --backbone starts with."}
+    )
+    backbone_features: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names or numbers of the stages of --backbone whose feature maps the label queries attend to, such "
+            "as stage3 stage4. Default: the last."
+        },
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels, in place of that of --backbone."}
+    )
+    architecture: Literal["label_queries", "plain"] = field(
+        default="label_queries",
+        metadata={"help": "plain: transformers' own classifier on --backbone, without anything of ours."},
     )
     max_candidates: OnCard[int] = field(
         default=2, metadata={"help": "How many labels, those with the most votes, become candidates."}
@@ -101,36 +149,140 @@ class FineTuningOptions:
             setattr(self, name, None)
         return dataset
 
-    def make_model(self, args: FerPllTrainingArguments) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-        """The classifier, with weights from `init_from` or random ones, and its image processor.
+    def make_model(
+        self, args: FerPllTrainingArguments, class_names: Sequence[str]
+    ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """The classifier of some classes and its image processor.
 
-        A config.json of another model of transformers gives that model, with random weights.
+        Its weights are those of `init_from` or `backbone`, or random. A config.json of another model of transformers,
+        and `architecture="plain"`, give that model.
+
+        Args:
+            args: settings of the training.
+            class_names: K names, in the order of the candidate sets. They take the place of those in config.json.
+
+        Raises:
+            ValueError: options do not go together, or a checkpoint cannot be used.
+            MissingExtra: the network needs a package that is not installed.
         """
-        folder = config_folder(self.config)
-        other = AutoConfig.from_pretrained(folder)
-        if not isinstance(other, FerPllConfig):
-            if self.init_from is not None:
-                raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
-            return AutoModelForImageClassification.from_config(other), FerPllImageProcessor.from_pretrained(folder)
-        config, image_processor = load_config(
-            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder
-        )
-        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        self._check_options()
+        classes: dict[str, Any] = {
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: number for number, name in enumerate(class_names)},
+        }
+        is_ours = isinstance(AutoConfig.from_pretrained(config_folder(self.config)), FerPllConfig)
+        if self.architecture == "plain" or not (is_ours or self.backbone):
+            return self._make_plain(args, classes)
+        start = self.init_from
+        if self.backbone is None:
+            config, image_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
+        else:
+            if not is_ours:
+                raise ValueError(f"--config {self.config} is no model of fer-pll: leave it out, or --backbone.")
+            base, base_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
+            with naming("--backbone", self.backbone):
+                images = self._images(self.backbone, Images.of(base_processor))
+                config = configure(self.backbone, base, images, self.backbone_features)
+            image_processor = images.processor(base_processor.face_crop)
+            if self.backbone_weights == "pretrained":
+                start = self.backbone
+        set_drop_path(config, args.drop_path_rate)
+        model, initialization = initialize(FerPllForImageClassification, config, start)
         if initialization is not None and args.should_log:
             print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
         return model, image_processor
 
+    def _check_options(self) -> None:
+        for name in ("backbone_features", "image_size"):
+            if self.backbone is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} goes with --backbone.")
+        if self.architecture == "plain" and (
+            self.backbone is None or self.backbone_features or self.add_query_decoder
+        ):
+            raise ValueError(
+                "--architecture plain needs a --backbone, and goes without --backbone_features and "
+                "--add_query_decoder."
+            )
+        if self.backbone is not None and self.init_from is not None:
+            raise ValueError(
+                "--init_from and --backbone are two checkpoints to start from: give one of them. A run of ours on "
+                "another network is continued with --backbone RUN as well."
+            )
+
+    def _images(self, source: str, otherwise: Images) -> Images:
+        """What the images of a model on `source` are like."""
+        images = read_images(source) or otherwise
+        return images if self.image_size is None else replace(images, size=self.image_size)
+
+    def _make_plain(
+        self, args: FerPllTrainingArguments, classes: dict[str, Any]
+    ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """A classifier of transformers, from `backbone`, or from a config.json of transformers and `init_from`."""
+        folder = config_folder(self.config)
+        image_processor = FerPllImageProcessor.from_pretrained(folder)
+        if self.backbone is None:
+            config, start, option = AutoConfig.from_pretrained(folder), self.init_from, "--init_from"
+            if start is not None and (images := read_images(start)) is not None:
+                of_config = Images.of(image_processor)
+                if (images.image_mean, images.image_std) != (of_config.image_mean, of_config.image_std):
+                    raise ValueError(
+                        f"--init_from {start} is for pixels with mean {images.image_mean} and deviation "
+                        f"{images.image_std}; preprocessor_config.json of --config {self.config} has others: make them "
+                        "equal, or give the checkpoint as --backbone with --architecture plain."
+                    )
+        else:
+            start, option = self.backbone if self.backbone_weights == "pretrained" else None, "--backbone"
+            with naming(option, self.backbone):
+                if is_timm(read_settings(self.backbone)):
+                    raise ValueError(
+                        "a network of timm is used with the label queries only: leave out --architecture."
+                    )
+                config = AutoConfig.from_pretrained(self.backbone, trust_remote_code=False)
+                images = self._images(self.backbone, Images.of(image_processor))
+            image_processor = images.processor(image_processor.face_crop)
+        config._name_or_path = ""
+        config.id2label, config.label2id = classes["id2label"], classes["label2id"]
+        set_drop_path(config, args.drop_path_rate)
+        if start is None:
+            return AutoModelForImageClassification.from_config(config), image_processor
+        with naming(option, start), quiet():
+            model, new = load_classifier(start, config)
+        if args.should_log:
+            print(f"Weights from {start} ({config.model_type})\n  new: {', '.join(new) or 'nothing'}", flush=True)
+        return model, image_processor
+
     def make_trainer(
         self, args: FerPllTrainingArguments, train_dataset: Dataset, eval_dataset: Dataset | None = None
     ) -> FerPllTrainer:
-        """A trainer of a new model."""
-        model, image_processor = self.make_model(args)
+        """A trainer of a new model with the classes of the data set.
+
+        Without an evaluation set, nothing is evaluated: the settings in `args` that ask for it are switched off.
+        """
+        names = train_dataset.features["label"].names
+        check_training_set(train_dataset, names, args.confidence_init)
+        if eval_dataset is None:
+            self._train_without_evaluation(args)
+        model, image_processor = self.make_model(args, names)
         trainer = FerPllTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
         trainer.data_settings = self.card_settings()
         return trainer
+
+    def _train_without_evaluation(self, args: FerPllTrainingArguments) -> None:
+        if args.eval_strategy == IntervalStrategy.NO:
+            return
+        args.eval_strategy, args.do_eval = IntervalStrategy.NO, False
+        args.load_best_model_at_end, args.metric_for_best_model = False, None
+        if args.save_strategy == SaveStrategy.BEST:
+            args.save_strategy = SaveStrategy.EPOCH
+        if args.should_log:
+            print(
+                f"{self.data} has no split 'validation': the run trains without evaluation and keeps its last model. "
+                "To have one, prepare the data with --validation-share 0.1.",
+                flush=True,
+            )
 
     def card_settings(self) -> dict[str, Any]:
         """How the candidate sets were made, for the card. A file is shown by its name, without its folder."""

@@ -1,6 +1,7 @@
-"""Models that start from other weights (`--init_from`): a checkpoint of ours, ViT or ViTMAE.
+"""Models that start from other weights (`--init_from`, `--backbone`): a checkpoint of ours or of transformers.
 
-transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE have the modules of our encoder
+A model with a `backbone_config` takes a checkpoint of that kind of network (see `backbones`). What follows is about our
+own encoder. transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE have the modules of our encoder
 under the same names. Checkpoints differ in two things: the normalization of pixels and the number of patches. Both are
 converted, so that our encoder computes the same for an image as the source.
 """
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
-from transformers.utils import logging
 
 from ..inference.loading import load_weights
+from ..io.errors import MissingExtra
+from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
@@ -26,6 +28,8 @@ from ..model.modeling_fer_pll import (
     FerPllPreTrainedModel,
     interpolate_positions,
 )
+from .backbones import is_feature_norm, load_weights_of_backbone, needs_timm, read_images, read_settings
+from .quiet import quiet
 
 Model = TypeVar("Model", bound=FerPllPreTrainedModel)
 
@@ -46,6 +50,7 @@ REFUSED = {
 
 # Sizes of the weights. config.json must have the same.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+SIZES_OF_DECODER = ("hidden_size", "num_attention_heads", "intermediate_size")
 
 # Settings that change what the same weights compute, so they are taken over with the weights.
 TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
@@ -53,6 +58,8 @@ TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
 
 class Source(NamedTuple):
     """A checkpoint in memory.
+
+    config: its own, or that of the model that takes its backbone.
 
     kind: its `model_type`.
     weights: by their names in our model.
@@ -66,6 +73,10 @@ class Source(NamedTuple):
     image_mean: list[float]
     image_std: list[float]
     learned_positions: bool
+
+    @property
+    def config_of_backbone(self) -> PreTrainedConfig | None:
+        return getattr(self.config, "backbone_config", None)
 
 
 @dataclass
@@ -101,25 +112,28 @@ def initialize(
     """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
     A checkpoint of ours gives all weights that both have in the same size, decoders included. Label queries and
-    classifier are only taken if the classes are the same.
+    classifier are only taken if the classes are the same, by name; their rows then take the order of `config`.
 
     Args:
         build: makes the model with random weights, such as one of our classes.
         config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
             checkpoint did.
-        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE; `None` for random weights.
+        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or, if `config` has a
+            `backbone_config`, of fer-pll or of that kind of network; `None` for random weights.
 
     Returns:
         the model, and the origin of its weights.
 
     Raises:
         ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
+        MissingExtra: the backbone needs a package that is not installed.
     """
     if init_from is None:
-        return build(config), None
-    try:
-        with _quiet():
-            source = read_source(init_from)
+        with needs_timm():
+            return build(config), None
+    with naming("--init_from", init_from):
+        with quiet(), needs_timm():
+            source = read_source(init_from, config)
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
         model = build(config)
@@ -127,11 +141,6 @@ def initialize(
         weights = {name: tensor for name, tensor in source.weights.items() if tensor.shape == names.get(name)}
         new = [name for name in names if name not in weights]
         check_encoder_is_whole(new)
-    except (OSError, ValueError, SafetensorError) as error:
-        nowhere = isinstance(error, OSError) and not Path(init_from).is_dir()
-        raise ValueError(
-            f"--init_from {init_from}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
-        ) from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
@@ -143,13 +152,32 @@ def initialize(
     )
 
 
-def read_source(init_from: str) -> Source:
+@contextmanager
+def naming(option: str, source: str) -> Iterator[None]:
+    """Turns any error about a checkpoint into a `ValueError` that begins with the option that named it."""
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        nowhere = isinstance(error, OSError) and not Path(source).is_dir()
+        raise ValueError(
+            f"{option} {source}: {'there is no such folder, and as a name on the Hub: ' * nowhere}{error}"
+        ) from error
+
+
+def read_source(init_from: str, for_config: FerPllConfig) -> Source:
     """Load a checkpoint in its own class, which alone knows the names of the weights in its files.
 
     Raises:
-        ValueError: our encoder cannot hold it.
+        ValueError: our encoder, or the backbone of `for_config`, cannot hold it.
         OSError: there is no such checkpoint, or it has no image processor.
     """
+    if (
+        for_config.backbone_config is not None
+        and read_settings(init_from).get("model_type") != FerPllConfig.model_type
+    ):
+        return read_backbone_source(init_from, for_config)
     config = AutoConfig.from_pretrained(init_from, trust_remote_code=False)
     kind = config.model_type
     if kind == FerPllConfig.model_type:
@@ -175,10 +203,24 @@ def read_source(init_from: str) -> Source:
     return Source(kind, config, weights, list(mean), list(std), learned)
 
 
+def read_backbone_source(init_from: str, for_config: FerPllConfig) -> Source:
+    """Load the weights of the backbone of `for_config`. The norms on its feature maps may be missing."""
+    images, backbone_config = read_images(init_from), for_config.backbone_config
+    assert isinstance(backbone_config, PreTrainedConfig)
+    if images is None:
+        mean, std = list(for_config.image_mean or ()), list(for_config.image_std or ())
+    else:
+        mean, std = images.image_mean, images.image_std
+    weights, missing = load_weights_of_backbone(init_from, backbone_config)
+    weights = {f"{PREFIX}backbone.{name}": tensor for name, tensor in weights.items() if name not in missing}
+    return Source(backbone_config.model_type, for_config, weights, mean, std, False)
+
+
 def check_encoder_is_whole(random: list[str]) -> None:
     """Raise `ValueError` if any of these weights, which a checkpoint could not give, belongs to the encoder."""
-    modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm"))
+    modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm", "backbone"))
     missing = [name for name in random if name.startswith(modules) and not name.endswith("mask_token")]
+    missing = [name for name in missing if not is_feature_norm(name.removeprefix(f"{PREFIX}backbone."))]
     if missing:
         raise ValueError(
             f"{len(missing)} weights of the encoder are missing or not of the size that its config.json says, the "
@@ -188,13 +230,37 @@ def check_encoder_is_whole(random: list[str]) -> None:
 
 def check_sizes(source: Source, config: FerPllConfig) -> None:
     """Raise `ValueError` if weights and configuration do not fit each other. The message says what to change."""
-    needed = {name: getattr(source.config, name) for name in SIZES}
+    if (source.config_of_backbone is None) != (config.backbone_config is None):
+        has = "another network as its encoder" if config.backbone_config is None else "the ViT encoder of fer-pll"
+        raise ValueError(f"this checkpoint has {has}, --config has not: take the checkpoint as --backbone.")
+    if config.backbone_config is not None:
+        check_backbone(source, config)
+    sizes = SIZES if config.backbone_config is None else SIZES_OF_DECODER
+    needed = {name: getattr(source.config, name) for name in sizes}
+    if getattr(source.config, "stem", "patch") != config.stem:
+        needed["stem"] = getattr(source.config, "stem", "patch")
     if source.config.num_channels != 3:  # weights for color serve gray images as well
         needed["num_channels"] = source.config.num_channels
     different = [f"{name} {value}, not {getattr(config, name)}" for name, value in needed.items()
                  if getattr(config, name) != value]  # fmt: skip
     if different:
         raise ValueError(f"these weights need other sizes in config.json: {'; '.join(different)}.")
+
+
+def check_backbone(source: Source, config: FerPllConfig) -> None:
+    """Raise `ValueError` if a source has another kind of backbone or another normalization.
+
+    The latter cannot be converted: around an image, convolutions see zeros, which are another color then.
+    """
+    kinds = [each.backbone_config.model_type for each in (source.config, config)]  # type: ignore[union-attr]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"this checkpoint has a backbone of the kind {kinds[0]!r}, --config one of {kinds[1]!r}.")
+    if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
+        raise ValueError(
+            f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}, --config has "
+            f"{config.image_mean} and {config.image_std}: give the checkpoint as --backbone, or make them equal in "
+            "config.json and preprocessor_config.json."
+        )
 
 
 def take_settings_over(source: Source, config: FerPllConfig) -> list[str]:
@@ -230,7 +296,10 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
 def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
     """Convert the source's weights to the images and classes of `config`. Returns the changes, in words."""
-    weights, changes = source.weights, []
+    change = fit_classes(source, config)
+    weights, changes = source.weights, [] if change is None else [change]
+    if config.backbone_config is not None:
+        return changes
     num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
@@ -239,15 +308,40 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
         weights[POSITIONS] = interpolate_positions(weights[POSITIONS], grid, grid)
         changes.append(f"interpolated: positions of {side} x {side} patches to {grid} x {grid}")
     if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
+        if config.stem == "conv":
+            raise ValueError(
+                f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}: with "
+                "stem='conv', config.json and preprocessor_config.json must have the same."
+            )
         fit_projection(source, config)
         changes.append(
             f"fitted, exactly: patch projection of pixels with mean {source.image_mean} and deviation "
             f"{source.image_std} to {config.image_mean} and {config.image_std}"
         )
-    if source.config.id2label != config.id2label:
-        for name in [name for name in weights if name.endswith("label_queries") or name.startswith("classifier.")]:
-            del weights[name]
     return changes
+
+
+def fit_classes(source: Source, config: FerPllConfig) -> str | None:
+    """Give the rows of label queries and classifier the classes of `config`, or drop them where those are others.
+
+    Names are compared as `canonical_name` writes them. Returns the change, in words; `None` for none.
+    """
+    rows = [name for name in source.weights if name.endswith("label_queries") or name.startswith("classifier.")]
+    of_source, of_model = (list(each.id2label.values()) for each in (source.config, config))
+    before, now = ([canonical_name(name) for name in names] for names in (of_source, of_model))
+    if not rows or before == now:
+        return None
+    if sorted(before) == sorted(now) and len(set(now)) == len(now):
+        order = torch.tensor([before.index(name) for name in now])
+        for name in rows:
+            source.weights[name] = source.weights[name][order]
+        return f"classes in another order: the rows of {', '.join(rows)} were moved with their classes"
+    for name in rows:
+        del source.weights[name]
+    return (
+        f"other classes: {', '.join(rows)} are new, for {', '.join(of_model)}; the checkpoint has "
+        f"{', '.join(of_source)}"
+    )
 
 
 def fit_projection(source: Source, config: FerPllConfig) -> None:
@@ -277,17 +371,3 @@ def _load(model_class: type[PreTrainedModel], name: str) -> tuple[PreTrainedMode
     model, info = loaded
     random = info["missing_keys"] | {key for key, *_ in info["mismatched_keys"]}
     return model, [key for key in model.state_dict() if key in random]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' own report of what it loads; `Initialization` gives it in our terms."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -10,6 +10,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from ..data.dataset import is_prepared, load_dataset, load_images
 from ..data.streaming.stream import ImageStream
+from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
@@ -32,7 +33,6 @@ def pretraining_model(config: FerPllConfig, args: FerPllPreTrainingArguments) ->
 class PreTrainingOptions:
     """Options of `fer-pll pretrain` for data and model, beside the training arguments."""
 
-    config: str = field(metadata={"help": "Name in hub_configs, or a folder with config.json and pretrain.yaml."})
     data: list[str] = field(
         metadata={
             "action": "extend",
@@ -41,6 +41,13 @@ class PreTrainingOptions:
             "(WebDataset) or images at any depth; patterns of such files, local or at an address ('shards/*.parquet', "
             "'https://host/faces-{000..127}.tar', 'hf://datasets/user/name/*.tar'); names of data sets on the Hub.",
         }
+    )
+    config: str = field(
+        default=DEFAULT_CONFIG,
+        metadata={
+            "help": "Sizes of the model and settings of the training: a name in hub_configs, or a folder with "
+            "config.json and pretrain.yaml."
+        },
     )
     streaming: bool = field(
         default=False,

@@ -1,7 +1,7 @@
 """The command line of a run: dataclasses of settings, with defaults from YAML files."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..io.shipped import BACKBONE_CONFIG
 from .config import config_folder
 from .method_options import add_method_options, method_setting_names, take_method_options
 
@@ -36,12 +37,15 @@ class SettingsParser(HfArgumentParser):
         # transformers' types let no dataclass through
         super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)  # type: ignore[arg-type]
         self.yaml_name = yaml_name
+        for action in self._actions:
+            if action.dest == "output_dir":
+                action.required = True
         add_method_options(self)
         self.add_argument("-h", "--help", action="help", help="show this text and exit")
         self.add_argument("--help-all", action=_HelpAll, help="show the settings of transformers' Trainer as well")
 
     def format_usage(self) -> str:
-        required, indent = "--config NAME --data DATA --output_dir DIR", " " * len(f"usage: {self.prog}")
+        required, indent = "--data DATA --output_dir DIR [--config NAME]", " " * len(f"usage: {self.prog}")
         return f"usage: {self.prog} {required}\n{indent} [--SETTING VALUE ...]\n"
 
     def format_help(self, everything: bool = False) -> str:
@@ -84,6 +88,9 @@ class SettingsParser(HfArgumentParser):
                 the config is unknown or for another command, or the file of `--settings` is missing or malformed.
         """
         options = vars(self.parse_known_args(argv)[0])
+        if options.get("backbone") is not None:
+            self.set_defaults(config=BACKBONE_CONFIG)
+            options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
         if not path.is_file() and any(path.parent.glob("*.yaml")):
             having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{self.yaml_name}"))
@@ -97,12 +104,14 @@ class SettingsParser(HfArgumentParser):
             if not Path(options["settings"]).is_file():
                 raise ValueError(f"--settings {options['settings']}: there is no such file.")
             self._take_defaults(Path(options["settings"]))
+        self._replace_other(name for name in _ONE_OF if options.get(name) is not None)
         return self.parse_dict(take_method_options(vars(self.parse_args(argv))))
 
     def _take_defaults(self, path: Path) -> None:
         settings = yaml.safe_load(path.read_text()) or {}
         if not isinstance(settings, dict):
             raise ValueError(f"{path} holds no settings: it must have lines of the form `name: value`.")
+        self._replace_other(settings)
         for key, value in settings.items():
             actions = [action for action in self._actions if action.dest == key]
             if not actions:
@@ -110,6 +119,17 @@ class SettingsParser(HfArgumentParser):
             for action in actions:  # a switch that is on by default has two options: --flip and --no_flip
                 action.required = False
                 action.default = self._get_value(action, value) if isinstance(value, str) else value
+
+    def _replace_other(self, given: Iterable[str]) -> None:
+        """Take the default of a setting away where the other one for the same is given, see `_ONE_OF`."""
+        replaced = {_ONE_OF[name] for name in given if name in _ONE_OF}
+        for action in self._actions:
+            if action.dest in replaced:
+                action.default = None
+
+
+# Two settings for the same: the one that is given in one place replaces the other in the places below it.
+_ONE_OF = {"revision_warmup": "revision_warmup_epochs", "revision_warmup_epochs": "revision_warmup"}
 
 
 class _HelpAll(argparse.Action):

@@ -1,18 +1,23 @@
 """Training with candidate sets: a Trainer that holds and revises confidences (paper, Algorithm 1)."""
 
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import ClassLabel, Dataset, List, Value
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
+from ..inference.loading import class_names as class_names_of
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..labels.revision import RevisionRule
@@ -20,31 +25,60 @@ from ..metrics.classification import classification_report
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
-from .base_trainer import ImageTrainer
+from .base_trainer import ImageTrainer, check_arguments, first_model
+from .idle_revision import idle_rule, idle_warmup, warmup_is_over
 from .methods import METHODS, Batch, Method, MethodOptions
+from .param_groups import encoder_modules
+from .numbered_rows import NumberedRows
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
 
+logger = logging.getLogger(__name__)
 
-def start_table(
-    dataset: Dataset, class_names: list[str], confidence_init: Literal["uniform", "votes", "column"]
-) -> ConfidenceTable:
-    """The confidences at the start of a run, in the order of the data set.
+ConfidenceInit = Literal["uniform", "votes", "column"]
 
-    Args:
-        dataset: the training set with `candidates` and, for `confidence_init="votes"`, `votes`.
-        class_names: the model's classes, in the order of its outputs.
-        confidence_init: `"uniform"`, `"votes"` or `"column"`.
+METRICS_OF_LABELS = ("loss", "accuracy", "mean_class_accuracy", "ece")
+"""Metrics of an evaluation that need rows with a label."""
+CANDIDATE_ACCURACY = "candidate_accuracy"
+"""Share of the rows whose predicted label is one of their candidates."""
 
-    Raises:
-        ValueError: a column is missing, the classes are not the model's, or a candidate set is empty.
+
+def default_confidence_init(dataset: Dataset) -> ConfidenceInit:
+    """What a training set can give first confidences by: votes, else the column `confidence`, else nothing.
+
+    Votes count only where every candidate set holds one.
     """
+    if "votes" in dataset.column_names:
+        inside = numpy_column(dataset, "votes") * numpy_column(dataset, "candidates")
+        if inside.any(axis=1).all():
+            return "votes"
+    return "column" if "confidence" in dataset.column_names else "uniform"
+
+
+def check_training_set(dataset: Any, class_names: list[str], confidence_init: ConfidenceInit | None = None) -> None:
+    """Raise `ValueError` if a training set does not fit a model with these classes. Reads no image.
+
+    Arguments as in `start_table`.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"train_dataset is a {type(dataset).__module__}.{type(dataset).__name__}, but the confidences need rows "
+            "with a number: give a datasets.Dataset, which Dataset.from_list and Dataset.from_generator make."
+        )
+    if "image" not in dataset.column_names:
+        raise ValueError(f"The training set has no column 'image'; it has {dataset.column_names}.")
+    if dataset.format["type"] == "custom":
+        raise ValueError(
+            "The training set has a transform (set_transform or with_transform), which would also change the columns "
+            "that the trainer reads. Take it off with reset_format(), and augment by the settings crop_scale, "
+            "rotation, flip, light and erase."
+        )
     if "candidates" not in dataset.column_names:
         raise ValueError(
             "The training set has no column 'candidates' (add them with labels.candidates.from_votes); it has "
             f"{dataset.column_names}."
         )
-    candidates = numpy_column(dataset, "candidates")
+    candidates = numpy_column(dataset.select(range(min(1, len(dataset)))), "candidates")
     if candidates.ndim != 2 or candidates.shape[1] != len(class_names):
         raise ValueError(
             f"The candidate sets have {candidates.shape[-1]} classes, the model has {len(class_names)} "
@@ -58,10 +92,29 @@ def start_table(
         )
     starts = {"votes": "votes", "column": "confidence"}
     if confidence_init in starts and starts[confidence_init] not in dataset.column_names:
+        others = [name for name, column in starts.items() if column in dataset.column_names]
         raise ValueError(
             f"confidence_init={confidence_init!r} needs the column {starts[confidence_init]!r}; the training set has "
-            f"{dataset.column_names}."
+            f"{dataset.column_names}: choose {' or '.join([*others, 'uniform'])}, or leave it out."
         )
+
+
+def start_table(
+    dataset: Dataset, class_names: list[str], confidence_init: ConfidenceInit | None = None
+) -> ConfidenceTable:
+    """The confidences at the start of a run, in the order of the data set.
+
+    Args:
+        dataset: the training set with `candidates` and, for `confidence_init="votes"`, `votes`.
+        class_names: the model's classes, in the order of its outputs.
+        confidence_init: `"uniform"`, `"votes"` or `"column"`; by default `default_confidence_init`.
+
+    Raises:
+        ValueError: a column is missing, the classes are not the model's, or a candidate set is empty.
+    """
+    check_training_set(dataset, class_names, confidence_init)
+    candidates = numpy_column(dataset, "candidates")
+    confidence_init = confidence_init or default_confidence_init(dataset)
     return ConfidenceTable.from_candidates(
         candidates,
         class_names,
@@ -96,29 +149,83 @@ def make_method(
         MethodOptions(
             revision=revision,
             revision_settings={name: value for name, value in vars(args).items() if name.startswith("revision_")},
-            warmup_epochs=args.revision_warmup_epochs,
             reversible=args.reversible,
-            num_epochs=args.num_train_epochs,
             settings=args.method_settings if make is of_args else {},
         ),
     )
 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, mean class accuracy and calibration error of an evaluation."""
-    logits = torch.from_numpy(prediction.predictions).float()
-    metrics: dict[str, Any] = classification_report(logits.softmax(dim=1).numpy(), prediction.label_ids)
-    return {name: metrics[name] for name in ("accuracy", "mean_class_accuracy", "ece")}
+    """Accuracy, mean class accuracy and calibration error of the rows that have a label (from 0 up)."""
+    labels = np.asarray(prediction.label_ids)
+    if not (labels >= 0).any():
+        return {}
+    logits = torch.from_numpy(prediction.predictions[labels >= 0]).float()
+    metrics: dict[str, Any] = classification_report(logits.softmax(dim=1).numpy(), labels[labels >= 0])
+    return {name: metrics[name] for name in METRICS_OF_LABELS if name != "loss"}
+
+
+def check_evaluation_set(dataset: Any, class_names: list[str]) -> None:
+    """Raise `ValueError` if an evaluation would fail or count wrong: another class order, no images.
+
+    A dictionary of sets is checked set by set. Other containers than `datasets.Dataset` are left to Trainer.
+    """
+    for name, rows in (dataset if isinstance(dataset, dict) else {"": dataset}).items():
+        if not isinstance(rows, Dataset):
+            continue
+        which = f"The evaluation set {name}".rstrip()
+        if "image" not in rows.column_names and rows.format["type"] != "custom":
+            raise ValueError(f"{which} has no column 'image'; it has {rows.column_names}.")
+        label = rows.features.get("label")
+        if isinstance(label, ClassLabel) and label.names != class_names:
+            raise ValueError(
+                f"{which} has the classes {', '.join(label.names)}; the model has {', '.join(class_names)}: they must "
+                "be the same, in the same order."
+            )
+
+
+def check_best_metric(args: FerPllTrainingArguments, dataset: Any) -> None:
+    """Make sure that the default evaluation gives `args.metric_for_best_model`, before the first step.
+
+    Where no row of the evaluation set has a label, `CANDIDATE_ACCURACY` takes the place of a metric that needs one.
+
+    Raises:
+        ValueError: the metric is unknown, or the set has neither labels nor candidates.
+    """
+    if args.metric_for_best_model is None or not isinstance(dataset, Dataset) or "label" not in dataset.column_names:
+        return
+    metric = args.metric_for_best_model.removeprefix("eval_")
+    known = [*METRICS_OF_LABELS, CANDIDATE_ACCURACY]
+    if metric not in known:
+        raise ValueError(f"metric_for_best_model={args.metric_for_best_model!r}: choose one of {', '.join(known)}.")
+    has_candidates = "candidates" in dataset.column_names
+    if metric == CANDIDATE_ACCURACY and not has_candidates:
+        raise ValueError(f"metric_for_best_model={metric!r}: the evaluation set has no column 'candidates'.")
+    if metric == CANDIDATE_ACCURACY or (numpy_column(dataset, "label") >= 0).any():
+        return
+    if not has_candidates:
+        raise ValueError(
+            f"metric_for_best_model={metric!r}: no row of the evaluation set has a label. Give it labels or "
+            "candidates, or train without load_best_model_at_end."
+        )
+    logger.warning(
+        "No row of the evaluation set has a label: the best model is the one with the highest %s, not %s.",
+        CANDIDATE_ACCURACY,
+        metric,
+    )
+    args.metric_for_best_model, args.greater_is_better = CANDIDATE_ACCURACY, True
 
 
 class StepCallback(TrainerCallback):
-    """Calls the trainer at two moments that Trainer has no method for."""
+    """Calls the trainer at moments that Trainer has no method for."""
 
     def __init__(self, trainer: "FerPllTrainer") -> None:
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs) -> None:
-        self.trainer.steps_per_epoch = -(-len(train_dataloader) // args.gradient_accumulation_steps)
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self.trainer.warn_if_nothing_is_revised()
+
+    def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         # Trainer does the same, but on several processes it does not reach our sampler when it skips to the middle
         # of an epoch: the epoch would go on in the order of the first epoch.
         if self.trainer.balanced_sampler is not None:
@@ -142,15 +249,19 @@ class FerPllTrainer(ImageTrainer):
 
     Args:
         model: an image classifier of transformers; its `config.id2label` names the classes of the candidate sets. The
-            uniformity loss applies if the model has `label_queries`.
+            uniformity loss applies if the model has `label_queries`. `None` with `model_init`.
         args: settings.
         processing_class: the checkpoint's image processor.
         train_dataset: rows with `image` and `candidates`, in the same order when a run is resumed. A column `row_id`
-            names them. A column `true_label` is only used to log label recovery.
-        eval_dataset: rows with `image` and `label`.
+            names them. A column `true_label` is only used to log label recovery. `None`: only to evaluate and predict.
+        eval_dataset: rows with `image` and `label`. Rows without a label (-1) are left out of loss and accuracy, and
+            counted (`unlabeled_rows`). Where there is a column `candidates`, `candidate_accuracy` is the share of all
+            rows whose predicted label is one of their candidates.
         method: replaces `args.loss`: a name in `METHODS`, a subclass of `Method`, or a function that makes a method
             from model, table and `MethodOptions`. It revises by its own rule, unless `args.revision` was given.
         revision: replaces `args.revision`: a name in `REVISION_RULES`, or a rule.
+        model_init: makes the model, with the trial of a hyper-parameter search if it takes an argument. Then each
+            training, and each trial, starts with a new model, new confidences and a new method.
 
     Attributes:
         table: the live `ConfidenceTable`, in the order of the data set; after a run with `load_best_model_at_end`,
@@ -163,44 +274,36 @@ class FerPllTrainer(ImageTrainer):
     """
 
     args: FerPllTrainingArguments
-    table: ConfidenceTable  # optional only in the base class, as is the method
+    table: ConfidenceTable  # optional only in the base class, as is the method; unset without a training set
     method: Method
     train_dataset: Dataset
+    balanced_sampler: ClassBalancedSampler | None = None
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None,
         args: FerPllTrainingArguments,
         processing_class: FerPllImageProcessor,
-        train_dataset: Dataset,
-        eval_dataset: Dataset | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
         method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
         revision: str | RevisionRule | None = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
         **kwargs: Any,
     ) -> None:
-        id2label: dict[int, str] = model.config.id2label  # type: ignore[assignment]  # int keys once loaded
-        class_names = [id2label[i] for i in range(len(id2label))]
-        self.table = start_table(train_dataset, class_names, args.confidence_init)
-        if "true_label" in train_dataset.column_names:
-            self.table.set_true_labels(numpy_column(train_dataset, "true_label"))
-        self.table.to(args.device)
-        self.balanced_sampler = None
-        if args.class_balance == "sampler":
-            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed)
-        self.method = make_method(model, self.table, args, method, revision)
-        warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
-        missing = {"labels": "label", "votes": "votes"}
-        for column in (missing[name] for name in self.method.columns):
-            if column not in train_dataset.column_names:
-                raise ValueError(
-                    f"loss={self.method.name!r} needs the column {column!r}: add it, or choose another loss."
-                )
-        if args.class_balance == "logit_adjustment":
-            prior = class_prior(self.table).clamp(min=1 / len(self.table))
-            self.method.log_prior = prior.log().float().to(args.device)
-        self.num_views = self.method.num_views
-        kwargs.setdefault("data_collator", PixelCollator(processing_class, votes="votes" in self.method.columns))
+        check_arguments(args, FerPllTrainingArguments)
+        model = first_model(model, model_init, args.seed)
+        class_names = class_names_of(model.config)
+        if kwargs.get("compute_metrics") is None:
+            check_best_metric(args, eval_dataset)
+        check_evaluation_set(eval_dataset, class_names)
+        self._method, self._revision = method, revision
+        collator = PixelCollator(processing_class)
+        kwargs.setdefault("data_collator", collator)
         kwargs.setdefault("compute_metrics", fer_metrics)
+        if train_dataset is not None:
+            self._start(model, args, train_dataset)
+            collator.votes = "votes" in self.method.columns
         super().__init__(
             model,
             args,
@@ -209,10 +312,67 @@ class FerPllTrainer(ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self.model_init = model_init
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
-        self.last_table = self.table
         self.steps_per_epoch = 1  # of the optimizer; known once training starts
-        self.add_callback(StepCallback(self))
+        if train_dataset is not None:
+            self.add_callback(StepCallback(self))
+
+    def _start(self, model: PreTrainedModel, args: FerPllTrainingArguments, dataset: Dataset) -> None:
+        """Make the confidences and the method of a new model."""
+        check_training_set(dataset, class_names_of(model.config), args.confidence_init)
+        self.confidence_init = args.confidence_init or default_confidence_init(dataset)
+        self.table = self.last_table = start_table(dataset, class_names_of(model.config), self.confidence_init)
+        if "true_label" in dataset.column_names:
+            self.table.set_true_labels(numpy_column(dataset, "true_label"))
+        self.table.to(args.device)
+        self.balanced_sampler = None
+        if args.class_balance == "sampler":
+            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed)
+        self.method = make_method(model, self.table, args, self._method, self._revision)
+        warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
+        missing = {"labels": "label", "votes": "votes"}
+        for column in (missing[name] for name in self.method.columns):
+            if column not in dataset.column_names:
+                raise ValueError(
+                    f"loss={self.method.name!r} needs the column {column!r}: add it, or choose another loss."
+                )
+        if "labels" in self.method.columns:
+            unlabeled = int((numpy_column(dataset, "label") < 0).sum())
+            if unlabeled:
+                raise ValueError(
+                    f"loss={self.method.name!r} learns from the column 'label', which is undefined (-1) in "
+                    f"{unlabeled:,} of {len(dataset):,} training rows: choose a loss that uses candidates, such as pll."
+                )
+        if args.class_balance == "logit_adjustment":
+            prior = class_prior(self.table).clamp(min=1 / len(self.table))
+            self.method.log_prior = prior.log().float().to(args.device)
+        self.num_views = self.method.num_views
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        super()._hp_search_setup(trial)  # gives `args` the values of the trial
+        if self.model_init is not None and self.train_dataset is not None:
+            if not self.args.revision_is_chosen:  # a trial may choose another loss
+                self.args.revision = METHODS[self.args.loss].find_rule().name
+            self._start(self.model, self.args, self.train_dataset)
+            if isinstance(self.data_collator, PixelCollator):
+                self.data_collator.votes = "votes" in self.method.columns
+
+    def warn_if_nothing_is_revised(self) -> None:
+        """Warn, with the numbers, if warm-up or rule let no confidence of this training be revised."""
+        if self.method.rule.name == "none":
+            return
+        args = self.args
+        reason = idle_rule(self.table, self.method.rule) or idle_warmup(
+            self.state.max_steps, self.steps_per_epoch, args.revision_warmup, args.revision_warmup_epochs
+        )
+        if reason is not None and args.should_log:
+            warnings.warn(f"No confidence is revised in this training: {reason}.", stacklevel=2)
+
+    def get_train_dataloader(self) -> DataLoader:
+        dataloader = super().get_train_dataloader()
+        self.steps_per_epoch = -(-len(dataloader) // self.args.gradient_accumulation_steps)
+        return dataloader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -247,6 +407,24 @@ class FerPllTrainer(ImageTrainer):
             batch["counts"], batch["revisable"] = batch_counts, batch_revisable
         return batches, everywhere[:, 2].sum()
 
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether the encoder does not learn in the current step."""
+        after = self.args.unfreeze_after
+        return bool(self.frozen) and (after is None or self.state.global_step < after * self.steps_per_epoch)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # With several processes, DDP waits for the gradients of all that it knew to be trained.
+        if self.frozen and self.args.unfreeze_after is not None and self.args.world_size == 1:
+            for module in self.frozen:
+                module.requires_grad_(not self.encoder_is_frozen)
+        loss = super().training_step(model, *args, **kwargs)
+        if self.encoder_is_frozen:
+            for module in self.frozen:
+                for parameter in module.parameters():
+                    parameter.grad = None
+        return loss
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -257,9 +435,19 @@ class FerPllTrainer(ImageTrainer):
         pixel_values = inputs["pixel_values"]
         if not model.training:
             outputs = model(pixel_values=pixel_values)
-            loss = torch.nn.functional.cross_entropy(outputs.logits.float(), inputs["labels"])
+            logits, labels = outputs.logits.float(), inputs["labels"]
+            if (labels >= 0).all():
+                loss = torch.nn.functional.cross_entropy(logits, labels)
+            else:  # the mean over all rows; `evaluation_loop` makes it one over those with a label
+                total = torch.nn.functional.cross_entropy(
+                    logits, labels.clamp(min=-1), ignore_index=-1, reduction="sum"
+                )
+                loss = total / len(labels)
             return (loss, outputs) if return_outputs else loss
 
+        if self.encoder_is_frozen:  # its batch norms keep their statistics, and nothing is dropped
+            for module in self.frozen:
+                module.eval()
         index = inputs["index"]
         size = len(index)
         outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])
@@ -271,6 +459,14 @@ class FerPllTrainer(ImageTrainer):
             revisable=inputs.get("revisable", everything),
             columns={name: inputs[name] for name in self.method.columns},
             epoch=self.state.global_step / self.steps_per_epoch,
+            progress=self.progress,
+            revising=warmup_is_over(
+                self.state.global_step,
+                self.state.max_steps,
+                self.steps_per_epoch,
+                self.args.revision_warmup,
+                self.args.revision_warmup_epochs,
+            ),
             model=self.accelerator.unwrap_model(model),
         )
         losses = self.method.step(batch)  # (B,)
@@ -283,6 +479,33 @@ class FerPllTrainer(ImageTrainer):
         else:  # gradients are averaged over processes and added over micro-batches
             loss = (losses * inputs["counts"]).sum() * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, 0 .. 1."""
+        epochs = self.state.max_steps / self.steps_per_epoch
+        return min(self.state.global_step / self.steps_per_epoch / epochs, 1.0) if epochs else 0.0
+
+    def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
+        rows = dataloader.dataset.dataset if isinstance(dataloader.dataset, NumberedRows) else None
+        labels = np.asarray(output.label_ids) if isinstance(output.label_ids, np.ndarray) else None
+        if rows is not None and "label" in rows.column_names and rows.format["type"] != "custom":
+            labels = numpy_column(rows, "label")
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics: dict[str, float] = output.metrics  # type: ignore[assignment]  # never `None`
+        if labels is not None and (labels < 0).any():
+            unlabeled, loss = int((labels < 0).sum()), f"{prefix}_loss"
+            metrics[f"{prefix}_unlabeled_rows"] = unlabeled
+            if unlabeled == len(labels):
+                metrics.pop(loss, None)
+            elif loss in metrics:
+                metrics[loss] *= len(labels) / (len(labels) - unlabeled)
+        if rows is not None and "candidates" in rows.column_names and isinstance(output.predictions, np.ndarray):
+            candidates = numpy_column(rows, "candidates").astype(bool)
+            inside = candidates[np.arange(len(candidates)), output.predictions.argmax(axis=1)]
+            metrics[f"{prefix}_{CANDIDATE_ACCURACY}"] = float(inside.mean())
+        return output
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.balanced_sampler or super()._get_train_sampler(train_dataset)
@@ -305,7 +528,8 @@ class FerPllTrainer(ImageTrainer):
 
     def card_settings(self) -> dict[str, Any]:
         settings, rule = super().card_settings(), self.method.rule
-        settings |= {"loss": self.method.name, "revision": rule.name} | card_settings(self.method.settings)
+        settings |= {"loss": self.method.name, "revision": rule.name, "confidence_init": self.confidence_init}
+        settings |= card_settings(self.method.settings)
         return settings if rule.setting is None else settings | {rule.setting.name: self.method.rule_value}
 
     def revised_dataset(self, last: bool = False) -> Dataset:

@@ -22,6 +22,8 @@ class Batch:
     revisable: Tensor  # (B,) bool, False for a row that appeared earlier in this step
     columns: dict[str, Tensor]  # the ones that `Method.columns` names: `labels` (B,), `votes` (B, K)
     epoch: float  # epochs since the start, with a fraction
+    progress: float  # share of the training that is done, 0 .. 1
+    revising: bool  # whether the warm-up is over: only then are confidences revised
     model: torch.nn.Module
 
 
@@ -32,17 +34,13 @@ class MethodOptions:
     Args:
         revision: rule, or its name; `None` for the method's own choice.
         revision_settings: settings of the rules by name, e.g. `{"revision_threshold": 0.2}`.
-        warmup_epochs: epochs before the first revision.
         reversible: revise from the initial candidates at each visit.
-        num_epochs: epochs of the run.
         settings: the method's own settings by name, see `Method.Settings`.
     """
 
     revision: str | RevisionRule | None = None
     revision_settings: Mapping[str, float] = field(default_factory=dict)
-    warmup_epochs: float = 0.0
     reversible: bool = False
-    num_epochs: float = 1.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -151,11 +149,10 @@ class Method:
 
     def step(self, batch: Batch) -> Tensor:
         """Revise the batch's rows and return the loss of each, (B,) float32. The rule decides which comes first."""
-        revising = batch.epoch >= self.options.warmup_epochs
-        if revising and not self.rule.after_loss:
+        if batch.revising and not self.rule.after_loss:
             self.revise(batch)
         losses = self.loss(batch)
-        if revising and self.rule.after_loss:
+        if batch.revising and self.rule.after_loss:
             self.revise(batch)
         return losses
 

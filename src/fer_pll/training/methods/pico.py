@@ -33,7 +33,7 @@ class PiCO(Method):
     (momentum encoder). phi falls from 0.95 to 0.8 over the run. A small network makes the embeddings from the input of
     the model's `classifier`; it is trained too, but is no part of the published checkpoint.
 
-    A row is revised from `revision_warmup_epochs` on, once all its candidates have prototypes. Each process compares
+    After the warm-up, a row is revised once all its candidates have prototypes. Each process compares
     its rows with its own keys and the common queue, so the contrastive loss depends on the number of processes.
     """
 
@@ -107,7 +107,7 @@ class PiCO(Method):
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed("key", self.key_model)
-        if batch.epoch >= self.options.warmup_epochs:
+        if batch.revising:
             self.move_confidences(batch, queries.detach())
         filled = min(self.queued, self.QUEUE)
         contrastive = supervised_contrastive_loss(
@@ -126,8 +126,7 @@ class PiCO(Method):
         candidates = self.table.candidates[index]
         similarity = (queries @ self.prototypes.T).masked_fill(~candidates, float("-inf"))
         nearest = nn.functional.one_hot(similarity.argmax(dim=1), similarity.shape[1])
-        progress = min(batch.epoch / self.options.num_epochs, 1.0)
-        phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * progress
+        phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * batch.progress
         without_prototype = ~self.prototypes.any(dim=1)
         ready = (candidates.sum(dim=1) > 1) & ~(candidates & without_prototype).any(dim=1)
         index, nearest = index[ready], nearest[ready]

@@ -1,0 +1,44 @@
+"""Why no confidence is revised in a run: said when its training begins, and again by the audit of what it left."""
+
+from ..labels.confidence_table import ConfidenceTable
+from ..labels.revision import RevisionRule
+
+
+def warmup_is_over(
+    step: int, max_steps: int, steps_per_epoch: float, share: float | None, epochs: float | None
+) -> bool:
+    """Whether confidences are revised in a step.
+
+    Args:
+        step: steps of the optimizer so far.
+        max_steps: steps of the whole training; 0 outside of one.
+        steps_per_epoch: steps of an epoch.
+        share: the setting `revision_warmup`.
+        epochs: the setting `revision_warmup_epochs`; where it is given, `share` is not used.
+    """
+    if epochs is not None:
+        return step / steps_per_epoch >= epochs
+    return step / max(max_steps, 1) >= (share or 0.0)
+
+
+def idle_warmup(max_steps: int, steps_per_epoch: float, share: float | None, epochs: float | None) -> str | None:
+    """The clause that says with numbers why the warm-up leaves no step for revisions; `None` where it leaves some.
+
+    Arguments as in `warmup_is_over`.
+    """
+    if warmup_is_over(max_steps - 1, max_steps, steps_per_epoch, share, epochs):
+        return None
+    setting = f"revision_warmup {share:g}" if epochs is None else f"revision_warmup_epochs {epochs:g}"
+    return (
+        f"the warm-up ({setting}) takes all of the training, which has {max_steps / steps_per_epoch:.3g} epochs "
+        f"({max_steps:,} steps)"
+    )
+
+
+def idle_rule(table: ConfidenceTable, rule: RevisionRule) -> str | None:
+    """The clause that says why a rule has nothing to do; `None` where it has."""
+    if rule.response is None and rule.name == "none":
+        return "the rule is none (--revision none)"
+    if table.num_ambiguous == 0:
+        return f"each of the {len(table):,} rows has one candidate, so there is nothing to choose from"
+    return None

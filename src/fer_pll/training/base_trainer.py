@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
-from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments, unwrap_peft_model
 
 from ..data.collator import PixelCollator
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -41,6 +41,7 @@ def check_image_processor(model: PreTrainedModel, image_processor: FerPllImagePr
 
     Other models are not checked: they do not say what images they take, or complain themselves.
     """
+    model = unwrap_peft_model(model)
     if not isinstance(model, FerPllPreTrainedModel):
         return
     for name in ("image_mean", "image_std", "num_channels"):

@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
 from ..data.transition import read_transition
-from ..hub.card_settings import OnCard, card_settings
+from ..hub.card_settings import CardMark, OnCard, card_settings
 from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -28,9 +28,13 @@ from .backbones import (
 )
 from .config import config_folder, load_config
 from .initialization import initialize, naming
+from .lora import add_adapters
 from .quiet import quiet
 from .run_folder import RunFolder
 from .trainer import FerPllTrainer, check_training_set
+
+T = TypeVar("T")
+_OfLora = Annotated[T, CardMark(only_with=("lora", True))]
 
 
 @dataclass
@@ -110,6 +114,24 @@ class FineTuningOptions:
         metadata={
             "help": "Classify by label queries (true) or by a linear layer on the mean of the patch tokens (false); "
             "overrides the model config."
+        },
+    )
+    lora: _OfLora[bool] = field(
+        default=False,
+        metadata={
+            "help": "Keep the weights of the encoder as they are and learn a change of low rank for each linear layer "
+            "(LoRA; needs peft), beside label queries and classifier. The model is merged with the changes in the end."
+        },
+    )
+    lora_rank: _OfLora[int] = field(default=8, metadata={"help": "Rank of the changes of --lora."})
+    lora_alpha: _OfLora[float | None] = field(
+        default=None, metadata={"help": "The changes are scaled by alpha / rank. Default: twice the rank."}
+    )
+    lora_targets: _OfLora[list[str] | None] = field(
+        default=None,
+        metadata={
+            "help": "Names of the encoder's layers that --lora changes, such as q_proj v_proj. Default: all linear "
+            "layers or, in a convolutional network without any, all convolutions."
         },
     )
     settings: str | None = field(
@@ -263,12 +285,30 @@ class FineTuningOptions:
         check_training_set(train_dataset, names, args.confidence_init)
         if eval_dataset is None:
             self._train_without_evaluation(args)
+        self._check_lora(args)
         model, image_processor = self.make_model(args, names)
+        if self.lora:
+            model = add_adapters(model, self.lora_rank, self.lora_alpha, self.lora_targets)
         trainer = FerPllTrainer(
             model, args, processing_class=image_processor, train_dataset=train_dataset, eval_dataset=eval_dataset
         )
         trainer.data_settings = self.card_settings()
         return trainer
+
+    def _check_lora(self, args: FerPllTrainingArguments) -> None:
+        if not self.lora:
+            return
+        if self.init_from is None and (self.backbone is None or self.backbone_weights == "random"):
+            raise ValueError(
+                "--lora learns small changes of weights that are there: give --init_from or --backbone as well."
+            )
+        if args.freeze_backbone or args.unfreeze_after is not None:
+            raise ValueError("--lora keeps the encoder's weights as they are: leave out --freeze_backbone.")
+        if args.push_to_hub and args.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy={HubStrategy(args.hub_strategy).value!r}: with --lora only the merged model is pushed, "
+                "at the end; use end."
+            )
 
     def _train_without_evaluation(self, args: FerPllTrainingArguments) -> None:
         if args.eval_strategy == IntervalStrategy.NO:

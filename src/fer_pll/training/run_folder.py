@@ -11,7 +11,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..data.dataset import REPORT, load_dataset
 from ..data.row_ids import row_ids
 from ..hub.card import read_evaluations
-from ..hub.files import CARD_NAME, TRAINING_NAME
+from ..hub.files import ADAPTER_FOLDER, CARD_NAME, TRAINING_NAME
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
 
@@ -35,6 +35,7 @@ class RunFolder:
         # results beside the files of the model
         self.confidence = path / "confidence.safetensors"
         self.method = path / "method.pt"  # the state of a method, to resume it
+        self.adapter = path / ADAPTER_FOLDER  # of the adapters that the model was merged with
         self.processes = path / "processes.json"  # how many wrote a checkpoint
         # figures
         self.candidate_sets = path / "candidate_sets.png"

@@ -17,6 +17,7 @@ from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
+from ..hub.files import CARD_NAME
 from ..inference.loading import class_names as class_names_of
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
@@ -27,8 +28,8 @@ from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .base_trainer import ImageTrainer, check_arguments, first_model
 from .idle_revision import idle_rule, idle_warmup, warmup_is_over
+from .lora import is_adapted
 from .methods import METHODS, Batch, Method, MethodOptions
-from .param_groups import encoder_modules
 from .numbered_rows import NumberedRows
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
@@ -564,6 +565,18 @@ class FerPllTrainer(ImageTrainer):
         if self.args.should_save:
             run = self.run_folder if folder is None else RunFolder(folder)
             self.table.save(run.confidence)
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the weights. They are kept in `adapter`, in the output folder.
+
+        A model without adapters stays as it is.
+        """
+        if not is_adapted(self.model):
+            return
+        if self.args.should_save:
+            self.model.save_pretrained(self.run_folder.adapter)
+            (self.run_folder.adapter / CARD_NAME).unlink(missing_ok=True)  # peft's, which says nothing
+        self.model = self.model_wrapped = self.callback_handler.model = self.model.merge_and_unload()
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)

@@ -71,9 +71,8 @@ class FerPllFeatureTokens(nn.Module):
             image_size: height and width of the images in pixels.
         """
         # Columns and rows of the first map, had the image the size that the model is configured for.
-        cells = tuple(
-            side * self.image_size / pixels for side, pixels in zip(feature_maps[0].shape[2:], image_size, strict=True)
-        )
+        height, width = feature_maps[0].shape[2:]
+        cells = height * self.image_size / image_size[0], width * self.image_size / image_size[1]
         tokens = []
         for number, feature_map in enumerate(feature_maps):
             stage = self.layernorms[number](self.projections[number](feature_map.flatten(2).transpose(1, 2)))

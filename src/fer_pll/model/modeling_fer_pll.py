@@ -421,6 +421,14 @@ class FerPllPreTrainedModel(PreTrainedModel):
             import_module(f"{package}.hub.push").push_card(self, repo_id, **options)
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but a backbone of convolutions, which has no attention, keeps what it has."""
+        backbone = getattr(self.base_model, "backbone", None)
+        if isinstance(attn_implementation, str) and not getattr(backbone, "has_attentions", True):
+            own = self.config.backbone_config._attn_implementation
+            attn_implementation = {"": attn_implementation, "backbone_config": own}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         # transformers registers only the saved class, but the file that it copies holds the others as well. (A
         # subclass from elsewhere is saved with its own file.)

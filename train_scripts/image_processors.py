@@ -35,10 +35,7 @@ def folders() -> list[Path]:
 
 def image_processor(folder: Path) -> str:
     """The text of a folder's preprocessor_config.json."""
-    if folder.name in SAME_IMAGES:
-        same = HUB_CONFIGS / SAME_IMAGES[folder.name]
-    else:
-        same = folder
+    same = HUB_CONFIGS / SAME_IMAGES[folder.name] if folder.name in SAME_IMAGES else folder
     config = json.loads((same / "config.json").read_text())
     side = config["image_size"]
     settings = {

@@ -540,7 +540,9 @@ def test_phi_of_pico_falls_over_the_training(tmp_path, toy_config, toy_processor
     queries[:, 2] = 1  # class 2, where it is a candidate, is nearest; else the first that is
     start, candidates = trainer.table.confidence.clone(), trainer.table.candidates
     nearest = torch.where(candidates[:, 2], 2, candidates.int().argmax(dim=1))
-    trainer.method.move_confidences(batch_of(trainer, torch.zeros(1, 48, 4), epoch=epoch), queries)
+    trainer.steps_per_epoch, trainer.state.max_steps, trainer.state.global_step = 3, 36, int(3 * epoch)
+    batch = batch_of(trainer, torch.zeros(1, 48, 4), epoch=epoch, progress=trainer.progress)
+    trainer.method.move_confidences(batch, queries)
     torch.testing.assert_close(trainer.table.confidence, phi * start + (1 - phi) * torch.eye(4)[nearest])
 
 

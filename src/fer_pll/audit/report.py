@@ -12,6 +12,7 @@ from ..io.tables import FORMATS, TableWriter
 from ..labels.confidence_table import ConfidenceTable
 from ..plots.audit import plot_audit
 from ..training.finetuning import FineTuningOptions
+from ..training.idle_revision import why_unrevised
 from ..training.run_folder import RunFolder, training_rows
 from .label_audit import LabelAudit
 from .out_of_fold import out_of_fold
@@ -124,6 +125,9 @@ def run_audit(
         plot_audit(audit.counts(), audit.annotators(), audit.class_names, unfinished, audit.source)
     write_text(files[2], page)
     print(audit)
+    reason = None if is_published(run) else why_unrevised(confidences, RunFolder(run))
+    if reason is not None:
+        print(f"\nno row was revised in this run, because {reason}")
     if images is None:
         print(f"\n{run} has no images, so the page shows none: name the prepared data set with --data")
     print(f"\ntable    {files[0]}\nfigure   {files[1]}\npage     {files[2]}  (open it in a browser)")

@@ -3,7 +3,9 @@
 Writes metrics.json (for each protocol: sample accuracy, mean class accuracy,
 recall per class, confusion matrix and calibration error), predictions.csv (the
 probabilities of each row), a confusion matrix for each protocol and, for a
-checkpoint of fer-pll finetune, its training curves.
+checkpoint of fer-pll finetune, its training curves. Where rows have candidates,
+also how often the prediction is one of them; rows without a label are left out
+of the rest.
 
 Protocols: `all` is every row of the split; `majority` is the rows whose top
 label has more than half of the votes, if the data set says which rows these
@@ -54,13 +56,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         only = report[f"classes_of_the_{whose}_only"]
         if only:
             print(f"classes of the {whose} only, left out: {', '.join(only)}")
-    if report["rows_left_out"]:
-        total = report["rows_left_out"] + report["protocols"]["all"]["rows"]
-        print(f"{report['rows_left_out']} of {total} rows have none of the {len(report['classes'])} classes judged")
-    print(f"{'protocol':10} {'rows':>6} {'accuracy':>9} {'mean class':>11} {'ECE':>6}")
+    judged = report["protocols"]["all"]["rows"] if report["protocols"] else 0
+    total, unlabeled = report["rows_left_out"] + judged, report["unlabeled_rows"]
+    if unlabeled:
+        print(f"{unlabeled} of {total} rows have no label and are left out of the accuracy")
+    if report["rows_left_out"] > unlabeled:
+        others = report["rows_left_out"] - unlabeled
+        print(f"{others} of {total} rows have none of the {len(report['classes'])} classes judged")
+    if report["protocols"]:
+        print(f"{'protocol':10} {'rows':>6} {'accuracy':>9} {'mean class':>11} {'ECE':>6}")
     for name, metrics in report["protocols"].items():
         figures = f"{metrics['accuracy']:9.1%} {metrics['mean_class_accuracy']:11.1%} {metrics['ece']:6.3f}"
         print(f"{name:10} {metrics['rows']:6} {figures}")
+    if "candidates" in report:
+        judged = report["candidates"]
+        print(f"{judged['accuracy']:.1%} of {judged['rows']} predictions are among the candidates of their row")
     print(f"written to {out}")
 
 

@@ -5,8 +5,8 @@ The configurations with -maskfeat, -mae, -simmim and -moco in place of -hog are
 the pre-training methods that the paper compares with.
 
 Settings come from the configuration (--config; fer-pll-tiny-ferplus by default)
-and its pretrain.yaml. The command line overrides them. The output folder gets the encoder, its card and its checkpoints, for
---init_from of fer-pll finetune.
+and its pretrain.yaml. The command line overrides them. The output folder gets
+the encoder, its card and its checkpoints, for --init_from of fer-pll finetune.
 """
 
 from collections.abc import Sequence

@@ -44,7 +44,7 @@ def add_candidates(
         votes = numpy_column(dataset, "votes")
         max_candidates = min(max_candidates, votes.shape[1])
         highest = votes.max(axis=1, keepdims=True)
-        few = (0 < highest) & (highest < min_votes)
+        few = (highest > 0) & (highest < min_votes)
         if few.any():
             logger.warning(
                 "%s of %s rows have no label with min_votes %g: their most voted labels are their candidates.",

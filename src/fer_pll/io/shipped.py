@@ -8,10 +8,10 @@ DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
 """Folder of a classifier for the eight expressions of FER+; its README.md is its model card."""
 
 DEFAULT_CONFIG = "fer-pll-tiny-ferplus"
-"""The name in `hub_configs` that training takes by default: the one of `DEFAULT_CHECKPOINT`, small enough for a CPU."""
+"""The name in `hub_configs` that training takes by default: that of `DEFAULT_CHECKPOINT`, small enough for a CPU."""
 
 BACKBONE_CONFIG = "fer-pll-resnet18"
-"""The name in `hub_configs` that fine-tuning with `--backbone` takes by default: settings for pre-trained networks."""
+"""The name in `hub_configs` that fine-tuning takes by default with `--backbone`: for pre-trained networks."""
 
 
 def shipped(name: str) -> Path:

@@ -4,10 +4,12 @@ Shapes in comments: B images, h x w cells of a map, L cells of all maps together
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from .configuration_fer_pll import FerPllConfig
 from .configuration_fer_pll_resnet import FerPllResNetConfig
@@ -23,8 +25,18 @@ def make_backbone(config: FerPllConfig) -> PreTrainedModel:
     """
     # Ours is not registered where this file came with a checkpoint.
     if isinstance(config.backbone_config, FerPllResNetConfig):
-        return FerPllResNetBackbone._from_config(config.backbone_config)
-    return AutoBackbone.from_config(config.backbone_config)
+        backbone_class: Any = FerPllResNetBackbone
+    else:
+        backbone_class = MODEL_FOR_BACKBONE_MAPPING.get(type(config.backbone_config), None)
+        if backbone_class is None:
+            kinds = ", ".join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
+            raise ValueError(
+                f"backbone_config: transformers has no backbone for {config.backbone_config.model_type!r}; it has some "
+                f"for {kinds}."
+            )
+    if not backbone_class.has_attentions:  # what was chosen for the label queries would be refused
+        config.backbone_config._attn_implementation = None
+    return backbone_class._from_config(config.backbone_config)
 
 
 def grid_positions(
@@ -71,9 +83,8 @@ class FerPllFeatureTokens(nn.Module):
             image_size: height and width of the images in pixels.
         """
         # Columns and rows of the first map, had the image the size that the model is configured for.
-        cells = tuple(
-            side * self.image_size / pixels for side, pixels in zip(feature_maps[0].shape[2:], image_size, strict=True)
-        )
+        height, width = feature_maps[0].shape[2:]
+        cells = height * self.image_size / image_size[0], width * self.image_size / image_size[1]
         tokens = []
         for number, feature_map in enumerate(feature_maps):
             stage = self.layernorms[number](self.projections[number](feature_map.flatten(2).transpose(1, 2)))

@@ -421,6 +421,14 @@ class FerPllPreTrainedModel(PreTrainedModel):
             import_module(f"{package}.hub.push").push_card(self, repo_id, **options)
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but a backbone of convolutions, which has no attention, keeps what it has."""
+        backbone = getattr(self.base_model, "backbone", None)
+        if isinstance(attn_implementation, str) and not getattr(backbone, "has_attentions", True):
+            own = self.config.backbone_config._attn_implementation
+            attn_implementation = {"": attn_implementation, "backbone_config": own}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         # transformers registers only the saved class, but the file that it copies holds the others as well. (A
         # subclass from elsewhere is saved with its own file.)
@@ -457,9 +465,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, value in (("running_mean", init.zeros_), ("running_var", init.ones_)):
+                value(module.get_buffer(name))
+            init.zeros_(module.get_buffer("num_batches_tracked"))
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:
@@ -481,18 +489,24 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
 
-def add_encoder(model: FerPllPreTrainedModel, config: FerPllConfig, use_mask_token: bool = False) -> None:
-    """Gives a model the ViT encoder's modules under the names that checkpoints have."""
-    rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-    model.embeddings = FerPllEmbeddings(config, use_mask_token)
-    model.layers = nn.ModuleList(
-        FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
-        for rate in rates
-    )
-    model.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+class FerPllEncoderModel(FerPllPreTrainedModel):
+    """Base of those that hold the ViT encoder, under the names that checkpoints have."""
+
+    embeddings: FerPllEmbeddings
+    layers: nn.ModuleList
+    layernorm: nn.LayerNorm
+
+    def add_encoder(self, config: FerPllConfig, use_mask_token: bool = False) -> None:
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.embeddings = FerPllEmbeddings(config, use_mask_token)
+        self.layers = nn.ModuleList(
+            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
+            for rate in rates
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-class FerPllModel(FerPllPreTrainedModel):
+class FerPllModel(FerPllEncoderModel):
     """ViT encoder, or another backbone, followed by the query decoder if there is one.
 
     Args:
@@ -508,10 +522,11 @@ class FerPllModel(FerPllPreTrainedModel):
     ) -> None:
         super().__init__(config)
         if config.backbone_config is None:
-            add_encoder(self, config, use_mask_token)
+            self.add_encoder(config, use_mask_token)
         else:
             self.backbone = make_backbone(config)
-            self.feature_tokens = FerPllFeatureTokens(config, self.backbone.channels)
+            channels: Any = self.backbone.channels
+            self.feature_tokens = FerPllFeatureTokens(config, channels)
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
@@ -768,7 +783,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
-class FerPllBackbone(BackboneMixin, FerPllPreTrainedModel):
+class FerPllBackbone(BackboneMixin, FerPllEncoderModel):
     """The ViT encoder as a backbone of other models: the tokens of chosen blocks as feature maps.
 
     Takes the weights of any checkpoint of ours: `AutoBackbone.from_pretrained(folder, out_features=["stage2", ...])`.
@@ -789,7 +804,7 @@ class FerPllBackbone(BackboneMixin, FerPllPreTrainedModel):
             )
         config.set_output_features_output_indices(config.out_features, config.out_indices)
         self.num_features = [config.hidden_size] * len(config.stage_names)
-        add_encoder(self, config)
+        self.add_encoder(config)
         self.post_init()
 
     @merge_with_config_defaults

@@ -16,14 +16,17 @@ from .configuration_fer_pll_resnet import FerPllResNetConfig
 from .drop_path import drop_path
 
 
-class FerPllResNetConvolution(nn.Sequential):
+class FerPllResNetConvolution(nn.Module):
     """Convolution without bias, and batch norm."""
 
     def __init__(self, in_size: int, out_size: int, kernel_size: int = 3, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(in_size, out_size, kernel_size, stride, padding=kernel_size // 2, bias=False),
-            nn.BatchNorm2d(out_size),
-        )
+        super().__init__()
+        padding = kernel_size // 2
+        self.convolution = nn.Conv2d(in_size, out_size, kernel_size, stride=stride, padding=padding, bias=False)
+        self.norm = nn.BatchNorm2d(out_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.convolution(hidden_states))
 
 
 class FerPllResNetSqueeze(nn.Module):
@@ -108,11 +111,11 @@ class FerPllResNetBackbone(BackboneMixin, PreTrainedModel):
         elif isinstance(module, nn.BatchNorm2d):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-            init.zeros_(module.running_mean)
-            init.ones_(module.running_var)
-            init.zeros_(module.num_batches_tracked)
+            for name, value in (("running_mean", init.zeros_), ("running_var", init.ones_)):
+                value(module.get_buffer(name))
+            init.zeros_(module.get_buffer("num_batches_tracked"))
         elif isinstance(module, FerPllResNetBlock):
-            init.zeros_(module.conv2[1].weight)
+            init.zeros_(module.conv2.norm.weight)
 
     @can_return_tuple
     def forward(
@@ -124,7 +127,7 @@ class FerPllResNetBackbone(BackboneMixin, PreTrainedModel):
             pixel_values: (B, C, H, W).
             output_hidden_states: whether to return the maps of all stages as well, the stem's first.
         """
-        maps = [self.activation_fn(self.stem(pixel_values.to(self.stem[0].weight.dtype)))]
+        maps = [self.activation_fn(self.stem(pixel_values.to(self.stem.convolution.weight.dtype)))]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
         if output_hidden_states is None:

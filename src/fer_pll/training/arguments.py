@@ -268,7 +268,9 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     )
     unfreeze_after: OnCard[float | None] = field(
         default=None,
-        metadata={"help": "Train all after so many epochs in which the encoder or backbone was frozen; 0.5 is half."},
+        metadata={
+            "help": "Epochs in which the encoder or backbone is frozen, before all is trained; 0.5 is half one."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -288,7 +290,7 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
 
     def _check_warmup(self) -> None:
-        """The warm-up is a share of the training, `revision_warmup`, or a number of epochs. The other one is `None`."""
+        """The warm-up is a share of the training or, `revision_warmup_epochs`, in epochs. The other is `None`."""
         share, epochs = self.revision_warmup, self.revision_warmup_epochs
         if share is not None and epochs is not None:
             raise ValueError(

@@ -105,12 +105,14 @@ def read_config(source: str, features: list[str] | None = None) -> PreTrainedCon
     if is_timm(settings):
         if features and indices is None:
             raise ValueError("the stages of a network of timm have no names: give numbers, such as 3 4.")
-        return TimmBackboneConfig(
-            backbone=settings["architecture"],
-            num_channels=settings["pretrained_cfg"]["input_size"][0],
-            out_indices=indices or [-1],
+        return TimmBackboneConfig.from_dict(
+            {
+                "backbone": settings["architecture"],
+                "num_channels": settings["pretrained_cfg"]["input_size"][0],
+                "out_indices": indices or [-1],
+            }
         )
-    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(source, trust_remote_code=False)
     if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
         kinds = sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES)
         raise ValueError(
@@ -185,8 +187,9 @@ def load_weights_of_backbone(source: str, config: PreTrainedConfig) -> tuple[dic
 
             model: PreTrainedModel = TimmBackbone(config, pretrained=True, pretrained_cfg_overlay={"file": file})
         return model.state_dict(), []
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     loaded: Any = load_weights(
-        MODEL_FOR_BACKBONE_MAPPING[type(config)],
+        backbone_class,
         source,
         config=config,
         dtype=torch.float32,
@@ -214,8 +217,8 @@ def needs_timm() -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise MissingExtra(
-            f"A network of timm needs {getattr(cause, 'name', None) or 'timm'}: pip install timm torchvision, the latter "
-            "as it belongs to your torch."
+            f"A network of timm needs {getattr(cause, 'name', None) or 'timm'}: pip install timm torchvision, the "
+            "latter as it belongs to your torch."
         ) from error
 
 

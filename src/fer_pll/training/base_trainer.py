@@ -139,7 +139,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))
         super().__init__(model, args, **kwargs)
-        self.model_init = model_init
+        self.model_init = model_init  # type: ignore[assignment]  # Trainer tests it for `None`, against its annotation
         self.add_callback(LossCallback())
         # Our losses are means over the micro-batch, so Trainer must divide them by the accumulation steps.
         self.loss_is_scaled_for_ga = False

@@ -58,8 +58,9 @@ def check_output_folder(args: Any) -> None:
     """Turn `--resume_from_checkpoint last` into a path, and refuse to mix two runs. Leaves the disk as it was.
 
     Raises:
-        ValueError: nothing can be written to the folder, the folder holds files and neither `--overwrite` nor `--resume_from_checkpoint` was given, there is
-            no checkpoint to resume from, or `--overwrite` would delete something that is not a run.
+        ValueError: nothing can be written to the folder; it holds files and neither `--overwrite` nor
+            `--resume_from_checkpoint` was given; there is no checkpoint to resume from; or `--overwrite` would delete
+            something that is not a run.
     """
     folder = Path(args.output_dir)
     if args.should_save:

@@ -35,8 +35,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a classifier on one split of a prepared data set.
 
-    Classes are matched by name. Rows of a class that the model does not know are left out. Predictions choose between
-    the classes that the data set has.
+    Classes are matched by name. Rows of a class that the model does not know are left out, and rows without a label.
+    Predictions choose between the classes that the data set has. Where rows have candidates, it is also counted how
+    often the prediction is one of them.
 
     Args:
         checkpoint: folder or Hub name of a classifier.
@@ -48,9 +49,12 @@ def evaluate(
         device: `"cpu"`, `"cuda"`, ...; by default the GPU, if there is one.
 
     Returns:
-        the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out` and
-        `protocols`. The latter has `all` and, if the data set has a column of that name, `majority`; each with `rows`,
-        `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name, `confusion_matrix` (K x K).
+        the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out`,
+        `unlabeled_rows` (how many of these have no label), `protocols` and, if the data set has candidates,
+        `candidates`: `rows` with a candidate that the model knows, and `accuracy`, the share of these whose prediction
+        is a candidate. `protocols` has `all`, if a row has a label, and `majority`, if the data set has a column of
+        that name; each with `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name,
+        `confusion_matrix` (K x K).
 
     Raises:
         ValueError: data or checkpoint cannot be read, or have fewer than two classes in common.
@@ -66,8 +70,13 @@ def evaluate(
     given = numpy_column(dataset, "label")
     labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
     defined = labels >= 0
-    if not defined.any():
-        raise ValueError(f"{data}: split {split!r} has no row of a class that the checkpoint knows.")
+    candidates = None
+    if "candidates" in dataset.column_names:
+        all_candidates = numpy_column(dataset, "candidates").astype(bool)
+        candidates = all_candidates[:, [of_data.index(name) for name in names]]  # (N, shared classes)
+    if not defined.any() and (candidates is None or not candidates.any()):
+        reason = "has a label" if (given < 0).all() else "is of a class that the checkpoint knows"
+        raise ValueError(f"{data}: no row of the split {split!r} {reason}, so there is nothing to compare with.")
 
     folder = Path(out or RunFolder(checkpoint).evaluation(split))
     predictions = pd.DataFrame(probabilities, columns=of_model)
@@ -99,8 +108,13 @@ def evaluate(
         "classes_of_the_data_only": [name for name in of_data if name not in names],
         "classes_of_the_model_only": [name for name in of_model if name not in names],
         "rows_left_out": int((~defined).sum()),
+        "unlabeled_rows": int((given < 0).sum()),
         "protocols": results,
     }
+    if candidates is not None and candidates.any():
+        judged = candidates.any(axis=1)
+        inside = candidates[np.arange(len(candidates)), probabilities.argmax(axis=1)]
+        report["candidates"] = {"rows": int(judged.sum()), "accuracy": float(inside[judged].mean())}
     write_json(folder / METRICS_NAME, report)
     for name, metrics in results.items():
         title = f"{split}, protocol {name}: {metrics['accuracy']:.1%} of {metrics['rows']:,} images"

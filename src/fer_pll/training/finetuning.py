@@ -76,8 +76,8 @@ class FineTuningOptions:
     backbone_features: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Names or numbers of the stages of --backbone whose feature maps the label queries attend to, such "
-            "as stage3 stage4. Default: the last."
+            "help": "Names or numbers of the stages of --backbone whose feature maps the label queries attend to, "
+            "such as stage3 stage4. Default: the last."
         },
     )
     image_size: int | None = field(
@@ -250,8 +250,8 @@ class FineTuningOptions:
                 if (images.image_mean, images.image_std) != (of_config.image_mean, of_config.image_std):
                     raise ValueError(
                         f"--init_from {start} is for pixels with mean {images.image_mean} and deviation "
-                        f"{images.image_std}; preprocessor_config.json of --config {self.config} has others: make them "
-                        "equal, or give the checkpoint as --backbone with --architecture plain."
+                        f"{images.image_std}; preprocessor_config.json of --config {self.config} has others: make "
+                        "them equal, or give the checkpoint as --backbone with --architecture plain."
                     )
         else:
             start, option = self.backbone if self.backbone_weights == "pretrained" else None, "--backbone"

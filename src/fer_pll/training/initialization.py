@@ -1,8 +1,8 @@
 """Models that start from other weights (`--init_from`, `--backbone`): a checkpoint of ours or of transformers.
 
-A model with a `backbone_config` takes a checkpoint of that kind of network (see `backbones`). What follows is about our
-own encoder. transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE have the modules of our encoder
-under the same names. Checkpoints differ in two things: the normalization of pixels and the number of patches. Both are
+A model with a `backbone_config` takes a checkpoint of that kind of network (see `backbones`). Our own encoder takes
+those of transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE: they have its modules
+under the same names. They differ in two things: the normalization of pixels and the number of patches. Both are
 converted, so that our encoder computes the same for an image as the source.
 """
 
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
-from ..inference.loading import load_weights
+from ..inference.loading import class_names, load_weights
 from ..io.errors import MissingExtra
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
@@ -257,9 +257,9 @@ def check_backbone(source: Source, config: FerPllConfig) -> None:
         raise ValueError(f"this checkpoint has a backbone of the kind {kinds[0]!r}, --config one of {kinds[1]!r}.")
     if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
         raise ValueError(
-            f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}, --config has "
-            f"{config.image_mean} and {config.image_std}: give the checkpoint as --backbone, or make them equal in "
-            "config.json and preprocessor_config.json."
+            f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}, --config "
+            f"has {config.image_mean} and {config.image_std}: give the checkpoint as --backbone, or make them equal "
+            "in config.json and preprocessor_config.json."
         )
 
 
@@ -327,7 +327,7 @@ def fit_classes(source: Source, config: FerPllConfig) -> str | None:
     Names are compared as `canonical_name` writes them. Returns the change, in words; `None` for none.
     """
     rows = [name for name in source.weights if name.endswith("label_queries") or name.startswith("classifier.")]
-    of_source, of_model = (list(each.id2label.values()) for each in (source.config, config))
+    of_source, of_model = class_names(source.config), class_names(config)
     before, now = ([canonical_name(name) for name in names] for names in (of_source, of_model))
     if not rows or before == now:
         return None

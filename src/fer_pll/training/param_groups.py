@@ -48,7 +48,7 @@ def stage_names(network: nn.Module) -> list[str]:
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Depth of each parameter: 0 for what comes before the first stage, 1, 2, ... for the stages, one more for all above.
+    """Depth of each parameter: 0 before the first stage, 1, 2, ... for the stages, one more for all above.
 
     Raises:
         ValueError: the model's stages are not known.
@@ -110,7 +110,7 @@ def parameter_groups(
 
 def encoder_modules(model: nn.Module) -> list[nn.Module]:
     """The modules of a classifier that others may have pre-trained: all but what turns features into classes."""
-    base = getattr(model, "base_model", model)
+    base: Any = getattr(model, "base_model", model)
     if hasattr(base, "backbone"):
         return [base.backbone]
     return [module for name, module in base.named_children() if name != "query_decoder"]

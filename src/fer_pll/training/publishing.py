@@ -93,7 +93,7 @@ class PublishingMixin(RunTrainer):
         script = run.settings["script"] if run.settings_file.is_file() else {}
         training = training_record(
             self.card_settings(),
-            data=Provenance.from_dataset(self.train_dataset),
+            data=None if self.train_dataset is None else Provenance.from_dataset(self.train_dataset),
             table=self.table,
             method=self.method,
             metrics=self.evaluation_results(),

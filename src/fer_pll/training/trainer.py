@@ -31,6 +31,7 @@ from .idle_revision import idle_rule, idle_warmup, warmup_is_over
 from .lora import is_adapted
 from .methods import METHODS, Batch, Method, MethodOptions
 from .numbered_rows import NumberedRows
+from .param_groups import encoder_modules
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
 
@@ -313,7 +314,7 @@ class FerPllTrainer(ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        self.model_init = model_init
+        self.model_init = model_init  # type: ignore[assignment]  # as in the base class
         self.loss_is_scaled_for_ga = True  # by `compute_loss`
         self.steps_per_epoch = 1  # of the optimizer; known once training starts
         if train_dataset is not None:
@@ -343,7 +344,7 @@ class FerPllTrainer(ImageTrainer):
             if unlabeled:
                 raise ValueError(
                     f"loss={self.method.name!r} learns from the column 'label', which is undefined (-1) in "
-                    f"{unlabeled:,} of {len(dataset):,} training rows: choose a loss that uses candidates, such as pll."
+                    f"{unlabeled:,} of {len(dataset):,} training rows: choose a loss of candidates, such as pll."
                 )
         if args.class_balance == "logit_adjustment":
             prior = class_prior(self.table).clamp(min=1 / len(self.table))
@@ -412,18 +413,29 @@ class FerPllTrainer(ImageTrainer):
     def encoder_is_frozen(self) -> bool:
         """Whether the encoder does not learn in the current step."""
         after = self.args.unfreeze_after
-        return bool(self.frozen) and (after is None or self.state.global_step < after * self.steps_per_epoch)
+        if after is None:
+            return self.args.freeze_backbone
+        return self.state.global_step < after * self.steps_per_epoch
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.args.freeze_backbone and self.args.unfreeze_after is None:
+            for module in encoder_modules(model or self.model):
+                module.requires_grad_(False)
+        return super().create_optimizer(model)
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
-        # With several processes, DDP waits for the gradients of all that it knew to be trained.
-        if self.frozen and self.args.unfreeze_after is not None and self.args.world_size == 1:
-            for module in self.frozen:
-                module.requires_grad_(not self.encoder_is_frozen)
+        if self.args.unfreeze_after is None:
+            return super().training_step(model, *args, **kwargs)
+        # The optimizer leaves parameters without gradient as they are. With several processes, DDP needs the gradients
+        # of all that were to be trained when it began, so they are dropped only now.
+        frozen, encoder = self.encoder_is_frozen, encoder_modules(self.model)
+        if self.args.world_size == 1:
+            for module in encoder:
+                module.requires_grad_(not frozen)
         loss = super().training_step(model, *args, **kwargs)
-        if self.encoder_is_frozen:
-            for module in self.frozen:
-                for parameter in module.parameters():
-                    parameter.grad = None
+        if frozen:
+            for module in encoder:
+                module.zero_grad(set_to_none=True)
         return loss
 
     def compute_loss(
@@ -447,7 +459,7 @@ class FerPllTrainer(ImageTrainer):
             return (loss, outputs) if return_outputs else loss
 
         if self.encoder_is_frozen:  # its batch norms keep their statistics, and nothing is dropped
-            for module in self.frozen:
+            for module in encoder_modules(self.model):
                 module.eval()
         index = inputs["index"]
         size = len(index)

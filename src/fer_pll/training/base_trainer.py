@@ -1,7 +1,7 @@
 """Base class of the trainers: augmentation and normalization on the device, optimizer groups, and the log."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,17 +72,25 @@ def check_arguments(args: Any, kind: type) -> None:
 
 
 def first_model(
-    model: PreTrainedModel | None, model_init: Callable[..., PreTrainedModel] | None, seed: int
+    model: PreTrainedModel | None,
+    model_init: Callable[..., PreTrainedModel] | None,
+    seed: int,
+    optimizers: Sequence[object] = (),
 ) -> PreTrainedModel:
     """The model that a trainer is made with: `model`, or what `model_init` makes.
 
     Raises:
-        ValueError: neither or both are given.
+        ValueError: neither or both are given, or `model_init` with an optimizer of another model's parameters.
     """
     if (model is None) == (model_init is None):
         raise ValueError(f"{'Neither' if model is None else 'Both'} of model and model_init given: give one of them.")
     if model is not None:
         return model
+    if any(each is not None for each in optimizers):
+        raise ValueError(
+            "model_init makes a new model for each training, whose parameters `optimizers` does not have: leave one of "
+            "them out, or give optimizer_cls_and_kwargs."
+        )
     assert model_init is not None
     set_seed(seed)
     return model_init() if number_of_arguments(model_init) == 0 else model_init(None)
@@ -129,12 +137,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
                 "compute_loss_func is refused, because it would never be called: choose a loss by name, or give "
                 "FerPllTrainer a `method`, a subclass of Method."
             )
-        if model_init is not None and any(each is not None for each in kwargs.get("optimizers", ())):
-            raise ValueError(
-                "model_init makes a new model for each training, whose parameters `optimizers` does not have: leave "
-                "one of them out, or give optimizer_cls_and_kwargs."
-            )
-        model = first_model(model, model_init, args.seed)
+        model = first_model(model, model_init, args.seed, kwargs.get("optimizers", ()))
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))

@@ -14,6 +14,7 @@ from ..io.shipped import DEFAULT_CONFIG
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
+from .base_trainer import check_arguments
 from .callbacks import NUM_IMAGES, PreTrainingMonitor
 from .config import load_config
 from .initialization import initialize
@@ -126,6 +127,7 @@ class FerPllPreTrainer(StreamTrainer):
         probe: LinearProbe | None = None,
         **kwargs: Any,
     ) -> None:
+        check_arguments(args, FerPllPreTrainingArguments)
         self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
         whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)

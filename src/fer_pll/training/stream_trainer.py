@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
@@ -38,6 +39,11 @@ class StreamTrainer(ImageTrainer):
 
     def __init__(self, model: PreTrainedModel, args: FerPllPreTrainingArguments, **kwargs: Any) -> None:
         dataset = kwargs["train_dataset"]
+        if not isinstance(dataset, Dataset | ImageStream | None):
+            raise ValueError(
+                f"train_dataset is a {type(dataset).__module__}.{type(dataset).__name__}: give a datasets.Dataset "
+                "with the column `image`, or an ImageStream."
+            )
         self.stream = dataset if isinstance(dataset, ImageStream) else None
         if self.stream is not None:
             if args.max_steps <= 0:

@@ -294,7 +294,7 @@ class FerPllTrainer(ImageTrainer):
         **kwargs: Any,
     ) -> None:
         check_arguments(args, FerPllTrainingArguments)
-        model = first_model(model, model_init, args.seed)
+        model = first_model(model, model_init, args.seed, kwargs.get("optimizers", ()))
         class_names = class_names_of(model.config)
         if kwargs.get("compute_metrics") is None:
             check_best_metric(args, eval_dataset)

@@ -584,6 +584,22 @@ class TestClassification:
         model.set_input_embeddings(other := type(embeddings.patch_embeddings)(model.config))
         assert embeddings.patch_embeddings is other
 
+    def test_the_input_embeddings_of_another_backbone_are_its_first_convolution(self):
+        network = {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8],
+            "depths": [1],
+            "layer_type": "basic",
+        }
+        model = FerPllForImageClassification(tiny_config(backbone_config=network)).eval()
+        seen = []
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        model(PIXELS)
+        assert len(seen) == 1 and torch.equal(seen[0], PIXELS)
+        model.enable_input_require_grads()
+        model(PIXELS)
+
     @torch.no_grad()
     @classifiers
     def test_labels_give_cross_entropy(self, changes):

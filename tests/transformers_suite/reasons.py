@@ -32,6 +32,10 @@ SKIPPED = {
         r"dict size or list image_mean",
         r"No validation found for `preprocess`",
     ),
+    "another network as the encoder gives no attention maps and no hidden states": (
+        r"Model( architecture)? does not (support|output) (attentions|output_attentions)",
+        r"Parts of this model don't support sdpa",
+    ),
     "the input embeddings are a module with a convolution, as ViT's; tests/model/test_adapters.py has this test": (
         r"No model with a differentiable loss was available to verify enable_input_require_grads",
     ),
@@ -39,6 +43,18 @@ SKIPPED = {
 """For each reason, patterns of the messages with which the tests skip themselves."""
 
 LEFT_OUT = {
+    **dict.fromkeys(
+        (
+            "test_hidden_states_output",
+            "test_retain_grad_hidden_states_attentions",
+            "test_can_capture_specific_layers_hidden_states",
+        ),
+        ("ResNet", "another network as the encoder gives no attention maps and no hidden states"),
+    ),
+    "test_config": (
+        "Backbone",
+        "a configuration of ours names stages only where a checkpoint is used as a backbone",
+    ),
     "test_call_numpy_4_channels": (
         "Processor",
         "whatever an image has, the processor makes the model's channels of it",
@@ -48,7 +64,7 @@ LEFT_OUT = {
         "our images are the same on each machine, with and without torchvision: one backend",
     ),
     "test_can_load_ignoring_mismatched_shapes": (
-        "Gray48|Color32$",
+        "Gray48|Color32$|ResNet",
         "the label queries have a row for each class as well, which the test knows of linear layers only; "
         "tests/model/test_modeling.py loads with other classes",
     ),

@@ -16,6 +16,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from fer_pll import (
+    FerPllBackbone,
     FerPllConfig,
     FerPllForImageClassification,
     FerPllForPreTraining,
@@ -61,6 +62,22 @@ CONFIGURATIONS = {
             "position_embedding_type": "learned",
             "add_query_decoder": False,
         }
+    ),
+    "ResNet": Configuration(
+        {
+            "image_size": 32,
+            "backbone_config": {
+                "model_type": "resnet",
+                "embedding_size": 8,
+                "hidden_sizes": [8, 16],
+                "depths": [1, 1],
+                "layer_type": "basic",
+                "num_channels": 3,
+                "out_features": ["stage1", "stage2"],
+            },
+        },
+        (FerPllModel, FerPllForImageClassification),
+        {"has_attentions": False},  # no maps of the encoder; those of the label queries are tested with the others
     ),
 }
 
@@ -120,8 +137,11 @@ class ModelTests(ModelTesterMixin, THEIRS["pipeline_mixin"].PipelineTesterMixin)
 
     def setUp(self) -> None:
         self.model_tester = ModelTester(self, self.configuration.settings)
+        without_backbone = {
+            name: each for name, each in self.configuration.settings.items() if name != "backbone_config"
+        }
         self.config_tester = THEIRS["configuration_common"].ConfigTester(
-            self, config_class=FerPllConfig, has_text_modality=False, **SIZES, **self.configuration.settings
+            self, config_class=FerPllConfig, has_text_modality=False, **SIZES | without_backbone
         )
 
     def for_each_class(self, test: Callable[[], None]) -> None:
@@ -143,6 +163,8 @@ class ModelTests(ModelTesterMixin, THEIRS["pipeline_mixin"].PipelineTesterMixin)
         for model_class in self.all_model_classes:
             model = model_class(self.model_tester.get_config())
             self.assertIsInstance(model.get_input_embeddings(), torch.nn.Module)
+            if model.config.backbone_config is not None:
+                continue  # another network's first layer stays
             model.set_input_embeddings(new := torch.nn.Linear(1, 1))
             self.assertIs(model.get_input_embeddings(), new)
             self.assertIsNone(model.get_output_embeddings())
@@ -175,6 +197,16 @@ def seeded() -> torch.Generator:
 for name, configuration in CONFIGURATIONS.items():
     attributes = {"configuration": configuration, "all_model_classes": configuration.classes, **configuration.flags}
     vars()[f"Test{name}"] = type(f"Test{name}", (ModelTests, TestCase), attributes | {"__module__": __name__})
+
+
+class TestBackbone(THEIRS["backbone_common"].BackboneTesterMixin, TestCase):
+    """Our encoder in others' models."""
+
+    all_model_classes = (FerPllBackbone,)
+    config_class = FerPllConfig
+
+    def setUp(self) -> None:
+        self.model_tester = ModelTester(self, {"image_size": 32, "out_features": ["stage1", "stage2"]})
 
 
 class ImageProcessingTester(THEIRS["image_processing_common"].ImageProcessingTester):

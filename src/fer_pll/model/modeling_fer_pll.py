@@ -532,6 +532,12 @@ class FerPllModel(FerPllEncoderModel):
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The first module that an image goes through; for another backbone its first convolution."""
+        if self.config.backbone_config is None:
+            return super().get_input_embeddings()
+        return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

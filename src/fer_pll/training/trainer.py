@@ -585,10 +585,11 @@ class FerPllTrainer(ImageTrainer):
         """
         if not is_adapted(self.model):
             return
+        adapted: Any = self.model
         if self.args.should_save:
-            self.model.save_pretrained(self.run_folder.adapter)
+            adapted.save_pretrained(self.run_folder.adapter)
             (self.run_folder.adapter / CARD_NAME).unlink(missing_ok=True)  # peft's, which says nothing
-        self.model = self.model_wrapped = self.callback_handler.model = self.model.merge_and_unload()
+        self.model = self.model_wrapped = self.callback_handler.model = adapted.merge_and_unload()
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)

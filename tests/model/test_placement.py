@@ -9,10 +9,18 @@ from accelerate import cpu_offload, disk_offload
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining
 from tiny import tiny_config
 
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
 MODELS = {
     "classifier": (FerPllForImageClassification, {}),
     "linear": (FerPllForImageClassification, {"add_query_decoder": False}),
     "learned positions": (FerPllForImageClassification, {"position_embedding_type": "learned"}),
+    "another backbone": (FerPllForImageClassification, {"backbone_config": RESNET | {"num_channels": 1}}),
     "pre-training": (FerPllForPreTraining, {}),
     "token style": (FerPllForPreTraining, {"mask_style": "token"}),
 }

@@ -14,9 +14,17 @@ from tiny import tiny_config
 
 quantization = pytest.importorskip("torchao.quantization")
 
+RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16],
+    "depths": [1, 1],
+    "layer_type": "basic",
+}
 MODELS = {
     "classifier": (FerPllForImageClassification, {}),
     "linear": (FerPllForImageClassification, {"add_query_decoder": False}),
+    "another backbone": (FerPllForImageClassification, {"backbone_config": RESNET | {"num_channels": 1}}),
     "pre-training": (FerPllForPreTraining, {}),
     "token style": (FerPllForPreTraining, {"mask_style": "token"}),
 }

@@ -237,6 +237,33 @@ class TestCommand:
             finetune.build(argv)
 
 
+def test_a_convolutional_backbone_goes_on_with_its_batch_norms(config, data, tmp_path):
+    """Their statistics change in training, although the weights around them stay."""
+    torch.manual_seed(3)
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_channels": 1}
+    network = ResNetForImageClassification(ResNetConfig(**sizes, num_labels=4))
+    network.save_pretrained(tmp_path / "resnet")
+    tiny_processor().save_pretrained(tmp_path / "resnet")
+    ends = []
+    for out in ("whole", "resumed"):
+        argv = command(config, data, "", tmp_path / out, "--backbone", str(tmp_path / "resnet"))
+        del argv[argv.index("--init_from") : argv.index("--init_from") + 2]
+        if out == "resumed":
+            shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "resumed" / "checkpoint-3")
+            argv += ["--resume_from_checkpoint", "last"]
+        finetune.main(argv)
+        ends.append(load_file(tmp_path / out / "model.safetensors"))
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    before, convolutions = network.state_dict(), []
+    for name, tensor in ends[0].items():
+        source = name.replace("fer_pll.backbone.", "resnet.")
+        if name.endswith("running_mean"):
+            assert not torch.equal(tensor, before[source])
+        elif name.endswith("convolution.weight"):
+            convolutions.append(not torch.equal(tensor, before[source]))
+    assert len(convolutions) > 4 and all(convolutions)
+
+
 class TestTrainer:
     """A `PeftModel` that a user made, in our trainer."""
 

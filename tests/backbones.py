@@ -54,9 +54,9 @@ SOURCES: dict[str, tuple[type[PreTrainedModel], PreTrainedConfig]] = {
 
 FEATURES: dict[str, Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]] = {
     "resnet": lambda model, x: model.resnet(x).last_hidden_state,
-    "convnext": lambda model, x: _normed(model.convnext(x).last_hidden_state),
-    "convnextv2": lambda model, x: _normed(model.convnextv2(x).last_hidden_state),
-    "swin": lambda model, x: _normed(model.swin(x, output_hidden_states=True).reshaped_hidden_states[-1]),
+    "convnext": lambda model, x: _normed(model.convnext(x).last_hidden_state, 1e-6),
+    "convnextv2": lambda model, x: _normed(model.convnextv2(x).last_hidden_state, 1e-6),
+    "swin": lambda model, x: _normed(model.swin(x, output_hidden_states=True).reshaped_hidden_states[-1], 1e-5),
     "dinov2": lambda model, x: _map(model.dinov2(x).last_hidden_state[:, 1:]),
     "dinov2_with_registers": lambda model, x: _map(model.dinov2_with_registers(x).last_hidden_state[:, 4:]),
     "beit": lambda model, x: _map(model.beit(x, output_hidden_states=True).hidden_states[-1][:, 1:]),
@@ -65,10 +65,10 @@ FEATURES: dict[str, Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]] = {
 """The last feature map (B, C, h, w), computed from the source's own output."""
 
 
-def _normed(feature_map: torch.Tensor) -> torch.Tensor:
+def _normed(feature_map: torch.Tensor, eps: float) -> torch.Tensor:
     """With the norm that a backbone adds to it, at its first values."""
     tokens = feature_map.movedim(1, -1)
-    return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:]).movedim(-1, 1)
+    return torch.nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=eps).movedim(-1, 1)
 
 
 def _map(tokens: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def backbone_config(name: str):
 def make_model(name: str, **settings) -> FerPllForImageClassification:
     torch.manual_seed(0)
     model = FerPllForImageClassification(queries_on(backbone_config(name), **settings)).eval()
-    torch.nn.init.normal_(model.classifier.weight)  # so that logits differ clearly
+    torch.nn.init.normal_(model.classifier.weight, std=0.2)  # so that logits differ clearly
     return model
 
 
@@ -150,21 +150,25 @@ STRANGER = """
 import sys
 from pathlib import Path
 from safetensors.torch import load_file, save_file
-from transformers import AutoBackbone, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 folder = Path(sys.argv[1])
 inputs, answers = load_file(folder / "inputs.safetensors"), {}
 for name in ("resnet", "swin", "ours"):
     model = AutoModelForImageClassification.from_pretrained(folder / name, trust_remote_code=True)
     assert type(model).__module__.startswith("transformers_modules.")
-    answers[name] = model(inputs["colored"]).logits.detach()
+    answers[name] = model(inputs["colored"]).logits.detach().contiguous()
     model.save_pretrained(folder / f"{name}-again")
     again = AutoModelForImageClassification.from_pretrained(folder / f"{name}-again", trust_remote_code=True)
     assert (again(inputs["colored"]).logits - answers[name]).abs().max() < 1e-6
-backbone = AutoBackbone.from_pretrained(folder / "encoder", out_features=["stage1", "stage2"], trust_remote_code=True)
+# AutoBackbone.from_pretrained of transformers knows names on the Hub only, no folders.
+backbone_class = get_class_from_dynamic_module("modeling_fer_pll.FerPllBackbone", folder / "encoder")
+backbone = backbone_class.from_pretrained(folder / "encoder", out_features=["stage1", "stage2"])
 for stage, feature_map in zip(("stage1", "stage2"), backbone(inputs["gray"]).feature_maps):
     answers[stage] = feature_map.detach().contiguous()
-small = AutoBackbone.from_pretrained(folder / "small", trust_remote_code=True)
+small_class = get_class_from_dynamic_module("modeling_fer_pll_resnet.FerPllResNetBackbone", folder / "small")
+small = small_class.from_pretrained(folder / "small")
 answers["small"] = small(inputs["colored"]).feature_maps[0].detach()
 save_file(answers, folder / "answers.safetensors")
 assert "fer_pll" not in sys.modules

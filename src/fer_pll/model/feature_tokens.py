@@ -32,8 +32,8 @@ def make_backbone(config: FerPllConfig) -> PreTrainedModel:
         if backbone_class is None:
             kinds = ", ".join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
             raise ValueError(
-                f"backbone_config: transformers has no backbone for {config.backbone_config.model_type!r}; it has some "
-                f"for {kinds}."
+                f"backbone_config: transformers has no backbone for {config.backbone_config.model_type!r}; it has "
+                f"some for {kinds}."
             )
     if not backbone_class.has_attentions:  # what was chosen for the label queries would be refused
         config.backbone_config._attn_implementation = None

@@ -158,13 +158,14 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         if isinstance(self.backbone_config, dict):
             kind = self.backbone_config.get("model_type")
             # Ours is not registered where this file came with a checkpoint.
-            if kind == FerPllResNetConfig.model_type:
-                self.backbone_config = FerPllResNetConfig.from_dict(self.backbone_config)
-            elif kind not in CONFIG_MAPPING:
+            is_ours = kind == FerPllResNetConfig.model_type
+            if not is_ours and kind not in CONFIG_MAPPING:
                 raise ValueError(
                     f"backbone_config: transformers knows no model_type {kind!r}; name a kind of backbone, such as "
                     "'resnet'."
                 )
+            config_class = FerPllResNetConfig if is_ours else CONFIG_MAPPING[kind]
+            self.backbone_config = config_class.from_dict(self.backbone_config)
         self.num_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
         # Left open if not given: which block is the last depends on `num_hidden_layers`, which may still be changed.
         stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}

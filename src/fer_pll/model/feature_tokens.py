@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, MODEL_FOR_BACKBONE_MAPPING_NAMES
 
 from .configuration_fer_pll import FerPllConfig
@@ -23,16 +23,17 @@ def make_backbone(config: FerPllConfig) -> PreTrainedModel:
         ValueError: transformers has no backbone of this kind.
         ImportError: it needs a package that is not installed, such as timm.
     """
-    # Ours is not registered where this file came with a checkpoint.
-    if isinstance(config.backbone_config, FerPllResNetConfig):
+    assert isinstance(config.backbone_config, PreTrainedConfig)  # see its __post_init__
+    # Ours is not registered where this file came with a checkpoint, and there its class may have been loaded twice.
+    if config.backbone_config.model_type == FerPllResNetConfig.model_type:
         backbone_class: Any = FerPllResNetBackbone
     else:
         backbone_class = MODEL_FOR_BACKBONE_MAPPING.get(type(config.backbone_config), None)
         if backbone_class is None:
             kinds = ", ".join(sorted(MODEL_FOR_BACKBONE_MAPPING_NAMES))
             raise ValueError(
-                f"backbone_config: transformers has no backbone for {config.backbone_config.model_type!r}; it has some "
-                f"for {kinds}."
+                f"backbone_config: transformers has no backbone for {config.backbone_config.model_type!r}; it has "
+                f"some for {kinds}."
             )
     if not backbone_class.has_attentions:  # what was chosen for the label queries would be refused
         config.backbone_config._attn_implementation = None

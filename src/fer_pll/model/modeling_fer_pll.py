@@ -792,7 +792,8 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
 class FerPllBackbone(BackboneMixin, FerPllEncoderModel):
     """The ViT encoder as a backbone of other models: the tokens of chosen blocks as feature maps.
 
-    Takes the weights of any checkpoint of ours: `AutoBackbone.from_pretrained(folder, out_features=["stage2", ...])`.
+    Takes the weights of any checkpoint of ours: `FerPllBackbone.from_pretrained(folder, out_features=["stage2"])`, or
+    with `AutoBackbone`, which knows names on the Hub only.
     Maps are (B, d, H / patch, W / patch), after the encoder's last LayerNorm; the stages are `config.stage_names`.
     """
 

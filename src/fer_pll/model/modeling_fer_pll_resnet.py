@@ -16,14 +16,20 @@ from .configuration_fer_pll_resnet import FerPllResNetConfig
 from .drop_path import drop_path
 
 
+class FerPllResNetLastNorm(nn.BatchNorm2d):
+    """The last norm of a block: its weights start at 0."""
+
+
 class FerPllResNetConvolution(nn.Module):
     """Convolution without bias, and batch norm."""
 
-    def __init__(self, in_size: int, out_size: int, kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_size: int, out_size: int, kernel_size: int = 3, stride: int = 1, is_last: bool = False
+    ) -> None:
         super().__init__()
         padding = kernel_size // 2
         self.convolution = nn.Conv2d(in_size, out_size, kernel_size, stride=stride, padding=padding, bias=False)
-        self.norm = nn.BatchNorm2d(out_size)
+        self.norm = (FerPllResNetLastNorm if is_last else nn.BatchNorm2d)(out_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.norm(self.convolution(hidden_states))
@@ -51,7 +57,7 @@ class FerPllResNetBlock(nn.Module):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
         self.conv1 = FerPllResNetConvolution(in_size, size, stride=stride)
-        self.conv2 = FerPllResNetConvolution(size, size)
+        self.conv2 = FerPllResNetConvolution(size, size, is_last=True)
         squeezed = round(config.squeeze_ratio * size)
         self.squeeze = FerPllResNetSqueeze(size, max(squeezed, 1)) if config.squeeze_ratio else None
         keeps_shape = (in_size, stride) == (size, 1)
@@ -109,13 +115,11 @@ class FerPllResNetBackbone(BackboneMixin, PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
             init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
-            init.ones_(module.weight)
+            (init.zeros_ if isinstance(module, FerPllResNetLastNorm) else init.ones_)(module.weight)
             init.zeros_(module.bias)
             for name, value in (("running_mean", init.zeros_), ("running_var", init.ones_)):
                 value(module.get_buffer(name))
             init.zeros_(module.get_buffer("num_batches_tracked"))
-        elif isinstance(module, FerPllResNetBlock):
-            init.zeros_(module.conv2.norm.weight)
 
     @can_return_tuple
     def forward(

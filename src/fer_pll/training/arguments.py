@@ -57,7 +57,7 @@ class ImageTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Must stay false: the trainer needs `image` and `candidates`."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every parameter takes part in every step."}
+        default=False, metadata={"help": "Not needed: it is switched on for the networks that need it."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule, after the warm-up."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser fails on another order

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,10 @@ def needs_timm() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        missing = [name for name in ("timm", "torchvision") if find_spec(name) is None]
         raise MissingExtra(
-            f"A network of timm needs {getattr(cause, 'name', None) or 'timm'}: pip install timm torchvision, the "
-            "latter as it belongs to your torch."
+            f"A network of timm needs {' and '.join(missing) or 'timm and torchvision'} ({str(error).strip()}): pip "
+            "install timm torchvision, the latter as it belongs to your torch."
         ) from error
 
 

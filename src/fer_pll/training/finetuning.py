@@ -209,7 +209,8 @@ class FineTuningOptions:
             if self.backbone_weights == "pretrained":
                 start = self.backbone
         set_drop_path(config, args.drop_path_rate)
-        model, initialization = initialize(FerPllForImageClassification, config, start)
+        option = "--init_from" if self.backbone is None else "--backbone"
+        model, initialization = initialize(FerPllForImageClassification, config, start, option)
         if initialization is not None and args.should_log:
             print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)

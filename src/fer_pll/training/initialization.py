@@ -107,7 +107,7 @@ def _parts(names: list[str]) -> str:
 
 
 def initialize(
-    build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None
+    build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None, option: str = "--init_from"
 ) -> tuple[Model, Initialization | None]:
     """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
@@ -120,6 +120,7 @@ def initialize(
             checkpoint did.
         init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or, if `config` has a
             `backbone_config`, of fer-pll or of that kind of network; `None` for random weights.
+        option: that named the checkpoint, for messages.
 
     Returns:
         the model, and the origin of its weights.
@@ -131,7 +132,7 @@ def initialize(
     if init_from is None:
         with needs_timm():
             return build(config), None
-    with naming("--init_from", init_from):
+    with naming(option, init_from):
         with quiet(), needs_timm():
             source = read_source(init_from, config)
         check_sizes(source, config)

@@ -120,6 +120,7 @@ def prepare_network(model: PreTrainedModel, args: ImageTrainingArguments) -> Non
     use, the mask token of DINOv2. A network of timm has its own switch for gradient checkpointing; of those that have
     none, a warning says so.
     """
+    model = unwrap_peft_model(model)
     network: Any = getattr(model.base_model, "backbone", None)
     if network is not None or not isinstance(model, FerPllPreTrainedModel):
         args.ddp_find_unused_parameters = True

@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-long lint format help-texts
+.PHONY: help demo test test-long test-transformers lint format help-texts
 
 help:
 	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
 	@echo "make test       the tests"
 	@echo "make test-long  the tests that take minutes each"
+	@echo "make test-transformers  transformers' own shared tests on our models; fetches them"
 	@echo "make lint       what ruff and mypy find to object to"
 	@echo "make format     let ruff put it right"
 	@echo "make help-texts what fer-pll NAME --help prints, written anew from the commands' parsers"
@@ -37,6 +38,13 @@ test: $(INSTALLED)
 
 test-long: $(INSTALLED)
 	$(PYTEST) -m long
+
+# The options of pyproject.toml are for our tests; theirs have markers of their own.
+test-transformers: $(INSTALLED)
+	$(BIN)/python tests/transformers_suite/fetch.py
+	HF_HUB_OFFLINE=1 RUN_SLOW=1 $(PYTEST) -o addopts=--import-mode=importlib -W ignore::pytest.PytestUnknownMarkWarning \
+		tests/transformers_suite/suite.py
+	HF_HUB_OFFLINE=1 PYTHONPATH=build/torchao $(PYTEST) tests/model/test_quantized.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,7 +21,11 @@ FERPLUS = {
 # These are for data sets with other crops, or for any. `fer-pll measure-crop` measures them.
 WITHOUT_CROP = ("rafdb", "affectnet7", "affectnet8", "fer-pll-tiny")
 # Other networks, whose config.json has no image size. They take that of the configuration that they are compared with.
-SAME_IMAGES = {"resnet18": "fer-pll-tiny-ferplus", "resnet18-224": "fer-pll-vit-base-ferplus"}
+SAME_IMAGES = {
+    "convnext": "fer-pll-tiny-ferplus",
+    "resnet18": "fer-pll-tiny-ferplus",
+    "resnet18-224": "fer-pll-vit-base-ferplus",
+}
 
 
 def folders() -> list[Path]:
@@ -31,7 +35,8 @@ def folders() -> list[Path]:
 
 def image_processor(folder: Path) -> str:
     """The text of a folder's preprocessor_config.json."""
-    config = json.loads((HUB_CONFIGS / SAME_IMAGES.get(folder.name, folder.name) / "config.json").read_text())
+    same = HUB_CONFIGS / SAME_IMAGES[folder.name] if folder.name in SAME_IMAGES else folder
+    config = json.loads((same / "config.json").read_text())
     side = config["image_size"]
     settings = {
         "image_processor_type": "FerPllImageProcessor",

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -21,19 +23,26 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .inference.pipeline import TASK, FacialExpressionPipeline, NamedClassifier
 from .io.shipped import DEFAULT_CHECKPOINT
 from .model.configuration_fer_pll import FerPllConfig
+from .model.configuration_fer_pll_resnet import FerPllResNetConfig
 from .model.image_processing_fer_pll import FerPllImageProcessor
 from .model.modeling_fer_pll import (
+    FerPllBackbone,
     FerPllForImageClassification,
     FerPllForPreTraining,
     FerPllModel,
 )
+from .model.modeling_fer_pll_resnet import FerPllResNetBackbone
 
 __version__ = "0.1.0"
 
 AutoConfig.register(FerPllConfig.model_type, FerPllConfig)
 AutoModel.register(FerPllConfig, FerPllModel)
 AutoModelForPreTraining.register(FerPllConfig, FerPllForPreTraining)
+AutoModelForMaskedImageModeling.register(FerPllConfig, FerPllForPreTraining)
 AutoModelForImageClassification.register(FerPllConfig, FerPllForImageClassification)
+AutoBackbone.register(FerPllConfig, FerPllBackbone)
+AutoConfig.register(FerPllResNetConfig.model_type, FerPllResNetConfig)
+AutoBackbone.register(FerPllResNetConfig, FerPllResNetBackbone)
 AutoImageProcessor.register(FerPllConfig, image_processor_classes={"pil": FerPllImageProcessor})
 PIPELINE_REGISTRY.register_pipeline(
     TASK,
@@ -48,6 +57,9 @@ FerPllConfig.register_for_auto_class()
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FerPllBackbone.register_for_auto_class("AutoBackbone")
+FerPllResNetConfig.register_for_auto_class()
+FerPllResNetBackbone.register_for_auto_class("AutoBackbone")
 FerPllImageProcessor.register_for_auto_class()
 
 

@@ -15,10 +15,13 @@ from .labels.revision import REVISION_RULES as REVISION_RULES
 from .labels.revision import RevisionRule as RevisionRule
 from .metrics.fer_metrics import FerMetrics as FerMetrics
 from .model.configuration_fer_pll import FerPllConfig as FerPllConfig
+from .model.configuration_fer_pll_resnet import FerPllResNetConfig as FerPllResNetConfig
 from .model.image_processing_fer_pll import FerPllImageProcessor as FerPllImageProcessor
+from .model.modeling_fer_pll import FerPllBackbone as FerPllBackbone
 from .model.modeling_fer_pll import FerPllForImageClassification as FerPllForImageClassification
 from .model.modeling_fer_pll import FerPllForPreTraining as FerPllForPreTraining
 from .model.modeling_fer_pll import FerPllModel as FerPllModel
+from .model.modeling_fer_pll_resnet import FerPllResNetBackbone as FerPllResNetBackbone
 from .training.arguments import FerPllPreTrainingArguments as FerPllPreTrainingArguments
 from .training.arguments import FerPllTrainingArguments as FerPllTrainingArguments
 from .training.calibrated import calibrate as calibrate

@@ -35,11 +35,15 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
 CODE = {
     "configuration_fer_pll.py",
+    "configuration_fer_pll_resnet.py",
+    "drop_path.py",
+    "feature_tokens.py",
     "hog.py",
     "face_crop.py",
     "image_processing_fer_pll.py",
     "masking.py",
     "modeling_fer_pll.py",
+    "modeling_fer_pll_resnet.py",
     "uniformity.py",
 }
 NEEDED = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
@@ -163,6 +167,7 @@ def test_every_way_to_push_leaves_the_same_files(pushed, name):
         "AutoImageProcessor",
         "AutoModel",
         "AutoModelForImageClassification",
+        "AutoModelForMaskedImageModeling",
         "AutoModelForPreTraining",
     }
     assert preprocessor["face_crop"]["name"] == "toy"

@@ -25,7 +25,17 @@ from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTrai
 from hub.stranger import run_stranger
 from tiny import tiny_config, tiny_processor
 
-CODE_FILES = {"configuration_fer_pll.py", "hog.py", "masking.py", "modeling_fer_pll.py", "uniformity.py"}
+CODE_FILES = {
+    "configuration_fer_pll.py",
+    "configuration_fer_pll_resnet.py",
+    "drop_path.py",
+    "feature_tokens.py",
+    "hog.py",
+    "masking.py",
+    "modeling_fer_pll.py",
+    "modeling_fer_pll_resnet.py",
+    "uniformity.py",
+}
 CROP = {
     "name": "test",
     "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
@@ -37,7 +47,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_fer_pll.FerPllConfig",
     "AutoModel": "modeling_fer_pll.FerPllModel",
     "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+    "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
     "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
+    "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
 }
 
 # Writes what the checkpoints answer to FOLDER/answers, and saves all of them a second time to FOLDER/again.

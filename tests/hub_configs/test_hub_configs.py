@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from fer_pll.commands import finetune, pretrain
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG, shipped_config
+from fer_pll.io.shipped import BACKBONE_CONFIG, DEFAULT_CHECKPOINT, DEFAULT_CONFIG, shipped_config
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.base_trainer import check_image_processor
 from fer_pll.training.pretraining import pretraining_model
@@ -26,7 +26,13 @@ PRETRAINING.append("fer-pll-vit-base-hog-table1")
 DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
 RECIPE = "fer-pll-tiny-ferplus"  # of the checkpoint in the package: pre-training as well
 DEFAULT = "fer-pll-tiny"  # for data of one's own, with the sizes of the recipe
-CLASSIFIERS = [DEFAULT, RECIPE, "fer-pll-tiny-ferplus-quick", *(f"fer-pll-vit-base-{data}" for data in DATA_SETS)]
+CLASSIFIERS = [
+    DEFAULT,
+    RECIPE,
+    "fer-pll-tiny-ferplus-quick",
+    BACKBONE_CONFIG,
+    *(f"fer-pll-vit-base-{data}" for data in DATA_SETS),
+]
 
 
 @pytest.fixture
@@ -58,8 +64,8 @@ def test_the_image_processor_is_made_from_the_config_and_the_crop_of_the_data_se
 
 def test_image_processors_are_made_for_every_config_and_have_four_contents():
     own = ROOT / "train_scripts" / "configs"
-    assert set(folders()) == {*CONFIGS.iterdir(), own / "resnet18", own / "resnet18-224"}
-    assert len({image_processor(folder) for folder in folders()}) == 4
+    assert set(folders()) == {*CONFIGS.iterdir(), *own.iterdir()}
+    assert len({image_processor(folder) for folder in folders()}) == 3
 
 
 def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name():
@@ -89,6 +95,28 @@ def test_pretraining_config(name, settings):
     check_image_processor(model, AutoImageProcessor.from_pretrained(CONFIGS / name))
     if name not in (DEFAULT, RECIPE):  # whose config.json is that of the classifier
         assert config.architectures == (["FerPllModel"] if name.endswith("moco") else [type(model).__name__])
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18-queries", "small-resnet", "convnext", "convnext-queries", "tiny-conv-stem"]
+)
+def test_configs_of_comparisons(name, settings):
+    """They are trained alike, and their networks are about as large as RESULTS.md says."""
+    folder = ROOT / "train_scripts" / "configs" / name
+    config = AutoConfig.from_pretrained(folder)
+    _, args = settings(folder, "finetune")
+    _, of_resnet = settings(folder.parent / "resnet18", "finetune")
+    if name != "tiny-conv-stem":
+        assert args.to_dict() | {"logging_dir": None} == of_resnet.to_dict() | {"logging_dir": None}
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(config)
+    check_image_processor(model, AutoImageProcessor.from_pretrained(folder))
+    if name in ("small-resnet", "convnext", "convnext-queries"):
+        network = model.base_model
+        assert 1.4e6 < getattr(network, "backbone", network).num_parameters() < 1.7e6
+    with torch.no_grad():
+        model = AutoModelForImageClassification.from_config(config).eval()
+        assert model(torch.zeros(1, 1, 48, 48)).logits.shape == (1, 8)
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

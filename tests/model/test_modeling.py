@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from skimage.feature import hog
 from torch import nn
 from torch.nn.functional import cross_entropy, layer_norm, multi_head_attention_forward
@@ -11,6 +12,7 @@ from transformers import (
     AttentionInterface,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     Trainer,
     TrainingArguments,
@@ -19,7 +21,9 @@ from transformers import (
     ViTMAEForPreTraining,
     ViTMAEModel,
     ViTModel,
+    pipeline,
 )
+from transformers.initialization import no_init_weights
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
@@ -237,6 +241,14 @@ class TestPositions:
         rows = wide[0, 1:, 16:].unflatten(0, (4, 8))
         torch.testing.assert_close(rows, positions[0, 1:, 16:].unflatten(0, (4, 4))[:, :1].expand(4, 8, 16))
 
+    @pytest.mark.parametrize("model_class", [FerPllForImageClassification, FerPllForPreTraining])
+    def test_fixed_ones_are_there_without_initialization(self, model_class):
+        with no_init_weights():
+            model = model_class(tiny_config())
+        assert torch.equal(model.fer_pll.embeddings.position_embeddings, sincos_positions(4, 32))
+        if model_class is FerPllForPreTraining:
+            assert torch.equal(model.decoder.position_embeddings, sincos_positions(4, 16))
+
 
 class TestMasking:
     @pytest.mark.parametrize("num_patches", [9, 16, 36, 196])
@@ -266,6 +278,47 @@ class TestMasking:
         drawn = [model(PIXELS).mask for _ in range(8)]
         assert any(not torch.equal(drawn[0], other) for other in drawn)
         assert any(not torch.equal(mask[0], mask[1]) for mask in drawn)  # every image has its own
+
+    @torch.no_grad()
+    @pretrainings
+    @pytest.mark.parametrize("kind", [torch.bool, torch.long, torch.float32])
+    def test_a_given_mask_is_the_one_that_is_used(self, changes, kind):
+        model = randomize(FerPllForPreTraining(tiny_config(**changes)))
+        drawn = model(PIXELS, noise=NOISE)
+        given = model(PIXELS, bool_masked_pos=drawn.mask.to(kind), noise=1 - NOISE)  # the mask counts, not the noise
+        assert torch.equal(given.mask, drawn.mask)
+        torch.testing.assert_close(given.logits, drawn.logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(given.loss, drawn.loss, atol=1e-6, rtol=1e-5)
+        few = torch.zeros(2, NUM_PATCHES, dtype=kind)
+        few[0, 3] = few[1, 12] = 1  # not the configuration's ratio
+        assert torch.equal(model(PIXELS, bool_masked_pos=few).mask, few.float())
+        assert model(PIXELS, bool_masked_pos=few * 0).loss == 0  # no hidden patch, no error
+
+    @torch.no_grad()
+    def test_a_mask_in_the_style_of_dropping_hides_as_many_in_each_image(self):
+        model = FerPllForPreTraining(tiny_config()).eval()
+        uneven = torch.zeros(2, NUM_PATCHES)
+        uneven[0, :3] = uneven[1, :5] = 1
+        with pytest.raises(ValueError, match=r"leaves 11 to 13 of 16 patches visible: .*mask_style='visible'"):
+            model(PIXELS, bool_masked_pos=uneven)
+        with pytest.raises(ValueError, match="leaves 0 to 0 of 16 patches visible"):
+            model(PIXELS, bool_masked_pos=torch.ones(2, NUM_PATCHES))
+        token = FerPllForPreTraining(tiny_config(mask_style="token")).eval()
+        assert torch.equal(token(PIXELS, bool_masked_pos=uneven).mask, uneven)
+
+    @torch.no_grad()
+    @pretrainings
+    @pytest.mark.parametrize("shape", [(2, 1), (1, NUM_PATCHES), (2, 9), (2, 4, 4)])
+    def test_a_mask_of_another_shape(self, changes, shape):
+        model = FerPllForPreTraining(tiny_config(**changes)).eval()
+        with pytest.raises(ValueError, match=r"`bool_masked_pos` has the shape .*: it needs .*\(2, 16\)"):
+            model(PIXELS, bool_masked_pos=torch.zeros(shape))
+
+    @torch.no_grad()
+    def test_noise_does_not_place_rectangles(self):
+        model = FerPllForPreTraining(tiny_config(mask_style="token", mask_shape="blocks")).eval()
+        with pytest.raises(ValueError, match="`noise` cannot place the rectangles of mask_shape='blocks'"):
+            model(PIXELS, noise=NOISE)
 
     @torch.no_grad()
     @pretrainings
@@ -502,6 +555,52 @@ class TestClassification:
         assert outputs.query_states is None and model.label_queries is None
 
     @torch.no_grad()
+    def test_the_pooled_output_is_the_mean_patch(self, tmp_path):
+        FerPllForImageClassification(tiny_config()).save_pretrained(tmp_path)
+        tiny.tiny_processor(tiny_config()).save_pretrained(tmp_path)
+        image = Image.fromarray(np.moveaxis(images_8bit(3)[0], 0, -1))
+        extract = pipeline("image-feature-extraction", model=str(tmp_path))
+        whole, pooled = np.array(extract(image)), np.array(extract(image, pool=True))
+        assert whole.shape == (1, 1 + NUM_PATCHES, 32) and pooled.shape == (1, 32)
+        np.testing.assert_allclose(pooled, whole[:, 1:].mean(axis=1), atol=1e-6)
+
+    @classifiers
+    def test_attentions_without_maps_are_empty_with_gradients_and_without(self, changes):
+        """sdpa gives no maps."""
+        model = FerPllForImageClassification(tiny_config(**changes)).eval()
+        for gradients in (False, True):
+            with torch.set_grad_enabled(gradients):
+                outputs = model(PIXELS, output_attentions=True)
+            assert outputs.attentions == outputs.cross_attentions == ()
+
+    def test_problem_type_may_be_left_open(self):
+        assert tiny_config(problem_type=None).problem_type == "single_label_classification"
+
+    @pytest.mark.parametrize("model_class", [FerPllModel, FerPllForImageClassification, FerPllForPreTraining])
+    def test_the_input_embeddings_are_those_of_the_patches(self, model_class):
+        model = model_class(tiny_config())
+        embeddings = getattr(model, "fer_pll", model).embeddings
+        assert model.get_input_embeddings() is embeddings.patch_embeddings
+        model.set_input_embeddings(other := type(embeddings.patch_embeddings)(model.config))
+        assert embeddings.patch_embeddings is other
+
+    def test_the_input_embeddings_of_another_backbone_are_its_first_convolution(self):
+        network = {
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": [8],
+            "depths": [1],
+            "layer_type": "basic",
+        }
+        model = FerPllForImageClassification(tiny_config(backbone_config=network)).eval()
+        seen = []
+        model.get_input_embeddings().register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        model(PIXELS)
+        assert len(seen) == 1 and torch.equal(seen[0], PIXELS)
+        model.enable_input_require_grads()
+        model(PIXELS)
+
+    @torch.no_grad()
     @classifiers
     def test_labels_give_cross_entropy(self, changes):
         model = FerPllForImageClassification(tiny_config(**changes)).eval()
@@ -620,8 +719,9 @@ class TestSaving:
     def test_pretraining_round_trip(self, changes, tmp_path):
         model = randomize(FerPllForPreTraining(tiny_config(**changes)))
         model.save_pretrained(tmp_path)
-        loaded, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
-        assert type(loaded) is FerPllForPreTraining
+        for auto in (AutoModelForMaskedImageModeling, AutoModelForPreTraining):
+            loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+            assert type(loaded) is FerPllForPreTraining
         assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
         assert torch.equal(loaded(PIXELS, noise=NOISE).logits, model(PIXELS, noise=NOISE).logits)
 

@@ -91,7 +91,7 @@ def test_simmim_is_transformers_masked_image_modeling():
     expected = theirs(PIXELS, bool_masked_pos=actual.mask.bool())
     torch.testing.assert_close(actual.logits, patchify_pixels(expected.reconstruction, 8), atol=1e-5, rtol=0)
     assert actual.loss.item() == pytest.approx(expected.loss.item(), abs=1e-5)
-    assert torch.equal(ours(PIXELS, mask=actual.mask).logits, actual.logits)  # a mask can be given as well
+    assert torch.equal(ours(PIXELS, bool_masked_pos=actual.mask).logits, actual.logits)  # a mask can be given as well
 
 
 @torch.no_grad()

@@ -1,16 +1,15 @@
 import pytest
 
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining
-from fer_pll.training.param_groups import layer_depth, parameter_groups
+from fer_pll.training.param_groups import depths, parameter_groups
 
 
-def test_depths_follow_the_encoder():
-    assert layer_depth("fer_pll.embeddings.cls_token", 12) == 0
-    assert layer_depth("fer_pll.layers.0.mlp.fc1.weight", 12) == 1
-    assert layer_depth("fer_pll.layers.11.mlp.fc1.weight", 12) == 12
-    for above in ("fer_pll.layernorm.weight", "fer_pll.query_decoder.layers.0.mlp.fc1.weight", "classifier.weight"):
-        assert layer_depth(above, 12) == 13
-    assert layer_depth("decoder.layers.1.mlp.fc1.weight", 12) == 13
+def test_depths_follow_the_encoder(toy_config):
+    for model_class in (FerPllForImageClassification, FerPllForPreTraining):
+        for name, depth in depths(model_class(toy_config)).items():  # 2 blocks
+            block = name.removeprefix("fer_pll.layers.").split(".")[0]
+            expected = 0 if ".embeddings." in name else 1 + int(block) if name.startswith("fer_pll.layers.") else 3
+            assert depth == expected, name
 
 
 @pytest.mark.parametrize("model_class", [FerPllForImageClassification, FerPllForPreTraining])

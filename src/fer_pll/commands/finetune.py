@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stopping_in_one_line(trainer):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
 
+    trainer.merge_adapters()
     # Everything is on disk before anything is pushed.
     trainer.save_state()
     trainer.save_confidence()

@@ -18,7 +18,16 @@ from ..io.names import check_folder
 from ..io.pretrained import check_finite_weights, weight_files
 from ..io.stored import read_json
 from .card import model_card, read_evaluations
-from .files import CARD_NAME, CONFUSION_MATRIX_NAME, METRICS_NAME, PREPROCESSOR_NAME, TRAINING_NAME
+from .files import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_FOLDER,
+    ADAPTER_WEIGHTS_NAME,
+    CARD_NAME,
+    CONFUSION_MATRIX_NAME,
+    METRICS_NAME,
+    PREPROCESSOR_NAME,
+    TRAINING_NAME,
+)
 
 _ADVICE = {
     401: "it does not know you: log in with `hf auth login`, or set HF_TOKEN to a token that may write",
@@ -67,8 +76,8 @@ def published_files(folder: str | Path) -> list[str]:
 
     These are the config, the safetensors weights, the image processor, and the code that `auto_map` names, with all
     that it imports; and, if they are there, the card, what it was made from (`training.json`, the metrics of these
-    weights) and the confusion matrices. Everything else stays: optimizers, settings with paths of this machine,
-    pickles, predictions, galleries of images.
+    weights), the adapters that are merged into the weights, and the confusion matrices. Everything else stays:
+    optimizers, settings with paths of this machine, pickles, predictions, galleries of images.
 
     Raises:
         DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not
@@ -84,7 +93,8 @@ def published_files(folder: str | Path) -> list[str]:
             f"{folder} has no {PREPROCESSOR_NAME}: save the image processor there as well, with its save_pretrained."
         )
     files = [CONFIG_NAME, *weight_files(folder), PREPROCESSOR_NAME, *_code(folder)]
-    files += [name for name in (CARD_NAME, TRAINING_NAME) if os.path.lexists(folder / name)]
+    adapter = [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)]
+    files += [name for name in (CARD_NAME, TRAINING_NAME, *adapter) if os.path.lexists(folder / name)]
     for name in read_evaluations(folder):
         images = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))
         files += [f"{name}/{METRICS_NAME}", *(f"{name}/{image.name}" for image in images)]

@@ -7,6 +7,7 @@ import io
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ def export_onnx(
 
     with whole_folder(target) as folder:
         folder.mkdir()
-        write_model(model, folder / MODEL_FILE, dtype)
+        size: Any = image_processor.size  # a SizeDict, whatever the class had
+        write_model(model, folder / MODEL_FILE, dtype, image_size=size.height)
         for name, settings in (
             ("config", model.config.to_diff_dict()),
             ("preprocessor_config", image_processor.to_dict()),
@@ -124,8 +126,14 @@ def _drawn_images(count: int) -> list[Image.Image]:
     return faces
 
 
-def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> None:
+def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32", image_size: int | None = None) -> None:
     """Write an image classifier as an ONNX file, as `export_onnx` does, without the comparison.
+
+    Args:
+        model: its config says how many channels the images have.
+        path: of the file.
+        dtype: one of `DTYPES`.
+        image_size: side of the images in pixels; by default the config's, which networks of convolutions may lack.
 
     Raises:
         MissingExtra: a package of the extra `onnx` is not installed.
@@ -140,7 +148,8 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32") -> N
     except ImportError as error:
         raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
     config = model.config
-    example = torch.zeros(2, config.num_channels, config.image_size, config.image_size)
+    side = config.image_size if image_size is None else image_size
+    example = torch.zeros(2, config.num_channels, side, side)
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)  # it warns that torchvision is missing

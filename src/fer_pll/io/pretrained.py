@@ -75,13 +75,14 @@ def load_image_processor(name: str | Path, processor_class: Any = None) -> Any:
         return AutoImageProcessor.from_pretrained(str(name), trust_remote_code=False)
 
 
-def load_model(model_class: Any, name: str | Path, partly: bool = False, **options: Any) -> Any:
+def load_model(model_class: Any, name: str | Path, partly: bool = False, config: Any = None, **options: Any) -> Any:
     """A model with the weights of a checkpoint, from safetensors files only.
 
     Args:
         model_class: a model class, or an Auto class of transformers.
         name: as in `load_model_config`.
         partly: accept a checkpoint that lacks weights of the model, or has them in other shapes; they are random then.
+        config: takes the place of the checkpoint's own.
         options: of `from_pretrained`.
 
     Returns:
@@ -93,7 +94,7 @@ def load_model(model_class: Any, name: str | Path, partly: bool = False, **optio
     """
     name = find_checkpoint(name)
     own = getattr(model_class, "config_class", None)
-    config = load_model_config(name, own)
+    config = config or load_model_config(name, own)
     with _of(name, f"{CONFIG_FILE} and its weights"):
         if Path(name).is_dir():
             for file in weight_files(name):

@@ -10,6 +10,9 @@ DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
 DEFAULT_CONFIG = "fer-pll-tiny"
 """The name in `hub_configs` that training takes by default: for one's own data, as small as `DEFAULT_CHECKPOINT`."""
 
+BACKBONE_CONFIG = "fer-pll-resnet18"
+"""The name in `hub_configs` that fine-tuning takes by default with `--backbone`: for pre-trained networks."""
+
 
 def shipped(name: str) -> Path:
     """Path of `hub_configs` or `model_card.md`."""

@@ -3,7 +3,11 @@
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_fer_pll_resnet import FerPllResNetConfig
 
 RETIRED = {
     "query_self_attention": (False, "its label queries attend to each other, which this version cannot compute"),
@@ -59,10 +63,17 @@ def drop_retired(settings: dict[str, Any]) -> None:
 
 
 @strict
-class FerPllConfig(PreTrainedConfig):
+class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
     Sizes and switches of the encoder, the HOG pre-training head and the query decoder. The defaults give ViT-B/16 at
     224 pixels with the paper's pre-training settings (section 4.2).
+
+    Another encoder:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*): a network of transformers' `AutoBackbone` in place
+            of the encoder below; a dictionary names it in `model_type`. Its `out_features` are the feature maps that
+            the label queries attend to, by default the last. `hidden_size`, `num_attention_heads` and
+            `intermediate_size` then are those of the query decoder, `num_channels` is the backbone's, and `patch_size`
+            and pre-training have no meaning.
 
     Encoder:
         hidden_size (`int`, defaults to 768): width d of the encoder and of the query decoder.
@@ -79,6 +90,8 @@ class FerPllConfig(PreTrainedConfig):
         qkv_bias (`bool`, defaults to `True`).
         image_size, patch_size (`int`, default to 224 and 16): in pixels; the patch must divide the image.
         num_channels (`int`, defaults to 3): 1 for gray images.
+        stem (`"patch"` or `"conv"`): how pixels become tokens: one linear map of each patch, or 3x3 convolutions. In
+            masked pre-training they see zeros, the mean color, in place of hidden pixels.
         position_embedding_type (`"sincos"` or `"learned"`): fixed 2D sine-cosine positions, or trained ones.
 
     Pre-training (paper, sections 3.2 and 4.2):
@@ -106,6 +119,10 @@ class FerPllConfig(PreTrainedConfig):
             tokens; otherwise a linear layer on the mean of the patch tokens.
         query_decoder_num_hidden_layers (`int`, defaults to 2).
 
+    As a backbone of other models (`FerPllBackbone`):
+        out_features, out_indices: as in transformers' backbones; the stages are `stem`, `stage1`, `stage2`, ..., one
+            for each block.
+
     Raises:
         StrictDataclassError: of `huggingface_hub`; a value has a wrong type or lies outside its range, or sizes do not
             fit each other.
@@ -118,8 +135,13 @@ class FerPllConfig(PreTrainedConfig):
         "hidden_states",
         "attentions",
         "cross_attentions",
+        "feature_maps",
     ]
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
+    }
 
+    backbone_config: dict | PreTrainedConfig | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -134,6 +156,7 @@ class FerPllConfig(PreTrainedConfig):
     image_size: int = 224
     patch_size: int = 16
     num_channels: int = 3
+    stem: Literal["patch", "conv"] = "patch"
     position_embedding_type: Literal["sincos", "learned"] = "sincos"
 
     mask_ratio: float | int = 0.4
@@ -154,22 +177,63 @@ class FerPllConfig(PreTrainedConfig):
 
     add_query_decoder: bool = True
     query_decoder_num_hidden_layers: int = 2
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
-    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid.
-    problem_type: Literal["single_label_classification"] = "single_label_classification"
+    # Float `labels` would make transformers guess a multi-label problem, and the pipeline would apply a sigmoid. None,
+    # transformers' default, means the same here.
+    problem_type: Literal["single_label_classification"] | None = "single_label_classification"
 
     def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
         check_bounds(vars(self) | kwargs)
+        if isinstance(self.backbone_config, dict):
+            kind = self.backbone_config.get("model_type")
+            # Ours is not registered where this file came with a checkpoint.
+            is_ours = kind == FerPllResNetConfig.model_type
+            if not is_ours and kind not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config: transformers knows no model_type {kind!r}; name a kind of backbone, such as "
+                    "'resnet'."
+                )
+            config_class = FerPllResNetConfig if is_ours else CONFIG_MAPPING[kind]
+            self.backbone_config = config_class.from_dict(self.backbone_config)
+        self.num_channels = getattr(self.backbone_config, "num_channels", self.num_channels)
+        # Left open if not given: which block is the last depends on `num_hidden_layers`, which may still be changed.
+        stages = {name: kwargs.pop(name, None) for name in ("out_features", "out_indices")}
+        if any(value is not None for value in stages.values()):
+            self.set_output_features_output_indices(**stages)
         self.image_mean = list(self.image_mean or [0.5] * self.num_channels)
         self.image_std = list(self.image_std or [0.5] * self.num_channels)
         self.mask_unit_size = self.mask_unit_size or self.patch_size
+        self.problem_type = self.problem_type or "single_label_classification"
         super().__post_init__(**kwargs)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What `out_features` can name: the stem, and one stage for each block of the encoder."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
+
+    def to_dict(self) -> dict[str, Any]:
+        settings = super().to_dict()
+        if settings["out_features"] is None:
+            del settings["out_features"], settings["out_indices"]
+        return settings
 
     @property
     def grid_size(self) -> int:
         """Patches per side of the image."""
         return self.image_size // self.patch_size
+
+    @property
+    def stem_strides(self) -> list[int]:
+        """Strides of the convolutions of `stem="conv"`: the prime factors of the patch size, if they are 2 and 3."""
+        strides, rest = [], self.patch_size
+        for stride in (2, 3):
+            while rest % stride == 0:
+                strides.append(stride)
+                rest //= stride
+        return strides if rest == 1 else []
 
     @property
     def patches_per_mask_unit(self) -> int:
@@ -207,11 +271,12 @@ class FerPllConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.grid_size**2 > MAX_PATCHES:
+        if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"image_size={self.image_size} with patch_size={self.patch_size} gives {self.grid_size**2} patches: "
-                f"at most {MAX_PATCHES}."
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}."
             )
+        if self.hidden_size % 4 and (self.position_embedding_type == "sincos" or self.backbone_config is not None):
+            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 for sine-cosine positions.")
         for before, prefix in (("", ""), ("decoder_", "decoder_"), ("", "query_decoder_")):
             width, inner = (getattr(self, f"{before}{name}") for name in ("hidden_size", "intermediate_size"))
             layers = getattr(self, f"{prefix}num_hidden_layers")
@@ -220,25 +285,40 @@ class FerPllConfig(PreTrainedConfig):
                     f"{prefix}num_hidden_layers={layers} blocks of {before}hidden_size={width} and "
                     f"{before}intermediate_size={inner} are too large: at most {MAX_BLOCK_VALUES:,} values."
                 )
+        if self.backbone_config is None:
+            self._check_patches()
+
+    def _check_patches(self) -> None:
+        """Raise `ValueError` if image, patch, cell and masks, and the pre-training decoder, do not fit each other."""
+        if self.grid_size**2 > MAX_PATCHES:
+            raise ValueError(
+                f"image_size={self.image_size} with patch_size={self.patch_size} gives {self.grid_size**2} patches: "
+                f"at most {MAX_PATCHES}."
+            )
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"image_size={self.image_size} is not divisible by patch_size={self.patch_size}: choose an image size "
                 f"such as {max(self.image_size // self.patch_size, 1) * self.patch_size}."
+            )
+        if self.stem == "conv" and (not self.stem_strides or self.hidden_size % 2 ** (len(self.stem_strides) - 1)):
+            raise ValueError(
+                f"stem='conv' needs a patch_size of factors 2 and 3, such as 8 or 16, and a hidden_size that can be "
+                f"halved for each but one of them; they are {self.patch_size} and {self.hidden_size}."
             )
         if self.patch_size % self.hog_cell_size:
             raise ValueError(
                 f"hog_cell_size={self.hog_cell_size} does not divide patch_size={self.patch_size}: every patch must "
                 "hold whole HOG cells."
             )
-        # The pre-training decoder always has sine-cosine positions.
-        for prefix, sincos in (("", self.position_embedding_type == "sincos"), ("decoder_", True)):
-            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
-            if width % heads:
-                raise ValueError(
-                    f"{prefix}hidden_size={width} is not divisible by {prefix}num_attention_heads={heads}."
-                )
-            if sincos and width % 4:
-                raise ValueError(f"{prefix}hidden_size={width} must be divisible by 4 for sine-cosine positions.")
+        if self.decoder_hidden_size % self.decoder_num_attention_heads:
+            raise ValueError(
+                f"decoder_hidden_size={self.decoder_hidden_size} is not divisible by decoder_num_attention_heads="
+                f"{self.decoder_num_attention_heads}."
+            )
+        if self.decoder_hidden_size % 4:  # its positions are sine-cosine always
+            raise ValueError(
+                f"decoder_hidden_size={self.decoder_hidden_size} must be divisible by 4 for sine-cosine positions."
+            )
         num_patches = self.grid_size**2
         if not 0 < int(num_patches * (1 - self.mask_ratio)) < num_patches:
             raise ValueError(
@@ -260,7 +340,11 @@ class FerPllConfig(PreTrainedConfig):
 
     def validate_pretraining(self) -> None:
         """Raise `ValueError` for options of pre-training that contradict each other."""
-        if self.mask_style == "visible" and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size):
+        if (
+            self.backbone_config is None
+            and self.mask_style == "visible"
+            and (self.mask_shape, self.mask_unit_size) != ("random", self.patch_size)
+        ):
             raise ValueError(
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
                 "'visible' hides single patches, as many in each image."

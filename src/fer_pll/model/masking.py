@@ -21,6 +21,30 @@ def random_masking(noise: torch.Tensor, mask_ratio: float) -> tuple[torch.Tensor
     return ids_shuffle[:, :num_visible], (ids_restore >= num_visible).float(), ids_restore
 
 
+def given_masking(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Hide given patches.
+
+    Args:
+        mask: (B, L), nonzero where hidden, as often in each row.
+
+    Returns:
+        as `random_masking`; the visible patches keep their order.
+
+    Raises:
+        ValueError: the rows hide different numbers of patches, or all of them.
+    """
+    mask = (mask != 0).float()
+    visible = mask.shape[1] - mask.sum(dim=1).long()
+    num_visible = int(visible[0])
+    if (visible != num_visible).any() or num_visible == 0:
+        raise ValueError(
+            f"The mask leaves {int(visible.min())} to {int(visible.max())} of {mask.shape[1]} patches visible: where "
+            "hidden patches are dropped (mask_style='visible'), it must leave as many in each image, and at least one."
+        )
+    ids_shuffle = mask.argsort(dim=1, stable=True)
+    return ids_shuffle[:, :num_visible], mask, ids_shuffle.argsort(dim=1)
+
+
 def unit_masking(noise: torch.Tensor, mask_ratio: float, grid: tuple[int, int], unit: int) -> torch.Tensor:
     """Hide squares of unit x unit patches, those with the highest noise (SimMIM; Xie et al., 2022).
 

@@ -14,15 +14,20 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_fer_pll import FerPllConfig
+from .drop_path import drop_path
+from .feature_tokens import FerPllFeatureTokens, make_backbone
 from .hog import hog_targets, patchify_cells
-from .masking import blockwise_masking, random_masking, unit_masking
+from .masking import blockwise_masking, given_masking, random_masking, unit_masking
 from .uniformity import simplex_queries
 
 
@@ -30,7 +35,10 @@ from .uniformity import simplex_queries
 class FerPllModelOutput(ModelOutput):
     """Output of `FerPllModel`.
 
-    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking.
+    last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
+        `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
+    pooler_output: (B, d), the mean of the patch tokens.
+    feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
@@ -40,6 +48,8 @@ class FerPllModelOutput(ModelOutput):
     """
 
     last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
@@ -92,7 +102,8 @@ def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:
     col = angle.repeat(grid_size, 1)
     row = angle.repeat_interleave(grid_size, dim=0)
     patches = torch.cat([col.sin(), col.cos(), row.sin(), row.cos()], dim=1)
-    return torch.cat([torch.zeros(1, dim), patches.float()])[None]
+    # In the default type, which `from_pretrained` sets to the checkpoint's while it makes the model.
+    return torch.cat([torch.zeros(1, dim), patches.to(torch.get_default_dtype())])[None]
 
 
 def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -109,12 +120,6 @@ def interpolate_positions(positions: torch.Tensor, height: int, width: int) -> t
 def take_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """Pick (B, n) of the (B, L, d) tokens: (B, n, d)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def drop_path(residual: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth: zero a sample's whole branch with probability `rate`, scale the others by 1 / (1 - rate)."""
-    keep = torch.rand(residual.shape[0], *[1] * (residual.dim() - 1), device=residual.device) >= rate
-    return residual * keep / (1 - rate)
 
 
 def eager_attention_forward(
@@ -260,14 +265,32 @@ class FerPllQueryDecoder(nn.Module):
 
 
 class FerPllPatchEmbeddings(nn.Module):
+    """One linear map of each patch (`config.stem="patch"`), or a few small convolutions (`"conv"`).
+
+    The latter are 3x3 with batch norm, each of stride 2 or 3, until a cell is a patch, and then a 1x1 projection (Xiao
+    et al., Early Convolutions Help Transformers See Better, 2021). They see a few pixels beyond a patch.
+    """
+
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
+        self.convolutions = None
+        in_size, patch_size = config.num_channels, config.patch_size
+        if config.stem == "conv":
+            strides = config.stem_strides
+            layers: list[nn.Module] = []
+            for number, stride in enumerate(strides, start=1):
+                size = config.hidden_size // 2 ** (len(strides) - number)
+                convolution = nn.Conv2d(in_size, size, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(size), nn.ReLU()]
+                in_size, patch_size = size, patch_size // stride
+            self.convolutions = nn.Sequential(*layers)
+        self.projection = nn.Conv2d(in_size, config.hidden_size, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        embeddings = self.projection(pixel_values.to(self.projection.weight.dtype))
+        embeddings = pixel_values.to(self.projection.weight.dtype)
+        if self.convolutions is not None:
+            embeddings = self.convolutions(embeddings)
+        embeddings = self.projection(embeddings)
         return embeddings.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, L, d)
 
 
@@ -282,33 +305,49 @@ class FerPllEmbeddings(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
         self.patch_embeddings = FerPllPatchEmbeddings(config)
-        positions = torch.zeros(1, 1 + config.grid_size**2, config.hidden_size)
         if config.position_embedding_type == "learned":
-            self.position_embeddings = nn.Parameter(positions)
+            self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + config.grid_size**2, config.hidden_size))
         else:
             # A buffer, because `from_pretrained` makes every parameter require a gradient.
-            self.register_buffer("position_embeddings", positions)
+            self.register_buffer("position_embeddings", sincos_positions(config.grid_size, config.hidden_size))
 
     def forward(
         self,
         pixel_values: torch.Tensor,
         mask_ratio: float,
         noise: torch.Tensor | None,
-        mask: torch.Tensor | None,
+        bool_masked_pos: torch.Tensor | None,
         interpolate_pos_encoding: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        grid = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-        tokens = self.patch_embeddings(pixel_values)
-        positions = interpolate_positions(self.position_embeddings, *grid)
-        ids_keep = ids_restore = None
-        if mask_ratio > 0 or noise is not None or mask is not None:
+        check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[2:])
+        shape = pixel_values.shape[0], height * width
+        if bool_masked_pos is not None and bool_masked_pos.shape != shape:
+            raise ValueError(
+                f"`bool_masked_pos` has the shape {tuple(bool_masked_pos.shape)}: it needs one value for each of the "
+                f"patches, {shape}."
+            )
+        mask = ids_keep = ids_restore = None
+        if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
             if self.mask_token is None:
-                if noise is None:
-                    noise = torch.rand(tokens.shape[:2], device=tokens.device)
-                ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+                if bool_masked_pos is not None:
+                    ids_keep, mask, ids_restore = given_masking(bool_masked_pos)
+                else:
+                    if noise is None:
+                        noise = torch.rand(shape, device=pixel_values.device)
+                    ids_keep, mask, ids_restore = random_masking(noise, mask_ratio)
+            elif bool_masked_pos is not None:
+                mask = (bool_masked_pos != 0).float()
             else:
-                mask = self.draw_mask(tokens, grid, mask_ratio, noise) if mask is None else mask.float()
-                tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+                mask = self.draw_mask(pixel_values, (height, width), mask_ratio, noise)
+        if mask is not None and self.config.stem == "conv":  # which would see hidden pixels at the edges of patches
+            visible = (1 - mask).view(-1, 1, height, 1, width, 1).to(pixel_values.dtype)
+            patches = pixel_values.unflatten(3, (width, -1)).unflatten(2, (height, -1))  # (B, C, h, patch, w, patch)
+            pixel_values = (patches * visible).flatten(4, 5).flatten(2, 3)
+        tokens = self.patch_embeddings(pixel_values)
+        if mask is not None and self.mask_token is not None:
+            tokens = torch.where(mask[..., None].bool(), self.mask_token.to(tokens.dtype), tokens)
+        positions = interpolate_positions(self.position_embeddings, height, width)
         tokens = tokens + positions[:, 1:]
         if ids_keep is not None:
             tokens = take_tokens(tokens, ids_keep)
@@ -316,35 +355,38 @@ class FerPllEmbeddings(nn.Module):
         return torch.cat([cls_token, tokens], dim=1), mask, ids_restore
 
     def draw_mask(
-        self, tokens: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
+        self, images: torch.Tensor, grid: tuple[int, int], mask_ratio: float, noise: torch.Tensor | None
     ) -> torch.Tensor:
         """Draws the patches to replace by the mask token, (B, L), 1 where hidden, as the configuration says."""
         if self.config.mask_shape == "blocks":
-            return blockwise_masking(len(tokens), grid, mask_ratio, tokens.device)
+            if noise is not None:
+                raise ValueError(
+                    "`noise` cannot place the rectangles of mask_shape='blocks': leave it out, or give "
+                    "`bool_masked_pos`, the patches to hide."
+                )
+            return blockwise_masking(len(images), grid, mask_ratio, images.device)
         unit = self.config.patches_per_mask_unit
         if noise is None:
-            noise = torch.rand(len(tokens), (grid[0] // unit) * (grid[1] // unit), device=tokens.device)
+            noise = torch.rand(len(images), (grid[0] // unit) * (grid[1] // unit), device=images.device)
         return unit_masking(noise, mask_ratio, grid, unit)
 
 
-def check_pixel_values(
-    pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool
-) -> tuple[int, int]:
-    """Checks that the model can take the input; returns its patches per column and row."""
+def check_pixel_values(pixel_values: torch.Tensor, config: FerPllConfig, interpolate_pos_encoding: bool) -> None:
+    """Checks that the model can take the input."""
     _, channels, height, width = pixel_values.shape
     if channels != config.num_channels:
         raise ValueError(
             f"The model takes images of {config.num_channels} channel(s), `pixel_values` has {channels}: preprocess "
             "with the checkpoint's own image processor."
         )
-    if height % config.patch_size or width % config.patch_size:
+    patched = config.backbone_config is None
+    if patched and (height % config.patch_size or width % config.patch_size):
         raise ValueError(f"An image of {height} x {width} pixels is not divisible by patch_size={config.patch_size}.")
     if (height, width) != (config.image_size, config.image_size) and not interpolate_pos_encoding:
         raise ValueError(
             f"The model was built for {config.image_size} x {config.image_size} pixels, the input has {height} x "
             f"{width}: resize it, or pass interpolate_pos_encoding=True."
         )
-    return height // config.patch_size, width // config.patch_size
 
 
 class FerPllPreTrainedModel(PreTrainedModel):
@@ -353,6 +395,7 @@ class FerPllPreTrainedModel(PreTrainedModel):
     base_model_prefix = "fer_pll"
     main_input_name = "pixel_values"
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
+    _input_embed_layer = "patch_embeddings"
     supports_gradient_checkpointing = True
     # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
     # for a forward with **kwargs.
@@ -378,6 +421,14 @@ class FerPllPreTrainedModel(PreTrainedModel):
             import_module(f"{package}.hub.push").push_card(self, repo_id, **options)
         return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
 
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but a backbone of convolutions, which has no attention, keeps what it has."""
+        backbone = getattr(self.base_model, "backbone", None)
+        if isinstance(attn_implementation, str) and not getattr(backbone, "has_attentions", True):
+            own = self.config.backbone_config._attn_implementation
+            attn_implementation = {"": attn_implementation, "backbone_config": own}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
     def save_pretrained(self, save_directory: str | PathLike, *args: Any, **kwargs: Any) -> None:
         # transformers registers only the saved class, but the file that it copies holds the others as well. (A
         # subclass from elsewhere is saved with its own file.)
@@ -386,18 +437,20 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoConfig": "configuration_fer_pll.FerPllConfig",
                 "AutoModel": "modeling_fer_pll.FerPllModel",
                 "AutoModelForPreTraining": "modeling_fer_pll.FerPllForPreTraining",
+                "AutoModelForMaskedImageModeling": "modeling_fer_pll.FerPllForPreTraining",
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
+                "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
             }
+        if self.config.backbone_config is not None:
+            # transformers would give a backbone's weights the names that files of its kind have had, and Trainer,
+            # which loads checkpoints by their present names, would leave them random.
+            kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """MAE's initialization: Xavier for all projections (the patch projection as a linear layer), zero biases."""
-        if isinstance(module, FerPllClassifier):
-            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
-            init.normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -409,6 +462,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            for name, value in (("running_mean", init.zeros_), ("running_var", init.ones_)):
+                value(module.get_buffer(name))
+            init.zeros_(module.get_buffer("num_batches_tracked"))
         elif isinstance(module, FerPllEmbeddings):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             if module.mask_token is not None:
@@ -419,6 +478,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 )
             else:
                 init.normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif isinstance(module, FerPllFeatureTokens):
+            if module.stage_embeddings is not None:
+                init.normal_(module.stage_embeddings, std=self.config.initializer_range)
         elif isinstance(module, FerPllQueryDecoder):
             init.copy_(module.label_queries, simplex_queries(*module.label_queries.shape))
         elif isinstance(module, FerPllPreTrainingDecoder):
@@ -427,8 +489,25 @@ class FerPllPreTrainedModel(PreTrainedModel):
             init.copy_(module.position_embeddings, positions)
 
 
-class FerPllModel(FerPllPreTrainedModel):
-    """ViT encoder, followed by the query decoder if there is one.
+class FerPllEncoderModel(FerPllPreTrainedModel):
+    """Base of those that hold the ViT encoder, under the names that checkpoints have."""
+
+    embeddings: FerPllEmbeddings
+    layers: nn.ModuleList
+    layernorm: nn.LayerNorm
+
+    def add_encoder(self, config: FerPllConfig, use_mask_token: bool = False) -> None:
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        self.embeddings = FerPllEmbeddings(config, use_mask_token)
+        self.layers = nn.ModuleList(
+            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
+            for rate in rates
+        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+class FerPllModel(FerPllEncoderModel):
+    """ViT encoder, or another backbone, followed by the query decoder if there is one.
 
     Args:
         config: sizes and switches.
@@ -442,17 +521,22 @@ class FerPllModel(FerPllPreTrainedModel):
         self, config: FerPllConfig, add_query_decoder: bool | None = None, use_mask_token: bool = False
     ) -> None:
         super().__init__(config)
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
-        self.embeddings = FerPllEmbeddings(config, use_mask_token)
-        self.layers = nn.ModuleList(
-            FerPllLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size, rate)
-            for rate in rates
-        )
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if config.backbone_config is None:
+            self.add_encoder(config, use_mask_token)
+        else:
+            self.backbone = make_backbone(config)
+            channels: Any = self.backbone.channels
+            self.feature_tokens = FerPllFeatureTokens(config, channels)
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The first module that an image goes through; for another backbone its first convolution."""
+        if self.config.backbone_config is None:
+            return super().get_input_embeddings()
+        return next(module for module in self.backbone.modules() if isinstance(module, nn.Conv2d))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -461,9 +545,9 @@ class FerPllModel(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         mask_ratio: float = 0.0,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllModelOutput:
         """Encode images.
 
@@ -472,18 +556,37 @@ class FerPllModel(FerPllPreTrainedModel):
             mask_ratio: share of the patches to hide; 0 hides none.
             noise: (B, L), the patches with the highest values are hidden; drawn if not given. With
                 `config.mask_unit_size`, (B, number of squares).
-            mask: (B, L), the patches to replace by the mask token, if there is one; drawn if not given.
+            bool_masked_pos: (B, L), true or 1 for the patches to hide; it takes the place of ratio and noise. Where
+                hidden patches are dropped, as many in each image.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
+
+        Raises:
+            ValueError: images or masks do not fit the configuration.
         """
-        tokens, mask, ids_restore = self.embeddings(pixel_values, mask_ratio, noise, mask, interpolate_pos_encoding)
-        for layer in self.layers:
-            tokens = layer(tokens, **kwargs)
-        tokens = self.layernorm(tokens)  # (B, 1 + V, d)
-        query_states = None
+        feature_maps = mask = ids_restore = query_states = None
+        if self.config.backbone_config is None:
+            tokens, mask, ids_restore = self.embeddings(
+                pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
+            )
+            for layer in self.layers:
+                tokens = layer(tokens, **kwargs)
+            tokens = self.layernorm(tokens)  # (B, 1 + V, d)
+            patch_tokens = tokens[:, 1:]
+        else:
+            if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
+                raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
+            check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
+            feature_maps = tuple(self.backbone(pixel_values).feature_maps)
+            tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
-            query_states = self.query_decoder(tokens[:, 1:], **kwargs)  # (B, K, d)
+            query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
-            last_hidden_state=tokens, query_states=query_states, mask=mask, ids_restore=ids_restore
+            last_hidden_state=tokens,
+            pooler_output=patch_tokens.mean(dim=1),
+            feature_maps=feature_maps,
+            query_states=query_states,
+            mask=mask,
+            ids_restore=ids_restore,
         )
 
 
@@ -497,7 +600,7 @@ class FerPllPreTrainingDecoder(nn.Module):
         size = config.decoder_hidden_size
         self.embed = nn.Linear(config.hidden_size, size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, size))
-        self.register_buffer("position_embeddings", torch.zeros(1, 1 + config.grid_size**2, size))
+        self.register_buffer("position_embeddings", sincos_positions(config.grid_size, size))
         self.layers = nn.ModuleList(
             FerPllLayer(config, size, config.decoder_num_attention_heads, config.decoder_intermediate_size)
             for _ in range(config.decoder_num_hidden_layers)
@@ -542,6 +645,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
 
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "Masked pre-training is for the ViT encoder of fer-pll: take a configuration without backbone_config."
+            )
         token_style = config.mask_style == "token"
         self.fer_pll = FerPllModel(config, add_query_decoder=False, use_mask_token=token_style)
         if token_style:
@@ -586,23 +693,23 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         noise: torch.Tensor | None = None,
-        mask: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllForPreTrainingOutput:
         """Predict the hidden patches.
 
         Args:
             pixel_values: (B, C, H, W), normalized with `config.image_mean` / `image_std` (HOG needs the 8-bit values
                 back).
-            noise, mask: which patches to hide, see `FerPllModel`.
+            noise, bool_masked_pos: which patches to hide, see `FerPllModel`.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(
             pixel_values,
             mask_ratio=self.config.mask_ratio,
             noise=noise,
-            mask=mask,
+            bool_masked_pos=bool_masked_pos,
             interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
@@ -613,7 +720,7 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             logits = self.decoder(outputs.last_hidden_state, outputs.ids_restore, grid)
         error = logits.float() - self.targets(pixel_values)
         error = error.abs() if self.config.pretraining_loss == "l1" else error.square()
-        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum()
+        loss = (error.mean(dim=-1) * outputs.mask).sum() / outputs.mask.sum().clamp(min=1)
         return FerPllForPreTrainingOutput(
             loss=loss,
             logits=logits,
@@ -622,13 +729,6 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-
-class FerPllClassifier(nn.Linear):
-    """One output row per class: logit k is <w_k, h_k> + b_k, (B, K, d) or, for a shared state, (B, 1, d) -> (B, K)."""
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return (states * self.weight).sum(dim=-1) + self.bias
 
 
 class FerPllForImageClassification(FerPllPreTrainedModel):
@@ -641,8 +741,15 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         super().__init__(config)
         self.fer_pll = FerPllModel(config)
         assert config.num_labels is not None  # transformers gives every configuration its labels
-        self.classifier = FerPllClassifier(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.classifier:
+            # Small first logits: else chance would decide the first revisions of the confidences, which are final.
+            init.normal_(module.weight, std=self.config.initializer_range)
 
     @property
     def label_queries(self) -> nn.Parameter | None:
@@ -655,7 +762,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> FerPllImageClassifierOutput:
         """Classify images.
 
@@ -665,10 +772,12 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        states = outputs.query_states
-        if states is None:
-            states = outputs.last_hidden_state[:, 1:].mean(dim=1, keepdim=True)  # (B, 1, d)
-        logits = self.classifier(states)  # (B, K)
+        if outputs.query_states is None:
+            logits = self.classifier(outputs.pooler_output)  # (B, K)
+        else:
+            # All rows for all states, and those on the diagonal kept: what wraps a linear layer (adapters,
+            # quantized weights, offloading) does for this one what it does for any other, and K^2 products are few.
+            logits = self.classifier(outputs.query_states).diagonal(dim1=1, dim2=2)  # (B, K, K) -> (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,
@@ -680,9 +789,65 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         )
 
 
+class FerPllBackbone(BackboneMixin, FerPllEncoderModel):
+    """The ViT encoder as a backbone of other models: the tokens of chosen blocks as feature maps.
+
+    Takes the weights of any checkpoint of ours: `FerPllBackbone.from_pretrained(folder, out_features=["stage2"])`, or
+    with `AutoBackbone`, which knows names on the Hub only.
+    Maps are (B, d, H / patch, W / patch), after the encoder's last LayerNorm; the stages are `config.stage_names`.
+    """
+
+    _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
+        "hidden_states": FerPllLayer,
+        "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
+    }
+
+    def __init__(self, config: FerPllConfig) -> None:
+        super().__init__(config)
+        if config.backbone_config is not None:
+            raise ValueError(
+                "This checkpoint has another network as its encoder: load that one, "
+                "AutoBackbone.from_config(config.backbone_config)."
+            )
+        config.set_output_features_output_indices(config.out_features, config.out_indices)
+        self.num_features = [config.hidden_size] * len(config.stage_names)
+        self.add_encoder(config)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = True, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
+        """Feature maps of images.
+
+        Args:
+            pixel_values: (B, C, H, W), normalized by the image processor.
+            interpolate_pos_encoding: accept another image size than `config.image_size`.
+        """
+        tokens, _, _ = self.embeddings(pixel_values, 0.0, None, None, interpolate_pos_encoding)
+        states = [tokens]
+        for layer in self.layers:
+            states.append(layer(states[-1], **kwargs))
+        grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
+        feature_maps = tuple(
+            self.layernorm(state)[:, 1:].transpose(1, 2).unflatten(2, grid)
+            for name, state in zip(self.stage_names, states, strict=True)
+            if name in self.out_features
+        )
+        return BackboneOutput(feature_maps=feature_maps)
+
+
 # Checkpoints carry this file, so they load with `trust_remote_code=True` without the package.
 FerPllModel.register_for_auto_class("AutoModel")
 FerPllForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 FerPllForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+FerPllBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["FerPllForImageClassification", "FerPllForPreTraining", "FerPllModel", "FerPllPreTrainedModel"]
+__all__ = [
+    "FerPllBackbone",
+    "FerPllForImageClassification",
+    "FerPllForPreTraining",
+    "FerPllModel",
+    "FerPllPreTrainedModel",
+]

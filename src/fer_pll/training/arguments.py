@@ -54,13 +54,17 @@ class ImageTrainingArguments(TrainingArguments):
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
     erase: OnCard[float] = field(default=0.0, metadata={"help": "Share of the images that lose a random rectangle."})
     layer_decay: OnCard[float] = field(
-        default=1.0, metadata={"help": "Factor on the learning rate for each encoder block towards the input."}
+        default=1.0,
+        metadata={
+            "help": "Factor on the learning rate for each block of the encoder, or stage of another backbone, towards "
+            "the input."
+        },
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay false: the trainer needs `image` and `candidates`."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Not needed: every parameter takes part in every step."}
+        default=False, metadata={"help": "Not needed: it is switched on for the networks that need it."}
     )
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning rate schedule, after the warm-up."})
     report_to: None | str | list[str] = field(  # noqa: RUF036  # HfArgumentParser fails on another order
@@ -286,6 +290,16 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             "step, e.g. 0.998; 0 switches it off."
         },
     )
+    freeze_backbone: OnCard[bool] = field(
+        default=False,
+        metadata={"help": "Train only what turns features into classes; the encoder or backbone stays as it is."},
+    )
+    unfreeze_after: OnCard[float | None] = field(
+        default=None,
+        metadata={
+            "help": "Epochs in which the encoder or backbone is frozen, before all is trained; 0.5 is half one."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -298,6 +312,8 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         for setting in (THRESHOLD, MOMENTUM):
             setting.check(getattr(self, setting.name))
         self._check_warmup()
+        if self.unfreeze_after is not None and self.unfreeze_after <= 0:
+            raise ValueError(f"unfreeze_after={self.unfreeze_after} must be positive; leave it out to train all.")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
         if not 0 <= self.average_decay < 1:

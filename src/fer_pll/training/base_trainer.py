@@ -1,13 +1,14 @@
 """Base class of the trainers: augmentation and normalization on the device, optimizer groups, and the log."""
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, TrainerCallback, set_seed
-from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments, unwrap_peft_model
 
 from ..data.collator import PixelCollator
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -45,6 +46,7 @@ def check_image_processor(model: PreTrainedModel, image_processor: FerPllImagePr
 
     Other models are not checked: they do not say what images they take, or complain themselves.
     """
+    model = unwrap_peft_model(model)
     if not isinstance(model, FerPllPreTrainedModel):
         return
     for name in ("image_mean", "image_std", "num_channels"):
@@ -115,6 +117,30 @@ class LossCallback(TrainerCallback):
             control.should_log = True
 
 
+def prepare_network(model: PreTrainedModel, args: ImageTrainingArguments) -> None:
+    """Set what a network of others needs.
+
+    Such networks may have parameters without a part in the loss, which DDP has to look for: stages above the maps in
+    use, the mask token of DINOv2. A network of timm has its own switch for gradient checkpointing; of those that have
+    none, a warning says so.
+    """
+    model = unwrap_peft_model(model)
+    network: Any = getattr(model.base_model, "backbone", None)
+    if network is not None or not isinstance(model, FerPllPreTrainedModel):
+        args.ddp_find_unused_parameters = True
+    if network is None or not args.gradient_checkpointing:
+        return
+    inside = getattr(network, "_backbone", None)
+    if hasattr(inside, "set_grad_checkpointing"):
+        inside.set_grad_checkpointing(True)
+    elif not network.supports_gradient_checkpointing:
+        warnings.warn(
+            f"gradient_checkpointing: a {type(network).__name__} keeps all that it computed; only the label queries "
+            "compute theirs again.",
+            stacklevel=2,
+        )
+
+
 class ImageTrainer(CheckpointMixin, PublishingMixin):
     """A Trainer over data sets with the column `image`.
 
@@ -144,6 +170,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
         kwargs.setdefault("data_collator", PixelCollator(image_processor))
+        prepare_network(model, args)
         super().__init__(model, args, **kwargs)
         self.model_init = model_init  # type: ignore[assignment]  # Trainer tests it for `None`, against its annotation
         self.add_callback(LossCallback())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
 from ..io.atomic import write_json
 from ..io.pretrained import share_weights
@@ -28,6 +28,7 @@ from .checkpoints import (
     write_processes,
 )
 from .initialization import check_settings_taken_over
+from .lora import check_adapters, is_adapted, save_base
 from .processes import decided_by_main
 from .run_trainer import RunTrainer
 from .signals import RunInterrupted, StopSignals
@@ -75,8 +76,9 @@ class CheckpointMixin(RunTrainer):
         """
         bring_checkpoint(self.args, checkpoint)
         check_checkpoint(checkpoint)
-        if isinstance(self.model, FerPllPreTrainedModel):
-            check_settings_taken_over(self.model.config, checkpoint)
+        if isinstance(model := unwrap_peft_model(self.model), FerPllPreTrainedModel):
+            check_settings_taken_over(model.config, checkpoint)
+        check_adapters(self.model, checkpoint)
 
     def train(
         self,
@@ -150,6 +152,8 @@ class CheckpointMixin(RunTrainer):
     def save_with_checkpoint(self, checkpoint: str) -> None:
         """Write our own files of a checkpoint. Called on the process that saves."""
         write_processes(checkpoint, self.processes)
+        if is_adapted(self.model):
+            save_base(self.model, checkpoint)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         # Ours come first: inside, Trainer marks the checkpoint complete, deletes old ones and pushes.

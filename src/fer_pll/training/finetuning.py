@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
 
 import torch
 from datasets import Dataset
 from huggingface_hub.dataclasses import type_validator
 from transformers import AutoModelForImageClassification, PreTrainedModel
-from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import numpy_column
@@ -18,7 +18,7 @@ from ..data.provenance import Provenance
 from ..data.row_ids import row_ids
 from ..data.transition import read_transition
 from ..hub.card import weights_digest
-from ..hub.card_settings import OnCard, card_settings
+from ..hub.card_settings import CardMark, OnCard, card_settings
 from ..io.pretrained import load_image_processor, load_model_config, make_model
 from ..io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG
 from ..io.stored import reading
@@ -27,13 +27,26 @@ from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 from .arguments import FerPllTrainingArguments
+from .backbones import (
+    Images,
+    configure,
+    is_timm,
+    load_classifier,
+    read_images,
+    read_settings,
+    set_drop_path,
+)
 from .config import config_folder, load_config
-from .initialization import initialize
+from .initialization import initialize, naming
+from .lora import add_adapters
 from .run_folder import RunFolder
 from .teachers import Distillation, Teacher, cached_probabilities
 from .trainer import FerPllTrainer, check_training_set
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_OfLora = Annotated[T, CardMark(only_with=("lora", True))]
 
 
 def packaged_start(init_from: str | None) -> dict[str, str]:
@@ -62,8 +75,8 @@ class FineTuningOptions:
         default=None,
         metadata={
             "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
-            "(such as DINO) or ViTMAE; fer-pll-tiny-ferplus is the one in the package; none: random weights. "
-            "Default: what the config says, else random weights."
+            "(such as DINO) or ViTMAE, or where --config has another network, of that kind; fer-pll-tiny-ferplus is "
+            "the one in the package; none: random weights. Default: what the config says, else random weights."
         },
     )
     teacher: list[str] | None = field(
@@ -74,8 +87,7 @@ class FineTuningOptions:
         },
     )
     teacher_weight: float = field(
-        default=0.5,
-        metadata={"help": "Share of the teachers' part in the loss; the rest is that of the candidate sets."},
+        default=0.5, metadata={"help": "Share of the teachers in the loss; the rest is that of the candidate sets."}
     )
     teacher_temperature: float = field(
         default=1.0, metadata={"help": "Above 1 it softens the teachers' probabilities, below 1 it sharpens them."}
@@ -86,6 +98,32 @@ class FineTuningOptions:
             "help": "Ask the teachers only once, for each image and its mirror image, and keep their probabilities in "
             "this file (safetensors), for this run and others. Without it they are asked in each step."
         },
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "Take the network of this checkpoint in place of the encoder: folder or Hub name of any network "
+            "that transformers has as a backbone (such as microsoft/resnet-18, facebook/dinov2-small), of ViT, or of "
+            "timm. Color, size and normalization of the images are the checkpoint's; sizes of the label queries and "
+            "settings of the training are those of --config, by default fer-pll-resnet18."
+        },
+    )
+    backbone_weights: Literal["pretrained", "random"] = field(
+        default="pretrained", metadata={"help": "Weights that --backbone starts with."}
+    )
+    backbone_features: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names or numbers of the stages of --backbone whose feature maps the label queries attend to, "
+            "such as stage3 stage4. Default: the last."
+        },
+    )
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the images in pixels, in place of that of --backbone."}
+    )
+    architecture: Literal["label_queries", "plain"] = field(
+        default="label_queries",
+        metadata={"help": "plain: transformers' own classifier on --backbone, without anything of ours."},
     )
     max_candidates: OnCard[int] = field(
         default=2, metadata={"help": "How many labels, those with the most votes, become candidates."}
@@ -114,6 +152,24 @@ class FineTuningOptions:
         metadata={
             "help": "Classify by label queries (true) or by a linear layer on the mean of the patch tokens (false); "
             "overrides the model config."
+        },
+    )
+    lora: _OfLora[bool] = field(
+        default=False,
+        metadata={
+            "help": "Keep the weights of the encoder as they are and learn a change of low rank for each linear layer "
+            "(LoRA; needs peft), beside label queries and classifier. The model is merged with the changes in the end."
+        },
+    )
+    lora_rank: _OfLora[int] = field(default=8, metadata={"help": "Rank of the changes of --lora."})
+    lora_alpha: _OfLora[float | None] = field(
+        default=None, metadata={"help": "The changes are scaled by alpha / rank. Default: twice the rank."}
+    )
+    lora_targets: _OfLora[list[str] | None] = field(
+        default=None,
+        metadata={
+            "help": "Names of the encoder's layers that --lora changes, such as q_proj v_proj. Default: all linear "
+            "layers or, in a convolutional network without any, all convolutions."
         },
     )
     settings: str | None = field(
@@ -156,33 +212,105 @@ class FineTuningOptions:
     def make_model(
         self, args: FerPllTrainingArguments, class_names: Sequence[str]
     ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
-        """The classifier of some classes, with weights from `init_from` or random ones, and its image processor.
+        """The classifier of some classes and its image processor.
 
-        A config.json of another model of transformers gives that model, with random weights.
+        Its weights are those of `init_from` or `backbone`, or random. A config.json of another model of transformers,
+        and `architecture="plain"`, give that model.
 
         Args:
             args: settings of the training.
             class_names: K names, in the order of the candidate sets. They take the place of those in config.json.
+
+        Raises:
+            ValueError: options do not go together, or a checkpoint cannot be used.
+            MissingExtra: the network needs a package that is not installed.
         """
-        folder = config_folder(self.config)
-        classes = {
+        self._check_options()
+        classes: dict[str, Any] = {
             "id2label": dict(enumerate(class_names)),
             "label2id": {name: number for number, name in enumerate(class_names)},
         }
-        other = load_model_config(folder)
-        if not isinstance(other, FerPllConfig):
-            if self.init_from is not None:
-                raise ValueError(f"--init_from {self.init_from}: --config {self.config} is no model of fer-pll.")
-            other.id2label, other.label2id = classes["id2label"], classes["label2id"]
-            image_processor = load_image_processor(folder, FerPllImageProcessor)
-            return make_model(AutoModelForImageClassification, other), image_processor
-        config, image_processor = load_config(
-            self.config, drop_path_rate=args.drop_path_rate, add_query_decoder=self.add_query_decoder, **classes
-        )
-        model, initialization = initialize(FerPllForImageClassification, config, self.init_from)
+        is_ours = isinstance(load_model_config(config_folder(self.config)), FerPllConfig)
+        if self.architecture == "plain" or not (is_ours or self.backbone):
+            return self._make_plain(args, classes)
+        start = self.init_from
+        if self.backbone is None:
+            config, image_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
+        else:
+            if not is_ours:
+                raise ValueError(f"--config {self.config} is no model of fer-pll: leave it out, or --backbone.")
+            base, base_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
+            with naming("--backbone", self.backbone):
+                images = self._images(self.backbone, Images.of(base_processor))
+                config = configure(self.backbone, base, images, self.backbone_features)
+            image_processor = images.processor(base_processor.face_crop)
+            if self.backbone_weights == "pretrained":
+                start = self.backbone
+        set_drop_path(config, args.drop_path_rate)
+        option = "--init_from" if self.backbone is None else "--backbone"
+        model, initialization = initialize(FerPllForImageClassification, config, start, option)
         if initialization is not None and args.should_log:
             print(initialization, flush=True)
         model.set_attn_implementation(self.attn_implementation)
+        return model, image_processor
+
+    def _check_options(self) -> None:
+        for name in ("backbone_features", "image_size"):
+            if self.backbone is None and getattr(self, name) is not None:
+                raise ValueError(f"--{name} goes with --backbone.")
+        if self.architecture == "plain" and (
+            self.backbone is None or self.backbone_features or self.add_query_decoder
+        ):
+            raise ValueError(
+                "--architecture plain needs a --backbone, and goes without --backbone_features and "
+                "--add_query_decoder."
+            )
+        if self.backbone is not None and self.init_from is not None:
+            raise ValueError(
+                "--init_from and --backbone are two checkpoints to start from: give one of them. A run of ours on "
+                "another network is continued with --backbone RUN as well."
+            )
+
+    def _images(self, source: str, otherwise: Images) -> Images:
+        """What the images of a model on `source` are like."""
+        images = read_images(source) or otherwise
+        return images if self.image_size is None else replace(images, size=self.image_size)
+
+    def _make_plain(
+        self, args: FerPllTrainingArguments, classes: dict[str, Any]
+    ) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+        """A classifier of transformers, from `backbone`, or from a config.json of transformers and `init_from`."""
+        folder = config_folder(self.config)
+        image_processor = load_image_processor(folder, FerPllImageProcessor)
+        if self.backbone is None:
+            config, start, option = load_model_config(folder), self.init_from, "--init_from"
+            if start is not None and (images := read_images(start)) is not None:
+                of_config = Images.of(image_processor)
+                if (images.image_mean, images.image_std) != (of_config.image_mean, of_config.image_std):
+                    raise ValueError(
+                        f"--init_from {start} is for pixels with mean {images.image_mean} and deviation "
+                        f"{images.image_std}; preprocessor_config.json of --config {self.config} has others: make "
+                        "them equal, or give the checkpoint as --backbone with --architecture plain."
+                    )
+        else:
+            start, option = self.backbone if self.backbone_weights == "pretrained" else None, "--backbone"
+            with naming(option, self.backbone):
+                if is_timm(read_settings(self.backbone)):
+                    raise ValueError(
+                        "a network of timm is used with the label queries only: leave out --architecture."
+                    )
+                config = load_model_config(self.backbone)
+                images = self._images(self.backbone, Images.of(image_processor))
+            image_processor = images.processor(image_processor.face_crop)
+        config._name_or_path = ""
+        config.id2label, config.label2id = classes["id2label"], classes["label2id"]
+        set_drop_path(config, args.drop_path_rate)
+        if start is None:
+            return make_model(AutoModelForImageClassification, config), image_processor
+        with naming(option, start):
+            model, new = load_classifier(start, config)
+        if args.should_log:
+            print(f"Weights from {start} ({config.model_type})\n  new: {', '.join(new) or 'nothing'}", flush=True)
         return model, image_processor
 
     def make_trainer(
@@ -196,6 +324,7 @@ class FineTuningOptions:
         check_training_set(train_dataset, names, args.confidence_init)
         if eval_dataset is None:
             self._train_without_evaluation(args)
+        self._check_lora(args)
         provenance = Provenance.from_dataset(train_dataset)
         if packaged_start(self.init_from) and provenance is not None and provenance.source == "ferplus":
             logger.warning(
@@ -204,6 +333,8 @@ class FineTuningOptions:
                 self.init_from,
             )
         model, image_processor = self.make_model(args, names)
+        if self.lora:
+            model = add_adapters(model, self.lora_rank, self.lora_alpha, self.lora_targets)
         trainer = FerPllTrainer(
             model,
             args,
@@ -231,6 +362,21 @@ class FineTuningOptions:
             with args.main_process_first(desc="asking the teachers"):
                 said = cached_probabilities(self.teacher_cache, teachers, digests, train_dataset, fingerprint)
         return Distillation(said, self.teacher_weight, self.teacher_temperature)
+
+    def _check_lora(self, args: FerPllTrainingArguments) -> None:
+        if not self.lora:
+            return
+        if self.init_from is None and (self.backbone is None or self.backbone_weights == "random"):
+            raise ValueError(
+                "--lora learns small changes of weights that are there: give --init_from or --backbone as well."
+            )
+        if args.freeze_backbone or args.unfreeze_after is not None:
+            raise ValueError("--lora keeps the encoder's weights as they are: leave out --freeze_backbone.")
+        if args.push_to_hub and args.hub_strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy={HubStrategy(args.hub_strategy).value!r}: with --lora only the merged model is pushed, "
+                "at the end; use end."
+            )
 
     def _train_without_evaluation(self, args: FerPllTrainingArguments) -> None:
         if args.eval_strategy == IntervalStrategy.NO:

@@ -1,13 +1,15 @@
-"""Models that start from other weights (`--init_from`): a checkpoint of ours, ViT or ViTMAE.
+"""Models that start from other weights (`--init_from`, `--backbone`): a checkpoint of ours or of transformers.
 
-transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE have the modules of our encoder
-under the same names. Checkpoints differ in two things: the normalization of pixels and the number of patches. Both are
+A model with a `backbone_config` takes a checkpoint of that kind of network (see `backbones`). Our own encoder takes
+those of transformers' ViT (which DINO, and DeiT without distillation, are stored as) and ViTMAE: they have its modules
+under the same names. They differ in two things: the normalization of pixels and the number of patches. Both are
 converted, so that our encoder computes the same for an image as the source.
 """
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -15,6 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
 from ..inference.loading import class_names
+from ..io.errors import MissingExtra
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
 from ..labels.expressions import canonical_name
@@ -25,6 +28,7 @@ from ..model.modeling_fer_pll import (
     FerPllPreTrainedModel,
     interpolate_positions,
 )
+from .backbones import is_feature_norm, load_weights_of_backbone, needs_timm, read_images, read_settings
 
 Model = TypeVar("Model", bound=FerPllPreTrainedModel)
 
@@ -45,6 +49,7 @@ REFUSED = {
 
 # Sizes of the weights. config.json must have the same.
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+SIZES_OF_DECODER = ("hidden_size", "num_attention_heads", "intermediate_size")
 
 # Settings that change what the same weights compute, so they are taken over with the weights.
 TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
@@ -52,6 +57,8 @@ TAKEN_OVER = ("hidden_act", "layer_norm_eps", "qkv_bias")
 
 class Source(NamedTuple):
     """A checkpoint in memory.
+
+    config: its own, or that of the model that takes its backbone.
 
     kind: its `model_type`.
     weights: by their names in our model.
@@ -65,6 +72,10 @@ class Source(NamedTuple):
     image_mean: list[float]
     image_std: list[float]
     learned_positions: bool
+
+    @property
+    def config_of_backbone(self) -> PreTrainedConfig | None:
+        return getattr(self.config, "backbone_config", None)
 
 
 @dataclass
@@ -95,7 +106,7 @@ def _parts(names: list[str]) -> str:
 
 
 def initialize(
-    build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None
+    build: Callable[[FerPllConfig], Model], config: FerPllConfig, init_from: str | None, option: str = "--init_from"
 ) -> tuple[Model, Initialization | None]:
     """A model with the encoder of another checkpoint. Weights that the checkpoint lacks are random.
 
@@ -106,21 +117,25 @@ def initialize(
         build: makes the model with random weights, such as one of our classes.
         config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
             checkpoint did.
-        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or the name of the checkpoint in the
-            package; `None` or `"none"` for random weights.
+        init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or, if `config` has a
+            `backbone_config`, of fer-pll or of that kind of network; or the name of the checkpoint in the package.
+            `None` or `"none"` for random weights.
+        option: that named the checkpoint, for messages.
 
     Returns:
         the model, and the origin of its weights.
 
     Raises:
         ValueError: there is no such checkpoint, our encoder cannot hold it, or `config` does not fit it.
+        MissingExtra: the backbone needs a package that is not installed.
     """
     if init_from is None or init_from == "none":
-        return make_model(build, config), None
+        with needs_timm():
+            return make_model(build, config), None
     given = init_from
-    try:
+    with naming(option, given), needs_timm():
         init_from = find_checkpoint(given)
-        source = read_source(init_from)
+        source = read_source(init_from, config)
         check_sizes(source, config)
         changes = take_settings_over(source, config) + fit_weights(source, config)
         model = make_model(build, config)
@@ -128,8 +143,6 @@ def initialize(
         weights = {name: tensor for name, tensor in source.weights.items() if tensor.shape == names.get(name)}
         new = [name for name in names if name not in weights]
         check_encoder_is_whole(new)
-    except ValueError as error:
-        raise ValueError(f"--init_from {given}: {str(error).removeprefix(f'{given}: ')}") from error
     # Assigned, not copied: memory never holds the encoder twice.
     model.load_state_dict(weights, strict=False, assign=True)
     return model, Initialization(
@@ -141,13 +154,29 @@ def initialize(
     )
 
 
-def read_source(init_from: str) -> Source:
+@contextmanager
+def naming(option: str, source: str) -> Iterator[None]:
+    """Turns any error about a checkpoint into a `ValueError` that begins with the option that named it."""
+    try:
+        yield
+    except MissingExtra:
+        raise
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{option} {source}: {str(error).removeprefix(f'{source}: ')}") from error
+
+
+def read_source(init_from: str, for_config: FerPllConfig) -> Source:
     """Load a checkpoint in its own class, which alone knows the names of the weights in its files.
 
     Raises:
-        ValueError: our encoder cannot hold it.
+        ValueError: our encoder, or the backbone of `for_config`, cannot hold it.
         OSError: there is no such checkpoint, or it has no image processor.
     """
+    if (
+        for_config.backbone_config is not None
+        and read_settings(init_from).get("model_type") != FerPllConfig.model_type
+    ):
+        return read_backbone_source(init_from, for_config)
     config = load_model_config(init_from)
     kind = config.model_type
     if kind == FerPllConfig.model_type:
@@ -173,10 +202,24 @@ def read_source(init_from: str) -> Source:
     return Source(kind, config, weights, list(mean), list(std), learned)
 
 
+def read_backbone_source(init_from: str, for_config: FerPllConfig) -> Source:
+    """Load the weights of the backbone of `for_config`. The norms on its feature maps may be missing."""
+    images, backbone_config = read_images(init_from), for_config.backbone_config
+    assert isinstance(backbone_config, PreTrainedConfig)
+    if images is None:
+        mean, std = list(for_config.image_mean or ()), list(for_config.image_std or ())
+    else:
+        mean, std = images.image_mean, images.image_std
+    weights, missing = load_weights_of_backbone(init_from, backbone_config)
+    weights = {f"{PREFIX}backbone.{name}": tensor for name, tensor in weights.items() if name not in missing}
+    return Source(backbone_config.model_type, for_config, weights, mean, std, False)
+
+
 def check_encoder_is_whole(random: list[str]) -> None:
     """Raise `ValueError` if any of these weights, which a checkpoint could not give, belongs to the encoder."""
-    modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm"))
+    modules = tuple(f"{PREFIX}{module}." for module in ("embeddings", "layers", "layernorm", "backbone"))
     missing = [name for name in random if name.startswith(modules) and not name.endswith("mask_token")]
+    missing = [name for name in missing if not is_feature_norm(name.removeprefix(f"{PREFIX}backbone."))]
     if missing:
         raise ValueError(
             f"{len(missing)} weights of the encoder are missing or not of the size that its config.json says, the "
@@ -186,13 +229,37 @@ def check_encoder_is_whole(random: list[str]) -> None:
 
 def check_sizes(source: Source, config: FerPllConfig) -> None:
     """Raise `ValueError` if weights and configuration do not fit each other. The message says what to change."""
-    needed = {name: getattr(source.config, name) for name in SIZES}
+    if (source.config_of_backbone is None) != (config.backbone_config is None):
+        has = "another network as its encoder" if config.backbone_config is None else "the ViT encoder of fer-pll"
+        raise ValueError(f"this checkpoint has {has}, --config has not: take the checkpoint as --backbone.")
+    if config.backbone_config is not None:
+        check_backbone(source, config)
+    sizes = SIZES if config.backbone_config is None else SIZES_OF_DECODER
+    needed = {name: getattr(source.config, name) for name in sizes}
+    if getattr(source.config, "stem", "patch") != config.stem:
+        needed["stem"] = getattr(source.config, "stem", "patch")
     if source.config.num_channels != 3:  # weights for color serve gray images as well
         needed["num_channels"] = source.config.num_channels
     different = [f"{name} {value}, not {getattr(config, name)}" for name, value in needed.items()
                  if getattr(config, name) != value]  # fmt: skip
     if different:
         raise ValueError(f"these weights need other sizes in config.json: {'; '.join(different)}.")
+
+
+def check_backbone(source: Source, config: FerPllConfig) -> None:
+    """Raise `ValueError` if a source has another kind of backbone or another normalization.
+
+    The latter cannot be converted: around an image, convolutions see zeros, which are another color then.
+    """
+    kinds = [each.backbone_config.model_type for each in (source.config, config)]  # type: ignore[union-attr]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"this checkpoint has a backbone of the kind {kinds[0]!r}, --config one of {kinds[1]!r}.")
+    if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
+        raise ValueError(
+            f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}, --config "
+            f"has {config.image_mean} and {config.image_std}: give the checkpoint as --backbone, or make them equal "
+            "in config.json and preprocessor_config.json."
+        )
 
 
 def take_settings_over(source: Source, config: FerPllConfig) -> list[str]:
@@ -228,7 +295,10 @@ def check_settings_taken_over(config: FerPllConfig, checkpoint: str) -> None:
 
 def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
     """Convert the source's weights to the images and classes of `config`. Returns the changes, in words."""
-    weights, changes = source.weights, []
+    change = fit_classes(source, config)
+    weights, changes = source.weights, [] if change is None else [change]
+    if config.backbone_config is not None:
+        return changes
     num_patches, grid = weights[POSITIONS].shape[1] - 1, config.grid_size
     side = math.isqrt(num_patches)
     if side**2 != num_patches:
@@ -237,13 +307,17 @@ def fit_weights(source: Source, config: FerPllConfig) -> list[str]:
         weights[POSITIONS] = interpolate_positions(weights[POSITIONS], grid, grid)
         changes.append(f"interpolated: positions of {side} x {side} patches to {grid} x {grid}")
     if (source.image_mean, source.image_std) != (config.image_mean, config.image_std):
+        if config.stem == "conv":
+            raise ValueError(
+                f"these weights are for pixels with mean {source.image_mean} and deviation {source.image_std}: with "
+                "stem='conv', config.json and preprocessor_config.json must have the same."
+            )
         fit_projection(source, config)
         changes.append(
             f"fitted, exactly: patch projection of pixels with mean {source.image_mean} and deviation "
             f"{source.image_std} to {config.image_mean} and {config.image_std}"
         )
-    change = fit_classes(source, config)
-    return changes if change is None else [*changes, change]
+    return changes
 
 
 def fit_classes(source: Source, config: FerPllConfig) -> str | None:

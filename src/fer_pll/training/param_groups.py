@@ -1,21 +1,73 @@
 """Parameter groups: no weight decay for some parameters, and learning rates that fall towards the input."""
 
 import re
+from typing import Any
 
 from torch import nn
 
-from ..model.modeling_fer_pll import FerPllPreTrainedModel
-
 # Not matrices of a linear map: nothing speaks for pulling them towards zero.
-NO_DECAY = ("cls_token", "mask_token", "position_embeddings", "label_queries")
+NO_DECAY = (
+    "cls_token",
+    "mask_token",
+    "register_tokens",
+    "position_embeddings",
+    "relative_position_bias_table",
+    "label_queries",
+    "stage_embeddings",
+)
 
 
-def layer_depth(name: str, num_layers: int) -> int:
-    """Depth of a parameter in the encoder: 0 for the embeddings, i + 1 for block i, num_layers + 1 for all above."""
-    if ".embeddings." in f".{name}":
-        return 0
-    block = re.search(r"(?:^|\.)fer_pll\.layers\.(\d+)\.", name)
-    return int(block.group(1)) + 1 if block else num_layers + 1
+def stage_names(network: nn.Module) -> list[str]:
+    """The modules that a network computes one after another: its stages or, where it has none, its blocks.
+
+    These are the modules of the first `ModuleList` with as many entries as the network's configuration has stages or
+    blocks; for a network of timm, those that it takes feature maps from.
+
+    Args:
+        network: a backbone or model of transformers.
+
+    Returns:
+        the beginnings of their parameters' names, as regular expressions, in order.
+
+    Raises:
+        ValueError: there are no such modules.
+    """
+    config: Any = network.config
+    names = getattr(config, "stage_names", None) or []
+    if config.model_type == "timm_backbone":
+        # Where timm takes a network apart, stages.0 is called stages_0.
+        return [f"_backbone.{name}.".replace(".", "[._]") for name in names]
+    number = len(names) - 1 if names else getattr(config, "num_hidden_layers", None)
+    for name, module in network.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == number:
+            return [re.escape(f"{name}.{place}.") for place in range(len(module))]
+    raise ValueError(
+        f"layer_decay: the stages of a {type(network).__name__} are not known, so its learning rates cannot differ by "
+        "stage; use 1."
+    )
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """Depth of each parameter: 0 before the first stage, 1, 2, ... for the stages, one more for all above.
+
+    Raises:
+        ValueError: the model's stages are not known.
+    """
+    network, prefix = model, ""
+    for name, module in model.named_modules():
+        if name.rsplit(".", 1)[-1] == "backbone" and hasattr(module, "config"):
+            network, prefix = module, f"{name}."
+            break
+    names = [name for name, _ in model.named_parameters()]
+    places = [
+        [place for place, name in enumerate(names) if re.match(re.escape(prefix) + stage, name)]
+        for stage in stage_names(network)
+    ]
+    places = [each for each in places if each]  # timm also takes maps from modules without parameters
+    return {
+        name: 0 if place < places[0][0] else 1 + sum(place > each[-1] for each in places)
+        for place, name in enumerate(names)
+    }
 
 
 def parameter_groups(
@@ -25,36 +77,40 @@ def parameter_groups(
 
     Args:
         model: its parameters without gradient are left out.
-        learning_rate: of everything above the encoder; a block at depth i of n gets
+        learning_rate: of everything above the encoder; a block, or stage of blocks, at depth i of n gets
             `learning_rate * layer_decay ** (n + 1 - i)` (Clark et al., ELECTRA; the MAE and MaskFeat recipes).
         weight_decay: of weight matrices; biases, norms, tokens, positions and label queries get none.
-        layer_decay: factor per block; 1 switches it off.
+        layer_decay: factor per block or stage; 1 switches it off.
 
     Returns:
         one group for each pair of depth and weight decay (with or without), with `params`, `lr` and `weight_decay`.
 
     Raises:
-        ValueError: `layer_decay` is not 1 and the model is not ours, so that its layers are unknown.
+        ValueError: `layer_decay` is not 1 and the model's stages are not known.
     """
-    if isinstance(model, FerPllPreTrainedModel):
-        num_layers = model.config.num_hidden_layers
-    elif layer_decay == 1.0:
-        num_layers = 0
-    else:
-        raise ValueError(f"layer_decay={layer_decay} is for the models of fer-pll; use 1 with {type(model).__name__}.")
+    depth_of = depths(model) if layer_decay != 1.0 else {}
+    top = max(depth_of.values(), default=0)
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        depth = layer_depth(name, num_layers)
+        depth = depth_of.get(name, top)
         decays = parameter.ndim > 1 and not name.endswith(NO_DECAY)
         group = groups.setdefault(
             (depth, decays),
             {
                 "params": [],
-                "lr": learning_rate * layer_decay ** (num_layers + 1 - depth),
+                "lr": learning_rate * layer_decay ** (top - depth),
                 "weight_decay": weight_decay if decays else 0.0,
             },
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def encoder_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules of a classifier that others may have pre-trained: all but what turns features into classes."""
+    base: Any = getattr(model, "base_model", model)
+    if hasattr(base, "backbone"):
+        return [base.backbone]
+    return [module for name, module in base.named_children() if name != "query_decoder"]

@@ -10,7 +10,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..data.dataset import REPORT, load_dataset
 from ..data.row_ids import row_ids
 from ..hub.card import read_evaluations
-from ..hub.files import CARD_NAME, TRAINING_NAME
+from ..hub.files import ADAPTER_FOLDER, CARD_NAME, TRAINING_NAME
 from ..io.stored import read_json
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable
@@ -37,6 +37,7 @@ class RunFolder:
         self.method = path / "method.pt"  # the state of a method, to resume it
         self.checksums = path / "checksums.json"  # of all other files of a checkpoint
         self.last_weights = path / "last_weights.safetensors"  # of a checkpoint whose model is an average
+        self.adapter = path / ADAPTER_FOLDER  # of the adapters that the model was merged with
         self.processes = path / "processes.json"  # how many wrote a checkpoint
         # figures
         self.candidate_sets = path / "candidate_sets.png"

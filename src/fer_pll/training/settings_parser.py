@@ -14,7 +14,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
-from ..io.shipped import DEFAULT_CONFIG, shipped_config
+from ..io.shipped import BACKBONE_CONFIG, DEFAULT_CONFIG, shipped_config
 from .config import config_folder
 from .method_options import add_method_options, method_setting_names, take_method_options
 
@@ -121,6 +121,9 @@ class SettingsParser(HfArgumentParser):
                 package is missing that a setting needs. The message names the file and the setting.
         """
         options = vars(self.parse_known_args(argv)[0])
+        if options.get("backbone") is not None:
+            self.set_defaults(config=BACKBONE_CONFIG)
+            options = vars(self.parse_known_args(argv)[0])
         path = config_folder(options["config"]) / self.yaml_name
         if not path.is_file() and any(path.parent.glob("*.yaml")):
             having = sorted(other.parent.name for other in path.parent.parent.glob(f"*/{self.yaml_name}"))

@@ -17,6 +17,7 @@ from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
+from ..hub.files import CARD_NAME
 from ..inference.loading import class_names as class_names_of
 from ..io.stored import read_torch, reading
 from ..labels.candidates import dataset_fingerprint
@@ -30,8 +31,10 @@ from .averaging import AveragingMixin
 from .base_trainer import ImageTrainer, check_arguments, first_model
 from .checkpoints import ANOTHER
 from .idle_revision import idle_rule, idle_warmup, warmup_is_over
+from .lora import is_adapted
 from .methods import METHODS, Batch, Method, MethodOptions
 from .numbered_rows import NumberedRows
+from .param_groups import encoder_modules
 from .run_folder import RunFolder
 from .sampling import ClassBalancedSampler, class_prior
 from .teachers import Distillation
@@ -413,6 +416,35 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             batch["counts"], batch["revisable"] = batch_counts, batch_revisable
         return batches, everywhere[:, 2].sum()
 
+    @property
+    def encoder_is_frozen(self) -> bool:
+        """Whether the encoder does not learn in the current step."""
+        after = self.args.unfreeze_after
+        if after is None:
+            return self.args.freeze_backbone
+        return self.state.global_step < after * self.steps_per_epoch
+
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
+        if self.args.freeze_backbone and self.args.unfreeze_after is None:
+            for module in encoder_modules(model or self.model):
+                module.requires_grad_(False)
+        return super().create_optimizer(model)
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.args.unfreeze_after is None:
+            return super().training_step(model, *args, **kwargs)
+        # The optimizer leaves parameters without gradient as they are. With several processes, DDP needs the gradients
+        # of all that were to be trained when it began, so they are dropped only now.
+        frozen, encoder = self.encoder_is_frozen, encoder_modules(self.model)
+        if self.args.world_size == 1:
+            for module in encoder:
+                module.requires_grad_(not frozen)
+        loss = super().training_step(model, *args, **kwargs)
+        if frozen:
+            for module in encoder:
+                module.zero_grad(set_to_none=True)
+        return loss
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -433,6 +465,9 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
                 loss = total / len(labels)
             return (loss, outputs) if return_outputs else loss
 
+        if self.encoder_is_frozen:  # its batch norms keep their statistics, and nothing is dropped
+            for module in encoder_modules(self.model):
+                module.eval()
         index = inputs["index"]
         size = len(index)
         outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])
@@ -552,6 +587,19 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         if self.args.should_save:
             run = self.run_folder if folder is None else RunFolder(folder)
             self.table.save(run.confidence)
+
+    def merge_adapters(self) -> None:
+        """Add the adapters to the weights. They are kept in `adapter`, in the output folder.
+
+        A model without adapters stays as it is.
+        """
+        if not is_adapted(self.model):
+            return
+        adapted: Any = self.model
+        if self.args.should_save:
+            adapted.save_pretrained(self.run_folder.adapter)
+            (self.run_folder.adapter / CARD_NAME).unlink(missing_ok=True)  # peft's, which says nothing
+        self.model = self.model_wrapped = self.callback_handler.model = adapted.merge_and_unload()
 
     def check_checkpoint(self, checkpoint: str) -> None:
         super().check_checkpoint(checkpoint)

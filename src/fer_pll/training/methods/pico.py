@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import unwrap_peft_model
 
 from ...hub.card_settings import OnCard
 from ...labels.confidence_table import ConfidenceTable
@@ -64,6 +65,8 @@ class PiCO(Method):
 
     def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
+        if unwrap_peft_model(model) is not model:
+            raise ValueError("loss='pico' trains a head that would not be saved with adapters (LoRA): choose another.")
         linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise ValueError("loss='pico' needs a model whose `classifier` is or holds a linear layer.")

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from fer_pll import FerPllTrainer
+from backbones import SOURCES, queries_on
+from fer_pll import FerPllImageProcessor, FerPllTrainer
 from tiny import make_dataset, make_trainer, tiny_config, tiny_processor
 
 DEFAULTS = {
@@ -47,7 +48,11 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     settings = DEFAULTS | settings
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
     data = make_dataset(rows), make_dataset(24, seed=1)
-    trainer = make_trainer(folder, tiny_config(), tiny_processor(), *data, trainer_class=WatchedTrainer, **settings)
+    config, processor = tiny_config(), tiny_processor()
+    if backbone := settings.pop("backbone", None):
+        config = queries_on(SOURCES[backbone][1])
+        processor = FerPllImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    trainer = make_trainer(folder, config, processor, *data, trainer_class=WatchedTrainer, **settings)
     trainer.seen = []
     watcher = Watcher(trainer)
     for callback in [watcher, *callbacks]:

@@ -156,7 +156,7 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         drop_retired(kwargs)
         if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type")
+            kind: Any = self.backbone_config.get("model_type")
             # Ours is not registered where this file came with a checkpoint.
             is_ours = kind == FerPllResNetConfig.model_type
             if not is_ours and kind not in CONFIG_MAPPING:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from fer_pll import FerPllTrainer
+from backbones import SOURCES, queries_on
+from fer_pll import FerPllImageProcessor, FerPllTrainer
 from fer_pll.training.signals import RunInterrupted
 from tiny import make_dataset, make_trainer, tiny_config, tiny_processor
 
@@ -62,7 +63,11 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
     callbacks = [*callbacks, *([SignalSender(*settings.pop("signal_at"))] if "signal_at" in settings else [])]
     data = make_dataset(rows), make_dataset(24, seed=1)
-    trainer = make_trainer(folder, tiny_config(), tiny_processor(), *data, trainer_class=WatchedTrainer, **settings)
+    config, processor = tiny_config(), tiny_processor()
+    if backbone := settings.pop("backbone", None):
+        config = queries_on(SOURCES[backbone][1])
+        processor = FerPllImageProcessor(size={"height": config.image_size, "width": config.image_size})
+    trainer = make_trainer(folder, config, processor, *data, trainer_class=WatchedTrainer, **settings)
     trainer.seen = []
     watcher = Watcher(trainer)
     for callback in [watcher, *callbacks]:

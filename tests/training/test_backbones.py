@@ -414,7 +414,7 @@ def test_every_command_on_a_backbone(sources, tmp_path, capsys):
     Image.new("L", (40, 40), 128).save(tmp_path / "face.png")
     run("predict", "--model", model, "--cropped", tmp_path / "face.png", "--out", tmp_path / "answers.csv")
     answers = pd.read_csv(tmp_path / "answers.csv")
-    assert answers[CLASSES].sum(axis=1).tolist() == pytest.approx([1.0], abs=1e-4)
+    assert answers[[f"p_{name}" for name in CLASSES]].sum(axis=1).tolist() == pytest.approx([1.0], abs=1e-4)
     again = run("finetune", "--backbone", model, *common, "--output_dir", tmp_path / "again")
     assert "new: nothing" in again
 

@@ -6,12 +6,15 @@ from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
     Dinov2Config,
+    MobileNetV1Config,
+    MobileNetV1ForImageClassification,
     ResNetConfig,
     ViTConfig,
     ViTImageProcessorPil,
 )
 
 from fer_pll import FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
+from fer_pll.training.param_groups import parameter_groups
 from tiny import CLASSES, make_dataset, make_trainer
 
 LABELS = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: i for i, name in enumerate(CLASSES)}}
@@ -83,9 +86,11 @@ def test_the_models_own_image_processor_will_do(tmp_path):
     trainer.train()
 
 
-def test_layer_wise_learning_rates_are_refused_for_layers_we_do_not_know(tmp_path):
-    with pytest.raises(ValueError, match=r"layer_decay=0.5 is for the models of fer-pll; use 1 with ViTForImage"):
-        trainer_of(tmp_path, "ViT", layer_decay=0.5).train()
+def test_layer_wise_learning_rates_are_refused_for_layers_we_do_not_know():
+    model = MobileNetV1ForImageClassification(MobileNetV1Config(depth_multiplier=0.25, image_size=32))
+    assert parameter_groups(model, 1.0, 0.1)
+    with pytest.raises(ValueError, match=r"layer_decay: the stages of a MobileNetV1ForImageClassification are not"):
+        parameter_groups(model, 1.0, 0.1, layer_decay=0.5)
 
 
 def test_a_model_without_a_classifier_layer_is_refused_by_pico(tmp_path):

@@ -188,7 +188,7 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         drop_retired(kwargs)
         check_bounds(vars(self) | kwargs)
         if isinstance(self.backbone_config, dict):
-            kind = self.backbone_config.get("model_type")
+            kind: Any = self.backbone_config.get("model_type")
             # Ours is not registered where this file came with a checkpoint.
             is_ours = kind == FerPllResNetConfig.model_type
             if not is_ours and kind not in CONFIG_MAPPING:

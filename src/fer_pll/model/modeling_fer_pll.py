@@ -423,9 +423,9 @@ class FerPllPreTrainedModel(PreTrainedModel):
 
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """As in transformers, but a backbone of convolutions, which has no attention, keeps what it has."""
-        backbone = getattr(self.base_model, "backbone", None)
+        backbone: Any = getattr(self.base_model, "backbone", None)
         if isinstance(attn_implementation, str) and not getattr(backbone, "has_attentions", True):
-            own = self.config.backbone_config._attn_implementation
+            own = backbone.config._attn_implementation
             attn_implementation = {"": attn_implementation, "backbone_config": own}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 

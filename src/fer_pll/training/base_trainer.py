@@ -130,7 +130,7 @@ def prepare_network(model: PreTrainedModel, args: ImageTrainingArguments) -> Non
         args.ddp_find_unused_parameters = True
     if network is None or not args.gradient_checkpointing:
         return
-    inside = getattr(network, "_backbone", None)
+    inside: Any = getattr(network, "_backbone", None)
     if hasattr(inside, "set_grad_checkpointing"):
         inside.set_grad_checkpointing(True)
     elif not network.supports_gradient_checkpointing:

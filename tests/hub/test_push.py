@@ -37,6 +37,7 @@ CODE = {
     "configuration_fer_pll.py",
     "hog.py",
     "face_crop.py",
+    "preprocessing.py",
     "image_processing_fer_pll.py",
     "masking.py",
     "modeling_fer_pll.py",

@@ -40,6 +40,7 @@ CODE = {
     "feature_tokens.py",
     "hog.py",
     "face_crop.py",
+    "preprocessing.py",
     "image_processing_fer_pll.py",
     "masking.py",
     "modeling_fer_pll.py",

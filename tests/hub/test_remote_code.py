@@ -175,6 +175,7 @@ def test_saved_files(folder):
     assert files(folder / "classifier") == CODE_FILES | weights | {
         "preprocessor_config.json",
         "face_crop.py",
+        "preprocessing.py",
         "image_processing_fer_pll.py",
     }
 
@@ -185,7 +186,9 @@ def test_auto_maps_name_every_class(folder):
     assert auto_map(folder / "classifier", "preprocessor_config.json") == image_processor
 
 
-@pytest.mark.parametrize("name", sorted(CODE_FILES | {"face_crop.py", "image_processing_fer_pll.py"}))
+@pytest.mark.parametrize(
+    "name", sorted(CODE_FILES | {"face_crop.py", "preprocessing.py", "image_processing_fer_pll.py"})
+)
 def test_code_needs_nothing_that_transformers_does_not(name):
     imports = set(get_imports(Path(fer_pll.model.__file__).with_name(name))) - set(sys.stdlib_module_names)
     assert imports <= {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -259,6 +262,7 @@ def test_saving_twice_into_one_folder(models, tmp_path):
         "model.safetensors",
         "preprocessor_config.json",
         "face_crop.py",
+        "preprocessing.py",
         "image_processing_fer_pll.py",
     }
     assert auto_map(tmp_path) == AUTO_MAP

@@ -36,19 +36,21 @@ class NamedClassifier(AutoModelForImageClassification):
     """What `pipeline(TASK, model=NAME)` loads: a classifier that remembers which of its weights no file gave."""
 
     @classmethod
-    def from_pretrained(cls, name: str, *args: Any, **options: Any) -> Any:
-        if Path(name).is_dir() and not options.get("trust_remote_code"):
-            options = {key: value for key, value in options.items() if key not in _FOR_THE_HUB}
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
+        name = os.fspath(pretrained_model_name_or_path)
+        if Path(name).is_dir() and not kwargs.get("trust_remote_code"):
+            options = {key: value for key, value in kwargs.items() if key not in _FOR_THE_HUB}
             try:
                 model, missing = load_model(AutoModelForImageClassification, name, partly=True, **options)
             except DataError as error:
                 return _Refused(error)
             model.missing_weights = missing
             return model
+        kwargs |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         with quiet():
-            model, report = super().from_pretrained(
-                name, *args, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            )
+            model, report = super().from_pretrained(name, *model_args, **kwargs)
         model.missing_weights = sorted(report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]})
         return model
 
@@ -92,7 +94,7 @@ class FacialExpressionPipeline(ChunkPipeline):
     image_processor: BaseImageProcessor
     _default_detector: Detector | None = None
 
-    def __init__(self, model: Any, *args: Any, device: Any = None, **options: Any) -> None:
+    def __init__(self, model: Any, *, device: Any = None, **options: Any) -> None:
         if isinstance(model, _Refused):
             raise model.error
         name = model.name_or_path or "The model"
@@ -100,7 +102,7 @@ class FacialExpressionPipeline(ChunkPipeline):
             raise DataError(f"{name} is not a trained classifier: it has no weights {missing[0]}; fine-tune it first")
         check_finite(model, name)
         check_device(device)
-        super().__init__(model, *args, device=device, **options)
+        super().__init__(model, device=device, **options)
 
     # The four methods below narrow the signatures of Pipeline, as its own subclasses do.
     def _sanitize_parameters(  # type: ignore[override]

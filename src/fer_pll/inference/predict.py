@@ -184,7 +184,8 @@ def _with_torch(
     )
 
     def answer(images: Iterator[Image.Image]) -> Iterator[list[dict[str, Any]]]:
-        for ranked in classify(images):
+        ranks: Any = classify(images)  # type: ignore[call-overload]  # a generator is not in its types
+        for ranked in ranks:
             yield rank_expressions([each["score"] for each in ranked], [each["label"] for each in ranked])
 
     return _Recognizer(classes, _is_gray(getattr(image_processor, "face_crop", None), model), answer)

@@ -203,7 +203,10 @@ def damage_words(data: bytes, rng: random.Random) -> bytes:
 
 def damage_parquet(data: bytes, rng: random.Random) -> bytes:
     """A Parquet file with another schema or other values."""
-    table = pq.read_table(io.BytesIO(data))
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError):
+        return damage_bytes(data, rng)
     at = rng.randrange(table.num_columns)
     name, column = table.column_names[at], table.column(at)
     kind = rng.randrange(6)

@@ -92,7 +92,11 @@ def test_a_memory_error_behind_an_error_of_ours_counts():
 
 @pytest.mark.parametrize("ending", sorted({*BY_ENDING, ".bin"}))
 def test_damage_depends_on_the_seed_only_and_changes_the_file(ending, tmp_path):
-    target = next((t for t in TARGETS.values() if any(p.endswith(ending) for p in t.damaged)), TARGETS["images"])
+    votes = {".tsv": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+    if ending in votes:
+        target = TARGETS[f"votes, sets, {votes[ending]}"]
+    else:
+        target = next((t for t in TARGETS.values() if any(p.endswith(ending) for p in t.damaged)), TARGETS["images"])
     target.make(tmp_path)
     files = sorted(path for path in tmp_path.rglob(f"*{ending}") if path.is_file())
     if not files:

@@ -3,21 +3,25 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import yaml
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
 
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.data.provenance import Provenance
+from fer_pll.faces.alignment import FaceCrop
 from fer_pll.hub.card import folder_card, training_record, weights_digest
 from fer_pll.hub.confidences import confidence_dataset
 from fer_pll.hub.markdown import code, escaped, link, one_line, prose
@@ -485,6 +489,26 @@ def test_values_that_a_config_cannot_have_are_an_error_that_names_it(checkpoint,
         assert "config.json" in str(error)
     else:  # some are taken as not given
         assert set(change) <= {"dtype", "quantization_config", "id2label"}
+
+
+def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
+    asked = []
+
+    def ask(*address: object, **options: object) -> None:
+        asked.append(address)
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", ask)
+    monkeypatch.setattr(socket, "getaddrinfo", ask)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    load_model(AutoModelForImageClassification, checkpoint)
+    load_image_processor(checkpoint)
+    FaceCrop.from_pretrained(str(checkpoint))
+    folder_card(checkpoint, "someone/x")
+    assert not asked
+    with pytest.raises(DataError, match="someone/nothing"):  # a name on the Hub does ask
+        load_model(AutoModelForImageClassification, "someone/nothing")
+    assert asked
 
 
 def test_a_folder_that_is_not_there_or_not_a_checkpoint_is_named(tmp_path):

@@ -91,7 +91,7 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
         ("more/two.jpg", "0", ""),
         ("more/two.jpg", "1", ""),
         ("none.png", "", "no face found"),
-        ("text.jpg", "", "not an image in a format that Pillow reads"),
+        ("text.jpg", "", "not an image in a format that is read"),
         ("zero.jpg", "", "the file is empty"),
         ("Éva ☃.png", "0", ""),
     ]

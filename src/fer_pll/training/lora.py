@@ -62,7 +62,10 @@ def add_adapters(
     return get_peft_model(
         model,
         LoraConfig(
-            r=rank, lora_alpha=alpha, target_modules=chosen, modules_to_save=[*whole, *_outside(model, encoder)]
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it by the rank: it may be a fraction
+            target_modules=chosen,
+            modules_to_save=[*whole, *_outside(model, encoder)],
         ),
     )
 

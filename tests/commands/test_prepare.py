@@ -66,7 +66,7 @@ def test_as_a_process_of_its_own(source, tmp_path):
 
 
 def test_options_reach_the_loader(source, tmp_path):
-    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--drop-copies", "none"])
     assert len(load_dataset(tmp_path / "a", "train")) == 3
     main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"])
     assert load_dataset(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
@@ -92,7 +92,7 @@ def test_synthetic_needs_no_source(tmp_path, capsys):
 
 def test_another_run_is_kept_unless_overwrite(source, tmp_path):
     out = tmp_path / "set"
-    main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(out), "--drop-copies", "none"])
     with pytest.raises(DataError, match="already holds"):
         main(["ferplus", str(source), "--out", str(out)])
     assert len(load_dataset(out, "train")) == 3
@@ -154,9 +154,9 @@ def test_help_teaches_and_lists_every_source(capsys):
 
 
 def test_the_function_takes_the_options_of_the_command(source, tmp_path):
-    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--protocol", "majority", "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--protocol", "majority", "--drop-copies", "none"])
     said = []
-    options = {"protocol": "majority", "keep_duplicates": True}
+    options = {"protocol": "majority", "drop_copies": "none"}
     dataset = fer_pll.prepare("ferplus", source, out=tmp_path / "b", report=said.append, **options)
     by_command = fer_pll.load_dataset(tmp_path / "a")
     assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in by_command.items()}
@@ -170,7 +170,7 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
     [
         ("celeba", {}, "there is no data source 'celeba': choose ferplus, rafdb, affectnet"),
         ("ferplus", {}, "ferplus needs 'source': folder with fer2013.csv"),
-        ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol, keep_dup"),
+        ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol"),
         ("ferplus", {"source": "x", "protocol": "most"}, "protocol='most' is not known: choose all or majority"),
         ("synthetic", {"source": "x"}, "synthetic has no option 'source'"),
         ("synthetic", {"num_proc": 0}, "num_proc is 0"),

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import ImageError, open_image
+from .copies import Fingerprint, Fingerprints, fingerprint
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
@@ -50,6 +51,9 @@ class ImageRecord(NamedTuple):
     # The bytes of the image's file, where it does not lie at `path`, or a function that makes them. It runs in the
     # workers, so it must be picklable, and its repr must say which image it makes.
     data: bytes | Callable[[], bytes] | None = None
+    # Not a row of the prepared set, but an image for evaluation of the same data set: its copies (`data.copies`) are
+    # found, too.
+    only_compared: bool = False
 
 
 Crop = Callable[[PILImage.Image, ImageRecord], PILImage.Image]
@@ -87,7 +91,7 @@ def write_split(
     run: Run | None = None,
     strict: bool = False,
     split: str = "train",
-) -> tuple[Dataset, list[Unreadable]]:
+) -> tuple[Dataset, list[Unreadable], Fingerprints]:
     """Reads (or makes), checks and crops the images of records, and writes them into shards of `ROWS_PER_SHARD` rows.
 
     Memory does not grow with the number of images. A shard that an interrupted call left is used again where it holds
@@ -104,7 +108,8 @@ def write_split(
         split: name of the split.
 
     Returns:
-        the rows, and the images left out.
+        the rows; the images left out; and the fingerprints of the rows, and of the images that are only compared, in
+        the order of the records.
 
     Raises:
         DataError: with `strict`, an image cannot be used; without it, none can.
@@ -131,7 +136,8 @@ def write_split(
     dataset = concatenate_datasets(parts, split=NamedSplit(split))
     if not len(dataset):
         raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
-    return dataset, unreadable
+    fingerprints = Fingerprints.join([Fingerprints.load(_fingerprints_file(shard)) for shard in shards])
+    return dataset, unreadable, fingerprints
 
 
 class _Job(NamedTuple):
@@ -184,13 +190,16 @@ def _write_shard(job: _Job) -> Written:
         pass
     report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):
-        unreadable = _write_images(job)
+        unreadable, fingerprints = _write_images(job)
+        with whole_file(_fingerprints_file(job.shard)) as unfinished:
+            fingerprints.save(unfinished)
         write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
     return job.shard, unreadable, len(job.records)
 
 
-def _write_images(job: _Job) -> list[Unreadable]:
-    unreadable = []
+def _write_images(job: _Job) -> tuple[list[Unreadable], Fingerprints]:
+    unreadable: list[Unreadable] = []
+    prints: list[tuple[str, Fingerprint, bool]] = []
     with (
         whole_file(job.shard) as unfinished,
         ArrowWriter(path=str(unfinished), features=job.features, writer_batch_size=64) as writer,
@@ -199,19 +208,26 @@ def _write_images(job: _Job) -> list[Unreadable]:
             try:
                 if record.problem:
                     raise DataError(record.problem)
-                image = _read(record, job.crop)
+                image, found = _read(record, job.crop)
             except (DataError, ImageError) as error:
-                unreadable.append(Unreadable(record.row_id, str(record.path), str(error)))
-            else:
+                if not record.only_compared:
+                    unreadable.append(Unreadable(record.row_id, str(record.path), str(error)))
+                continue
+            prints.append((record.row_id, found, not record.only_compared))
+            if not record.only_compared:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": record.row_id, **record.columns})
         writer.finalize()
-    return unreadable
+    return unreadable, Fingerprints.of_images(prints)
+
+
+def _fingerprints_file(shard: Path) -> Path:
+    return shard.with_suffix(".npz")
 
 
 def _key(job: _Job) -> str:
     """A digest of everything the shard is made of: rows, files by size and time, features, crop."""
     rows = [(*record._replace(data=None), _state_of_image(record)) for record in job.records]
-    return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
+    return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}\nfingerprints".encode()).hexdigest()
 
 
 def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
@@ -224,17 +240,19 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _read(record: ImageRecord, crop: Crop | None) -> bytes:
+def _read(record: ImageRecord, crop: Crop | None) -> tuple[bytes, Fingerprint]:
+    """The bytes of the image's file, and the fingerprint of the image."""
     data = record.data() if callable(record.data) else record.data
     opened = open_image(record.path if data is None else data)
     cropped = opened if crop is None else crop(opened, record)
+    found = fingerprint(cropped.convert("RGB"))
     if cropped is opened:
         data = record.path.read_bytes() if data is None else data
         with PILImage.open(io.BytesIO(data)) as stored:
             upright = stored.getexif().get(0x0112, 1) == 1
             plain = stored.mode in ("L", "RGB") and not stored.has_transparency_data
             if stored.format in ("JPEG", "PNG") and plain and upright:
-                return data
+                return data, found
     buffer = io.BytesIO()
     cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return buffer.getvalue(), found

@@ -7,13 +7,17 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 from ..faces.alignment import FaceCrop
 from ..io.errors import DataError
+from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
 from .cropping import CropToTemplate
 from .dataset import (
+    COPIES,
+    HELD_OUT,
     REPORT,
     Unreadable,
     check_output_folder,
@@ -40,6 +44,7 @@ def prepare(
     num_proc: int | None = None,
     crop: str | None = None,
     detector: str = "retinaface",
+    drop_copies: str = "exact",
     draw_votes: int | None = None,
     draw_seed: int = 0,
     corrections: str | Path | None = None,
@@ -63,6 +68,10 @@ def prepare(
             images that starting others takes longer.
         crop: crop the faces of photographs as this model (a checkpoint or a name in hub_configs) wants them.
         detector: `retinaface`, `yunet` or `yunet:MODEL.onnx`; used with `crop` where the data have no landmarks.
+        drop_copies: training rows to leave out: `exact`, those with the very pixels of a validation or test image, and
+            all but the first of those with the same pixels; `near`, also those whose image is nearly that of another
+            row; `none`. All copies are listed in `copies.csv`. Validation and test never change. `data.copies` says
+            what copies are.
         draw_votes: number of votes that each training row keeps, see `splits.keep_drawn_votes`.
         draw_seed: seed of that draw.
         corrections: marks.csv of `fer-pll audit`: relabel and drop the rows marked so.
@@ -84,6 +93,8 @@ def prepare(
     check_output_folder(out, overwrite)
     if corrections is not None:
         read_corrections(corrections)  # errors in the file show before the images are read
+    if drop_copies not in DROP_COPIES:
+        raise DataError(f"--drop-copies {drop_copies}: choose {', '.join(DROP_COPIES)}")
     if draw_votes is not None and draw_votes < 1:
         raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
     face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
@@ -93,16 +104,18 @@ def prepare(
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
-    dataset, unreadable = _write(opened, out, num_proc, strict)
+    dataset, unreadable, copies = _write(opened, out, num_proc, strict, drop_copies)
+    listed = copies.listed()
     if draw_votes is not None:
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
-    said = []
+    said = _tell_copies(copies, listed, drop_copies, Path(out) / COPIES)
     if corrections is not None:
         dataset, corrected = apply_corrections(dataset, corrections)
         said.append(corrected)
     if hold_out is not None:
         dataset = hold_out_rows(dataset, hold_out)
-    save_dataset(dataset, out, overwrite, unreadable)
+        listed = _in_held_out(listed, dataset[HELD_OUT])
+    save_dataset(dataset, out, overwrite, unreadable, listed)
     shutil.rmtree(shards_folder(out), ignore_errors=True)
     if unreadable:
         first = unreadable[0]
@@ -115,9 +128,9 @@ def prepare(
 
 
 def _write(
-    opened: Opened, out: str | Path, num_proc: int | None, strict: bool
-) -> tuple[DatasetDict, list[Unreadable]]:
-    """The records of all splits as data sets with their provenance, and the images that were left out."""
+    opened: Opened, out: str | Path, num_proc: int | None, strict: bool, drop_copies: str
+) -> tuple[DatasetDict, list[Unreadable], Copies]:
+    """The records of all splits as data sets with their provenance, the images that were left out, and the copies."""
     features = prepared_features(opened.class_names, opened.columns)
     counts = {
         split: opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
@@ -128,9 +141,11 @@ def _write(
         few = opened.crop is None and len(known) == len(counts) and sum(known) < _FEW
         num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
+    prints: dict[str, Fingerprints] = {}
+    dropped: dict[str, dict[str, int]] = {}
     with workers(num_proc) as run:
         for split, records in opened.splits.items():
-            dataset[split], unreadable = write_split(
+            dataset[split], unreadable, prints[split] = write_split(
                 records,
                 features,
                 shards_folder(out) / split,
@@ -141,6 +156,43 @@ def _write(
                 split=split,
             )
             left_out += unreadable
-            dropped = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
-            replace(opened.provenance, split=split, kept=len(dataset[split]), dropped=dropped).attach(dataset[split])
-    return dataset, left_out
+            dropped[split] = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
+    copies = Copies.among(prints)
+    if "train" in dataset:
+        gone = copies.of_training(drop_copies)
+        keep = ~np.logical_or.reduce([np.zeros(len(prints["train"].is_row), dtype=bool), *gone.values()])
+        dropped["train"] |= {reason: int(rows.sum()) for reason, rows in gone.items()}
+        if not keep.any():
+            reasons = ", ".join(f"{rows} {reason}" for reason, rows in dropped["train"].items() if rows)
+            raise DataError(f"no train row is left; dropped: {reasons}; --drop-copies none keeps the copies")
+        if not keep.all():
+            dataset["train"] = dataset["train"].select(np.flatnonzero(keep[prints["train"].is_row]))
+    for split, rows in dataset.items():
+        replace(opened.provenance, split=split, kept=len(rows), dropped=dropped[split]).attach(rows)
+    return dataset, left_out, copies
+
+
+def _in_held_out(copies: list[Copy], held_out: Dataset) -> list[Copy]:
+    """The same, with the split of the rows that were moved from `train` to `held_out`."""
+    moved = set(held_out["row_id"])
+    splits = [
+        tuple(
+            HELD_OUT if split == "train" and row_id in moved else split
+            for row_id, split in ((copy.row_id, copy.split), (copy.copy_of, copy.copy_of_split))
+        )
+        for copy in copies
+    ]
+    return [copy._replace(split=split, copy_of_split=of) for copy, (split, of) in zip(copies, splits, strict=True)]
+
+
+def _tell_copies(copies: Copies, listed: list[Copy], drop_copies: str, file: Path) -> list[str]:
+    """Lines about the copies: where they are listed, and which leaks stay in the training split."""
+    said = [f"{len(listed)} copies of images among all splits, see {file}"] if listed else []
+    stay = [int(rows.sum()) for rows in copies.of_training("near").values()]
+    exact, near = (0 if drop_copies != "none" else stay[0]), (0 if drop_copies == "near" else stay[2])
+    if exact or near:
+        said.append(
+            f"of the training images {exact} are copies and {near} near copies of validation or test images: "
+            "--drop-copies near leaves them out"
+        )
+    return said

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 import fer_pll
 from fer_pll.commands.prepare import main
 from fer_pll.data import image_writer
-from fer_pll.data.dataset import REPORT, load_dataset
+from fer_pll.data.dataset import COPIES, REPORT, load_dataset
 from fer_pll.data.image_writer import ImageRecord
 from fer_pll.data.prepare import prepare
 from fer_pll.data.provenance import Provenance
@@ -160,7 +160,9 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
     dataset = fer_pll.prepare("ferplus", source, out=tmp_path / "b", report=said.append, **options)
     by_command = fer_pll.load_dataset(tmp_path / "a")
     assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in by_command.items()}
-    assert len(dataset["train"]) == 2 and said == []
+    assert len(dataset["train"]) == 2 and said == [
+        f"1 copies of images among all splits, see {tmp_path / 'b' / COPIES}"
+    ]
     drawn = fer_pll.prepare("synthetic", out=tmp_path / "c", num_train=3, num_validation=0, num_test=0)
     assert list(drawn) == ["train"] and drawn["train"][0]["image"].size == (48, 48)
 
@@ -225,7 +227,7 @@ def test_a_source_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["ferplus", "synthetic"])
 def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, source, tmp_path, monkeypatch, capsys):
     where = [str(source)] if command == "ferplus" else ["--num-train", "5", "--num-validation", "3"]
-    argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1"]
+    argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1", "--drop-copies", "none"]
     monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 1)
     write, written = image_writer._write_images, []
 

@@ -19,7 +19,7 @@ How near copies are found:
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -88,17 +88,6 @@ class Fingerprints:
     is_row: np.ndarray
 
     @classmethod
-    def join(cls, parts: Sequence["Fingerprints"]) -> "Fingerprints":
-        """Those of all `parts`, one after the other."""
-        names = [name for part in parts for name in part.row_ids]
-        empty = cls.of_images([])
-        arrays = (
-            np.concatenate([getattr(part, field) for part in (empty, *parts)])
-            for field in ("digests", "thumbnails", "is_row")
-        )
-        return cls(names, *arrays)
-
-    @classmethod
     def of_images(cls, images: Sequence[tuple[str, "Fingerprint", bool]]) -> "Fingerprints":
         """From (row_id, fingerprint, is_row) of each image."""
         return cls(
@@ -161,8 +150,7 @@ def find_copies(dataset: Dataset | Mapping[str, Dataset]) -> list[Copy]:
         DataError: a split has no column `image`.
     """
     splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
-    prints = {split: _fingerprints(rows, split) for split, rows in splits.items()}
-    return Copies.among(prints).listed()
+    return Copies.among({split: [_fingerprints(rows, split)] for split, rows in splits.items()}).listed()
 
 
 def _fingerprints(rows: Dataset, split: str) -> Fingerprints:
@@ -192,6 +180,7 @@ class Copies:
     Args:
         names: (split, row_id) of each image.
         evaluation: number of images for evaluation; numbers from there on are training images.
+        is_row: bool (N,), see `Fingerprints`.
         original: int (N,): for each image, the first with the same pixels; often itself.
         pairs: int (P, 2): (copy, the earlier image that it is a near copy of), in ascending order.
         mirrored: bool (P,).
@@ -200,24 +189,41 @@ class Copies:
 
     names: Sequence[tuple[str, str]]
     evaluation: int
+    is_row: np.ndarray
     original: np.ndarray
     pairs: np.ndarray
     mirrored: np.ndarray
     similarity: np.ndarray
 
     @classmethod
-    def among(cls, splits: Mapping[str, Fingerprints]) -> "Copies":
-        """Finds the copies among the images of all splits. Every split but `train` is for evaluation."""
-        in_order = sorted(splits, key=lambda split: split == "train")
-        names = [(split, row_id) for split in in_order for row_id in splits[split].row_ids]
-        evaluation = sum(len(splits[split].row_ids) for split in in_order if split != "train")
-        prints = Fingerprints.join([splits[split] for split in in_order])
+    def among(cls, splits: Mapping[str, Iterable[Fingerprints]]) -> "Copies":
+        """Finds the copies among the images of all splits, whose fingerprints come in parts.
+
+        Every split but `train` is for evaluation.
+        """
+        names: list[tuple[str, str]] = []
         first: dict[bytes, int] = {}
-        digests = map(np.ndarray.tobytes, prints.digests)
-        original = np.array([first.setdefault(digest, i) for i, digest in enumerate(digests)], dtype=np.int64)
-        unique = np.flatnonzero(original == np.arange(len(original)))
-        pairs, mirrored, similarity = _near_copies(prints.thumbnails[unique], int((unique < evaluation).sum()))
-        return cls(names, evaluation, original, unique[pairs], mirrored, similarity)
+        original: list[int] = []
+        is_row: list[bool] = []
+        thumbnails = bytearray()  # it grows without a second copy
+        evaluation = 0
+        for split in sorted(splits, key=lambda split: split == "train"):
+            for part in splits[split]:
+                names += [(split, row_id) for row_id in part.row_ids]
+                for digest in part.digests:
+                    original.append(first.setdefault(digest.tobytes(), len(original)))
+                is_row += part.is_row.tolist()
+                thumbnails += part.thumbnails.tobytes()
+            evaluation = evaluation if split == "train" else len(names)
+        del first
+        originals = np.array(original, dtype=np.int64)
+        unique = np.flatnonzero(originals == np.arange(len(originals)))
+        images = np.frombuffer(thumbnails, np.uint8).reshape(-1, _SIDE, _SIDE)
+        if len(unique) < len(images):
+            images = images[unique]
+            del thumbnails
+        pairs, mirrored, similarity = _near_copies(images, int((unique < evaluation).sum()))
+        return cls(names, evaluation, np.array(is_row, dtype=bool), originals, unique[pairs], mirrored, similarity)
 
     def listed(self) -> list[Copy]:
         """All pairs, in the order of the copies."""
@@ -234,7 +240,7 @@ class Copies:
         ]
 
     def of_training(self, which: str = "near") -> dict[str, np.ndarray]:
-        """The training images that are copies, by reason, each in one of bool (number of training images,).
+        """The training rows that are copies, by reason: bool (number of training rows,). No row is in two.
 
         An image that repeats an earlier training image counts only where that one is itself none of these: what stays
         has no copies in training beyond those that `pairs` leaves out.
@@ -242,27 +248,24 @@ class Copies:
         Args:
             which: one of `DROP_COPIES`: `none` gives nothing, `exact` two reasons, `near` two more.
         """
-        original, start = self.original[self.evaluation :], self.evaluation
         if which == "none":
             return {}
+        start, original = self.evaluation, self.original[self.evaluation :]
         reasons = {
             "copy of a validation or test image": original < start,
-            "copy of an earlier training image": (original >= start)
-            & (original != np.arange(start, start + len(original))),
+            "copy of an earlier training image": (original >= start) & (original != start + np.arange(len(original))),
         }
-        if which == "exact":
-            return reasons
-        leaks, repeats = np.zeros(len(original), dtype=bool), np.zeros(len(original), dtype=bool)
-        in_training = self.pairs[self.pairs[:, 0] >= start] - start
-        leaks[in_training[in_training[:, 1] < 0, 0]] = True
-        gone = leaks | reasons["copy of a validation or test image"]
-        for copy, other in in_training[in_training[:, 1] >= 0].tolist():
-            if not (gone[copy] or gone[other]):
-                gone[copy] = repeats[copy] = True
-        return reasons | {
-            "near copy of a validation or test image": leaks,
-            "near copy of an earlier training image": repeats,
-        }
+        if which == "near":
+            leaks, repeats = np.zeros(len(original), dtype=bool), np.zeros(len(original), dtype=bool)
+            in_training = self.pairs[self.pairs[:, 0] >= start] - start
+            leaks[in_training[in_training[:, 1] < 0, 0]] = True
+            gone = leaks.copy()
+            for copy, other in in_training[in_training[:, 1] >= 0].tolist():
+                if not (gone[copy] or gone[other]):
+                    gone[copy] = repeats[copy] = True
+            reasons["near copy of a validation or test image"] = leaks
+            reasons["near copy of an earlier training image"] = repeats
+        return {reason: images[self.is_row[start:]] for reason, images in reasons.items()}
 
 
 def _near_copies(thumbnails: np.ndarray, evaluation: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -272,7 +275,9 @@ def _near_copies(thumbnails: np.ndarray, evaluation: int) -> tuple[np.ndarray, n
         pairs (P, 2) of a number and a lower one, in ascending order; mirrored (P,); similarity (P,).
     """
     plain = _describe(thumbnails)
-    with_contrast = np.flatnonzero(thumbnails.std(axis=(1, 2)) >= _FLAT)
+    blocks = range(0, len(thumbnails), _BLOCK)
+    contrast = [thumbnails[start : start + _BLOCK].std(axis=(1, 2)) for start in blocks]
+    with_contrast = np.flatnonzero(np.concatenate([[], *contrast]) >= _FLAT)
     for_evaluation = with_contrast[with_contrast < evaluation]
     training = with_contrast[with_contrast >= evaluation]
     keys = np.union1d(

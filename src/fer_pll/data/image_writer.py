@@ -91,7 +91,7 @@ def write_split(
     run: Run | None = None,
     strict: bool = False,
     split: str = "train",
-) -> tuple[Dataset, list[Unreadable], Fingerprints]:
+) -> tuple[Dataset, list[Unreadable], list[Path]]:
     """Reads (or makes), checks and crops the images of records, and writes them into shards of `ROWS_PER_SHARD` rows.
 
     Memory does not grow with the number of images. A shard that an interrupted call left is used again where it holds
@@ -108,8 +108,8 @@ def write_split(
         split: name of the split.
 
     Returns:
-        the rows; the images left out; and the fingerprints of the rows, and of the images that are only compared, in
-        the order of the records.
+        the rows; the images left out; and files with the fingerprints of the rows, and of the images that are only
+        compared, in the order of the records.
 
     Raises:
         DataError: with `strict`, an image cannot be used; without it, none can.
@@ -136,8 +136,7 @@ def write_split(
     dataset = concatenate_datasets(parts, split=NamedSplit(split))
     if not len(dataset):
         raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
-    fingerprints = Fingerprints.join([Fingerprints.load(_fingerprints_file(shard)) for shard in shards])
-    return dataset, unreadable, fingerprints
+    return dataset, unreadable, [_fingerprints_file(shard) for shard in shards]
 
 
 class _Job(NamedTuple):

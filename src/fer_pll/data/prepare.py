@@ -1,7 +1,7 @@
 """`fer_pll.prepare`: makes a prepared set on disk from the files of a data set, as its users have them."""
 
 import shutil
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import replace
 from os import cpu_count
 from pathlib import Path
@@ -141,11 +141,11 @@ def _write(
         few = opened.crop is None and len(known) == len(counts) and sum(known) < _FEW
         num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
-    prints: dict[str, Fingerprints] = {}
+    prints: dict[str, Iterable[Fingerprints]] = {}
     dropped: dict[str, dict[str, int]] = {}
     with workers(num_proc) as run:
         for split, records in opened.splits.items():
-            dataset[split], unreadable, prints[split] = write_split(
+            dataset[split], unreadable, files = write_split(
                 records,
                 features,
                 shards_folder(out) / split,
@@ -156,17 +156,18 @@ def _write(
                 split=split,
             )
             left_out += unreadable
+            prints[split] = map(Fingerprints.load, files)
             dropped[split] = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
     copies = Copies.among(prints)
     if "train" in dataset:
         gone = copies.of_training(drop_copies)
-        keep = ~np.logical_or.reduce([np.zeros(len(prints["train"].is_row), dtype=bool), *gone.values()])
+        keep = ~np.logical_or.reduce([np.zeros(len(dataset["train"]), dtype=bool), *gone.values()])
         dropped["train"] |= {reason: int(rows.sum()) for reason, rows in gone.items()}
         if not keep.any():
             reasons = ", ".join(f"{rows} {reason}" for reason, rows in dropped["train"].items() if rows)
             raise DataError(f"no train row is left; dropped: {reasons}; --drop-copies none keeps the copies")
         if not keep.all():
-            dataset["train"] = dataset["train"].select(np.flatnonzero(keep[prints["train"].is_row]))
+            dataset["train"] = dataset["train"].select(np.flatnonzero(keep))
     for split, rows in dataset.items():
         replace(opened.provenance, split=split, kept=len(rows), dropped=dropped[split]).attach(rows)
     return dataset, left_out, copies

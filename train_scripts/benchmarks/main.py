@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from . import data, finetune, hog, inference, pretrain, start, stream, table
+from . import copies, data, finetune, hog, inference, pretrain, start, stream, table
 
 EPILOG = """\
 examples:
@@ -39,6 +39,9 @@ examples:
   # memory of the confidence table, and time of a look-up and a revision, from ten thousand to ten million rows
   python train_scripts/benchmark.py table
 
+  # which planted copies of images are found, and the time among 440,000 images
+  python train_scripts/benchmark.py copies --data data/ferplus --images 440000
+
 Both sides take turns within one run and the median counts, so that other work on the machine slows both alike. The
 last line of the output is one JSON object: benchmark, ratios, targets (of the ratios that have one) and machine.
 `benchmark.py NAME --help` lists the options and the ratios of one benchmark.
@@ -55,6 +58,7 @@ BENCHMARKS = {
     "data": data,
     "stream": stream,
     "table": table,
+    "copies": copies,
 }
 
 

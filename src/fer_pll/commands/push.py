@@ -17,10 +17,8 @@ from pathlib import Path
 
 import fer_pll_cli
 
-from ..hub.card import folder_card
 from ..hub.confidences import confidence_dataset, push_confidences
-from ..hub.push import published_files, push_files
-from ..io.atomic import write_text
+from ..hub.push import published_files, push_checkpoint
 from ..training.run_folder import RunFolder
 
 EPILOG = """\
@@ -69,10 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         confidences = confidence_dataset(
             *RunFolder(args.checkpoint).table_and_rows(args.with_confidences), args.with_images
         )
-    if not args.keep_card:
-        write_text(RunFolder(args.checkpoint).card, str(folder_card(args.checkpoint, args.repo, args.license)))
+    commit = push_checkpoint(args.checkpoint, args.repo, args.license, args.keep_card, args.private)
     files = published_files(args.checkpoint)
-    commit = push_files(args.checkpoint, files, args.repo, private=args.private)
     print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")
     if confidences is not None:
         if args.with_images:

@@ -282,7 +282,7 @@ def _near_copies(thumbnails: np.ndarray, evaluation: int) -> tuple[np.ndarray, n
     training = with_contrast[with_contrast >= evaluation]
     keys = np.union1d(
         _candidates(plain, thumbnails, with_contrast, for_evaluation),
-        _candidates(plain, thumbnails, training, training),
+        _candidates(plain, thumbnails, with_contrast, training),
     )
     pairs, mirrored = _pairs_of(keys, len(thumbnails))
     similarity = _similarity(plain, thumbnails, pairs, mirrored)
@@ -355,7 +355,12 @@ def _candidates(plain: np.ndarray, thumbnails: np.ndarray, queries: np.ndarray, 
                 for start in range(0, len(asked), _BLOCK):
                     block = asked[start : start + _BLOCK]
                     cosines = turned[block] @ plain[inside].T
-                    query, member = np.nonzero(cosines > _CANDIDATE)
+                    alike = cosines > _CANDIDATE
+                    if (
+                        alike.sum() > len(block) * (_MOST + 1) and len(inside) > _MOST + 1
+                    ):  # one may be the query itself
+                        alike &= cosines >= np.partition(cosines, -_MOST - 1, axis=1)[:, -_MOST - 1, None]
+                    query, member = np.nonzero(alike)
                     cosine = cosines[query, member]
                     query, member = queries[block[query]], inside[member]
                     other = query != member

@@ -17,7 +17,6 @@ from .corrections import apply_corrections, read_corrections
 from .cropping import CropToTemplate
 from .dataset import (
     COPIES,
-    HELD_OUT,
     REPORT,
     Unreadable,
     check_output_folder,
@@ -35,7 +34,7 @@ _FEW = 1000  # images that one process reads or draws before other processes hav
 
 
 def prepare(
-    name: str,
+    name: str | Opened,
     source: str | Path | None = None,
     *,
     out: str | Path,
@@ -58,7 +57,8 @@ def prepare(
     from there.
 
     Args:
-        name: one of `data.sources.SOURCES`: ferplus, rafdb, affectnet, votes, folder, dataset, synthetic.
+        name: one of `data.sources.SOURCES`: ferplus, rafdb, affectnet, votes, folder, dataset, synthetic; or data in
+            memory, as `from_arrays` returns them.
         source: where the files of the data set are; synthetic needs none.
         out: folder of the prepared set. It must not exist yet, or be empty.
         overwrite: replace the prepared set that is in `out`.
@@ -86,10 +86,14 @@ def prepare(
         DataError: a name or option is unknown, files are missing or malformed, or the folder is in use. A prepared set
             in `out` stays as it was.
     """
-    if name not in SOURCES:
-        raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
     values = options if source is None else {"source": source, **options}
-    parsed = SOURCES[name].options(**values)
+    if isinstance(name, Opened):
+        if values:
+            raise DataError(f"data in memory have no option {next(iter(values))!r}")
+    elif name not in SOURCES:
+        raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
+    else:
+        parsed = SOURCES[name].options(**values)
     check_output_folder(out, overwrite)
     if corrections is not None:
         read_corrections(corrections)  # errors in the file show before the images are read
@@ -98,23 +102,27 @@ def prepare(
     if draw_votes is not None and draw_votes < 1:
         raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
     face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
-    opened = SOURCES[name].open(parsed)
+    opened = name if isinstance(name, Opened) else SOURCES[name].open(parsed)
     if draw_votes is not None and "votes" not in opened.columns:
-        raise DataError(f"--draw-votes {draw_votes}: {name} has no votes here")
+        raise DataError(
+            f"--draw-votes {draw_votes}: {name if isinstance(name, str) else 'the data'} has no votes here"
+        )
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
     dataset, unreadable, copies = _write(opened, out, num_proc, strict, drop_copies)
-    listed = copies.listed()
     if draw_votes is not None:
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
-    said = _tell_copies(copies, listed, drop_copies, Path(out) / COPIES)
+    said = []
     if corrections is not None:
         dataset, corrected = apply_corrections(dataset, corrections)
         said.append(corrected)
     if hold_out is not None:
         dataset = hold_out_rows(dataset, hold_out)
-        listed = _in_held_out(listed, dataset[HELD_OUT])
+    listed = _in_their_splits(
+        copies.listed(), {split: dataset[split] for split in dataset if split not in opened.splits}
+    )
+    said += _tell_copies(listed, dataset, Path(out) / COPIES)
     save_dataset(dataset, out, overwrite, unreadable, listed)
     shutil.rmtree(shards_folder(out), ignore_errors=True)
     if unreadable:
@@ -158,8 +166,8 @@ def _write(
             left_out += unreadable
             prints[split] = map(Fingerprints.load, files)
             dropped[split] = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
-    copies = Copies.among(prints)
-    if "train" in dataset:
+    copies = Copies.among(prints if opened.has_copies else {})
+    if "train" in dataset and opened.has_copies:
         gone = copies.of_training(drop_copies)
         keep = ~np.logical_or.reduce([np.zeros(len(dataset["train"]), dtype=bool), *gone.values()])
         dropped["train"] |= {reason: int(rows.sum()) for reason, rows in gone.items()}
@@ -173,27 +181,34 @@ def _write(
     return dataset, left_out, copies
 
 
-def _in_held_out(copies: list[Copy], held_out: Dataset) -> list[Copy]:
-    """The same, with the split of the rows that were moved from `train` to `held_out`."""
-    moved = set(held_out["row_id"])
-    splits = [
-        tuple(
-            HELD_OUT if split == "train" and row_id in moved else split
+def _in_their_splits(copies: list[Copy], drawn: dict[str, Dataset]) -> list[Copy]:
+    """The same, with the splits that were drawn from `train` since; the copy stays that of the two in `train`."""
+    moved = {row_id: split for split, rows in drawn.items() for row_id in rows["row_id"]}
+    found = []
+    for copy in copies:
+        split, copy_of_split = (
+            moved.get(row_id, split) if split == "train" else split
             for row_id, split in ((copy.row_id, copy.split), (copy.copy_of, copy.copy_of_split))
         )
-        for copy in copies
-    ]
-    return [copy._replace(split=split, copy_of_split=of) for copy, (split, of) in zip(copies, splits, strict=True)]
+        if copy_of_split == "train" and split != "train":
+            found.append(copy._replace(row_id=copy.copy_of, split="train", copy_of=copy.row_id, copy_of_split=split))
+        else:
+            found.append(copy._replace(split=split, copy_of_split=copy_of_split))
+    return found
 
 
-def _tell_copies(copies: Copies, listed: list[Copy], drop_copies: str, file: Path) -> list[str]:
+def _tell_copies(copies: list[Copy], dataset: DatasetDict, file: Path) -> list[str]:
     """Lines about the copies: where they are listed, and which leaks stay in the training split."""
-    said = [f"{len(listed)} copies of images among all splits, see {file}"] if listed else []
-    stay = [int(rows.sum()) for rows in copies.of_training("near").values()]
-    exact, near = (0 if drop_copies != "none" else stay[0]), (0 if drop_copies == "near" else stay[2])
+    said = [f"{len(copies)} copies of images among all splits, see {file}"] if copies else []
+    rows = set(dataset["train"]["row_id"]) if copies and "train" in dataset else set()
+    leaks: dict[bool, set[str]] = {True: set(), False: set()}  # by whether they are exact
+    for copy in copies:
+        if copy.split == "train" and copy.copy_of_split != "train" and copy.row_id in rows:
+            leaks[copy.kind == "exact"].add(copy.row_id)
+    exact, near = len(leaks[True]), len(leaks[False] - leaks[True])
     if exact or near:
         said.append(
-            f"of the training images {exact} are copies and {near} near copies of validation or test images: "
+            f"of the training images {exact} are copies and {near} near copies of images to evaluate on: "
             "--drop-copies near leaves them out"
         )
     return said

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .card import model_card, read_evaluations
+from ..io.atomic import write_text
+from .card import folder_card, model_card, read_evaluations
 from .files import CARD_NAME, CONFUSION_MATRIX_NAME, METRICS_NAME, PREPROCESSOR_NAME, TRAINING_NAME
 
 _ADVICE = {
@@ -111,6 +112,32 @@ def _code(folder: Path) -> list[str]:
                     f"{folder} lacks {Path(error.filename).name}, part of its code: save it again."
                 ) from error
     return sorted(files)
+
+
+def push_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    license: str | None = None,
+    keep_card: bool = False,
+    private: bool | None = None,
+) -> CommitInfo:
+    """Push a checkpoint's `published_files` to the Hub, with a new card made from the files in the folder.
+
+    Args:
+        folder: the checkpoint.
+        repo_id: `"name"` or `"owner/name"`; made where it does not exist.
+        license: Hub identifier of the license of the weights, for the card.
+        keep_card: push `README.md` as it is.
+        private: whether a new repository is private.
+
+    Raises:
+        PushError: the push failed.
+        ValueError: a file is missing that the checkpoint needs to load.
+    """
+    published_files(folder)  # raises if something is missing, before anything is written
+    if not keep_card:
+        write_text(Path(folder) / CARD_NAME, str(folder_card(folder, repo_id, license)))
+    return push_files(folder, published_files(folder), repo_id, private=private)
 
 
 def push_files(

@@ -31,6 +31,8 @@ class Opened:
         dropped: for each split, the number of rows that are not among the records, by reason.
         counts: the number of records by split, where it is known but the splits are not lists.
         crop: the crop of each image, unless the user asks for another one.
+        has_copies: whether images may be copies of each other, see `data.copies`; False for drawn ones, which are all
+            alike.
     """
 
     class_names: Sequence[str]
@@ -40,6 +42,7 @@ class Opened:
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     crop: Crop | None = None
+    has_copies: bool = True
 
 
 class Source(ABC):

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from fer_pll.commands.prepare import main
 from fer_pll.data import image_writer as image_writer
+from fer_pll.data.copies import Fingerprints
 from fer_pll.data.dataset import load_dataset
 from fer_pll.data.image_writer import ImageRecord, workers, write_split
 from fer_pll.io.errors import DataError
@@ -204,3 +205,23 @@ def test_a_small_split_is_shared_out_among_the_workers(tmp_path):
 def test_no_worker_is_an_error():
     with pytest.raises(DataError, match="num_proc is 0"), workers(0):
         pass
+
+
+def test_fingerprints_come_with_the_shards_also_of_images_that_are_no_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 2)
+    rows, shards = listed(tmp_path, 7, broken=(1, 5)), tmp_path / "shards"
+    rows = [row._replace(only_compared=number in (2, 3, 5, 6)) for number, row in enumerate(rows)]
+    dataset, unreadable, files = write_split(rows, FEATURES, shards)
+    assert dataset["row_id"][:] == ["list.txt:1", "list.txt:5"]
+    assert [row.row_id for row in unreadable] == ["list.txt:2"]  # nobody misses an image that is no row
+    found = [Fingerprints.load(file) for file in files]
+    assert [name for part in found for name in part.row_ids] == [f"list.txt:{line}" for line in (1, 3, 4, 5, 7)]
+    assert [value for part in found for value in part.is_row] == [True, False, False, True, False]
+    with workers(2) as run:
+        _, _, others = write_split(rows, FEATURES, tmp_path / "afresh", run=run)
+    for file, other in zip(files, others, strict=True):
+        one, two = Fingerprints.load(file), Fingerprints.load(other)
+        assert np.array_equal(one.digests, two.digests) and np.array_equal(one.thumbnails, two.thumbnails)
+    before = [file.stat().st_mtime_ns for file in files]
+    assert write_split(rows, FEATURES, shards)[2] == files  # used again
+    assert [file.stat().st_mtime_ns for file in files] == before

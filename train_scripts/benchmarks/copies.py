@@ -24,8 +24,8 @@ def measure(args):
     (0.7 or 1.3 times). The planted images are the split `train`, the others `test`.
 
     recall is the share of planted images that are found as copies of their original. precision is the share of the
-    original among all images of the set that planted images are found to be copies of; images that are listed as copies
-    of the original do not count, because nobody knows whether they are.
+    original among all images of the set that planted images are found to be copies of; images that are listed as
+    copies of the original do not count, because nobody knows whether they are.
     time: the processor's seconds to find copies among --images images, over those to decode that many images and make
     fingerprints of them. The images are those of the set, turned and moved at random until there are enough.
     ratios, each at least the target: recall, precision, and recall of each kind. time is to stay below its target.

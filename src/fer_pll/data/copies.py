@@ -34,8 +34,8 @@ from ..io.images import ImageError, open_image
 from .row_ids import row_ids
 
 SIMILAR = 0.9
-"""Smallest similarity of copies. Chosen on FER+, by looking at pairs: 140 drawn from all above are the same photograph,
-as are all but about two of 140 drawn from 0.9 to 0.915; of those between 0.84 and 0.86 half are not."""
+"""Smallest similarity of copies. Chosen on FER+, by looking at pairs: 140 drawn from all above are the same
+photograph, as are all but about two of 140 from 0.9 to 0.915; of those between 0.84 and 0.86 half are not."""
 
 DROP_COPIES = ("exact", "near", "none")
 """Which copies are left out of the training split."""

@@ -3,9 +3,12 @@
 from .audit.label_audit import LabelAudit as LabelAudit
 from .audit.report import run_audit as run_audit
 from .data.candidate_sets import add_candidates as add_candidates
+from .data.copies import find_copies as find_copies
 from .data.dataset import load_dataset as load_dataset
 from .data.prepare import prepare as prepare
+from .data.sources.arrays import from_arrays as from_arrays
 from .faces.alignment import FaceCrop as FaceCrop
+from .hub.push import push_checkpoint as push_checkpoint
 from .inference.loading import load_default as load_default
 from .inference.onnx_export import export_onnx as export_onnx
 from .inference.pipeline import FacialExpressionPipeline as FacialExpressionPipeline

@@ -14,7 +14,7 @@ from PIL import Image as PILImage
 import fer_pll
 from fer_pll.commands.prepare import main
 from fer_pll.data import image_writer
-from fer_pll.data.dataset import REPORT, load_dataset
+from fer_pll.data.dataset import COPIES, REPORT, load_dataset
 from fer_pll.data.image_writer import ImageRecord
 from fer_pll.data.prepare import prepare
 from fer_pll.data.provenance import Provenance
@@ -66,7 +66,7 @@ def test_as_a_process_of_its_own(source, tmp_path):
 
 
 def test_options_reach_the_loader(source, tmp_path):
-    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--drop-copies", "none"])
     assert len(load_dataset(tmp_path / "a", "train")) == 3
     main(["ferplus", str(source), "--out", str(tmp_path / "b"), "--protocol", "majority"])
     assert load_dataset(tmp_path / "b", "train")["row_id"][:] == ["fer2013new.csv:2"]
@@ -92,7 +92,7 @@ def test_synthetic_needs_no_source(tmp_path, capsys):
 
 def test_another_run_is_kept_unless_overwrite(source, tmp_path):
     out = tmp_path / "set"
-    main(["ferplus", str(source), "--out", str(out), "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(out), "--drop-copies", "none"])
     with pytest.raises(DataError, match="already holds"):
         main(["ferplus", str(source), "--out", str(out)])
     assert len(load_dataset(out, "train")) == 3
@@ -154,14 +154,17 @@ def test_help_teaches_and_lists_every_source(capsys):
 
 
 def test_the_function_takes_the_options_of_the_command(source, tmp_path):
-    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--protocol", "majority", "--keep-duplicates"])
+    main(["ferplus", str(source), "--out", str(tmp_path / "a"), "--protocol", "majority", "--drop-copies", "none"])
     said = []
-    options = {"protocol": "majority", "keep_duplicates": True}
+    options = {"protocol": "majority", "drop_copies": "none"}
     dataset = fer_pll.prepare("ferplus", source, out=tmp_path / "b", report=said.append, **options)
     by_command = fer_pll.load_dataset(tmp_path / "a")
     assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in by_command.items()}
     assert len(dataset["train"]) == 2
-    assert said == ["read as FER+ (images of fer2013.csv, votes of fer2013new.csv)"]
+    assert said == [
+        "read as FER+ (images of fer2013.csv, votes of fer2013new.csv)",
+        f"1 copies of images among all splits, see {tmp_path / 'b' / COPIES}",
+    ]
     drawn = fer_pll.prepare("synthetic", out=tmp_path / "c", num_train=3, num_validation=0, num_test=0)
     assert list(drawn) == ["train"] and drawn["train"][0]["image"].size == (48, 48)
 
@@ -171,7 +174,7 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
     [
         ("celeba", {}, "there is no data source 'celeba': choose ferplus, fer2013, rafdb, affectnet"),
         ("ferplus", {}, "ferplus needs 'source': folder with fer2013.csv"),
-        ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol, keep_dup"),
+        ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol"),
         ("ferplus", {"source": "x", "protocol": "most"}, "protocol='most' is not known: choose all or majority"),
         ("synthetic", {"source": "x"}, "synthetic has no option 'source'"),
         ("synthetic", {"num_proc": 0}, "num_proc is 0"),
@@ -329,7 +332,7 @@ def test_a_source_of_ones_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize("command", ["ferplus", "synthetic"])
 def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, source, tmp_path, monkeypatch, capsys):
     where = [str(source)] if command == "ferplus" else ["--num-train", "5", "--num-validation", "3"]
-    argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1"]
+    argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1", "--drop-copies", "none"]
     monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 1)
     write, written = image_writer._write_images, []
 

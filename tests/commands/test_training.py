@@ -204,6 +204,10 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         ),
         (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
         (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
+        (
+            ["copies", "--planted", 3, "--images", 40],
+            {"compressed", "smaller", "mirrored", "cropped", "brighter", "recall", "precision", "time"},
+        ),
         (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from fer_pll.commands.prepare import main
 from fer_pll.data import image_writer as image_writer
+from fer_pll.data.copies import Fingerprints
 from fer_pll.data.dataset import load_dataset
 from fer_pll.data.image_writer import ImageRecord, workers, write_split
 from fer_pll.io.errors import DataError
@@ -39,7 +40,7 @@ def test_rows_come_in_their_order_and_unreadable_ones_are_reported(tmp_path, mon
     monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 2)
     rows = listed(tmp_path, 7, broken=(0, 2, 3))  # one shard with nothing in it
     with workers(num_proc) as run:
-        dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards", run=run)
+        dataset, unreadable, _ = write_split(rows, FEATURES, tmp_path / "shards", run=run)
     assert [image.getpixel((0, 0)) for image in dataset["image"]] == [1, 4, 5, 6]
     assert dataset["row_id"][:] == ["list.txt:2", "list.txt:5", "list.txt:6", "list.txt:7"]
     assert dataset["label"][:] == [1, 0, 1, 0]
@@ -82,10 +83,10 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert opened == ["0.png", "1.png", "2.png", "3.png"]
     (shards / "000001.json").write_text('{"key"')  # half-written: the shard is not taken for whole
     opened.clear()
-    dataset, unreadable = write_split(rows, FEATURES, shards)
+    dataset, unreadable, _ = write_split(rows, FEATURES, shards)
     assert opened == [f"{number}.png" for number in range(2, 8)]
     assert [row.row_id for row in unreadable] == ["list.txt:2"]
-    again, _ = write_split(rows, FEATURES, tmp_path / "afresh")
+    again, _, _ = write_split(rows, FEATURES, tmp_path / "afresh")
     assert dataset.to_dict() == again.to_dict()
 
 
@@ -111,7 +112,7 @@ def test_shards_of_other_rows_files_or_crops_are_not_used(tmp_path, monkeypatch)
     boxed = [row._replace(box=(0, 0, 4, 4)) for row in rows]
     for side in (4, 2):
         assert write_split(boxed, FEATURES, shards, crop=Middle(side))[0]["image"][0].size == (side, side)
-    dataset, unreadable = write_split([*boxed[:2], rows[2]], FEATURES, shards, crop=Middle(2))
+    dataset, unreadable, _ = write_split([*boxed[:2], rows[2]], FEATURES, shards, crop=Middle(2))
     assert len(dataset) == 2 and unreadable[0].reason == "has no face box"
 
 
@@ -120,7 +121,7 @@ def test_images_that_need_no_change_keep_their_bytes(tmp_path):
     PILImage.fromarray(noise).save(tmp_path / "a.jpg", quality=60)
     PILImage.new("RGBA", (12, 8), (10, 20, 30, 40)).save(tmp_path / "b.png")
     rows = [ImageRecord(tmp_path / name, name, {"label": 0}) for name in ("a.jpg", "b.png")]
-    dataset, _ = write_split(rows, FEATURES, tmp_path / "shards")
+    dataset, _, _ = write_split(rows, FEATURES, tmp_path / "shards")
     stored = dataset.cast_column("image", Image(decode=False))["image"]
     assert stored[0]["bytes"] == (tmp_path / "a.jpg").read_bytes()
     assert stored[1]["bytes"][:3] == b"\xff\xd8\xff" and dataset["image"][1].mode == "RGB"
@@ -164,7 +165,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeyp
 def test_a_row_with_a_problem_is_reported_without_being_read(tmp_path):
     rows = listed(tmp_path, 3)
     rows[1] = rows[1]._replace(path=tmp_path / "never.png", problem="has no vote at all")
-    dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards")
+    dataset, unreadable, _ = write_split(rows, FEATURES, tmp_path / "shards")
     assert len(dataset) == 2 and unreadable == [("list.txt:2", str(tmp_path / "never.png"), "has no vote at all")]
 
 
@@ -187,7 +188,7 @@ def test_images_that_are_made_are_made_in_the_workers_and_once(tmp_path, monkeyp
     (tmp_path / "notes").mkdir()
     rows = [ImageRecord(Path(str(n)), str(n), {"label": 0}, data=Gray(n, tmp_path / "notes")) for n in range(5)]
     with workers(2) as run:
-        dataset, unreadable = write_split(rows, FEATURES, tmp_path / "shards", run=run)
+        dataset, unreadable, _ = write_split(rows, FEATURES, tmp_path / "shards", run=run)
     assert [np.asarray(image)[0, 0] for image in dataset["image"]] == list(range(5)) and unreadable == []
     made = [path.name for path in (tmp_path / "notes").iterdir()]
     assert len(made) == 5 and not any(name.endswith(f"-{os.getpid()}") for name in made)
@@ -205,3 +206,23 @@ def test_a_small_split_is_shared_out_among_the_workers(tmp_path):
 def test_no_worker_is_an_error():
     with pytest.raises(DataError, match="num_proc is 0"), workers(0):
         pass
+
+
+def test_fingerprints_come_with_the_shards_also_of_images_that_are_no_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_writer, "ROWS_PER_SHARD", 2)
+    rows, shards = listed(tmp_path, 7, broken=(1, 5)), tmp_path / "shards"
+    rows = [row._replace(only_compared=number in (2, 3, 5, 6)) for number, row in enumerate(rows)]
+    dataset, unreadable, files = write_split(rows, FEATURES, shards)
+    assert dataset["row_id"][:] == ["list.txt:1", "list.txt:5"]
+    assert [row.row_id for row in unreadable] == ["list.txt:2"]  # nobody misses an image that is no row
+    found = [Fingerprints.load(file) for file in files]
+    assert [name for part in found for name in part.row_ids] == [f"list.txt:{line}" for line in (1, 3, 4, 5, 7)]
+    assert [value for part in found for value in part.is_row] == [True, False, False, True, False]
+    with workers(2) as run:
+        _, _, others = write_split(rows, FEATURES, tmp_path / "afresh", run=run)
+    for file, other in zip(files, others, strict=True):
+        one, two = Fingerprints.load(file), Fingerprints.load(other)
+        assert np.array_equal(one.digests, two.digests) and np.array_equal(one.thumbnails, two.thumbnails)
+    before = [file.stat().st_mtime_ns for file in files]
+    assert write_split(rows, FEATURES, shards)[2] == files  # used again
+    assert [file.stat().st_mtime_ns for file in files] == before

@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from . import data, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
+from . import copies, data, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
 
 EPILOG = """\
 examples:
@@ -45,6 +45,9 @@ examples:
   # accuracy of the checkpoint in the package on other crops, JPEG, contrast and light
   python train_scripts/benchmark.py robustness --data data/ferplus
 
+  # which planted copies of images are found, and the time among 440,000 images
+  python train_scripts/benchmark.py copies --data data/ferplus --images 440000
+
 Both sides take turns within one run and the median counts, so that other work on the machine slows both alike. The
 last line of the output is one JSON object: benchmark, ratios, targets (of the ratios that have one) and machine.
 `benchmark.py NAME --help` lists the options and the ratios of one benchmark.
@@ -63,6 +66,7 @@ BENCHMARKS = {
     "stream": stream,
     "table": table,
     "robustness": robustness,
+    "copies": copies,
 }
 
 

@@ -15,6 +15,7 @@ from datasets import DatasetDict
 
 import fer_pll_cli
 
+from ..data.copies import DROP_COPIES
 from ..data.dataset import numpy_column
 from ..data.prepare import prepare
 from ..data.provenance import Provenance
@@ -34,7 +35,7 @@ examples:
   # FER+, as if two annotators had been asked: how many of the ten annotators'
   # labels does training recover?
   fer-pll prepare ferplus path/to/ferplus --out data/ferplus-two-votes \\
-      --draw-votes 2 --keep-duplicates
+      --draw-votes 2 --drop-copies none
 
   # FER2013 with its single labels: Kaggle's table or folders
   fer-pll prepare fer2013 path/to/fer2013 --out data/fer2013
@@ -114,6 +115,14 @@ def _common_options() -> argparse.ArgumentParser:
         "--detector",
         default="retinaface",
         help="for data without landmarks: retinaface (default), yunet, or yunet:MODEL.onnx; needs the extra `faces`",
+    )
+    group.add_argument(
+        "--drop-copies",
+        choices=DROP_COPIES,
+        default="exact",
+        help="training rows to leave out: exact = those with the pixels of a validation or test image, or of an "
+        "earlier training image (default); near = also those whose image is another one compressed again, resized, "
+        "mirrored, slightly cropped, brighter or darker; none. All are listed in DIR/copies.csv",
     )
     group.add_argument(
         "--draw-votes",

@@ -15,16 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import ModelCard
 from transformers.utils import CONFIG_NAME
 
 import fer_pll_cli
 
-from ..hub.card import folder_card
 from ..hub.confidences import confidence_dataset, push_confidences
-from ..hub.push import check_card, published_files, push_files
-from ..io.atomic import write_text
-from ..io.stored import reading
+from ..hub.push import published_files, push_checkpoint
 from ..training.run_folder import RunFolder
 from .options import quiet_transformers
 
@@ -77,17 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         confidences = confidence_dataset(
             *RunFolder(args.checkpoint).table_and_rows(args.with_confidences), args.with_images
         )
-    card_file = RunFolder(args.checkpoint).card
-    if not args.keep_card:
-        card = folder_card(args.checkpoint, args.repo, args.license)
-        check_card(card, args.repo)  # the Hub would refuse the push, but the former card would be gone by then
-        write_text(card_file, str(card))
-    elif card_file.is_file():
-        with reading(card_file, "correct its metadata, or push without --keep-card"):
-            card = ModelCard.load(card_file)
-        check_card(card, args.repo)
+    commit = push_checkpoint(args.checkpoint, args.repo, args.license, args.keep_card, args.private)
     files = published_files(args.checkpoint)
-    commit = push_files(args.checkpoint, files, args.repo, private=args.private)
     print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")
     if confidences is not None:
         if args.with_images:

@@ -33,6 +33,9 @@ OPTIONAL_COLUMNS = ("votes", "candidates", "confidence", "majority", "true_label
 REPORT = "unreadable.csv"
 """File in a prepared set that lists the images that were left out, and why."""
 
+COPIES = "copies.csv"
+"""File in a prepared set that lists which images are copies of which, and whether they were left out."""
+
 HELD_OUT = "held_out"
 """Split of training rows that are not trained on. Calibration is fitted on them after the run."""
 
@@ -81,7 +84,7 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         raise DataError(
             f"{path} already holds {name_some(entries)}: choose another folder, or --overwrite to replace it"
         )
-    ours = {_DICT_FILE, REPORT, "train", "validation", "test", HELD_OUT}
+    ours = {_DICT_FILE, REPORT, COPIES, "train", "validation", "test", HELD_OUT}
     foreign = [name for name in entries if name not in ours]
     if foreign or _DICT_FILE not in entries:
         raise DataError(
@@ -91,11 +94,15 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
 
 
 def save_dataset(
-    dataset: DatasetDict, path: str | Path, overwrite: bool = False, unreadable: Sequence[Unreadable] = ()
+    dataset: DatasetDict,
+    path: str | Path,
+    overwrite: bool = False,
+    unreadable: Sequence[Unreadable] = (),
+    copies: Sequence[NamedTuple] = (),
 ) -> None:
     """Saves `dataset` at `path`, whole or not at all (see `io.atomic.whole_folder`).
 
-    `REPORT` lists the images that were left out, where there are any.
+    `REPORT` lists the images that were left out, where there are any, and `COPIES` the copies.
 
     Raises:
         DataError: as `check_output_folder`.
@@ -103,8 +110,9 @@ def save_dataset(
     check_output_folder(path, overwrite)
     with naming_a_full_disk(Path(path)), whole_folder(path, overwrite) as folder:
         dataset.save_to_disk(folder)
-        if unreadable:
-            _write_report(unreadable, folder / REPORT)
+        for name, rows in ((REPORT, unreadable), (COPIES, copies)):
+            if rows:
+                _write_report(rows, folder / name)
 
 
 def shards_folder(path: str | Path) -> Path:
@@ -116,11 +124,11 @@ def shards_folder(path: str | Path) -> Path:
     return folder
 
 
-def _write_report(unreadable: Sequence[Unreadable], path: Path) -> None:
+def _write_report(rows: Sequence[NamedTuple], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(Unreadable._fields)
-        writer.writerows(unreadable)
+        writer.writerow(rows[0]._fields)
+        writer.writerows(rows)
 
 
 def is_prepared(path: str | Path) -> bool:

@@ -24,6 +24,7 @@ from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
 from ..io.images import MAX_BYTES, ImageError, open_image, pixels_only
 from ..io.stored import read_json
+from .copies import Fingerprint, Fingerprints, fingerprint
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
@@ -51,6 +52,9 @@ class ImageRecord(NamedTuple):
     # The bytes of the image's file, where it does not lie at `path`, or a function that makes them. It runs in the
     # workers, so it must be picklable, and its repr must say which image it makes.
     data: bytes | Callable[[], bytes] | None = None
+    # Not a row of the prepared set, but an image for evaluation of the same data set: its copies (`data.copies`) are
+    # found, too.
+    only_compared: bool = False
 
 
 Crop = Callable[[PILImage.Image, ImageRecord], PILImage.Image]
@@ -88,7 +92,7 @@ def write_split(
     run: Run | None = None,
     strict: bool = False,
     split: str = "train",
-) -> tuple[Dataset, list[Unreadable]]:
+) -> tuple[Dataset, list[Unreadable], list[Path]]:
     """Reads (or makes), checks and crops the images of records, and writes them into shards of `ROWS_PER_SHARD` rows.
 
     Memory does not grow with the number of images. A shard that an interrupted call left is used again where it holds
@@ -105,7 +109,8 @@ def write_split(
         split: name of the split.
 
     Returns:
-        the rows, and the images left out.
+        the rows; the images left out; and files with the fingerprints of the rows, and of the images that are only
+        compared, in the order of the records.
 
     Raises:
         DataError: with `strict`, an image cannot be used; without it, none can.
@@ -132,7 +137,7 @@ def write_split(
     dataset = concatenate_datasets(parts, split=NamedSplit(split))
     if not len(dataset):
         raise DataError(f"none of {len(unreadable)} {split} images can be used; the first: {unreadable[0].reason}")
-    return dataset, unreadable
+    return dataset, unreadable, [_fingerprints_file(shard) for shard in shards]
 
 
 class _Job(NamedTuple):
@@ -185,13 +190,16 @@ def _write_shard(job: _Job) -> Written:
         pass
     report.unlink(missing_ok=True)  # written last, it says what the shard beside it was made of
     with naming_a_full_disk(job.shard):
-        unreadable = _write_images(job)
+        unreadable, fingerprints = _write_images(job)
+        with whole_file(_fingerprints_file(job.shard)) as unfinished:
+            fingerprints.save(unfinished)
         write_json(report, {"key": key, "unreadable": unreadable}, indent=None)
     return job.shard, unreadable, len(job.records)
 
 
-def _write_images(job: _Job) -> list[Unreadable]:
-    unreadable = []
+def _write_images(job: _Job) -> tuple[list[Unreadable], Fingerprints]:
+    unreadable: list[Unreadable] = []
+    prints: list[tuple[str, Fingerprint, bool]] = []
     with (
         whole_file(job.shard) as unfinished,
         ArrowWriter(path=str(unfinished), features=job.features, writer_batch_size=64) as writer,
@@ -201,19 +209,26 @@ def _write_images(job: _Job) -> list[Unreadable]:
                 if record.problem:
                     raise DataError(record.problem)
                 _check_row_id(record.row_id)
-                image = _read(record, job.crop)
+                image, found = _read(record, job.crop)
             except (DataError, ImageError) as error:
-                unreadable.append(_unreadable(record, str(error)))
-            else:
+                if not record.only_compared:
+                    unreadable.append(_unreadable(record, str(error)))
+                continue
+            prints.append((record.row_id, found, not record.only_compared))
+            if not record.only_compared:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": record.row_id, **record.columns})
         writer.finalize()
-    return unreadable
+    return unreadable, Fingerprints.of_images(prints)
+
+
+def _fingerprints_file(shard: Path) -> Path:
+    return shard.with_suffix(".npz")
 
 
 def _key(job: _Job) -> str:
     """A digest of everything the shard is made of: rows, files by size and time, features, crop."""
     rows = [(*record._replace(data=None), _state_of_image(record)) for record in job.records]
-    return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}".encode()).hexdigest()
+    return hashlib.sha256(f"{rows}\n{job.features}\n{job.crop!r}\nfingerprints".encode()).hexdigest()
 
 
 def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
@@ -226,14 +241,16 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _read(record: ImageRecord, crop: Crop | None) -> bytes:
+def _read(record: ImageRecord, crop: Crop | None) -> tuple[bytes, Fingerprint]:
+    """The bytes of the image's file, and the fingerprint of the image."""
     data = record.data() if callable(record.data) else record.data
     opened = open_image(record.path if data is None else data)
     cropped = opened if crop is None else crop(opened, record)
+    found = fingerprint(cropped.convert("RGB"))
     if cropped is opened and (data is not None or record.path.stat().st_size <= MAX_BYTES):
         stored = pixels_only(record.path.read_bytes() if data is None else data)
         if stored is not None:
-            return stored
+            return stored, found
     if max(cropped.size) > _JPEG_SIDE:
         raise ImageError(
             f"{record.path}: {cropped.width} x {cropped.height} pixels, but a JPEG file holds {_JPEG_SIDE:,} to a "
@@ -241,7 +258,7 @@ def _read(record: ImageRecord, crop: Crop | None) -> bytes:
         )
     buffer = io.BytesIO()
     cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    return buffer.getvalue()
+    return buffer.getvalue(), found
 
 
 def _unreadable(record: ImageRecord, reason: str) -> Unreadable:

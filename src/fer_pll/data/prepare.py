@@ -7,13 +7,16 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 
 from ..faces.alignment import FaceCrop
 from ..io.errors import DataError
+from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
 from .cropping import CropToTemplate
 from .dataset import (
+    COPIES,
     REPORT,
     Unreadable,
     check_output_folder,
@@ -31,7 +34,7 @@ _FEW = 1000  # images that one process reads or draws before other processes hav
 
 
 def prepare(
-    name: str,
+    name: str | Opened,
     source: str | Path | None = None,
     *,
     out: str | Path,
@@ -40,6 +43,7 @@ def prepare(
     num_proc: int | None = None,
     crop: str | None = None,
     detector: str = "retinaface",
+    drop_copies: str = "exact",
     draw_votes: int | None = None,
     draw_seed: int = 0,
     corrections: str | Path | None = None,
@@ -56,7 +60,8 @@ def prepare(
     from there.
 
     Args:
-        name: one of `data.sources.SOURCES`: ferplus, fer2013, rafdb, affectnet, votes, folder, dataset, synthetic.
+        name: one of `data.sources.SOURCES`: ferplus, fer2013, rafdb, affectnet, votes, folder, dataset, synthetic; or
+            data in memory, as `from_arrays` returns them.
         source: where the files of the data set are; synthetic needs none.
         out: folder of the prepared set. It must not exist yet, or be empty.
         overwrite: replace the prepared set that is in `out`.
@@ -66,6 +71,10 @@ def prepare(
             images that starting others takes longer.
         crop: crop the faces of photographs as this model (a checkpoint or a name in hub_configs) wants them.
         detector: `retinaface`, `yunet` or `yunet:MODEL.onnx`; used with `crop` where the data have no landmarks.
+        drop_copies: training rows to leave out: `exact`, those with the very pixels of a validation or test image, and
+            all but the first of those with the same pixels; `near`, also those whose image is nearly that of another
+            row; `none`. All copies are listed in `copies.csv`. Validation and test never change. `data.copies` says
+            what copies are.
         draw_votes: number of votes that each training row keeps, see `splits.keep_drawn_votes`.
         draw_seed: seed of that draw.
         corrections: marks.csv of `fer-pll audit`: relabel and drop the rows marked so.
@@ -86,24 +95,33 @@ def prepare(
         DataError: a name or option is unknown, files are missing or malformed, or the folder is in use. A prepared set
             in `out` stays as it was.
     """
-    if name not in SOURCES:
-        raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
     values = options if source is None else {"source": source, **options}
-    parsed = SOURCES[name].options(**values)
+    if isinstance(name, Opened):
+        if values:
+            raise DataError(f"data in memory have no option {next(iter(values))!r}")
+    elif name not in SOURCES:
+        raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
+    else:
+        parsed = SOURCES[name].options(**values)
     check_output_folder(out, overwrite)
     if corrections is not None:
         read_corrections(corrections)  # errors in the file show before the images are read
+    if drop_copies not in DROP_COPIES:
+        raise DataError(f"--drop-copies {drop_copies}: choose {', '.join(DROP_COPIES)}")
     if draw_votes is not None and draw_votes < 1:
         raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
     face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
-    opened = SOURCES[name].open(parsed)
+    opened = name if isinstance(name, Opened) else SOURCES[name].open(parsed)
     if draw_votes is not None and "votes" not in opened.columns:
-        raise DataError(f"--draw-votes {draw_votes}: {name} has no votes here")
+        raise DataError(
+            f"--draw-votes {draw_votes}: {name if isinstance(name, str) else 'the data'} has no votes here"
+        )
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
     if validation_share is None:
-        validation_share = 0.0 if "validation" in opened.splits else SOURCES[name].validation_share
+        of_source = SOURCES[name].validation_share if isinstance(name, str) else 0.0
+        validation_share = 0.0 if "validation" in opened.splits else of_source
     elif not 0 <= validation_share < 1:
         raise DataError(f"--validation-share {validation_share}: give a share from 0 to less than 1")
     if validation_share and ("validation" in opened.splits or "train" not in opened.splits):
@@ -111,7 +129,7 @@ def prepare(
         raise DataError(f"--validation-share {validation_share}: the data have {there}; leave it out")
 
     said = [] if opened.read_as is None else [f"read as {opened.read_as}"]
-    dataset, unreadable = _write(opened, out, num_proc, strict, follow_links)
+    dataset, unreadable, copies = _write(opened, out, num_proc, strict, follow_links, drop_copies)
     if validation_share and len(dataset["train"]) > 1:
         rows = len(dataset["train"])
         dataset = draw_validation(dataset, validation_share, split_seed)
@@ -126,7 +144,11 @@ def prepare(
         said.append(corrected)
     if hold_out is not None:
         dataset = hold_out_rows(dataset, hold_out)
-    save_dataset(dataset, out, overwrite, unreadable)
+    listed = _in_their_splits(
+        copies.listed(), {split: dataset[split] for split in dataset if split not in opened.splits}
+    )
+    said += _tell_copies(listed, dataset, Path(out) / COPIES)
+    save_dataset(dataset, out, overwrite, unreadable, listed)
     shutil.rmtree(shards_folder(out), ignore_errors=True)
     if unreadable:
         first = unreadable[0]
@@ -158,9 +180,9 @@ def _is_link(path: Path) -> bool:
 
 
 def _write(
-    opened: Opened, out: str | Path, num_proc: int | None, strict: bool, follow_links: bool
-) -> tuple[DatasetDict, list[Unreadable]]:
-    """The records of all splits as data sets with their provenance, and the images that were left out."""
+    opened: Opened, out: str | Path, num_proc: int | None, strict: bool, follow_links: bool, drop_copies: str
+) -> tuple[DatasetDict, list[Unreadable], Copies]:
+    """The records of all splits as data sets with their provenance, the images that were left out, and the copies."""
     features = prepared_features(opened.class_names, opened.columns)
     counts = {
         split: opened.counts.get(split, len(records) if isinstance(records, Sized) else None)
@@ -171,9 +193,11 @@ def _write(
         few = opened.crop is None and len(known) == len(counts) and sum(known) < _FEW
         num_proc = 1 if few else cpu_count() or 1
     dataset, left_out = DatasetDict(), []
+    prints: dict[str, Iterable[Fingerprints]] = {}
+    dropped: dict[str, dict[str, int]] = {}
     with workers(num_proc) as run:
         for split, records in opened.splits.items():
-            dataset[split], unreadable = write_split(
+            dataset[split], unreadable, files = write_split(
                 records if opened.root is None or follow_links else _without_links(records, opened.root),
                 features,
                 shards_folder(out) / split,
@@ -184,6 +208,51 @@ def _write(
                 split=split,
             )
             left_out += unreadable
-            dropped = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
-            replace(opened.provenance, split=split, kept=len(dataset[split]), dropped=dropped).attach(dataset[split])
-    return dataset, left_out
+            prints[split] = map(Fingerprints.load, files)
+            dropped[split] = {**opened.dropped.get(split, {}), "that could not be used": len(unreadable)}
+    copies = Copies.among(prints if opened.has_copies else {})
+    if "train" in dataset and opened.has_copies:
+        gone = copies.of_training(drop_copies)
+        keep = ~np.logical_or.reduce([np.zeros(len(dataset["train"]), dtype=bool), *gone.values()])
+        dropped["train"] |= {reason: int(rows.sum()) for reason, rows in gone.items()}
+        if not keep.any():
+            reasons = ", ".join(f"{rows} {reason}" for reason, rows in dropped["train"].items() if rows)
+            raise DataError(f"no train row is left; dropped: {reasons}; --drop-copies none keeps the copies")
+        if not keep.all():
+            dataset["train"] = dataset["train"].select(np.flatnonzero(keep))
+    for split, rows in dataset.items():
+        replace(opened.provenance, split=split, kept=len(rows), dropped=dropped[split]).attach(rows)
+    return dataset, left_out, copies
+
+
+def _in_their_splits(copies: list[Copy], drawn: dict[str, Dataset]) -> list[Copy]:
+    """The same, with the splits that were drawn from `train` since; the copy stays that of the two in `train`."""
+    moved = {row_id: split for split, rows in drawn.items() for row_id in rows["row_id"]}
+    found = []
+    for copy in copies:
+        split, copy_of_split = (
+            moved.get(row_id, split) if split == "train" else split
+            for row_id, split in ((copy.row_id, copy.split), (copy.copy_of, copy.copy_of_split))
+        )
+        if copy_of_split == "train" and split != "train":
+            found.append(copy._replace(row_id=copy.copy_of, split="train", copy_of=copy.row_id, copy_of_split=split))
+        else:
+            found.append(copy._replace(split=split, copy_of_split=copy_of_split))
+    return found
+
+
+def _tell_copies(copies: list[Copy], dataset: DatasetDict, file: Path) -> list[str]:
+    """Lines about the copies: where they are listed, and which leaks stay in the training split."""
+    said = [f"{len(copies)} copies of images among all splits, see {file}"] if copies else []
+    rows = set(dataset["train"]["row_id"]) if copies and "train" in dataset else set()
+    leaks: dict[bool, set[str]] = {True: set(), False: set()}  # by whether they are exact
+    for copy in copies:
+        if copy.split == "train" and copy.copy_of_split != "train" and copy.row_id in rows:
+            leaks[copy.kind == "exact"].add(copy.row_id)
+    exact, near = len(leaks[True]), len(leaks[False] - leaks[True])
+    if exact or near:
+        said.append(
+            f"of the training images {exact} are copies and {near} near copies of images to evaluate on: "
+            "--drop-copies near leaves them out"
+        )
+    return said

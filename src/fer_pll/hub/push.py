@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME
 
+from ..io.atomic import write_text
 from ..io.errors import DataError
 from ..io.names import check_folder
 from ..io.pretrained import check_finite_weights, weight_files
-from ..io.stored import read_json
-from .card import model_card, read_evaluations
+from ..io.stored import read_json, reading
+from .card import folder_card, model_card, read_evaluations
 from .files import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_FOLDER,
@@ -161,6 +162,39 @@ def check_card(card: ModelCard, repo_id: str) -> None:
             card.validate()
         except ValueError as error:
             raise DataError(f"{repo_id}: the Hub refuses the metadata of the card ({error})") from error
+
+
+def push_checkpoint(
+    folder: str | Path,
+    repo_id: str,
+    license: str | None = None,
+    keep_card: bool = False,
+    private: bool | None = None,
+) -> CommitInfo:
+    """Push a checkpoint's `published_files` to the Hub, with a new card made from the files in the folder.
+
+    Args:
+        folder: the checkpoint.
+        repo_id: `"name"` or `"owner/name"`; made where it does not exist.
+        license: Hub identifier of the license of the weights, for the card.
+        keep_card: push `README.md` as it is.
+        private: whether a new repository is private.
+
+    Raises:
+        PushError: the push failed.
+        DataError: a file that the checkpoint needs to load is missing or damaged, or the Hub refuses the card.
+    """
+    published_files(folder)  # raises if something is missing, before anything is written
+    card_file = Path(folder) / CARD_NAME
+    if not keep_card:
+        card = folder_card(folder, repo_id, license)
+        check_card(card, repo_id)  # the Hub would refuse the push, but the former card would be gone by then
+        write_text(card_file, str(card))
+    elif card_file.is_file():
+        with reading(card_file, "correct its metadata, or push without --keep-card"):
+            card = ModelCard.load(card_file)
+        check_card(card, repo_id)
+    return push_files(folder, published_files(folder), repo_id, private=private)
 
 
 def push_files(

@@ -240,7 +240,17 @@ def test_landmarks_far_apart_cost_one_row(tmp_path):
 def test_prepare_data_affectnet(tmp_path):
     write_tables(tmp_path / "a", [("x/1.jpg", 0), ("x/2.jpg", 7), ("x/3.jpg", 8)])
     write_tables(tmp_path / "a", [("v/1.jpg", 3)], "validation.csv")
-    arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--classes", "7", "--out"]
+    arguments = [
+        "affectnet",
+        str(tmp_path / "a"),
+        "--num-proc",
+        "1",
+        "--classes",
+        "7",
+        "--drop-copies",
+        "none",
+        "--out",
+    ]
     main([*arguments, str(tmp_path / "boxes")])
     dataset = load_dataset(tmp_path / "boxes")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 1, "validation": 1}

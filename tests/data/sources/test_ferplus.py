@@ -68,9 +68,9 @@ def prepared(tmp_path_factory):
     load_ferplus.folder = tmp_path_factory.mktemp("prepared")
 
 
-def load_ferplus(source, protocol="all", drop_duplicates=True):
+def load_ferplus(source, protocol="all", drop_copies="exact"):
     out = Path(tempfile.mkdtemp(dir=load_ferplus.folder)) / "set"
-    return prepare("ferplus", source, out=out, protocol=protocol, keep_duplicates=not drop_duplicates, num_proc=1)
+    return prepare("ferplus", source, out=out, protocol=protocol, drop_copies=drop_copies, num_proc=1)
 
 
 def decode(example):
@@ -188,7 +188,7 @@ def test_duplicates_go_from_train_only(tmp_path):
         row("PrivateTest", pixels=b),
     ]
     source = write_csv(tmp_path / "raw", rows)
-    kept, dropped = load_ferplus(source, drop_duplicates=False), load_ferplus(source)
+    kept, dropped = load_ferplus(source, drop_copies="none"), load_ferplus(source)
     assert kept["train"]["row_id"][:] == [f"fer2013new.csv:{line}" for line in range(3, 9)]
     assert dropped["train"]["row_id"][:] == ["fer2013new.csv:3", "fer2013new.csv:6"]
     assert [decode(example) for example in dropped["train"]] == [a, nearly_a]
@@ -236,7 +236,7 @@ def test_both_layouts_give_the_same(tmp_path, boxes):
 
 def test_folder_layout_with_a_name_listed_twice(tmp_path):
     rows = [row(name="fer1.png", seed=1), row(name="fer1.png", votes=(9, 1, 0, 0, 0, 0, 0, 0, 0, 0), seed=1)]
-    train = load_ferplus(write_folders(tmp_path / "raw", rows, boxes=True), drop_duplicates=False)["train"]
+    train = load_ferplus(write_folders(tmp_path / "raw", rows, boxes=True), drop_copies="none")["train"]
     assert train["label"][:] == [1, 0]
     assert train["row_id"][:] == ["FER2013Train/label.csv:1", "FER2013Train/label.csv:2"]
 
@@ -270,7 +270,7 @@ def test_memory_does_not_grow_with_the_pixels(tmp_path):
         (folder / "fer2013new.csv").write_text(f"Usage,Image name,{','.join(ENTRIES)}\n" + votes * num_rows)
         tracemalloc.start()
         try:
-            load_ferplus(folder, drop_duplicates=False)
+            load_ferplus(folder, drop_copies="none")
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -543,7 +543,7 @@ REAL_ALL = {"train": 28389, "validation": 3553, "test": 3546}
 
 
 def test_real_row_counts_and_duplicates(real):
-    everything, dropped = load_ferplus(real, drop_duplicates=False), load_ferplus(real)
+    everything, dropped = load_ferplus(real, drop_copies="none"), load_ferplus(real)
     for split, rows in everything.items():
         assert len(rows) == REAL_ALL[split]
         labels, majority = np.array(rows["label"][:]), np.array(rows["majority"][:])

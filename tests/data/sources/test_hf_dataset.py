@@ -69,7 +69,7 @@ def save(tmp_path):
 def test_every_kind_on_disk_is_prepared(save, tmp_path, kind, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     source = save(DatasetDict(train=make(), validation=make((2, 2))), kind)
-    main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1", "--drop-copies", "none"])
     prepared = load_dataset(tmp_path / "set")
     assert prepared["train"].features["label"].names == ["neutral", "happiness", "sadness"]
     assert prepared["train"]["label"][:] == [2, 1, 0, 1] and prepared["validation"]["label"][:] == [0, 0]

@@ -151,6 +151,8 @@ def test_what_systems_leave_is_no_class(tmp_path, name):
 def test_prepare_data_folder(tmp_path):
     for path in ("pictures/train/happy/a.png", "pictures/train/sad/b.png", "pictures/val/happy/c.png"):
         image(tmp_path / path)
+    PILImage.new("L", (8, 8), 6).save(tmp_path / "pictures/train/sad/b.png")
+    PILImage.new("L", (8, 8), 7).save(tmp_path / "pictures/val/happy/c.png")
     main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
     dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}

@@ -27,7 +27,7 @@ def basic(tmp_path):
     (root / "EmoLabel" / "list_patition_label.txt").write_text("\n".join(LINES) + "\n")
     for number, line in enumerate(LINES):
         stem = line.split(".")[0]
-        PILImage.new("RGB", (100, 100), (number, 0, 0)).save(root / "Image" / "aligned" / f"{stem}_aligned.jpg")
+        PILImage.new("RGB", (100, 100), (20 * number, 0, 0)).save(root / "Image" / "aligned" / f"{stem}_aligned.jpg")
         PILImage.new("RGB", (300, 200), (number, 0, 0)).save(root / "Image" / "original" / f"{stem}.jpg")
     return root
 
@@ -69,7 +69,7 @@ def test_prepare_data_writes_the_set_and_a_report(basic, tmp_path, capsys):
     with pytest.raises(DataError, match=r"^list_patition_label.txt:2: "):
         main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--strict", "--num-proc", "1"])
     assert len(load_dataset(out, "train")) == 2
-    PILImage.new("RGB", (100, 100)).save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
+    PILImage.new("RGB", (100, 100), "white").save(basic / "Image" / "aligned" / "train_00002_aligned.jpg")
     main(["rafdb", str(basic), "--out", str(out), "--overwrite", "--num-proc", "1"])
     assert len(load_dataset(out, "train")) == 3 and not (out / REPORT).exists()
 

@@ -293,8 +293,8 @@ def test_the_summary_counts_candidates_where_there_are_no_labels(tmp_path, capsy
 
 def test_prepare_data_votes(tmp_path, capsys):
     (tmp_path / "sub").mkdir()
-    for name in ("a.png", "sub/ü.png"):
-        PILImage.new("L", (8, 8), 3).save(tmp_path / name)
+    for number, name in enumerate(("a.png", "sub/ü.png")):
+        PILImage.new("L", (8, 8), number).save(tmp_path / name)
     file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
     main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
@@ -312,8 +312,8 @@ def test_prepare_data_votes(tmp_path, capsys):
 
 
 def test_ready_candidate_sets_train_as_they_are(tmp_path):
-    for name in ("a.png", "b.png"):
-        PILImage.new("L", (8, 8), 3).save(tmp_path / name)
+    for number, name in enumerate(("a.png", "b.png")):
+        PILImage.new("L", (8, 8), number).save(tmp_path / name)
     file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
     main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")

@@ -35,6 +35,8 @@ class Opened:
         read_as: what the files were taken for, e.g. "Kaggle's FER2013 (icml_face_data.csv)".
         root: the folder of the images. A file in it that is a link to one elsewhere is left out, unless the user asks
             for it; linked folders are followed.
+        has_copies: whether images may be copies of each other, see `data.copies`; False for drawn ones, which are all
+            alike.
     """
 
     class_names: Sequence[str]
@@ -46,6 +48,7 @@ class Opened:
     crop: Crop | None = None
     read_as: str | None = None
     root: Path | None = None
+    has_copies: bool = True
 
 
 class Source(ABC):

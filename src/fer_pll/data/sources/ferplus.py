@@ -1,7 +1,6 @@
 """FER+: the faces of FER2013 with the votes of ten annotators for each (Barsoum et al. 2016, arXiv:1608.01041)."""
 
 import argparse
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ class Row(NamedTuple):
     votes: tuple[int, ...]
 
 
-def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> Opened:
+def list_ferplus(source: str | Path, protocol: str = "all") -> Opened:
     """Lists the rows of FER+, in either layout that people have.
 
     - A folder with Kaggle's `fer2013.csv` (or `icml_face_data.csv`, the same rows) and Microsoft's `fer2013new.csv`;
@@ -60,16 +59,15 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     Args:
         source: The folder.
         protocol: Which rows are kept, as in `protocol_masks`: `"all"` or `"majority"`.
-        drop_duplicates: Remove from `train` every row whose image is also, pixel for pixel, that of a validation or
-            test row. Of the rows of `train` that share an image, keep the first only. Validation and test never
-            change. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
-            split: 337 copies of PublicTest images (one of them the black image of a row without a face) and 1,149
-            repeats go, 26,903 stay.
 
     Returns:
         records with the image's PNG (gray, 48 x 48), a `row_id` (`"fer2013new.csv:17"`: file and line, counted from
         1), `votes` (eight counts in the order of `EXPRESSIONS`), `label` (the first top of the eight) and `majority`
-        (whether the row is in the `majority` protocol). `dropped` says how many rows were dropped, and why.
+        (whether the row is in the `majority` protocol). `dropped` says how many rows were dropped, and why. Rows of
+        validation and test that are not in the protocol are `only_compared`, so that no copy of theirs is trained on
+        either. Measured on the 28,389 `all` rows of the real Training split with PublicTest as the only evaluation
+        split: 337 exact copies of PublicTest images (one of them the black image of a row without a face) and 1,149
+        repeats are dropped, 26,903 stay.
 
     Raises:
         DataError: a file or column is missing, the files do not belong together, or a row is malformed. The message
@@ -82,12 +80,8 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
     in_all, in_majority = protocol_masks(np.array([row.votes for row in rows]))
     kept = in_all if protocol == "all" else in_majority
 
-    # One digest of 16 bytes for each image. This pass also checks every row of pixels before anything is written.
-    digests = [
-        None if isinstance(pixels, DataError) else hashlib.blake2b(pixels, digest_size=16).digest()
-        for _, pixels in tqdm(layout.images(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
-    ]
-    in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if digest and row.split != "train"}
+    for _ in tqdm(layout.images(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None):
+        pass  # every row of pixels is checked before anything is written
 
     splits, counts, dropped = {}, {}, {}
     for split in _SPLITS.values():
@@ -96,15 +90,10 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
             continue
         positions = [i for i in members if kept[i]]
         reasons = {f"not in protocol {protocol}": len(members) - len(positions)}
-        if split == "train" and drop_duplicates:
-            fresh = [i for i in positions if digests[i] not in in_evaluation]
-            first = {digests[i] or i: i for i in reversed(fresh)}
-            reasons["copy of a validation or test image"] = len(positions) - len(fresh)
-            reasons["copy of an earlier training image"] = len(fresh) - len(first)
-            positions = sorted(first.values())
         if not positions:
             raise DataError(f"{source}: no {split} row is left; dropped: {_name_counts(reasons)}")
-        splits[split] = _records(layout, positions, in_majority)
+        positions = positions if split == "train" else members
+        splits[split] = _records(layout, positions, kept, in_majority)
         counts[split], dropped[split] = len(positions), reasons
     provenance = Provenance("FER+", FerPlus.name, protocol=protocol, license=LICENSE)
     columns = ("votes", "majority")
@@ -134,7 +123,7 @@ def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _records(
-    layout: "_CsvLayout | _FolderLayout", positions: list[int], in_majority: np.ndarray
+    layout: "_CsvLayout | _FolderLayout", positions: list[int], kept: np.ndarray, in_majority: np.ndarray
 ) -> Iterator[ImageRecord]:
     for position, pixels in layout.images(positions):
         row = layout.rows[position]
@@ -142,9 +131,9 @@ def _records(
         columns = {"label": votes.index(max(votes)), "votes": votes, "majority": bool(in_majority[position])}
         path = layout.path(position)
         if isinstance(pixels, DataError):
-            yield ImageRecord(path, row.row_id, columns, problem=str(pixels))
+            yield ImageRecord(path, row.row_id, columns, problem=str(pixels), only_compared=not kept[position])
         else:
-            yield ImageRecord(path, row.row_id, columns, data=png_of(pixels))
+            yield ImageRecord(path, row.row_id, columns, data=png_of(pixels), only_compared=not kept[position])
 
 
 def png_of(pixels: bytes) -> bytes:
@@ -350,11 +339,6 @@ class FerPlus(Source):
             help="rows to keep: all = the most voted of the ten entries is one of the eight expressions (default); "
             "majority = an expression holds more than half of the votes, where single votes do not count",
         )
-        parser.add_argument(
-            "--keep-duplicates",
-            action="store_true",
-            help="keep training rows whose image is also a validation or test image, or an earlier training image",
-        )
 
     def open(self, options: argparse.Namespace) -> Opened:
-        return list_ferplus(options.source, options.protocol, not options.keep_duplicates)
+        return list_ferplus(options.source, options.protocol)

@@ -158,4 +158,6 @@ class Synthetic(Source):
             for split, count in counts.items()
         }
         columns = ("votes", "majority", "true_label")
-        return Opened(EXPRESSIONS, splits, columns, Provenance("drawn faces", self.name), counts=counts)
+        return Opened(
+            EXPRESSIONS, splits, columns, Provenance("drawn faces", self.name), counts=counts, has_copies=False
+        )

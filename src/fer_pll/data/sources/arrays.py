@@ -1,0 +1,110 @@
+"""Images and votes in memory: arrays, tensors, data frames, as a program has them."""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ...io.errors import DataError
+from ...io.images import ImageError, open_image
+from ...labels.expressions import canonical_name, in_order_of_expressions
+from ..image_writer import ImageRecord
+from .base import Opened
+
+
+def from_arrays(
+    images: Sequence[Any],
+    votes: Any,
+    class_names: Sequence[str] | None = None,
+    row_ids: Sequence[str] | None = None,
+    validation_share: float = 0.0,
+    seed: int = 0,
+) -> Opened:
+    """Images in memory with their votes, to be prepared by `fer_pll.prepare(from_arrays(...), out=...)`.
+
+    Args:
+        images: N images of a face each, of any kind that `io.images.open_image` opens: arrays, Pillow images, paths.
+        votes: (N, K) whole numbers: how many annotators chose each class for each image. An array, a data frame, or
+            lists. A row without any vote is left out and listed in `unreadable.csv`.
+        class_names: K names; the columns of the data frame where not given. The prepared set has them in the order of
+            FER+'s expressions, where all are among these.
+        row_ids: N names of the rows; `row:0`, `row:1` and so on where not given.
+        validation_share: share of the rows, drawn at random, for a split `validation`.
+        seed: seed of that draw.
+
+    Raises:
+        DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 up; two
+            classes or two rows have the same name; or one of the two splits would have no rows.
+    """
+    if class_names is None and not isinstance(votes, pd.DataFrame):
+        raise DataError("class_names are needed where votes are not a data frame, whose columns name the classes")
+    names = [canonical_name(str(name)) for name in (votes.columns if class_names is None else class_names)]
+    counts = np.asarray(votes)
+    if counts.shape != (len(images), len(names)):
+        raise DataError(
+            f"votes have the shape {counts.shape}, but {len(images)} images and {len(names)} classes need "
+            f"({len(images)}, {len(names)})"
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"two of the classes are {twice}: join their votes")
+    rows = [f"row:{number}" for number in range(len(images))] if row_ids is None else list(map(str, row_ids))
+    if len(rows) != len(images) or len(set(rows)) < len(rows):
+        raise DataError(f"{len(images)} images need as many row_ids, each once; there are {len(set(rows))}")
+    whole = counts if np.issubdtype(counts.dtype, np.number) else np.full(counts.shape, np.nan)
+    wrong = np.argwhere(~((whole >= 0) & (whole % 1 == 0)))
+    if len(wrong):
+        row, label = wrong[0]
+        raise DataError(
+            f"{rows[row]}: the votes for {names[label]!r} are {counts[row, label]!r}, but votes are whole numbers "
+            "from 0 up: correct the row"
+        )
+    ordered = in_order_of_expressions(names)
+    whole = whole[:, [names.index(name) for name in ordered]]
+    drawn = np.zeros(len(images), dtype=bool)
+    drawn[np.random.default_rng(seed).permutation(len(images))[: round(validation_share * len(images))]] = True
+    if not 0 <= validation_share < 1 or drawn.all() or (validation_share and not drawn.any()):
+        raise DataError(f"validation_share {validation_share} of {len(images)} rows: both parts need rows, try 0.1")
+    parts = {"train": np.flatnonzero(~drawn), "validation": np.flatnonzero(drawn)}
+    splits = {split: _Records(images, whole, rows, part.tolist()) for split, part in parts.items() if len(part)}
+    return Opened(ordered, splits, ("votes",))
+
+
+class _Records(Sequence[ImageRecord]):
+    """The records of some rows, each made when it is asked for."""
+
+    def __init__(self, images: Sequence[Any], votes: np.ndarray, row_ids: list[str], rows: list[int]) -> None:
+        self.images, self.votes, self.row_ids, self.rows = images, votes, row_ids, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: Any) -> Any:
+        row = self.rows[place]
+        image, votes = self.images[row], self.votes[row].astype(int).tolist()
+        columns = {"votes": votes, "label": votes.index(max(votes))}
+        problem = None if any(votes) else "has no votes at all: remove the row or add some"
+        if isinstance(image, (str, os.PathLike)):
+            return ImageRecord(Path(image), self.row_ids[row], columns, problem=problem)
+        data = None
+        try:
+            data = _png(image)
+        except ImageError as error:
+            problem = str(error)
+        return ImageRecord(Path(self.row_ids[row]), self.row_ids[row], columns, problem=problem, data=data)
+
+
+def _png(image: Any) -> bytes:
+    opened = open_image(image)
+    channels = opened.split()
+    gray = all(channel.tobytes() == channels[0].tobytes() for channel in channels)
+    file = io.BytesIO()
+    (channels[0] if gray else opened).save(file, "PNG")
+    return file.getvalue()

@@ -160,7 +160,8 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
     dataset = fer_pll.prepare("ferplus", source, out=tmp_path / "b", report=said.append, **options)
     by_command = fer_pll.load_dataset(tmp_path / "a")
     assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in by_command.items()}
-    assert len(dataset["train"]) == 2 and said == []
+    assert len(dataset["train"]) == 2
+    assert said == ["read as FER+ (images of fer2013.csv, votes of fer2013new.csv)"]
     drawn = fer_pll.prepare("synthetic", out=tmp_path / "c", num_train=3, num_validation=0, num_test=0)
     assert list(drawn) == ["train"] and drawn["train"][0]["image"].size == (48, 48)
 
@@ -168,7 +169,7 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("celeba", {}, "there is no data source 'celeba': choose ferplus, rafdb, affectnet"),
+        ("celeba", {}, "there is no data source 'celeba': choose ferplus, fer2013, rafdb, affectnet"),
         ("ferplus", {}, "ferplus needs 'source': folder with fer2013.csv"),
         ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol, keep_dup"),
         ("ferplus", {"source": "x", "protocol": "most"}, "protocol='most' is not known: choose all or majority"),
@@ -188,6 +189,109 @@ def test_every_source_keeps_the_contract():
         required = {} if name == "synthetic" else {"source": "somewhere"}
         options = vars(source.options(**required))
         assert not set(options) & (set(inspect.signature(prepare).parameters) - {"source"})
+
+
+CLASSES = ("happy", "sad", "fear")
+
+
+def votes_table(folder, rows=60, name="votes.csv"):
+    """Rows of three classes, 30, 20 and 10 of 60, with an image each."""
+    folder.mkdir(exist_ok=True)
+    lines = ["path,happy,sad,fear"]
+    for n in range(rows):
+        PILImage.new("L", (8, 8), n).save(folder / f"{n}.png")
+        lines.append(f"{n}.png," + ",".join("1" if k == (n % 6 > 2) + (n % 6 > 4) else "0" for k in range(3)))
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return folder / name
+
+
+def source_of(name, tmp_path):
+    """60 rows without a validation split, as each of the layouts for users' data."""
+    table = votes_table(tmp_path / "in")
+    if name == "votes":
+        return table
+    folder = tmp_path / "other"
+    for line in table.read_text().splitlines()[1:]:
+        path, *votes = line.split(",")
+        place = folder / CLASSES[votes.index("1")]
+        place.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / path).rename(place / path)
+    if name == "folder":
+        return folder
+    prepare("folder", folder, out=tmp_path / "saved", validation_share=0, num_proc=1)
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("name", ["votes", "folder", "dataset"])
+def test_users_data_get_a_validation_split(tmp_path, name):
+    source, said = source_of(name, tmp_path), []
+    common = {"num_proc": 1, "report": said.append}
+    dataset = prepare(name, source, out=tmp_path / "a", **common)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 54, "validation": 6}
+    names = dataset["train"].features["label"].names
+    labels = [names[label] for label in dataset["validation"]["label"]]
+    assert sorted(labels) == ["fear", "happiness", "happiness", "happiness", "sadness", "sadness"]  # as in train
+    assert said[-1].startswith("validation: 6 of 60 training rows, 0.1 of each class (--validation-share sets another")
+    everything = [row for rows in dataset.values() for row in rows["row_id"]]
+    assert len(set(everything)) == 60
+    half = prepare(name, source, out=tmp_path / "b", validation_share=0.5, split_seed=1, **common)
+    assert len(half["validation"]) == 30
+    again = prepare(name, source, out=tmp_path / "c", validation_share=0.5, split_seed=1, **common)
+    assert again["validation"]["row_id"][:] == half["validation"]["row_id"][:]
+    other = prepare(name, source, out=tmp_path / "d", validation_share=0.5, split_seed=2, **common)
+    assert other["validation"]["row_id"][:] != half["validation"]["row_id"][:]
+    assert list(prepare(name, source, out=tmp_path / "e", validation_share=0, **common)) == ["train"]
+    with pytest.raises(DataError, match=r"--validation-share 1: give a share from 0 to less than 1"):
+        prepare(name, source, out=tmp_path / "f", validation_share=1, **common)
+
+
+def test_the_draw_stays_nearly_the_same_when_rows_are_added_and_keeps_copies_together(tmp_path):
+    table = votes_table(tmp_path / "in")
+    options = {"validation_share": 0.2, "num_proc": 1}
+    few = prepare("votes", table, out=tmp_path / "a", **options)["validation"]
+    paths = table.read_text().splitlines()
+    table.write_text("\n".join([paths[0], "copy.png,1,0,0", *paths[1:]]) + "\n")  # other lines, and so other row ids
+    first = next(k for k in range(60) if paths[k + 1].endswith(",1,0,0"))
+    (table.parent / "copy.png").write_bytes((table.parent / f"{first}.png").read_bytes())
+    more = prepare("votes", table, out=tmp_path / "b", **options)
+    before = {image.getpixel((0, 0)) for image in few["image"]}
+    after = {image.getpixel((0, 0)) for image in more["validation"]["image"]}
+    assert len(before & after) >= len(before) - 1
+    split_of = [
+        [split for split, rows in more.items() if f"votes.csv:{line}" in rows["row_id"]] for line in (2, first + 3)
+    ]
+    assert split_of[0] == split_of[1]
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_small_set_gets_one_row_to_validate_on(tmp_path, rows):
+    table = votes_table(tmp_path / "in", rows)
+    dataset = prepare("votes", table, out=tmp_path / "a", num_proc=1)
+    assert {split: len(part) for split, part in dataset.items()} == {"train": rows - 1, "validation": 1}
+    with pytest.raises(DataError, match=r"--validation-share 0.99 of .* training rows: both parts need rows"):
+        prepare("votes", table, out=tmp_path / "b", num_proc=1, validation_share=0.99)
+
+
+def test_published_splits_stay_as_they_are_unless_asked(source, tmp_path):
+    dataset = prepare("synthetic", out=tmp_path / "a", num_train=20, num_validation=0, num_test=2, num_proc=1)
+    assert list(dataset) == ["train", "test"]
+    sizes = {"num_train": 20, "num_validation": 0, "num_test": 2}
+    dataset = prepare("synthetic", out=tmp_path / "b", validation_share=0.2, num_proc=1, draw_votes=3, **sizes)
+    assert list(dataset) == ["train", "validation", "test"]
+    assert all(sum(votes) == 3 for votes in dataset["train"]["votes"])
+    assert all(sum(votes) > 3 for votes in dataset["validation"]["votes"])  # judged by all of them
+    sentence = Provenance.from_dataset(dataset["validation"]).sentence()
+    assert f"validation: {len(dataset['validation'])} of them (seed 0)" in sentence
+    with pytest.raises(DataError, match=r"--validation-share 0.1: the data have a validation split already"):
+        prepare("ferplus", source, out=tmp_path / "c", validation_share=0.1)
+    assert not (tmp_path / "c").exists()
+
+
+def test_validation_and_held_out_rows_are_different_ones(tmp_path):
+    table = votes_table(tmp_path / "in")
+    dataset = prepare("votes", table, out=tmp_path / "set", num_proc=1, hold_out=0.25)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 40, "validation": 6, "held_out": 14}
+    assert len({row for rows in dataset.values() for row in rows["row_id"]}) == 60
 
 
 def test_a_source_of_ones_own(tmp_path, monkeypatch):

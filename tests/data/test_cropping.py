@@ -73,7 +73,7 @@ def test_prepare_data_crops_photographs(astronaut, tmp_path):
     (tmp_path / "pictures" / "sad").mkdir()
     astronaut.rotate(15).save(tmp_path / "pictures" / "sad" / "turned.png")
     arguments = [str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--crop", "fer-pll-tiny-ferplus"]
-    main(["folder", *arguments, "--num-proc", "1"])
+    main(["folder", *arguments, "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
     assert [image.size for image in train["image"]] == [(48, 48)] * 2
     assert {image.mode for image in train["image"]} == {"L"}

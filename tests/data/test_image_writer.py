@@ -146,6 +146,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_is_used(tmp_path, monkeyp
         noise = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)
         PILImage.fromarray(noise).save(tmp_path / "in" / "happy" / f"{number:02}.png")
     command = ["folder", str(tmp_path / "in"), "--out", str(tmp_path / "set"), "--num-proc", "1"]
+    command += ["--classes", "happy", "--validation-share", "0"]
     before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
     try:

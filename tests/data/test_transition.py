@@ -30,6 +30,13 @@ def test_by_the_names_of_the_classes(tmp_path, encoding, newline):
     assert matrix.tolist() == [[0, 0.5, 1], [0.25, 0, 0], [0.125, 0, 0]]
 
 
+def test_as_a_spreadsheet_saves_it(tmp_path):
+    text = TABLE.replace(",", ";").replace(".", ",").replace("\n", "\r\n")
+    assert "0,25" in text
+    matrix = read_transition(write(tmp_path, text, "utf-8-sig"), CLASSES)
+    assert matrix.tolist() == [[0, 0.5, 1], [0.25, 0, 0], [0.125, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "reason"),
     [
@@ -45,7 +52,7 @@ def test_by_the_names_of_the_classes(tmp_path, encoding, newline):
         ("0.25", "", "transition.csv:2: ''"),
         ("0.25", "much", "transition.csv:2: 'much'"),
         ("0.25,", "0.25", "transition.csv:2 has 3 columns where 4 should be"),
-        (",", ";", "transition.csv:1: 'neutral' is missing"),
+        (",", "|", "transition.csv:1: 'neutral' is missing"),
     ],
 )
 def test_malformed_tables_are_named_by_line(tmp_path, before, after, reason):

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, pipeline
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.inference.media import list_files, show
+from fer_pll.io.images import FORMATS
 from fer_pll.io.tables import TableWriter
 from tiny import CLASSES
 
@@ -91,7 +92,7 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
         ("more/two.jpg", "0", ""),
         ("more/two.jpg", "1", ""),
         ("none.png", "", "no face found"),
-        ("text.jpg", "", "not an image in a format that Pillow reads"),
+        ("text.jpg", "", f"not an image in a format that is read ({', '.join(FORMATS)}, HEIC)"),
         ("zero.jpg", "", "the file is empty"),
         ("Éva ☃.png", "0", ""),
     ]

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
 from datasets import DatasetDict
 
 import fer_pll_cli
@@ -35,7 +36,10 @@ examples:
   fer-pll prepare ferplus path/to/ferplus --out data/ferplus-two-votes \\
       --draw-votes 2 --keep-duplicates
 
-  # RAF-DB: the folder `basic` with EmoLabel and Image
+  # FER2013 with its single labels: Kaggle's table or folders
+  fer-pll prepare fer2013 path/to/fer2013 --out data/fer2013
+
+  # RAF-DB: the folder `basic` with EmoLabel and Image, or folders 1 to 7
   fer-pll prepare rafdb path/to/basic --out data/rafdb
 
   # AffectNet: training.csv, validation.csv and Manually_Annotated_Images, or
@@ -44,7 +48,7 @@ examples:
 
   # votes of your own: path and a column of votes for each class, or path,
   # annotator, label in a row for each answer, or path and candidates
-  fer-pll prepare votes path/to/votes.csv --out data/mine --validation-share 0.1
+  fer-pll prepare votes path/to/votes.csv --out data/mine
 
   # a folder of images for each class, SPLIT/CLASS/image or CLASS/image
   fer-pll prepare folder path/to/images --out data/mine
@@ -123,6 +127,20 @@ def _common_options() -> argparse.ArgumentParser:
         "--corrections", metavar="FILE", help="marks.csv of `fer-pll audit`: relabel and drop rows as marked"
     )
     group.add_argument(
+        "--validation-share",
+        type=float,
+        metavar="SHARE",
+        help="share of each class's training rows that becomes the split `validation`, where the data have none; 0 "
+        "for none (default: 0.1 for votes, folder and dataset; 0 for published data, which keep their splits)",
+    )
+    group.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="of --validation-share (default: 0)")
+    group.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="also read image files that are links to files outside of the folder of the images (default: leave them "
+        "out; linked folders are read in any case)",
+    )
+    group.add_argument(
         "--hold-out",
         type=float,
         metavar="SHARE",
@@ -131,16 +149,34 @@ def _common_options() -> argparse.ArgumentParser:
     return common
 
 
+def class_counts(dataset: DatasetDict) -> tuple[dict[str, list[int]], str | None]:
+    """The number of rows of each class in each split, and a line that says how they are counted, where it must.
+
+    By label, or by candidates where a set of candidates has rows without a label.
+    """
+    names = next(iter(dataset.values())).features["label"].names
+    labels = [numpy_column(rows, "label") for rows in dataset.values()]
+    without = sum(int((each < 0).sum()) for each in labels)
+    if without and all("candidates" in rows.column_names for rows in dataset.values()):
+        by_class = [numpy_column(rows, "candidates").sum(axis=0) for rows in dataset.values()]
+        counted: str | None = f"counted: the rows with the class among their candidates; {without} rows have no label"
+    else:
+        by_class = [np.bincount(each[each >= 0], minlength=len(names)) for each in labels]
+        counted = f"{without} rows have no label" if without else None
+    return {name: [int(each[k]) for each in by_class] for k, name in enumerate(names)}, counted
+
+
 def summary(dataset: DatasetDict) -> str:
     """A table of the number of rows by split and class, and the sources of the rows."""
     splits = list(dataset)
     lines = [("", *splits), ("rows", *(len(dataset[split]) for split in splits))]
-    labels = {split: numpy_column(dataset[split], "label") for split in splits}
-    for number, name in enumerate(dataset[splits[0]].features["label"].names):
-        lines.append((f"  {name}", *(int((labels[split] == number).sum()) for split in splits)))
+    counts, counted = class_counts(dataset)
+    lines += [(f"  {name}", *numbers) for name, numbers in counts.items()]
     if "majority" in dataset[splits[0]].column_names:
         lines.append(("in majority", *(int(numpy_column(dataset[split], "majority").sum()) for split in splits)))
-    table = [f"{first:<14}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
+    width = max(14, *(len(first) + 2 for first, *_ in lines))
+    table = [f"{first:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
+    table += [counted] if counted else []
     sources = (Provenance.from_dataset(rows) for rows in dataset.values())
     return "\n".join(table + [source.sentence() for source in sources if source is not None])
 

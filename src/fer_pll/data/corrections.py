@@ -1,6 +1,5 @@
 """Label corrections: the file that the page of `fer-pll audit` writes, applied to a prepared data set."""
 
-import csv
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..io.errors import DataError
+from ..io.tables import read_columns
 from .dataset import numpy_column
 from .provenance import Provenance
 
@@ -28,40 +28,27 @@ class Correction(NamedTuple):
 
 
 def read_corrections(path: str | Path) -> list[Correction]:
-    """Reads a CSV file with the columns `row_id`, `mark` (keep, relabel or drop) and `label`.
+    """Reads a CSV file with the columns `row_id`, `mark` (keep, relabel or drop) and `label`, in any order.
+
+    A spreadsheet may have saved it: see `io.tables.read_csv`. Other columns are passed over.
 
     Raises:
-        DataError: the file cannot be read or has other columns; a mark is unknown; a relabel has no label, or another
+        DataError: the file cannot be read or lacks a column; a mark is unknown; a relabel has no label, or another
             mark has one; a row_id is there twice. The message names the line.
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            if reader.fieldnames != COLUMNS:
-                raise DataError(
-                    f"{path}: the columns must be {', '.join(COLUMNS)}, as the audit's page writes them; found "
-                    f"{', '.join(reader.fieldnames or ['nothing'])}"
-                )
-            corrections: list[Correction] = []
-            lines: dict[str, int] = {}  # by row_id
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise DataError(f"{where}: it does not have {len(COLUMNS)} fields: correct or delete the line")
-                row_id, mark, label = row["row_id"], row["mark"].strip(), row["label"].strip()
-                if mark not in MARKS:
-                    raise DataError(f"{where}: mark {mark!r} of row {row_id!r} is not one of {', '.join(MARKS)}")
-                if (mark == "relabel") != bool(label):
-                    needs = "needs a label" if mark == "relabel" else f"takes no label, found {label!r}"
-                    raise DataError(f"{where}: {mark} of row {row_id!r} {needs}")
-                if row_id in lines:
-                    raise DataError(f"{where}: row {row_id!r} is already in line {lines[row_id]}: keep one of them")
-                lines[row_id] = reader.line_num
-                corrections.append(Correction(reader.line_num, row_id, mark, label))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not a CSV file in UTF-8 ({error})") from error
+    corrections: list[Correction] = []
+    lines: dict[str, int] = {}  # by row_id
+    for line, (row_id, *cells) in read_columns(Path(path), COLUMNS):
+        where, (mark, label) = f"{path}, line {line}", map(str.strip, cells)
+        if mark not in MARKS:
+            raise DataError(f"{where}: mark {mark!r} of row {row_id!r} is not one of {', '.join(MARKS)}")
+        if (mark == "relabel") != bool(label):
+            needs = "needs a label" if mark == "relabel" else f"takes no label, found {label!r}"
+            raise DataError(f"{where}: {mark} of row {row_id!r} {needs}")
+        if row_id in lines:
+            raise DataError(f"{where}: row {row_id!r} is already in line {lines[row_id]}: keep one of them")
+        lines[row_id] = line
+        corrections.append(Correction(line, row_id, mark, label))
     return corrections
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import (
     ClassLabel,
     Dataset,
@@ -124,8 +125,8 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     Sets that an earlier version prepared have a column `index`; it is left out, because the trainer numbers the rows.
 
     Raises:
-        DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, or has no
-            split of that name.
+        DataError: the folder does not exist, is not a prepared set, is damaged, lacks one of `COLUMNS`, has no split
+            of that name, or does not hold its images itself.
     """
     path = Path(path)
     how = "prepare one with `fer-pll prepare` (--help shows how)"
@@ -143,6 +144,8 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
         missing = [column for column in COLUMNS if column not in rows.column_names]
         if missing:
             raise DataError(f"{path}: split {name!r} has no column {name_some(missing)}: {how}")
+        check_own_files(path, rows)
+        _check_images(path, name, rows)
         if "index" in rows.column_names:
             dataset[name] = rows.remove_columns("index")
     if split is None:
@@ -150,6 +153,32 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
     if split not in dataset:
         raise DataError(f"{path} has no split {split!r}, it has {name_some(list(dataset))}")
     return dataset[split]
+
+
+def check_own_files(path: str | Path, dataset: Dataset) -> None:
+    """Checks that a set reads no file outside of its folder; `state.json` could name any.
+
+    Raises:
+        DataError: it does.
+    """
+    for file in dataset.cache_files:
+        if not Path(file["filename"]).resolve().is_relative_to(Path(path).resolve()):
+            raise DataError(f"{path} names {file['filename']}, which lies outside of it: it is damaged; get it again")
+
+
+def _check_images(path: Path, split: str, rows: Dataset) -> None:
+    """Checks that the images lie in the set; `datasets` would open paths, and addresses, that stand in their place."""
+    if not (isinstance(rows.features["image"], Image) and rows.features["image"].decode):
+        raise DataError(
+            f"{path}: the column 'image' of split {split!r} is {rows.features['image']}, which does not hold images: "
+            "prepare the set again"
+        )
+    for chunk in rows.data.column("image").chunks:
+        missing = pc.struct_field(chunk, "bytes").null_count
+        if missing:
+            raise DataError(
+                f"{path}: {missing} rows of split {split!r} name an image instead of holding one: prepare it again"
+            )
 
 
 def load_images(paths: Sequence[str | Path]) -> Dataset:

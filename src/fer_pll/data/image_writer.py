@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from ..io.atomic import whole_file, write_json
 from ..io.errors import DataError, naming_a_full_disk
-from ..io.images import ImageError, open_image
+from ..io.images import MAX_BYTES, ImageError, open_image, pixels_only
 from .dataset import Unreadable
 
 ROWS_PER_SHARD = 512
@@ -36,6 +36,7 @@ _FEWEST_ROWS = 32  # of a shard: less is not worth a file and a message to anoth
 _SHARDS = 16  # of a small split, so that several workers have a share in it
 
 JPEG_QUALITY = 95  # of images that are not stored as they came
+_JPEG_SIDE = 65_500  # pixels, of libjpeg
 
 
 class ImageRecord(NamedTuple):
@@ -91,7 +92,7 @@ def write_split(
     """Reads (or makes), checks and crops the images of records, and writes them into shards of `ROWS_PER_SHARD` rows.
 
     Memory does not grow with the number of images. A shard that an interrupted call left is used again where it holds
-    the same rows. An image that needs no change keeps the bytes of its file.
+    the same rows. An image that needs no change keeps its pixels as they are stored; nothing else of a file is kept.
 
     Args:
         records: the rows. A repeated call must give them in the same order for shards to be used again.
@@ -199,9 +200,10 @@ def _write_images(job: _Job) -> list[Unreadable]:
             try:
                 if record.problem:
                     raise DataError(record.problem)
+                _check_row_id(record.row_id)
                 image = _read(record, job.crop)
             except (DataError, ImageError) as error:
-                unreadable.append(Unreadable(record.row_id, str(record.path), str(error)))
+                unreadable.append(_unreadable(record, str(error)))
             else:
                 writer.write({"image": {"bytes": image, "path": None}, "row_id": record.row_id, **record.columns})
         writer.finalize()
@@ -219,7 +221,7 @@ def _state_of_image(record: ImageRecord) -> str | tuple[int, int] | None:
         return repr(record.data) if callable(record.data) else hashlib.sha256(record.data).hexdigest()
     try:
         status = record.path.stat()
-    except OSError:
+    except (OSError, ValueError):  # no such file, or no name of a file
         return None
     return status.st_size, status.st_mtime_ns
 
@@ -228,13 +230,28 @@ def _read(record: ImageRecord, crop: Crop | None) -> bytes:
     data = record.data() if callable(record.data) else record.data
     opened = open_image(record.path if data is None else data)
     cropped = opened if crop is None else crop(opened, record)
-    if cropped is opened:
-        data = record.path.read_bytes() if data is None else data
-        with PILImage.open(io.BytesIO(data)) as stored:
-            upright = stored.getexif().get(0x0112, 1) == 1
-            plain = stored.mode in ("L", "RGB") and not stored.has_transparency_data
-            if stored.format in ("JPEG", "PNG") and plain and upright:
-                return data
+    if cropped is opened and (data is not None or record.path.stat().st_size <= MAX_BYTES):
+        stored = pixels_only(record.path.read_bytes() if data is None else data)
+        if stored is not None:
+            return stored
+    if max(cropped.size) > _JPEG_SIDE:
+        raise ImageError(
+            f"{record.path}: {cropped.width} x {cropped.height} pixels, but a JPEG file holds {_JPEG_SIDE:,} to a "
+            "side: cut it or make it smaller"
+        )
     buffer = io.BytesIO()
     cropped.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return buffer.getvalue()
+
+
+def _unreadable(record: ImageRecord, reason: str) -> Unreadable:
+    """The row of the report. Characters that a terminal or a table would not take are written as escapes."""
+    texts = (record.row_id, str(record.path), reason)
+    return Unreadable(*("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts))
+
+
+def _check_row_id(row_id: str) -> None:
+    try:
+        row_id.encode()
+    except UnicodeEncodeError:
+        raise DataError("its name is not UTF-8, as the names of rows must be: rename it") from None

@@ -1,7 +1,7 @@
 """`fer_pll.prepare`: makes a prepared set on disk from the files of a data set, as its users have them."""
 
 import shutil
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from os import cpu_count
 from pathlib import Path
@@ -22,10 +22,10 @@ from .dataset import (
     save_dataset,
     shards_folder,
 )
-from .image_writer import workers, write_split
+from .image_writer import ImageRecord, workers, write_split
 from .sources import SOURCES, Opened
+from .splits import draw_validation, keep_drawn_votes
 from .splits import hold_out as hold_out_rows
-from .splits import keep_drawn_votes
 
 _FEW = 1000  # images that one process reads or draws before other processes have started
 
@@ -43,7 +43,10 @@ def prepare(
     draw_votes: int | None = None,
     draw_seed: int = 0,
     corrections: str | Path | None = None,
+    validation_share: float | None = None,
+    split_seed: int = 0,
     hold_out: float | None = None,
+    follow_links: bool = False,
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> DatasetDict:
@@ -53,7 +56,7 @@ def prepare(
     from there.
 
     Args:
-        name: one of `data.sources.SOURCES`: ferplus, rafdb, affectnet, votes, folder, dataset, synthetic.
+        name: one of `data.sources.SOURCES`: ferplus, fer2013, rafdb, affectnet, votes, folder, dataset, synthetic.
         source: where the files of the data set are; synthetic needs none.
         out: folder of the prepared set. It must not exist yet, or be empty.
         overwrite: replace the prepared set that is in `out`.
@@ -66,7 +69,13 @@ def prepare(
         draw_votes: number of votes that each training row keeps, see `splits.keep_drawn_votes`.
         draw_seed: seed of that draw.
         corrections: marks.csv of `fer-pll audit`: relabel and drop the rows marked so.
+        validation_share: share of the training rows of each class for a split `validation`, where the data have none;
+            0 for none. Where not given: 0.1 for layouts of users' data (votes, folder, dataset), 0 for published data,
+            whose splits are those that results are compared on.
+        split_seed: seed of that draw.
         hold_out: share of the training rows for a split `held_out`.
+        follow_links: also read image files that are links to files outside of the folder of the images. Without it
+            they are left out; linked folders are read in any case.
         report: called with a line of text for each thing that was changed or left out.
         options: the options of the source, as `fer-pll prepare NAME --help` lists them, with underscores.
 
@@ -93,10 +102,25 @@ def prepare(
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
-    dataset, unreadable = _write(opened, out, num_proc, strict)
+    if validation_share is None:
+        validation_share = 0.0 if "validation" in opened.splits else SOURCES[name].validation_share
+    elif not 0 <= validation_share < 1:
+        raise DataError(f"--validation-share {validation_share}: give a share from 0 to less than 1")
+    if validation_share and ("validation" in opened.splits or "train" not in opened.splits):
+        there = "a validation split already" if "validation" in opened.splits else "no training split"
+        raise DataError(f"--validation-share {validation_share}: the data have {there}; leave it out")
+
+    said = [] if opened.read_as is None else [f"read as {opened.read_as}"]
+    dataset, unreadable = _write(opened, out, num_proc, strict, follow_links)
+    if validation_share and len(dataset["train"]) > 1:
+        rows = len(dataset["train"])
+        dataset = draw_validation(dataset, validation_share, split_seed)
+        said.append(
+            f"validation: {len(dataset['validation'])} of {rows} training rows, {validation_share:g} of each class "
+            "(--validation-share sets another share, 0 none)"
+        )
     if draw_votes is not None:
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
-    said = []
     if corrections is not None:
         dataset, corrected = apply_corrections(dataset, corrections)
         said.append(corrected)
@@ -114,8 +138,27 @@ def prepare(
     return load_dataset(out)
 
 
+def _without_links(records: Iterable[ImageRecord], root: Path) -> Iterator[ImageRecord]:
+    """The records; one whose file is a link that leads out of `root` has a `problem`."""
+    inside = root.resolve()
+    for record in records:
+        path, problem = record.path, record.problem
+        if problem is None and _is_link(path) and path.is_file():
+            target = path.resolve()
+            if not (target.is_relative_to(inside) or target.is_relative_to(path.parent.resolve())):
+                problem = f"{path}: a link that leads out of {root}: copy the file, or say --follow-links"
+        yield record._replace(problem=problem)
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except (OSError, ValueError):  # no name of a file; reading says so
+        return False
+
+
 def _write(
-    opened: Opened, out: str | Path, num_proc: int | None, strict: bool
+    opened: Opened, out: str | Path, num_proc: int | None, strict: bool, follow_links: bool
 ) -> tuple[DatasetDict, list[Unreadable]]:
     """The records of all splits as data sets with their provenance, and the images that were left out."""
     features = prepared_features(opened.class_names, opened.columns)
@@ -131,7 +174,7 @@ def _write(
     with workers(num_proc) as run:
         for split, records in opened.splits.items():
             dataset[split], unreadable = write_split(
-                records,
+                records if opened.root is None or follow_links else _without_links(records, opened.root),
                 features,
                 shards_folder(out) / split,
                 num_records=counts[split],

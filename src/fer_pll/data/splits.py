@@ -1,9 +1,10 @@
 """Splits of prepared sets: rows held out, and votes drawn as if fewer annotators had been asked."""
 
+import hashlib
 from dataclasses import replace
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, Image
 
 from ..io.errors import DataError
 from ..labels.candidates import draw_votes
@@ -30,13 +31,55 @@ def hold_out(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
         )
     held_out = np.zeros(len(train), dtype=bool)
     held_out[np.random.default_rng(seed).permutation(len(train))[:number]] = True
-    parts = {"train": train.select(np.flatnonzero(~held_out)), HELD_OUT: train.select(np.flatnonzero(held_out))}
+    return _part(dataset, HELD_OUT, held_out, seed)
+
+
+def _part(dataset: DatasetDict, split: str, drawn: np.ndarray, seed: int) -> DatasetDict:
+    """The data set with the drawn rows (N,) of `train` as a split of their own."""
+    train = dataset["train"]
+    parts = {"train": train.select(np.flatnonzero(~drawn)), split: train.select(np.flatnonzero(drawn))}
     provenance = Provenance.from_dataset(train)
     if provenance is not None:
-        for split, part in parts.items():
+        for name, part in parts.items():
             draw = {"of": "train", "rows": len(part), "seed": seed}
-            replace(provenance, split=split, held_out=draw).attach(part)
-    return DatasetDict(dataset | parts)
+            replace(provenance, split=name, held_out=draw).attach(part)
+    return DatasetDict(parts | {name: rows for name, rows in dataset.items() if name != "train"})
+
+
+def draw_validation(dataset: DatasetDict, share: float, seed: int = 0) -> DatasetDict:
+    """The data set with the split `validation`, drawn from `train`, whose other rows keep their order.
+
+    Each class gives the same share of its rows, rounded, and at least one row is drawn. The order of the draw depends
+    on the seed and the contents of the images only: rows that are added later change little, and exact copies with the
+    same label stay together.
+
+    Args:
+        dataset: a prepared set with a split `train`.
+        share: share of the rows of `train`.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: one of the two parts would have no rows.
+    """
+    train = dataset["train"]
+    images = train.select_columns("image").cast_column("image", Image(decode=False))
+    keys = [
+        hashlib.blake2b(row["image"]["bytes"], digest_size=16, salt=str(seed).encode()[:16]).digest() for row in images
+    ]
+    labels = numpy_column(train, "label")
+    classes = sorted(set(labels.tolist()), key=lambda label: -(labels == label).sum())
+    drawn = np.zeros(len(train), dtype=bool)
+    for label in classes:
+        members = sorted(np.flatnonzero(labels == label).tolist(), key=keys.__getitem__)
+        number = max(round(share * len(members)), label == classes[0])
+        last = keys[members[number - 1]] if number else b""
+        drawn[[row for row in members if keys[row] <= last]] = True
+    if not 0 < drawn.sum() < len(train):
+        raise DataError(
+            f"--validation-share {share} of {len(train)} training rows: both parts need rows, so choose a share such "
+            "as 0.1, or 0 for no validation split"
+        )
+    return _part(dataset, "validation", drawn, seed)
 
 
 def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..io.errors import DataError
-from ..io.tables import read_columns
+from ..io.tables import decimal, read_columns
 from ..labels.expressions import canonical_name
 
 
@@ -68,7 +68,7 @@ def _check_names(where: str, given: list[str], names: list[str]) -> list[int]:
 
 def _probability(where: str, given: str, other: str, cell: str) -> float:
     try:
-        value = float(cell)
+        value = decimal(cell)
     except ValueError:
         value = -1.0
     if not 0 <= value <= 1:  # NaN is refused too

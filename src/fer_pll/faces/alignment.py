@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..io.images import check_size
 from ..io.shipped import shipped_config, shipped_names
 from ..model.face_crop import check_face_crop
 
@@ -137,15 +138,19 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
         The crop: a square of `crop.size` pixels, mode L for gray, else RGB.
 
     Raises:
-        ValueError: as `similarity_transform`.
+        ValueError: as `similarity_transform`; also where the crop covers more than `io.images.max_pixels()`.
     """
     to_crop = similarity_transform(landmarks, crop.landmarks)
     to_image = np.linalg.inv(to_crop[:, :2])
     origin = -to_image @ to_crop[:, 2]  # of the crop, in the image
-    finer = max(1, math.ceil(math.hypot(*to_image[:, 0]) - 1e-6))  # samples per side of a pixel of the crop
+    side = crop.size * max(1.0, math.hypot(*to_image[:, 0]))
+    check_size(side, side, "the crop before it is reduced, by these landmarks")
+    finer = max(1, math.ceil(side / crop.size - 1e-6))  # samples per side of a pixel of the crop
 
     # The part of the photograph that the crop touches, with two pixels around for the interpolation.
     corners = origin + crop.size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ to_image.T
+    width, height = np.ptp(corners, axis=0)
+    check_size(width, height, "the part of the image that the crop covers, by these landmarks")
     left, top = np.floor(corners.min(axis=0)).astype(int) - 2
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 2
     columns = np.arange(left, right).clip(0, image.width - 1)

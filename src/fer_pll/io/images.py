@@ -144,6 +144,74 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     return _decode(io.BytesIO(data), name)
 
 
+def pixels_only(data: bytes) -> bytes | None:
+    """A JPEG or PNG file that needs no change to be opened, without what it holds beside its pixels.
+
+    Left out are EXIF (with the place where a photograph was taken), XMP, color profiles, comments, thumbnails, and
+    whatever follows the image. The pixels stay as they are, bit for bit: nothing is decoded.
+
+    Returns:
+        the file, or `None` where it is of another format, is neither gray nor RGB, has transparency, lies on its side,
+        or is not built as files of its format are.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            plain = image.mode in ("L", "RGB") and not image.has_transparency_data and _orientation(image) == 1
+            if not plain or image.format not in ("JPEG", "PNG"):
+                return None
+            return _jpeg_pixels(data) if image.format == "JPEG" else _png_pixels(data)
+    except Exception:  # of Pillow's readers of metadata; the caller stores the image anew
+        return None
+
+
+def _jpeg_pixels(data: bytes) -> bytes | None:
+    """The segments that decoders need. JFIF and Adobe say how the colors are stored."""
+    kept, place = [data[:2]], 2
+    while True:
+        if data[place] != 0xFF:
+            return None
+        while data[place + 1] == 0xFF:  # fill bytes
+            place += 1
+        marker = data[place + 1]
+        if marker == 0xD9:  # the end
+            return b"".join([*kept, b"\xff\xd9"])
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        end = place + 2 + length
+        if length < 2 or end > len(data):
+            return None
+        content = data[place + 4 : end]
+        if marker == 0xE0 and content.startswith(b"JFIF\0"):
+            content = content[:12] + b"\0\0"  # without a thumbnail
+            kept.append(b"\xff\xe0" + (len(content) + 2).to_bytes(2, "big") + content)
+        elif marker == 0xEE and content.startswith(b"Adobe"):
+            content = content[:12]
+            kept.append(b"\xff\xee" + (len(content) + 2).to_bytes(2, "big") + content)
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            kept.append(data[place:end])
+        place = end
+        if marker == 0xDA:  # what follows a scan's header is coded pixels, up to the next marker
+            while True:
+                place = data.index(b"\xff", place)
+                if data[place + 1] != 0 and not 0xD0 <= data[place + 1] <= 0xD7:
+                    break
+                place += 2
+            kept.append(data[end:place])
+
+
+def _png_pixels(data: bytes) -> bytes | None:
+    """The chunks that decoders need."""
+    kept, place = [data[:8]], 8
+    while place + 12 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        kind = data[place + 4 : place + 8]
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(data[place:end])
+        if kind == b"IEND":
+            return b"".join(kept) if end <= len(data) else None
+        place = end
+    return None
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file of this name is taken for an image, by its ending. Hidden files are not."""
     return Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")

@@ -12,18 +12,24 @@ from .errors import DataError
 
 SEPARATORS = (",", ";", "\t")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
+_LONGEST_HEADER = 2**20  # characters that tell the separator
 
 
-def read_csv(file: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+def read_csv(file: Path) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, cells) for each line that is not blank; lines are counted from 1.
+
+    Commas, semicolons or tabs may separate the cells, as spreadsheets write them: the one that the first line has most
+    often is taken. A byte order mark is passed over.
 
     Raises:
         DataError: the file is missing, is not UTF-8 text, or is not CSV.
     """
     if not file.is_file():
         raise DataError(f"{file} is missing: get it again")
+    with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        first_line = stream.readline(_LONGEST_HEADER)
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, delimiter=separator)
+        reader = csv.reader(stream, delimiter=max(SEPARATORS, key=first_line.count))
         try:
             for cells in reader:
                 if cells:
@@ -31,28 +37,28 @@ def read_csv(file: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]
         except (csv.Error, UnicodeDecodeError) as error:
             raise DataError(
                 f"{file}:{reader.line_num + 1} is not comma-separated UTF-8 text ({error}): get the file again, or "
-                "save it as UTF-8"
+                "save it as UTF-8 (in a spreadsheet: CSV UTF-8)"
             ) from error
 
 
-def read_columns(
-    file: Path, columns: Sequence[str] | None = None, separator: str = ","
-) -> Iterator[tuple[int, list[str]]]:
+def read_columns(file: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, list[str]]]:
     """Yields (line, cells of the named columns) for each row of a CSV file whose first line names its columns.
 
     With `columns=None` it yields the names of the columns as the first row, then all cells of each row.
 
     Raises:
-        DataError: as `read_csv`; a column is missing, or a row has another number of cells than the first line.
+        DataError: as `read_csv`; a column is missing or there twice, or a row has another number of cells than the
+            first line.
     """
-    lines = read_csv(file, separator)
+    lines = read_csv(file)
     first, header = next(lines, (0, []))
     header = [name.strip() for name in header]
+    _check_names(file, header if columns is None else [name for name in header if name in columns])
     missing = [name for name in columns or () if name not in header]
     if missing:
         raise DataError(
             f"{file} has no column {', '.join(missing)} (its first line names {', '.join(header)[:200] or 'none'}): "
-            "check that this is the right file and that commas separate its columns"
+            "check that this is the right file and that commas, semicolons or tabs separate its columns"
         )
     if columns is None:
         yield first, header
@@ -69,11 +75,11 @@ def read_columns(
 def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (place, row) of a table of any of `ENDINGS`; a place is `"votes.csv:17"`, in Parquet counted in rows.
 
-    Commas, semicolons or tabs may separate the cells of a CSV file: the one that its first line has most often is
-    taken. The cells of a CSV file are strings.
+    CSV files are read as `read_csv` does; their cells are strings.
 
     Raises:
-        DataError: the file is missing, of another kind, empty or malformed; or two columns have the same name.
+        DataError: the file is missing, of another kind, empty or malformed; or two columns, or two keys of a row of
+            JSON, have the same name.
     """
     file = Path(file)
     if file.suffix.lower() not in ENDINGS:
@@ -90,13 +96,8 @@ def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    with file.open(encoding="utf-8-sig", errors="replace") as stream:
-        first_line = stream.readline()
-    rows = read_columns(file, separator=max(SEPARATORS, key=first_line.count))
+    rows = read_columns(file)
     _, header = next(rows)
-    twice = {name for name in header if header.count(name) > 1}
-    if twice:
-        raise DataError(f"{file}: its first line names the column {sorted(twice)[0]!r} twice; rename one of them")
     for line, cells in rows:
         yield line, dict(zip(header, cells, strict=True))
 
@@ -107,26 +108,51 @@ def _read_json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text.decode("utf-8-sig"))
-            except ValueError as error:
+                row = json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{file}:{line} is no JSON ({error}): correct the row") from error
             if not isinstance(row, dict):
                 raise DataError(f"{file}:{line} is {type(row).__name__} where an object {{...}} should be: correct it")
             yield line, row
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return row
+
+
+def _check_names(file: Path, names: Sequence[str]) -> None:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{file}: the column {twice!r} is there twice; rename one of them")
+
+
+def decimal(text: str) -> float:
+    """A number of a table. Spreadsheets in many countries write a comma for the decimal point.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    return float(text.replace(",", ".") if text.count(",") == 1 and "." not in text else text)
+
+
 def _read_parquet(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa  # not above: prediction without torch must not need pyarrow
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # not above: prediction without torch must not need pyarrow
 
     number = 0
     try:
         with pq.ParquetFile(file) as table:
+            _check_names(file, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # from pyarrow, and of Python for values that it has no type for
         raise DataError(f"{file} is no Parquet file, or damaged ({error}): write it again") from error
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image as PILImage
 
 from fer_pll.commands.prepare import main
-from fer_pll.data.dataset import load_dataset
+from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.sources.affectnet import affectnet_classes, five_landmarks, list_affectnet
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -148,8 +148,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     lnd.unlink()
     assert "0_lnd.npy is missing" in next(list_affectnet(tmp_path / "b")["train"]).problem
     (tmp_path / "b" / "train_set" / "annotations" / "1_exp.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(DataError, match=r"1_exp.npy is missing or is not a NumPy array"):
-        list(list_affectnet(tmp_path / "b")["train"])
+    assert "1_exp.npy is missing or is not a NumPy array" in list(list_affectnet(tmp_path / "b")["train"])[1].problem
     write_folder(tmp_path / "c" / "train_set", {})
     with pytest.raises(DataError, match=r"has no file like 0_exp.npy"):
         list(list_affectnet(tmp_path / "c")["train"])
@@ -158,8 +157,84 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 def test_objects_in_npy_files_are_not_unpickled(tmp_path):
     write_folder(tmp_path / "train_set", {0: 1})
     np.save(tmp_path / "train_set" / "annotations" / "0_exp.npy", np.array({"a": 1}, dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="is not a NumPy array"):
-        list(list_affectnet(tmp_path)["train"])
+    (row,) = list_affectnet(tmp_path)["train"]
+    assert "0_exp.npy is missing or is not a NumPy array" in row.problem
+
+
+def npz(file):
+    with file.open("wb") as stream:
+        np.savez(stream, a=np.zeros(136))
+
+
+def npy(shape="(136,)", kind="'<f4'", contents=bytes(544)):
+    header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}"
+    header += " " * (118 - len(header)) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + contents
+
+
+DAMAGED = {
+    "an archive": npz,
+    "a cut-off archive": lambda file: (npz(file), file.write_bytes(file.read_bytes()[:100])),
+    "no Python": npy(shape="(136,"),
+    "an unclosed quote": npy(kind='"'),
+    "of other types": npy(kind="[('a', '<f4')]"),
+    "huge": npy(shape="(1000000000000,)"),
+    "larger than the file": npy(shape="(5000000000,)"),
+    "dates": npy(kind="'<M8[s]'", contents=bytes(1088)),
+    "empty": b"",
+    "text": b"0.5 0.5",
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+@pytest.mark.parametrize("name", ["exp", "lnd"])
+def test_a_damaged_file_costs_one_row(tmp_path, what, name):
+    write_folder(tmp_path / "train_set", {0: 1, 1: 2})
+    file = tmp_path / "train_set" / "annotations" / f"0_{name}.npy"
+    damage = DAMAGED[what]
+    damage(file) if callable(damage) else file.write_bytes(damage)
+    first, second = list_affectnet(tmp_path)["train"]
+    assert f"0_{name}.npy is" in first.problem and second.problem is None
+
+
+@pytest.mark.parametrize("source", ["{0}", "../{1}", "../{1}/../{1}", "link"])
+def test_the_path_that_the_user_gives_may_have_any_form(tmp_path, monkeypatch, source):
+    write_tables(tmp_path / "a", [("x/1.jpg", 0), ("..\\x\\2.jpg", 0), ("/x/3.jpg", 0), ("x/../../4.jpg", 0)])
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path / "b")
+    rows = list(list_affectnet(source.format(tmp_path / "a", "a"))["train"])
+    assert [row.problem and "leads out of Manually_Annotated_Images" in row.problem for row in rows] == [
+        None, True, True, True,
+    ]  # fmt: skip
+    assert rows[0].path.is_file()
+
+
+def test_a_table_that_a_spreadsheet_saved(tmp_path):
+    write_tables(tmp_path, [("1.jpg", 0)])
+    file = tmp_path / "training.csv"
+    head, row = file.read_text().splitlines()
+    path, *box, points, label, valence, arousal = row.split(",")
+    cells = [path, *(f"{cell},5" for cell in box), f'"{points.replace(".", ",")}"', label, valence, arousal]
+    file.write_text("\ufeff" + head.replace(",", ";") + "\r\n" + ";".join(cells) + "\r\n", encoding="utf-8")
+    (row,) = list_affectnet(tmp_path)["train"]
+    assert row.problem is None and row.box == (1.5, 2.5, 30.5, 40.5)
+    assert np.allclose(np.reshape(row.landmarks, (5, 2)), FIVE)
+
+
+def test_landmarks_far_apart_cost_one_row(tmp_path):
+    """A crop of them would need gigabytes."""
+    write_tables(tmp_path / "a", [("1.jpg", 0), ("2.jpg", 0), ("3.jpg", 0), ("4.jpg", 1)])
+    file = tmp_path / "a" / "training.csv"
+    lines = file.read_text().splitlines()
+    for number, unit in ((1, 3_000), (2, 1e8), (3, 1e200)):
+        lines[number] = lines[number].replace(text_of(face()), text_of(face(unit=unit)))
+    file.write_text("\n".join(lines) + "\n")
+    arguments = ["affectnet", str(tmp_path / "a"), "--num-proc", "1", "--crop", "fer-pll-tiny-ferplus"]
+    main([*arguments, "--out", str(tmp_path / "set")])
+    assert load_dataset(tmp_path / "set", "train")["row_id"][:] == ["training.csv:5"]
+    report = (tmp_path / "set" / REPORT).read_text()
+    assert report.count("is more than 50,000,000 pixels") == 2 and report.count("training.csv:") == 3
 
 
 def test_prepare_data_affectnet(tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import re
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fer_pll.data.dataset import REPORT
 from fer_pll.data.prepare import prepare
 from fer_pll.data.provenance import Provenance
 from fer_pll.data.sources.ferplus import LICENSE, protocol_masks
@@ -297,7 +299,7 @@ def test_image_file_of_another_length(small):
         load_ferplus(small)
 
 
-@pytest.mark.parametrize("bad", ["-1", "nan", "", "4.0", "x", "1e1", "²"])
+@pytest.mark.parametrize("bad", ["-1", "nan", "", "4.0", "x", "1e1", "²", "99999999999"])
 def test_votes_that_are_no_counts(small, bad):
     set_cell(small, "fer2013new.csv", 5, 6, bad)
     with pytest.raises(DataError, match=rf"fer2013new\.csv:5: the votes for 'anger' are '{bad}'.*correct the row"):
@@ -423,8 +425,68 @@ def folders(tmp_path):
 
 def test_a_listed_image_is_missing(folders):
     (folders / "FER2013Train" / "fer1.png").unlink()
-    with pytest.raises(DataError, match=r"fer1\.png is missing, but FER2013Train/label\.csv:2 lists it: write the"):
+    reasons = left_out(folders)
+    assert list(reasons) == ["FER2013Train/label.csv:2"]
+    assert "fer1.png is missing, but FER2013Train/label.csv:2 lists it: write the" in reasons.popitem()[1]
+    for file in (folders / "FER2013Train").glob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"none of 2 train images can be used; the first: .*fer0\.png is missing"):
         load_ferplus(folders)
+    with pytest.raises(DataError, match=r"FER2013Train/label\.csv:1: .*fer0\.png is missing"):
+        prepare("ferplus", folders, out=folders.parent / "set", strict=True, num_proc=1)
+
+
+def left_out(folders):
+    """The reasons in the report by row, of a set whose other rows are prepared."""
+    out = Path(tempfile.mkdtemp(dir=load_ferplus.folder)) / "set"
+    dataset = prepare("ferplus", folders, out=out, num_proc=1)
+    assert {split: len(rows) for split, rows in dataset.items()} == {"train": 1, "validation": 1}
+    with (out / REPORT).open(newline="") as file:
+        return {row["row_id"]: row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/secret.png", "a/../../../secret.png"])
+def test_a_name_that_leads_out_is_not_read(folders, name):
+    Image.frombytes("L", (48, 48), image(9)).save(folders.parent / "secret.png")
+    replace(folders / "FER2013Train", "label.csv", "fer1.png", name)
+    assert "secret.png is missing" in left_out(folders)["FER2013Train/label.csv:2"]
+
+
+def test_a_link_that_leads_out_is_read_only_when_the_user_says_so(folders):
+    file = folders / "FER2013Train" / "fer1.png"
+    file.symlink_to(file.rename(folders.parent / "elsewhere.png"))
+    assert "a link that leads out" in left_out(folders)["FER2013Train/label.csv:2"]
+    dataset = prepare("ferplus", folders, out=folders.parent / "set", follow_links=True, num_proc=1)
+    assert len(dataset["train"]) == 2
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_a_first_line_of_names_is_passed_over(folders, boxes):
+    for file in folders.glob("*/label.csv"):
+        rows = list(csv.reader(file.open(newline="")))
+        rows = rows if boxes else [[row[0], *row[2:]] for row in rows]
+        names = ["Image name", *(["Face box"] if boxes else []), *ENTRIES]
+        with file.open("w", newline="") as stream:
+            csv.writer(stream).writerows([names, *rows])
+    dataset = load_ferplus(folders)
+    assert dataset["train"]["row_id"][:] == ["FER2013Train/label.csv:2", "FER2013Train/label.csv:3"]
+    assert decode(dataset["train"][1]) == image(1) and dataset["train"]["votes"][0] == list(HAPPY[:8])
+
+
+@pytest.mark.parametrize("name", ["icml_face_data.csv", "fer2013/fer2013.csv"])
+def test_kaggles_other_names_of_the_table(small, tmp_path, name):
+    expected = load_ferplus(small)
+    text = (small / "fer2013.csv").read_text()
+    (small / "fer2013.csv").unlink()
+    (small / name).parent.mkdir(exist_ok=True)
+    lines = [line.split(",") for line in text.splitlines()]
+    if "icml" in name:  # its columns come in another order, and with spaces in their names
+        lines = [["emotion", " Usage", " pixels"], *([cells[0], cells[2], cells[1]] for cells in lines[1:])]
+    (small / name).write_text("\n".join(",".join(cells) for cells in lines) + "\n")
+    said = []
+    dataset = prepare("ferplus", small, out=tmp_path / "set", num_proc=1, report=said.append)
+    assert {split: rows[:] for split, rows in dataset.items()} == {s: rows[:] for s, rows in expected.items()}
+    assert said[0] == f"read as FER+ (images of {Path(name).name}, votes of fer2013new.csv)"
 
 
 def test_a_image_is_damaged_or_of_another_kind(folders):
@@ -433,16 +495,14 @@ def test_a_image_is_damaged_or_of_another_kind(folders):
     flipped = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in (0, 8, 11, 35)]
     for damaged in (whole[:200], whole[:-1500], b"", b"no image", *flipped):
         file.write_bytes(damaged)
-        with pytest.raises(DataError, match=r"fer1\.png \(listed in FER2013Train/label\.csv:2\) is not a readable"):
-            load_ferplus(folders)
+        reason = left_out(folders)["FER2013Train/label.csv:2"]
+        assert "fer1.png (listed in FER2013Train/label.csv:2) is not a readable" in reason
     for mode, size in (("RGB", (48, 48)), ("L", (47, 48))):
         png = io.BytesIO()
         Image.new(mode, size).save(png, "PNG")
         file.write_bytes(png.getvalue())
-        with pytest.raises(
-            DataError, match=rf"fer1\.png .* is {size[0]} x {size[1]}, mode {mode}, where 48 x 48 gray"
-        ):
-            load_ferplus(folders)
+        reason = left_out(folders)["FER2013Train/label.csv:2"]
+        assert re.search(rf"fer1\.png .* is {size[0]} x {size[1]}, mode {mode}, where 48 x 48 gray", reason)
 
 
 def test_a_label_file_is_missing_empty_or_cut_off(folders):

@@ -103,7 +103,7 @@ def test_a_prepared_set_comes_back_as_it_was(save, tmp_path):
     names = ["neutral", "happiness", "sadness"]
     dataset = make((1, -1), ClassLabel(names=names), **columns)
     source = save(DatasetDict(train=dataset))
-    main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["dataset", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     prepared = load_dataset(tmp_path / "set", "train")
     assert prepared.features["label"].names == names
     for name in ("label", "row_id", "votes", "candidates"):

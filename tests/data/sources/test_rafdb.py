@@ -101,6 +101,93 @@ def test_windows_line_ends_and_a_byte_order_mark_do_no_harm(basic):
     assert len(list_rafdb(basic)["train"]) == 3
 
 
+@pytest.mark.parametrize("more", [" 0.93", "\t1 2 3", " male 20-29"])
+def test_further_columns_are_passed_over(basic, more):
+    file = basic / "EmoLabel" / "list_patition_label.txt"
+    expected = list_rafdb(basic)
+    file.write_text("".join(f"{line}{more}\n" for line in LINES))
+    assert list_rafdb(basic) == expected
+
+
+NAMES = {"train_00001": 5, "train_00002": 1, "train_00003": 4, "test_0001": 7}  # as in LINES
+
+
+def write_folders(root, splits=True, folders=True, tables=True):
+    """Kaggle's copies of RAF-DB."""
+    for stem, label in NAMES.items():
+        split = stem.partition("_")[0]
+        folder = root / (split if splits else "") / (str(label) if folders else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        PILImage.new("RGB", (100, 100), (label, 0, 0)).save(folder / f"{stem}_aligned.jpg")
+        if tables:
+            with (root / f"{split}_labels.csv").open("a") as file:
+                print("image,label" if not file.tell() else "", end="\n" if not file.tell() else "", file=file)
+                print(f"{stem}_aligned.jpg,{label}", file=file)
+    return root
+
+
+@pytest.mark.parametrize("above", ["", "DATASET", "archive", "basic"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"tables": True},
+        {"tables": False},
+        {"folders": False, "tables": True},
+        {"splits": False, "tables": False},
+    ],
+    ids=str,
+)
+def test_folders_of_classes(tmp_path, capsys, above, form):
+    write_folders(tmp_path / "rafdb" / above, **form)
+    splits = list_rafdb(tmp_path / "rafdb")
+    found = {row.path.name[: -len("_aligned.jpg")]: row for rows in splits.values() for row in rows}
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 3, "test": 1}
+    names = {stem: CLASSES[row.columns["label"]] for stem, row in found.items()}
+    expected = {"train_00001": "sadness", "train_00002": "surprise", "train_00003": "happiness"}
+    assert names == expected | {"test_0001": "neutral"}
+    assert all(row.path.is_file() for row in found.values())
+    assert len({row.row_id for row in found.values()}) == 4
+    main(["rafdb", str(tmp_path / "rafdb"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    assert len(load_dataset(tmp_path / "set", "train")) == 3  # its authors' splits stay as they are
+    assert "read as RAF-DB (" in capsys.readouterr().out
+
+
+def test_a_table_and_a_folder_that_disagree_are_named(tmp_path):
+    root = write_folders(tmp_path / "DATASET")
+    table = root / "train_labels.csv"
+    table.write_text(table.read_text().replace("train_00002_aligned.jpg,1", "train_00002_aligned.jpg,3"))
+    with pytest.raises(
+        DataError, match=r"train_labels.csv:3 gives train_00002_aligned.jpg another label than its fol"
+    ):
+        list_rafdb(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("../secret.jpg,1", r"train_labels.csv:5: '../secret.jpg' is not the name of an image"),
+        ("a.jpg,9", r"train_labels.csv:5: label 9 is not one of 1 to 7"),
+        ("a.jpg,happy", r"train_labels.csv:5: label happy is not one of 1 to 7"),
+        ("a.jpg", r"train_labels.csv:5 has 1 columns where 2 should be"),
+    ],
+)
+def test_a_malformed_table_is_named_by_its_line(tmp_path, line, message):
+    root = write_folders(tmp_path / "DATASET")
+    with (root / "train_labels.csv").open("a") as file:
+        print(line, file=file)
+    with pytest.raises(DataError, match=message):
+        list_rafdb(root)
+
+
+def test_an_image_that_a_table_lists_and_no_folder_has_is_left_out(tmp_path):
+    root = write_folders(tmp_path / "DATASET")
+    (root / "train" / "1" / "train_00002_aligned.jpg").unlink()
+    main(["rafdb", str(root), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    report = (tmp_path / "set" / REPORT).read_text()
+    assert "train_00002_aligned.jpg: there is no such file" in report
+    assert len(load_dataset(tmp_path / "set", "train")) == 2
+
+
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"has no EmoLabel/list_patition_label.txt"):
         list_rafdb(tmp_path)

@@ -13,6 +13,7 @@ from PIL import Image as PILImage
 from fer_pll.commands.prepare import main
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.dataset import REPORT, load_dataset
+from fer_pll.data.prepare import prepare
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -109,22 +110,12 @@ def test_ready_candidate_sets(tmp_path, ending, settings):
 def test_splits_as_the_table_says(tmp_path):
     rows = [row | {"split": split} for row, split in zip(COUNTS, ("Test", "train", ""), strict=True)]
     rows[2]["surprise"] = 1
-    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.999999)
+    splits = list_votes(write(tmp_path, [*rows, rows[0] | {"path": "v.png", "split": "validation"}], ".csv"))
     assert {split: list(images) for split, images in votes_of(splits).items()} == {
-        "train": ["ü.png"],
-        "validation": ["c.png"],
+        "train": ["ü.png", "c.png"],
+        "validation": ["v.png"],
         "test": ["a.png"],
     }
-
-
-def test_the_drawn_validation_share_stays_when_rows_are_added(tmp_path):
-    rows = [{"path": f"{number}.png", "fear": 1} for number in range(2000)]
-    splits = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=3)
-    assert 330 < len(splits["validation"]) < 470  # 400, and four standard deviations
-    fewer = list_votes(write(tmp_path, rows[::2], ".csv"), validation_share=0.2, seed=3)
-    assert set(votes_of(fewer)["validation"]) < set(votes_of(splits)["validation"])
-    other = list_votes(write(tmp_path, rows, ".csv"), validation_share=0.2, seed=4)
-    assert set(votes_of(other)["validation"]) != set(votes_of(splits)["validation"])
 
 
 def test_own_classes_and_another_root(tmp_path):
@@ -171,7 +162,7 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "file,happiness\na.png,1\n", "has the columns file, happiness; it needs path, annotator, label"),
         ("votes.csv", "path,width\na.png,1\n", "has the columns path, width"),
         ("votes.csv", "path,happy,joy\na.png,1,1\n", "are the same class"),
-        ("votes.csv", "path,fear,fear\na.png,1,1\n", "names the column 'fear' twice"),
+        ("votes.csv", "path,fear,fear\na.png,1,1\n", "the column 'fear' is there twice"),
         ("votes.csv", "path,annotator,label,fear\na.png,e,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
@@ -210,13 +201,94 @@ def test_what_is_wrong_is_named_by_file_and_row(tmp_path, name, content, message
         list_votes(tmp_path / name)
 
 
+@pytest.mark.parametrize("second", [{}, {"candidates": None}, {"candidates": ""}, {"label": "fear"}])
+def test_a_row_that_lacks_its_candidates_is_left_out(tmp_path, second):
+    file = write(tmp_path, [{"path": "a.png", "candidates": "fear"}, {"path": "b.png"} | second], ".jsonl")
+    first, other = list_votes(file)["train"]
+    assert first.problem is None and other.problem == "has no candidates at all: remove the row or add some"
+
+
 def test_a_missing_table_or_folder_is_named(tmp_path):
     with pytest.raises(DataError, match=r"votes.csv is missing"):
         list_votes(tmp_path / "votes.csv")
     with pytest.raises(DataError, match="nowhere is not a folder"):
         list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"validation_share must lie in \[0, 1\)"):
-        list_votes(write(tmp_path, COUNTS, ".csv"), validation_share=1)
+
+
+@pytest.mark.parametrize("spelling", ["6", "6.0", "6,0", "6.", " 6 "])
+def test_whole_numbers_as_spreadsheets_write_them(tmp_path, spelling):
+    (tmp_path / "votes.csv").write_text(f"path;happy;fear\r\na.png;{spelling};0\r\n", encoding="utf-8-sig")
+    assert votes_of(list_votes(tmp_path / "votes.csv"))["train"] == {"a.png": {"happiness": 6}}
+
+
+@pytest.mark.parametrize("spelling", ["6.5", "6,5", "0,4", ".", ",0", "1.000,0", "1e3", "99999999999", "9" * 5000])
+def test_other_numbers_are_no_votes(tmp_path, spelling):
+    (tmp_path / "votes.csv").write_text(f"path;happy;fear\na.png;{spelling};0\n")
+    with pytest.raises(DataError, match=r"votes.csv:2: .*(are whole numbers from 0 up|too many to be true)"):
+        list_votes(tmp_path / "votes.csv")
+
+
+@pytest.mark.parametrize(("link", "below"), [("faces", "0.png"), ("faces", "sub/0.png"), ("faces/sub", "0.png")])
+def test_a_linked_folder_is_read(tmp_path, link, below):
+    (tmp_path / "disk" / below).parent.mkdir(parents=True)
+    PILImage.new("L", (8, 8)).save(tmp_path / "disk" / below)
+    place = tmp_path / "table" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(tmp_path / "disk")
+    (tmp_path / "table" / "votes.csv").write_text(f"path,happy,sad\n{link}/{below},1,0\n")
+    arguments = ["votes", str(tmp_path / "table" / "votes.csv"), "--validation-share", "0", "--num-proc", "1"]
+    main([*arguments, "--out", str(tmp_path / "set")])
+    assert len(load_dataset(tmp_path / "set", "train")) == 1 and not (tmp_path / "set" / REPORT).exists()
+
+
+@pytest.mark.parametrize("name", ["path", "label", "annotator", "split", "candidates"])
+def test_classes_may_have_the_names_of_columns(tmp_path, name):
+    """Where a table would mean two things, it says so; otherwise the name is a class like any other."""
+    classes = [name, "other"]
+    (tmp_path / "votes.csv").write_text("path,other\na.png,3\n")
+    with pytest.raises(DataError, match=f"a class named '{name}' cannot have a column of votes"):
+        list_votes(tmp_path / "votes.csv", class_names=classes)
+    (tmp_path / "answers.csv").write_text(
+        f"path,annotator,label\na.png,ann,{name}\na.png,bob,other\na.png,eve,{name}\n"
+    )
+    (row,) = list_votes(tmp_path / "answers.csv", class_names=classes)["train"]
+    assert row.columns == {"votes": [2, 1], "label": 0}
+    (tmp_path / "sets.csv").write_text(f"path,candidates\na.png,other|{name}\n")
+    (row,) = list_votes(tmp_path / "sets.csv", class_names=classes)["train"]
+    assert row.columns == {"candidates": [True, True], "label": -1}
+
+
+def test_a_class_with_the_separator_of_candidates_in_its_name(tmp_path):
+    (tmp_path / "sets.csv").write_text("path,candidates\na.png,a|b\n")
+    with pytest.raises(DataError, match=r"the class 'a\|b' has a \| in it, which separates candidates"):
+        list_votes(tmp_path / "sets.csv", class_names=["a|b", "c"])
+
+
+def test_class_names_may_hold_anything(tmp_path):
+    names = ["a$\\frac{$b", '"quoted"', "<b>", "=1+1", "new\nline", "row_id", "image", "predicted", "☃", "-1"]
+    rows = [{"path": f"{k}.png", "candidates": name, "label": name} for k, name in enumerate(names)]
+    for row in rows:
+        PILImage.new("L", (8, 8)).save(tmp_path / row["path"])
+    file = write(tmp_path, rows, ".jsonl")
+    options = {"classes": names, "validation_share": 0, "num_proc": 1}
+    dataset = prepare("votes", file, out=tmp_path / "set", **options)
+    assert dataset["train"].features["label"].names == names
+    assert dataset["train"]["label"][:] == list(range(10))
+    assert load_dataset(tmp_path / "set")["train"].features["candidates"].length == 10
+
+
+def test_the_summary_counts_candidates_where_there_are_no_labels(tmp_path, capsys):
+    for name in "abcd":
+        PILImage.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "sets.csv").write_text("path,candidates\na.png,fear|anger\nb.png,fear\nc.png,neutral\nd.png,fear\n")
+    arguments = ["votes", str(tmp_path / "sets.csv"), "--validation-share", "0", "--num-proc", "1"]
+    main([*arguments, "--out", str(tmp_path / "set")])
+    said = capsys.readouterr().out
+    lines = [line.split() for line in said.splitlines()]
+    for expected in (["rows", "4"], ["neutral", "1"], ["anger", "1"], ["fear", "3"], ["contempt", "0"]):
+        assert expected in lines
+    assert "counted: the rows with the class among their candidates; 4 rows have no label" in said
+    assert "read as a table of candidate sets (sets.csv)" in said
 
 
 def test_prepare_data_votes(tmp_path, capsys):
@@ -224,7 +296,7 @@ def test_prepare_data_votes(tmp_path, capsys):
     for name in ("a.png", "sub/ü.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [*COUNTS, {"path": "gone.png", "Happy": 1, "surprise": 0, "neutral": 0}], ".csv")
-    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
     assert np.array(train["votes"][:]).sum(axis=1).tolist() == [10, 10] and len(train) == 2
     report = (tmp_path / "set" / REPORT).read_text()
@@ -243,7 +315,7 @@ def test_ready_candidate_sets_train_as_they_are(tmp_path):
     for name in ("a.png", "b.png"):
         PILImage.new("L", (8, 8), 3).save(tmp_path / name)
     file = write(tmp_path, [SETS[0], SETS[1] | {"path": "b.png"}], ".jsonl")
-    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"])
     train = load_dataset(tmp_path / "set", "train")
     assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
     assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]

@@ -1,10 +1,13 @@
 import gzip
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import textwrap
 import threading
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -52,6 +55,59 @@ def test_rows_before_the_start_are_not_read_from_parquet(shards, tmp_path):
     rows = list(shard.rows())
     assert isinstance(rows[0][2], ImageError) and "rows 0 to 7" in str(rows[0][2])
     assert [row[2] for row in rows[1:]] == FILES[8:]  # the other row groups are whole
+
+
+MEMBERS = """
+import io, sys, tarfile
+path, kind, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+
+class Zeros(io.RawIOBase):
+    def read(self, count=-1):
+        return bytes(count)
+
+
+with tarfile.open(path, "w:gz", compresslevel=1, format=tarfile.GNU_FORMAT) as archive:
+    member = tarfile.TarInfo("0.png")
+    if kind != "image":
+        member.type = {"long name": tarfile.GNUTYPE_LONGNAME, "attributes": tarfile.XHDTYPE}[kind]
+    member.size = size
+    archive.addfile(member, Zeros())
+    if kind != "image":
+        member = tarfile.TarInfo("0.png")
+    for number in (1, 2):
+        member = tarfile.TarInfo(f"{number}.png")
+        member.size = 3
+        archive.addfile(member, io.BytesIO(b"abc"))
+"""
+
+
+@pytest.mark.parametrize("kind", ["image", "long name", "attributes"])
+def test_an_archive_that_would_fill_the_memory(tmp_path, kind):
+    """A few hundred KiB that become 300 MiB: an image, or the name of a file."""
+    subprocess.run([sys.executable, "-c", MEMBERS, tmp_path / "a.tar.gz", kind, str(300 * 2**20)], check=True)
+    assert (tmp_path / "a.tar.gz").stat().st_size < 2 * 2**20
+    tracemalloc.start()
+    rows = list(read_shard(TarShard(str(tmp_path / "a.tar.gz"))))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * 2**20
+    assert isinstance(rows[0][2], ImageError)
+    if kind == "image":
+        assert "300 MiB, more than 200 MiB: too large an image" in str(rows[0][2])
+        assert [row[2] for row in rows[1:]] == [b"abc", b"abc"]
+    else:
+        assert "314,572,800 bytes of names" in str(rows[0][2]) and len(rows) == 1
+
+
+def test_long_names_are_read(tmp_path):
+    name = "x" * 3000 + ".png"
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        with tarfile.open(tmp_path / "a.tar", "w", format=form) as archive:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"abc"))
+        assert [row[2] for row in read_shard(TarShard(str(tmp_path / "a.tar")))] == [b"abc"]
 
 
 def test_a_folder_gives_its_images_at_any_depth(shards):

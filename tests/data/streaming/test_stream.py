@@ -162,7 +162,9 @@ def test_what_cannot_be_read_is_left_out_reported_once_in_each_pass_and_nothing_
     problems = [(row["epoch"], *problem) for row in rows for problem in row["unreadable"]]
     first = {(row_id, path): reason for epoch, row_id, path, reason in problems if epoch == 0}
     assert len(first) == 4
-    assert first[f"{tmp_path}/p.parquet:3", f"{tmp_path}/p.parquet"] == "not an image in a format that Pillow reads"
+    assert first[f"{tmp_path}/p.parquet:3", f"{tmp_path}/p.parquet"].startswith(
+        "not an image in a format that is read"
+    )
     assert "truncated" in first[f"{tmp_path}/p.parquet:5", f"{tmp_path}/p.parquet"]
     assert "the rest, from row" in first[f"{tmp_path}/cut.tar", f"{tmp_path}/cut.tar"]
     assert "FileNotFoundError" in first[f"{tmp_path}/gone-0.tar", f"{tmp_path}/gone-0.tar"]

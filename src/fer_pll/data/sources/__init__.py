@@ -2,6 +2,7 @@
 
 from .affectnet import AffectNet
 from .base import Opened, Source
+from .fer2013 import Fer2013
 from .ferplus import FerPlus
 from .hf_dataset import HfDataset
 from .image_folder import ImageFolder
@@ -11,7 +12,7 @@ from .votes import Votes
 
 SOURCES: dict[str, Source] = {
     source.name: source
-    for source in (FerPlus(), RafDb(), AffectNet(), Votes(), ImageFolder(), HfDataset(), Synthetic())
+    for source in (FerPlus(), Fer2013(), RafDb(), AffectNet(), Votes(), ImageFolder(), HfDataset(), Synthetic())
 }
 """The sources by name. A new one is a file and a name in this list."""
 

@@ -3,12 +3,12 @@
 import argparse
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from ...io.errors import DataError
-from ...io.tables import read_columns
+from ...io.tables import decimal, read_columns
 from ...labels.expressions import EXPRESSIONS
 from ..cropping import CropToBox
 from ..image_writer import ImageRecord
@@ -64,11 +64,12 @@ def list_affectnet(source: str | Path, num_classes: int = 8) -> dict[str, Iterat
 
     Returns:
         one iterator for each split, so that memory need not hold 440,000 rows. `landmarks` are five points, made from
-        the 68. The first layout also has the face's `box`. A row with a malformed box or landmarks has a `problem`.
+        the 68. The first layout also has the face's `box`. A row with a malformed box or landmarks has a `problem`;
+        in the second layout, so has one with a malformed file.
 
     Raises:
         DataError: the folder has neither layout. Also while the rows are read: a table is malformed, or an expression
-            is not a number from 0 to 10.
+            in it is not a number from 0 to 10.
     """
     label_of_expression = {name: label for label, name in EXPRESSIONS_OF_LABEL.items()}
     labels = [label_of_expression[name] for name in affectnet_classes(num_classes)]
@@ -110,9 +111,9 @@ def _list_table(table: Path, images: Path, labels: list[int]) -> Iterator[ImageR
         label = _parse_label(f"{table}:{line}", expression)
         if label not in labels:
             continue
-        path = images / name.replace("\\", "/")
+        path = PurePosixPath(name.replace("\\", "/"))
         problem, points, face = None, None, None
-        if ".." in path.parts or not path.is_relative_to(images):
+        if ".." in path.parts or path.is_absolute():
             problem = f"{name} leads out of {images.name}: correct the path"
         else:
             try:
@@ -121,7 +122,7 @@ def _list_table(table: Path, images: Path, labels: list[int]) -> Iterator[ImageR
                 face = left, top, width, height
             except ValueError as error:
                 problem = f"{error}: correct the row or get {table.name} again"
-        yield ImageRecord(path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
+        yield ImageRecord(images / path, f"{table.name}:{line}", {"label": labels.index(label)}, face, points, problem)
 
 
 def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
@@ -132,15 +133,18 @@ def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
     if not numbers:
         raise DataError(f"{annotations} has no file like 0_exp.npy: get it again")
     for number in numbers:
+        problem, points, label = None, None, labels[0]
         file = annotations / f"{number}_exp.npy"
-        label = _parse_label(str(file), str(_load(file)))
-        if label not in labels:
-            continue
-        problem, points = None, None
         try:
-            points = _parse_landmarks(_load(annotations / f"{number}_lnd.npy").reshape(-1))
+            label = _parse_label(str(file), str(_load(file)))
+            if label not in labels:
+                continue
+            file = annotations / f"{number}_lnd.npy"
+            points = _parse_landmarks(_load(file).reshape(-1))
+        except DataError as error:
+            problem = str(error)
         except ValueError as error:
-            problem = f"{annotations / f'{number}_lnd.npy'}: {error}; get it again"
+            problem = f"{file}: {error}; get it again"
         columns = {"label": labels.index(label)}
         yield ImageRecord(
             folder / "images" / f"{number}.jpg", f"{folder.name}/{number}", columns, None, points, problem
@@ -149,14 +153,17 @@ def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
 
 def _load(file: Path) -> np.ndarray:
     try:
-        return np.load(file)  # refuses pickles, which could run code
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(file, mmap_mode="r")  # refuses pickles, which could run code, and sizes that the file lacks
+    except Exception as error:  # of NumPy's readers, which parse the header as Python, and of zip files
         raise DataError(f"{file} is missing or is not a NumPy array ({error}): get it again") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufUS" or array.size > 2 * NUM_LANDMARKS:
+        raise DataError(f"{file} is not a NumPy array of at most {2 * NUM_LANDMARKS} numbers: get it again")
+    return np.array(array)
 
 
 def _parse_label(place: str, text: str) -> int:
     try:
-        label = int(float(text))
+        label = int(decimal(text))
     except (ValueError, OverflowError):
         label = -1
     if not 0 <= label < NUM_LABELS:
@@ -172,7 +179,7 @@ def _parse_landmarks(numbers: list[str] | np.ndarray) -> tuple[float, ...]:
 
 
 def _finite(number: str | float) -> float:
-    value = float(number)
+    value = decimal(str(number))
     if not np.isfinite(value):
         raise ValueError(f"{number!r} is not a position")
     return value
@@ -191,9 +198,13 @@ class AffectNet(Source):
         )
 
     def open(self, options: argparse.Namespace) -> Opened:
+        source = Path(options.source)
+        found = [name for name in (*_TABLES, *_FOLDERS) if (source / name).exists()]
         return Opened(
             affectnet_classes(options.classes),
-            list_affectnet(options.source, options.classes),
+            list_affectnet(source, options.classes),
             provenance=Provenance(f"AffectNet-{options.classes}", self.name, license=ON_REQUEST),
             crop=CropToBox(),
+            read_as=f"AffectNet-{options.classes} ({', '.join(found)})",
+            root=source,
         )

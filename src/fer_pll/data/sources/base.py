@@ -8,6 +8,7 @@ import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...io.errors import DataError
@@ -31,6 +32,9 @@ class Opened:
         dropped: for each split, the number of rows that are not among the records, by reason.
         counts: the number of records by split, where it is known but the splits are not lists.
         crop: the crop of each image, unless the user asks for another one.
+        read_as: what the files were taken for, e.g. "Kaggle's FER2013 (icml_face_data.csv)".
+        root: the folder of the images. A file in it that is a link to one elsewhere is left out, unless the user asks
+            for it; linked folders are followed.
     """
 
     class_names: Sequence[str]
@@ -40,6 +44,8 @@ class Opened:
     dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     crop: Crop | None = None
+    read_as: str | None = None
+    root: Path | None = None
 
 
 class Source(ABC):
@@ -48,10 +54,13 @@ class Source(ABC):
     Attributes:
         name: NAME in `fer-pll prepare NAME` and `fer_pll.prepare(NAME)`.
         summary: one line for the help.
+        validation_share: share of the training rows that becomes `validation` where the data have no such split.
+            Layouts for users' data have one; published data keep the splits that their results are compared on.
     """
 
     name: str
     summary: str
+    validation_share: float = 0.0
 
     @abstractmethod
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -101,7 +110,16 @@ def add_classes_argument(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def parse_classes(classes: str | Sequence[str] | None) -> list[str] | None:
-    """The names in `--classes` by their canonical spelling; `None` where there are none."""
+    """The names in `--classes` by their canonical spelling; `None` where there are none.
+
+    Raises:
+        DataError: a name is empty or there twice.
+    """
     if not classes:
         return None
-    return [canonical_name(name) for name in (classes.split(",") if isinstance(classes, str) else classes)]
+    names = [canonical_name(name) for name in (classes.split(",") if isinstance(classes, str) else classes)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or "" in names:
+        fault = "an empty name" if "" in names else f"{twice!r} twice (or a synonym of it)"
+        raise DataError(f"--classes has {fault}: give each class one name, with commas between them")
+    return names

@@ -12,6 +12,7 @@ from PIL import Image as PILImage
 from tqdm.auto import tqdm
 
 from ...io.errors import DataError
+from ...io.images import FORMATS
 from ...io.tables import read_columns, read_csv
 from ...labels.expressions import EXPRESSIONS
 from ..image_writer import ImageRecord
@@ -24,6 +25,9 @@ SIDE = 48
 """Height and width of an image in pixels."""
 
 _IMAGES_CSV, _VOTES_CSV, _LABELS_CSV = "fer2013.csv", "fer2013new.csv", "label.csv"
+IMAGE_TABLES = (_IMAGES_CSV, "icml_face_data.csv", "fer2013/fer2013.csv")
+"""Kaggle's table of FER2013, as the downloads name it."""
+
 _ENTRIES = (*EXPRESSIONS, "unknown", "NF")
 _SPLITS = {"Training": "train", "PublicTest": "validation", "PrivateTest": "test"}
 _FOLDERS = {"FER2013Train": "train", "FER2013Valid": "validation", "FER2013Test": "test"}
@@ -41,10 +45,12 @@ class Row(NamedTuple):
 def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: bool = True) -> Opened:
     """Lists the rows of FER+, in either layout that people have.
 
-    - A folder with Kaggle's `fer2013.csv` and Microsoft's `fer2013new.csv`; row i of one belongs to row i of the
-      other. (The number in `fer0012345.png` is not the row: rows without a face have no number.)
+    - A folder with Kaggle's `fer2013.csv` (or `icml_face_data.csv`, the same rows) and Microsoft's `fer2013new.csv`;
+      row i of one belongs to row i of the other. (The number in `fer0012345.png` is not the row: rows without a face
+      have no number.)
     - The folders `FER2013Train`, `FER2013Valid`, `FER2013Test`, as FERPlus's `generate_training_data.py` writes
-      them: images and a `label.csv` each, with or without the column of face boxes. (Three names belong to two
+      them: images and a `label.csv` each, with or without the column of face boxes and a first line of names. A row
+      whose image is missing or of another kind has a `problem`. (Three names belong to two
       Training rows each. That script writes one image over the other, so both rows have the second one.)
 
     Training becomes `train`, PublicTest (FER2013Valid) `validation`, and PrivateTest (FER2013Test) `test`; not all of
@@ -78,10 +84,10 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
 
     # One digest of 16 bytes for each image. This pass also checks every row of pixels before anything is written.
     digests = [
-        hashlib.blake2b(pixels, digest_size=16).digest()
+        None if isinstance(pixels, DataError) else hashlib.blake2b(pixels, digest_size=16).digest()
         for _, pixels in tqdm(layout.images(range(len(rows))), "Checking FER+", len(rows), unit="row", disable=None)
     ]
-    in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if row.split != "train"}
+    in_evaluation = {digest for row, digest in zip(rows, digests, strict=True) if digest and row.split != "train"}
 
     splits, counts, dropped = {}, {}, {}
     for split in _SPLITS.values():
@@ -92,7 +98,7 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
         reasons = {f"not in protocol {protocol}": len(members) - len(positions)}
         if split == "train" and drop_duplicates:
             fresh = [i for i in positions if digests[i] not in in_evaluation]
-            first = {digests[i]: i for i in reversed(fresh)}
+            first = {digests[i] or i: i for i in reversed(fresh)}
             reasons["copy of a validation or test image"] = len(positions) - len(fresh)
             reasons["copy of an earlier training image"] = len(fresh) - len(first)
             positions = sorted(first.values())
@@ -101,7 +107,10 @@ def list_ferplus(source: str | Path, protocol: str = "all", drop_duplicates: boo
         splits[split] = _records(layout, positions, in_majority)
         counts[split], dropped[split] = len(positions), reasons
     provenance = Provenance("FER+", FerPlus.name, protocol=protocol, license=LICENSE)
-    return Opened(EXPRESSIONS, splits, ("votes", "majority"), provenance, dropped, counts)
+    columns = ("votes", "majority")
+    return Opened(
+        EXPRESSIONS, splits, columns, provenance, dropped, counts, read_as=layout.read_as, root=layout.source
+    )
 
 
 def protocol_masks(votes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,22 +140,39 @@ def _records(
         row = layout.rows[position]
         votes = list(row.votes[: len(EXPRESSIONS)])
         columns = {"label": votes.index(max(votes)), "votes": votes, "majority": bool(in_majority[position])}
-        png = io.BytesIO()
-        PILImage.frombytes("L", (SIDE, SIDE), pixels).save(png, "PNG")
-        yield ImageRecord(layout.source, row.row_id, columns, data=png.getvalue())
+        path = layout.path(position)
+        if isinstance(pixels, DataError):
+            yield ImageRecord(path, row.row_id, columns, problem=str(pixels))
+        else:
+            yield ImageRecord(path, row.row_id, columns, data=png_of(pixels))
+
+
+def png_of(pixels: bytes) -> bytes:
+    """The PNG file of `SIDE` x `SIDE` gray pixels."""
+    png = io.BytesIO()
+    PILImage.frombytes("L", (SIDE, SIDE), pixels).save(png, "PNG")
+    return png.getvalue()
+
+
+def find_image_table(source: Path) -> Path | None:
+    """Kaggle's table of FER2013 in a folder."""
+    return next((source / name for name in IMAGE_TABLES if (source / name).is_file()), None)
 
 
 def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: name the folder with {_IMAGES_CSV} and {_VOTES_CSV}")
-    csv_files = [name for name in (_IMAGES_CSV, _VOTES_CSV) if (source / name).is_file()]
-    if len(csv_files) == 2:
-        return _CsvLayout(source)
+    images, votes = find_image_table(source), (source / _VOTES_CSV).is_file()
+    if images is not None and votes:
+        return _CsvLayout(source, images)
     if any((source / name).is_dir() for name in _FOLDERS):
         return _FolderLayout(source)
-    if csv_files == [_IMAGES_CSV]:
-        raise DataError(f"{source} has no {_VOTES_CSV}: put the votes of Microsoft's FERPlus beside {_IMAGES_CSV}")
-    if csv_files == [_VOTES_CSV]:
+    if images is not None:
+        raise DataError(
+            f"{source} has no {_VOTES_CSV}: put the votes of Microsoft's FERPlus beside {images.name}, or use "
+            "`fer-pll prepare fer2013` for the single labels of Kaggle's FER2013"
+        )
+    if votes:
         raise DataError(f"{source} has no {_IMAGES_CSV}: put the images of Kaggle's FER2013 beside {_VOTES_CSV}")
     raise DataError(
         f"{source} is not FER+: it has neither {_IMAGES_CSV} and {_VOTES_CSV} nor a folder {', '.join(_FOLDERS)}"
@@ -156,14 +182,15 @@ def _open_layout(source: Path) -> "_CsvLayout | _FolderLayout":
 class _CsvLayout:
     """`fer2013.csv` (images) beside `fer2013new.csv` (votes)."""
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, image_file: Path) -> None:
         self.source = source
-        self.image_file = source / _IMAGES_CSV
+        self.image_file = image_file
+        self.read_as = f"FER+ (images of {image_file.name}, votes of {_VOTES_CSV})"
         self.rows: list[Row] = []
         votes_file = source / _VOTES_CSV
         for line, (usage, *counts) in read_columns(votes_file, ("Usage", *_ENTRIES)):
             row_id = f"{_VOTES_CSV}:{line}"
-            split = _parse_usage(f"{votes_file}:{line}", usage)
+            split = parse_usage(f"{votes_file}:{line}", usage)
             self.rows.append(Row(split, row_id, _parse_votes(f"{votes_file}:{line}", counts)))
         # Counting accepts any file as lines of text, so first make sure that it is the right kind of file.
         next(read_columns(self.image_file, ("pixels", "Usage")), None)
@@ -176,7 +203,10 @@ class _CsvLayout:
         if not self.rows:
             raise DataError(f"{votes_file} has no rows: get it again")
 
-    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    def path(self, position: int) -> Path:
+        return self.image_file
+
+    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes | DataError]]:
         """Yields (position, 2,304 pixel bytes) for ascending row positions, and skips other rows unparsed."""
         wanted = iter(positions)
         next_position = next(wanted, None)
@@ -186,12 +216,12 @@ class _CsvLayout:
             next_position = next(wanted, None)
             place = f"{self.image_file}:{line}"
             row = self.rows[position]
-            if _parse_usage(place, usage) != row.split:
+            if parse_usage(place, usage) != row.split:
                 raise DataError(
                     f"{place} is a {usage.strip()} row, but its row of votes, {row.row_id}, is of another split: the "
                     "files are of different editions or a row is missing; get both again"
                 )
-            yield position, _parse_pixels(place, pixels)
+            yield position, parse_pixels(place, pixels)
 
 
 class _FolderLayout:
@@ -201,12 +231,14 @@ class _FolderLayout:
         self.source = source
         self.rows: list[Row] = []
         self.image_files: list[Path] = []
-        for folder, split in _FOLDERS.items():
-            if not (source / folder).is_dir():
-                continue
-            file = source / folder / _LABELS_CSV
+        found = [folder for folder in _FOLDERS if (source / folder).is_dir()]
+        self.read_as = f"FER+ (the folders {', '.join(found)})"
+        for folder in found:
+            split, file = _FOLDERS[folder], source / folder / _LABELS_CSV
             num_before = len(self.rows)
             for line, (name, *cells) in read_csv(file):
+                if line == 1 and _is_header(cells):
+                    continue
                 # Newer versions of generate_training_data.py leave the face box out.
                 if len(cells) not in (len(_ENTRIES), len(_ENTRIES) + 1):
                     raise DataError(
@@ -219,10 +251,22 @@ class _FolderLayout:
             if len(self.rows) == num_before:
                 raise DataError(f"{file} has no rows: get it again")
 
-    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Yields (position, 2,304 pixel bytes) for each row position."""
+    def path(self, position: int) -> Path:
+        return self.image_files[position]
+
+    def images(self, positions: Iterable[int]) -> Iterator[tuple[int, bytes | DataError]]:
+        """Yields (position, 2,304 pixel bytes, or why there are none) for each row position."""
         for position in positions:
-            yield position, _read_image(self.image_files[position], self.rows[position].row_id)
+            try:
+                pixels: bytes | DataError = _read_image(self.image_files[position], self.rows[position].row_id)
+            except DataError as error:
+                pixels = error
+            yield position, pixels
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether a first line names the columns: some of its last cells are words, as no count is."""
+    return any(cell.strip().lower() in map(str.lower, _ENTRIES) for cell in cells)
 
 
 def _count_rows(file: Path) -> int:
@@ -231,7 +275,7 @@ def _count_rows(file: Path) -> int:
         return max(sum(not line.isspace() for line in stream) - 1, 0)
 
 
-def _parse_usage(place: str, usage: str) -> str:
+def parse_usage(place: str, usage: str) -> str:
     usage = usage.strip()
     if usage not in _SPLITS:
         raise DataError(
@@ -242,7 +286,7 @@ def _parse_usage(place: str, usage: str) -> str:
 
 def _parse_votes(place: str, counts: list[str]) -> tuple[int, ...]:
     for name, count in zip(_ENTRIES, counts, strict=True):
-        if not (count.strip().isascii() and count.strip().isdigit()):
+        if not (count.strip().isascii() and count.strip().isdigit() and len(count.strip()) < 10):
             raise DataError(
                 f"{place}: the votes for {name!r} are {count!r}, but votes are whole numbers from 0 up: correct the "
                 "row or get the file again"
@@ -253,7 +297,7 @@ def _parse_votes(place: str, counts: list[str]) -> tuple[int, ...]:
     return votes
 
 
-def _parse_pixels(place: str, text: str) -> bytes:
+def parse_pixels(place: str, text: str) -> bytes:
     try:
         pixels = bytes(map(_BYTES.__getitem__, text.split()))
     except KeyError as error:
@@ -269,14 +313,15 @@ def _parse_pixels(place: str, text: str) -> bytes:
 
 
 def _read_image(file: Path, row_id: str) -> bytes:
-    if not file.is_file():
+    if file.parent.name not in _FOLDERS or not file.is_file():
         raise DataError(
             f"{file} is missing, but {row_id} lists it: write the images with FERPlus's generate_training_data.py"
         )
     try:
-        with PILImage.open(file) as image:
-            size, mode, pixels = image.size, image.mode, image.tobytes()
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises any of these, depending on the broken byte
+        with PILImage.open(file, formats=FORMATS) as image:
+            size, mode = image.size, image.mode
+            pixels = image.tobytes() if size == (SIDE, SIDE) and mode == "L" else b""
+    except Exception as error:  # Pillow raises any kind, depending on the broken byte
         raise DataError(f"{file} (listed in {row_id}) is not a readable image: {error}; get it again") from error
     if size != (SIDE, SIDE) or mode != "L":
         raise DataError(

@@ -1,17 +1,21 @@
 """Data sets of `datasets`, from the Hub or from disk: images with labels, votes or candidate sets."""
 
 import argparse
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
+import yaml
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets.config import HF_DATASETS_CACHE
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...io.errors import DataError
 from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions
+from ..dataset import check_own_files
 from ..image_writer import ImageRecord
 from ..provenance import Provenance
 from .base import Opened, Source, add_classes_argument, parse_classes
@@ -19,14 +23,6 @@ from .image_folder import SPLIT_OF_FOLDER
 from .votes import whole_number
 
 LABEL_COLUMNS = ("label", "labels", "expression", "emotion")
-
-_ERRORS = (
-    DatasetsError,
-    pa.ArrowException,
-    OSError,
-    ValueError,
-    KeyError,
-)  # those that missing or damaged files raise
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ def open_dataset(
 
     Args:
         source: a folder written by `save_to_disk`, or a folder of Parquet or Arrow files or of images, which is read
-            in place, without a copy in the cache of `datasets`. Any other name is downloaded from the Hub.
+            in place, without a copy in the cache of `datasets`. Nothing outside of the folder is read, and nothing is
+            downloaded. Any other name is downloaded from the Hub.
         config, revision: those of a data set on the Hub that has several.
 
     Returns:
@@ -70,11 +67,16 @@ def open_dataset(
     try:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             found = load_from_disk(path)
+            for rows in found.values() if isinstance(found, Mapping) else [found]:
+                check_own_files(path, rows)
         elif path.is_dir():
+            _check_card(path)
             found = load_dataset(str(path), name=config, streaming=True)
         else:
             found = load_dataset(str(source), name=config, revision=revision)
-    except _ERRORS as error:
+    except DataError:
+        raise
+    except Exception as error:  # of `datasets` and all that it reads with
         raise DataError(
             f"{source} is not a data set that can be opened ({type(error).__name__}: {error}): name a folder, or a "
             "data set on the Hub, and --config where it has several"
@@ -89,6 +91,40 @@ def open_dataset(
             )
         splits[split] = rows
     return splits
+
+
+def _check_card(folder: Path) -> None:
+    """Checks that the configurations of a local folder name files in it only: other names may be addresses."""
+    for name in ("README.md", ".huggingface.yaml"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if name == "README.md":
+            parts = re.split(r"^---[ \t]*$", text.lstrip("\ufeff"), maxsplit=2, flags=re.MULTILINE)
+            text = parts[1] if len(parts) == 3 else ""
+        try:
+            content = yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise DataError(f"{file}: its YAML cannot be read ({' '.join(str(error).split())}): correct it") from error
+        configs = content.get("configs") if isinstance(content, dict) else None
+        for config in configs if isinstance(configs, list) else ():
+            for key in ("data_files", "data_dir"):
+                for pattern in _texts(config.get(key)) if isinstance(config, dict) else ():
+                    outside = PurePosixPath(pattern).is_absolute() or ".." in re.split(r"[/\\]", pattern)
+                    if outside or ":" in pattern or pattern.startswith("~"):
+                        raise DataError(
+                            f"{file}: {key} names {pattern!r}, which does not lie in the folder: put the files there "
+                            "and correct it"
+                        )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def list_dataset(
@@ -132,14 +168,16 @@ def list_dataset(
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; join them")
-    reader = _Reader(columns, class_names, of_source)
+    root = Path(source) if Path(source).exists() else None
+    reader = _Reader(columns, class_names, of_source, root)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
     counts = {split: len(rows) for split, rows in opened.items() if isinstance(rows, Dataset)}
     found = [name for name in ("votes", "candidates") if getattr(columns, name) is not None]
     hub_id = None if Path(source).exists() else str(source)
     license = next(iter(opened.values())).info.license
     provenance = Provenance(source=HfDataset.name, hub_id=hub_id, license=license or None)
-    return Opened(class_names, splits, found, provenance, counts=counts)
+    read_as = f"a data set of `datasets` ({', '.join(filter(None, (columns.image, columns.label, *found)))})"
+    return Opened(class_names, splits, found, provenance, counts=counts, read_as=read_as, root=root)
 
 
 def find_columns(source: str, features: Features, columns: Columns, class_names: Sequence[str] | None) -> Columns:
@@ -218,7 +256,8 @@ def _is_label(feature: Any) -> bool:
 
 
 def _is_list(feature: Any) -> bool:
-    return isinstance(feature, List)
+    """A list of numbers or texts; lists of images would be opened."""
+    return isinstance(feature, List) and isinstance(feature.feature, Value | ClassLabel)
 
 
 def _is_image(feature: Any) -> bool:
@@ -235,25 +274,25 @@ def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader:
     needed += [wanted.votes] if isinstance(wanted.votes, str) else wanted.votes or []
     rows = rows.select_columns([name for name in dict.fromkeys(needed) if name is not None])
     seen: set[str] = set()
-    number = 0
+    for number, row in _each(source, split, rows):
+        place = f"{split}[{number}]"
+        row_id = place
+        if wanted.row_id is not None:
+            row_id = str(row[wanted.row_id])
+            if row_id in seen:
+                raise DataError(f"{source}, {place}: {wanted.row_id} {row_id!r} is there twice: number the rows again")
+            seen.add(row_id)
+        yield reader.read(row, row_id)
+
+
+def _each(source: str, split: str, rows: Dataset | IterableDataset) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = -1
     try:
-        for row in rows:
-            place = f"{split}[{number}]"
-            row_id = place
-            if wanted.row_id is not None:
-                row_id = str(row[wanted.row_id])
-                if row_id in seen:
-                    raise DataError(
-                        f"{source}, {place}: {wanted.row_id} {row_id!r} is there twice: number the rows again"
-                    )
-                seen.add(row_id)
-            yield reader.read(row, row_id)
-            number += 1
-    except DataError:
-        raise
-    except _ERRORS as error:
+        for number, row in enumerate(rows):
+            yield number, row
+    except Exception as error:  # of the many readers of `datasets`
         raise DataError(
-            f"{source} cannot be read from {split}[{number}] on ({type(error).__name__}: {error}): "
+            f"{source} cannot be read from {split}[{number + 1}] on ({type(error).__name__}: {error}): "
             "get the data set again"
         ) from error
 
@@ -263,9 +302,15 @@ class _Problem(ValueError):
 
 
 class _Reader:
-    """Reads rows: from `columns`, to `class_names`, where `of_source` are the classes that the data set lists."""
+    """Reads rows: from `columns`, to `class_names`, where `of_source` are the classes that the data set lists.
 
-    def __init__(self, columns: Columns, class_names: list[str], of_source: list[str]) -> None:
+    An image is the contents of a file, or a path in `root`, the folder of the data set.
+    """
+
+    def __init__(
+        self, columns: Columns, class_names: list[str], of_source: list[str], root: Path | None = None
+    ) -> None:
+        self.roots = [root] if root is not None else [Path(HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
         self.columns = columns
         self.class_names = class_names
         self.of_source = of_source
@@ -280,6 +325,8 @@ class _Reader:
         try:
             if not (path or data):
                 raise _Problem(f"column {wanted.image!r} is empty: remove the row")
+            if path and not data:
+                path = self._inside(wanted.image, path)
             if wanted.label is not None:
                 values["label"] = self._label(wanted.label, row[wanted.label])
                 if values["label"] < 0 and wanted.votes is None and wanted.candidates is None:
@@ -293,6 +340,15 @@ class _Reader:
         except _Problem as error:
             problem = str(error)
         return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)
+
+    def _inside(self, column: str, path: str) -> str:
+        """The place of an image that a row names; relative to the folder of the data set."""
+        place = os.path.abspath(self.roots[0] / path)  # noqa: PTH100  # links are the user's own
+        if not any(
+            Path(place).is_relative_to(base) for root in self.roots for base in (root.absolute(), root.resolve())
+        ):
+            raise _Problem(f"column {column!r} names {path!r}, which is no file of the data set: remove the row")
+        return place
 
     def _label(self, column: str, value: Any) -> int:
         """Number of the class, or -1 where it is not known."""
@@ -351,6 +407,7 @@ class _Reader:
 class HfDataset(Source):
     name = "dataset"
     summary = "any data set of `datasets`, from disk or from the Hub"
+    validation_share = 0.1
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

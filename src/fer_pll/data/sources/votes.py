@@ -1,12 +1,12 @@
 """Tables of votes: for each image, or for each answer, what annotators chose."""
 
 import argparse
-import hashlib
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -22,14 +22,14 @@ from .base import Opened, Source, add_classes_argument, parse_classes
 
 SPLITS = ("train", "validation", "test")
 ANSWER_COLUMNS = ("path", "annotator", "label")
+OWN_COLUMNS = (*ANSWER_COLUMNS, "candidates", "split")
+"""Columns of a table that are never votes for a class of that name."""
 
 
 def list_votes(
     file: str | Path,
     root: str | Path | None = None,
     class_names: Sequence[str] = EXPRESSIONS,
-    validation_share: float = 0.0,
-    seed: int = 0,
     coverage: float | None = None,
 ) -> dict[str, list[ImageRecord]]:
     """Lists the images of a table of votes: CSV (or with tabs or semicolons), JSON lines or Parquet.
@@ -42,15 +42,13 @@ def list_votes(
     - candidate sets: `path` and `candidates` (class names with `|` between them), and `label` where it is known.
 
     Names of classes may be capitalized, or synonyms (see `expressions.SYNONYMS`). A column `split` says train,
-    validation or test. Without it, all rows are train, except for `validation_share`.
+    validation or test; rows without it are train.
 
     Args:
         file: the table.
-        root: folder that the paths start from; the folder of the table where not given. No path may lead out of it.
+        root: folder that the paths start from; the folder of the table where not given. No path may lead out of it by
+            `..`, or begin elsewhere. Folders in it may be links.
         class_names: K names.
-        validation_share: share of the images that becomes `validation`. The draw depends on path and seed only, so it
-            stays the same when rows are added.
-        seed: seed of that draw.
         coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), over all
             splits together. `candidates` are then the most probable labels that hold this share of the probability,
             `confidence` has their probabilities, and `label` is the most probable label.
@@ -68,14 +66,16 @@ def list_votes(
     root = Path(root) if root is not None else file.parent
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that the paths of {file} start from")
-    if not 0 <= validation_share < 1:
-        raise DataError(f"validation_share must lie in [0, 1), got {validation_share}")
     class_names = [canonical_name(name) for name in class_names]
     rows = read_rows(file)
     first_row = next(rows)
     first = first_row[1]
     answers = "annotator" in first and "label" in first
-    classes = {name: class_names.index(canonical_name(name)) for name in first if canonical_name(name) in class_names}
+    classes = {
+        name: class_names.index(canonical_name(name))
+        for name in first
+        if canonical_name(name) in class_names and name not in OWN_COLUMNS
+    }
     sets = "candidates" in first
     if "path" not in first or not (answers or classes or sets):
         raise DataError(
@@ -87,6 +87,15 @@ def list_votes(
             f"{file} has more than one of annotator, candidates, and columns of classes ({', '.join(classes)}): keep "
             "one of them"
         )
+    taken = next((name for name in class_names if name in OWN_COLUMNS), None) if classes else None
+    if taken is not None:
+        raise DataError(
+            f"{file}: a class named {taken!r} cannot have a column of votes, because the column {taken!r} means "
+            "something else: give the class another name, or write a row for each answer"
+        )
+    barred = next((name for name in class_names if "|" in name), None) if sets else None
+    if barred is not None:
+        raise DataError(f"{file}: the class {barred!r} has a | in it, which separates candidates: rename the class")
     if len(set(classes.values())) < len(classes):
         raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class: join them")
 
@@ -99,7 +108,7 @@ def list_votes(
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
     for place, path, given, columns in listed(file, chain([first_row], rows), class_names, classes):
         image = _resolve(file, place, root, path)
-        split = given or ("validation" if _share_of(path, seed) < validation_share else "train")
+        split = given or "train"
         if split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
@@ -126,7 +135,7 @@ def _read_sets(
     """(place, path, split, columns) of each row of a table of candidate sets."""
     for place, path, row in _one_row_each(file, rows):
         where = file.parent / place
-        names = [name for name in str(row["candidates"] or "").split("|") if name.strip()]
+        names = [name for name in str(row.get("candidates") or "").split("|") if name.strip()]
         candidates = np.zeros(len(class_names), dtype=bool)
         candidates[[_class(where, name, class_names) for name in names]] = True
         given = str(row.get("label") or "").strip()
@@ -233,19 +242,20 @@ def whole_number(where: str | Path, column: str, value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = "" if value is None else str(value).strip()
+    if isinstance(value, str):
+        text = re.sub(r"[.,]0*$", "", text)  # as spreadsheets may write it
     if not (text.isascii() and text.isdigit()):
         raise DataError(
             f"{where}: the votes for {column!r} are {value!r}, but votes are whole numbers from 0 up: correct the row"
         )
-    if int(text) > 2**31 - 1:
+    if len(text) > 10 or int(text) > 2**31 - 1:
         raise DataError(f"{where}: {text} votes for {column!r} are too many to be true: correct the row")
     return int(text)
 
 
 def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
-    """The image's path, after checking that it does not lead out of the folder."""
-    image = (root / path).resolve()
-    if not image.is_relative_to(root.resolve()):
+    """The image's path, after checking that the table does not lead out of the folder. Links are the user's own."""
+    if path.startswith(("/", "../")) or path == ".." or PureWindowsPath(path).drive:
         raise DataError(
             f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "
             "that holds all images"
@@ -253,15 +263,10 @@ def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
     return root / path
 
 
-def _share_of(path: str, seed: int) -> float:
-    """A number in [0, 1) that depends on path and seed only."""
-    digest = hashlib.blake2b(f"{seed}\n{path}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
-
-
 class Votes(Source):
     name = "votes"
     summary = "a table of votes or candidate sets, beside the images"
+    validation_share = 0.1
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -272,14 +277,6 @@ class Votes(Source):
         )
         parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
         add_classes_argument(parser, "the eight expressions of FER+")
-        parser.add_argument(
-            "--validation-share",
-            type=float,
-            default=0.0,
-            metavar="S",
-            help="share of the images without a `split` that becomes the validation set (default: 0)",
-        )
-        parser.add_argument("--split-seed", type=int, default=0, metavar="SEED", help="seed of that draw (default: 0)")
         parser.add_argument(
             "--weigh-annotators",
             nargs="?",
@@ -297,9 +294,15 @@ class Votes(Source):
             options.source,
             options.root,
             names,
-            options.validation_share,
-            options.split_seed,
             options.weigh_annotators,
         )
-        columns = next(iter(splits.values()))[0].columns
-        return Opened(names, splits, tuple(columns), provenance=Provenance(source=self.name))
+        columns = tuple(next(iter(splits.values()))[0].columns)
+        form = "candidate sets" if columns[0] == "candidates" else "votes"
+        return Opened(
+            names,
+            splits,
+            columns,
+            provenance=Provenance(source=self.name),
+            read_as=f"a table of {form} ({Path(options.source).name})",
+            root=Path(options.root or Path(options.source).parent),
+        )

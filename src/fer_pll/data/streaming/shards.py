@@ -21,12 +21,14 @@ from datasets import Dataset, Features, Image, load_dataset_builder
 from datasets.utils.file_utils import xopen
 
 from ...io.errors import DataError
-from ...io.images import IMAGE_ENDINGS, ImageError, is_image_name
+from ...io.images import IMAGE_ENDINGS, MAX_BYTES, ImageError, is_image_name
 from ..dataset import is_prepared, load_dataset
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 IMAGES_PER_SHARD = 1024  # for folders and prepared sets, which have no shards of their own
 _PARQUET_ROWS = 64  # that memory holds at a time
+_LONGEST_NAME = 2**20  # bytes of the names of a file in an archive
+_EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
 
 Row = tuple[int, str, bytes | str | ImageError]
 """An image: its number in the shard, its `row_id`, and the contents or the path of its file, or why there is none."""
@@ -92,7 +94,12 @@ def _contents(cell: dict | bytes | None) -> bytes | ImageError:
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Raises where an archive is cut off or damaged; `tarfile` itself would take that place for its end."""
+    """Raises where an archive is damaged, which `tarfile` would take for its end, and where names fill the memory."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Self:
+        if not (self.isreg() or self.type in _EMPTY) and self.size > _LONGEST_NAME:  # names and attributes, read whole
+            raise tarfile.ReadError(f"{self.size:,} bytes of names, at byte {archive.offset}")
+        return super()._proc_member(archive)  # type: ignore[misc]  # typeshed lacks it
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
@@ -126,9 +133,14 @@ class TarShard:
                     continue
                 key = folder, file.split(".")[0]
                 if number >= start:
+                    row_id = f"{self.name}:{number} ({member.name})"
                     contents = archive.extractfile(member)
                     assert contents is not None  # as for every regular file
-                    yield number, f"{self.name}:{number} ({member.name})", contents.read()
+                    if member.size > MAX_BYTES:
+                        reason = f"{member.size // 2**20} MiB, more than {MAX_BYTES // 2**20} MiB: too large an image"
+                        yield number, row_id, ImageError(reason)
+                    else:
+                        yield number, row_id, contents.read()
                 number += 1
                 archive.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; tarfile keeps them all
 

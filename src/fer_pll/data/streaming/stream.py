@@ -21,7 +21,7 @@ from datasets.utils.file_utils import xopen
 from PIL import Image
 
 from ...io.errors import DataError
-from ...io.images import ImageError, decode_image, open_image
+from ...io.images import MAX_BYTES, ImageError, decode_image, open_image
 from ..dataset import Unreadable
 from .shards import Shard, find_shards, read_shard
 
@@ -210,7 +210,10 @@ def _open(entry: _Entry) -> Image.Image:
         return open_image(image)
     try:
         with xopen(image, "rb") as stream:
-            return decode_image(stream.read(), image)
+            contents = stream.read(MAX_BYTES + 1)
+        if len(contents) > MAX_BYTES:
+            raise ImageError(f"{image}: more than {MAX_BYTES // 2**20} MiB: too large an image")
+        return decode_image(contents, image)
     except ImageError:
         raise
     except Exception as error:  # from servers of all kinds

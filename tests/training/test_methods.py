@@ -904,6 +904,7 @@ def train_on_digits(tmp_path_factory):
     def run(loss: str, **settings) -> tuple[float, FerPllTrainer]:
         defaults = {
             "num_train_epochs": 36,
+            "confidence_init": "uniform",
             "per_device_train_batch_size": 50,
             "per_device_eval_batch_size": 200,
             "learning_rate": 2e-3,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,15 @@ from safetensors.torch import load_file
 
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllTrainingArguments
-from fer_pll.commands import finetune, pretrain
+from fer_pll.commands import finetune, prepare, pretrain
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.dataset import save_dataset
+from fer_pll.data.provenance import Provenance
+from fer_pll.io.shipped import DEFAULT_CHECKPOINT
 from fer_pll.labels.candidates import from_votes
-from fer_pll.training.config import check_output_folder
+from fer_pll.training.config import check_output_folder, load_config
+from fer_pll.training.idle_revision import warmup_is_over
+from fer_pll.training.initialization import initialize
 from fer_pll.training.trainer import default_confidence_init, start_table
 from tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
 
@@ -214,13 +219,9 @@ def test_the_warm_up_is_a_share_of_any_training(tmp_path, toy_config, toy_proces
     assert first_revision()[0] == 0
 
 
-def test_a_third_of_the_training_is_a_number_of_epochs_bit_for_bit(tmp_path, toy_config, toy_processor, toy_train):
+def test_a_third_of_the_training_is_a_number_of_epochs_step_by_step():
     """The settings of fer-pll-tiny-ferplus-quick: 0.3333 of 12 epochs are 4 of them, also with many steps each."""
     for steps in (3, 222, 889):
-        trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, revision_warmup=0.3333)
-        trainer.steps_per_epoch, trainer.state.max_steps = steps, 12 * steps
-        from fer_pll.training.idle_revision import warmup_is_over
-
         over = [warmup_is_over(step, 12 * steps, steps, 0.3333, None) for step in range(12 * steps)]
         assert over.index(True) == 4 * steps
         assert [warmup_is_over(step, 12 * steps, steps, None, 4) for step in range(12 * steps)] == over
@@ -371,6 +372,18 @@ def test_rows_with_neither_label_nor_candidates_are_no_reason_to_crash(tmp_path,
     assert "no row of the split 'validation' has a label" in capfd.readouterr().err
 
 
+def test_the_summary_of_a_table_of_candidates_counts_its_classes():
+    rows = candidate_rows(12)
+    said = prepare.summary(DatasetDict(train=rows, validation=make_dataset(5, seed=1)))
+    counts = np.array(rows["candidates"][:]).sum(axis=0)
+    others = np.array(make_dataset(5, seed=1)["candidates"][:]).sum(axis=0)
+    lines = [line.split() for line in said.splitlines()]
+    assert ["by", "candidates"] in lines and ["without", "label", "12", "0"] in lines
+    for name, *numbers in zip(CLASSES, counts, others, strict=True):
+        assert [name, *map(str, numbers)] in lines
+    assert "candidates" not in prepare.summary(DatasetDict(train=make_dataset(12)))
+
+
 # Manners
 
 
@@ -384,9 +397,32 @@ def test_an_output_folder_is_asked_for(capsys):
 
 def test_a_config_need_not_be_known():
     options, args = finetune.make_parser().parse_settings(["--data", "d", "--output_dir", "run", "--use_cpu"])
-    assert options.config == "fer-pll-tiny" and args.revision_warmup == 0.5
+    assert (options.config, options.init_from) == ("fer-pll-tiny", "fer-pll-tiny-ferplus")
+    assert args.revision_warmup == 0.5
     options, args = pretrain.make_parser().parse_settings(["--data", "d", "--output_dir", "run", "--use_cpu"])
-    assert options.config == "fer-pll-tiny" and args.learning_rate == 1e-3
+    assert (options.config, options.init_from) == ("fer-pll-tiny", "fer-pll-tiny-ferplus")
+
+
+def test_the_default_starts_from_the_weights_in_the_package_with_the_classes_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    classes = {"id2label": {0: "calm", 1: "tense"}, "label2id": {"calm": 0, "tense": 1}}
+    config, _ = load_config("fer-pll-tiny", **classes)
+    model, initialization = initialize(FerPllForImageClassification, config, "fer-pll-tiny-ferplus")
+    theirs = load_file(Path(DEFAULT_CHECKPOINT) / "model.safetensors")
+    name = "fer_pll.layers.5.mlp.fc2.weight"
+    assert torch.equal(model.state_dict()[name], theirs[name].float())
+    assert model.classifier.weight.shape[0] == 2 and "other classes: " in str(initialization)
+    assert initialize(FerPllForImageClassification, config, "none")[1] is None
+
+
+def test_data_of_fer_plus_are_not_judged_in_silence_by_weights_that_saw_them(tmp_path, toy_train, caplog):
+    options = finetune.make_parser().parse_settings(["--data", "d", "--output_dir", str(tmp_path / "r"), "--use_cpu"])
+    rows = toy_train.select(range(8))
+    options[0].make_trainer(options[1], rows)
+    assert "has seen these rows" not in caplog.text
+    Provenance(source="ferplus").attach(rows)
+    options[0].make_trainer(options[1], rows)
+    assert "fer-pll-tiny-ferplus was trained on FER+, so it has seen these rows" in caplog.text
 
 
 def test_losses_and_curves_are_there_for_a_short_run(tmp_path, command):

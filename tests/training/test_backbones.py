@@ -371,6 +371,16 @@ def test_a_backbone_is_trained_after_some_epochs_and_a_resumed_run_keeps_count(t
         assert torch.equal(one, other), name
 
 
+@pytest.mark.parametrize("loss", ["rc", "pico", "crpll", "lw", "cross_entropy"])
+def test_every_loss_learns_on_a_backbone(tmp_path, loss):
+    trainer = trainer_on(tmp_path, queries_on(OURS), loss=loss, num_train_epochs=2)
+    before = trainer.model.fer_pll.backbone.stem.convolution.weight.detach().clone()
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert np.isfinite(losses).all()
+    assert not torch.equal(before, trainer.model.fer_pll.backbone.stem.convolution.weight)
+
+
 def test_gradient_checkpointing_gives_the_same_or_says_that_it_does_nothing(tmp_path):
     config = queries_on(SOURCES["dinov2"][1])
     weights = []

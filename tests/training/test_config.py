@@ -74,7 +74,7 @@ def test_an_unknown_config_names_those_that_exist():
 
 def test_a_config_of_another_script_is_refused():
     argv = ["--config", "fer-pll-tiny-hog", "--data", "d", "--output_dir", "run"]
-    with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: fer-pll-tiny-ferplus"):
+    with pytest.raises(ValueError, match=r"tiny-hog.* has no finetune.yaml\. These have: .*fer-pll-tiny-ferplus"):
         SettingsParser((Script, FerPllTrainingArguments), "finetune.yaml").parse_settings(argv)
 
 

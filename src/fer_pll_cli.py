@@ -54,18 +54,22 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        from fer_pll.io.terminal import printable  # the command has imported the package, or left its libraries out
-
-        print(f"error: {printable(' '.join(str(error).splitlines()))}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).splitlines())}", to_stderr=True)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or "interrupted", file=sys.stderr)
+        _say(str(interrupt) or "interrupted", to_stderr=True)
         return getattr(interrupt, "status", 130)  # 128 + SIGINT, as shells have it
+
+
+def _say(line: str, to_stderr: bool = False) -> None:
+    from fer_pll.io.terminal import say  # the command has imported the package, or left its libraries out
+
+    say(line, to_stderr=to_stderr)
 
 
 def next_command(*words: object) -> None:
     """Print the command that goes on with what a command has written, ready to be copied."""
-    print(f"next: {shlex.join(map(str, ('fer-pll', *words)))}", flush=True)
+    _say(f"next: {shlex.join(map(str, ('fer-pll', *words)))}")
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:

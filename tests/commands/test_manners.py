@@ -1,5 +1,6 @@
 """What all commands owe their user: checks before work, one line for an error, names as they are, and what is next."""
 
+import csv
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.metrics.calibration import differs_from_one, fit_temperature, negative_log_likelihood
 from tiny import make_dataset, tiny_config, tiny_processor
 
-HOSTILE = [r"a$\frac{$b", 'c|d "e"', "row_id", "two\nlines"]
+HOSTILE = [r"a$\frac{$b", '=c|d "e"', "row_id", "two\nlines\x1b[2J\u202e"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,7 @@ def says(capsys, *argv: object, expect: int = 0) -> str:
     status = fer_pll_cli.main([str(part) for part in argv])
     out, err = capsys.readouterr()
     assert status == expect, out + err
+    assert all(line.isprintable() for line in out.split("\n")) and not re.search("^lines", out, re.MULTILINE)
     return err if expect else out
 
 
@@ -92,6 +94,47 @@ def test_class_names_are_no_formulas_separators_or_columns(here, capsys):
     assert (here / "calibrated" / "model.safetensors").stat().st_mode & 0o777 == 0o666 & ~_umask()
 
 
+def test_commands_that_name_classes_and_rows_obey_none(here, capsys):
+    """Class names and row ids have line breaks and what a terminal obeys; `says` looks at each line."""
+    for name in ("data", "run"):
+        Path(name).rename(f"{name}\x1b[2J\n")
+    data, run = "data\x1b[2J\n", "run\x1b[2J\n"
+    escaped = r"two\nlines\x1b[2J\u202e"
+    assert escaped in says(capsys, "audit", run, "--data", data, "--out", "audit\x07")
+    assert "run\\x1b[2J" in says(capsys, "evaluate", run, data, "--device", "cpu")
+    assert "saved in more\\x07" in says(capsys, "propose", data, "--teacher", run, "--out", "more\x07")
+    assert "data\\x1b[2J\\n" in says(capsys, "calibrate", run, data, "--out", "calibrated")
+    (error,) = says(capsys, "evaluate", "no\x1b[2J\nwhere", data, expect=1).splitlines()
+    assert error.isprintable() and "no\\x1b[2J where" in error
+
+
+@pytest.mark.parametrize("option", [[], ["--safe-csv"]])
+def test_safe_csv_is_the_same_option_wherever_a_table_has_names_in_it(option, here, capsys):
+    """A class is named like a formula: a spreadsheet would run it, in the header too."""
+    says(capsys, "evaluate", "run", "data", "--device", "cpu", *option)
+    says(capsys, "audit", "run", "--data", "data", "--out", "audit", *option)
+    evaluated = (here / "run" / "evaluation-validation" / "predictions.csv").open(newline="")
+    audited = (here / "audit" / "audit.csv").open(newline="")
+    cells = [cell for file in (evaluated, audited) for row in csv.reader(file) for cell in row]
+    formulas = [cell for cell in cells if cell[:1] in set("=+-@\t\r") and not _is_number(cell)]
+    names = {cell for cell in cells if cell in ('=c|d "e"', '\'=c|d "e"')}
+    assert {name[0] for name in names} == ({"'"} if option else {"="})
+    assert bool(formulas) == (not option)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def test_every_command_that_writes_a_table_with_names_has_safe_csv():
+    for command in ("predict", "evaluate", "audit"):
+        assert "--safe-csv" in (fer_pll_cli.HELP / f"{command}.txt").read_text()
+
+
 def _umask() -> int:
     before = os.umask(0)
     os.umask(before)
@@ -104,6 +147,7 @@ WRITING = {
     "calibrate": ["run", "data", "--out", NOWHERE],
     "audit": ["run", "--data", "data", "--out", NOWHERE],
     "export": ["run", "--out", NOWHERE],
+    "propose": ["data", "--teacher", "run", "--out", NOWHERE],
     "out-of-fold": ["--config", "run", "--data", "data", "--output_dir", NOWHERE, "--use_cpu"],
     "demo": ["--out", NOWHERE],
     "prepare": ["synthetic", "--num-train", "9", "--out", NOWHERE],
@@ -143,6 +187,7 @@ def test_a_file_in_place_of_an_output_folder_is_named(command, here, capsys):
         (["measure-crop", "data", "--count", "-3"], "--count: '-3'"),
         (["measure-crop", "data", "--enlarge", "0"], "--enlarge: '0'"),
         (["calibrate", "run", "data"], "--out"),
+        (["propose", "data", "--teacher", "run", "--out", "new", "--max-candidates", "0"], "--max-candidates: '0'"),
         (["export", "run", "--dtype", "float8"], "--dtype: invalid choice"),
         (["push", "run", "me/faces", "--with-images"], "--with-images goes with"),
         (["out-of-fold", "--folds", "few"], "--folds"),

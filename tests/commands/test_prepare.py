@@ -62,7 +62,9 @@ def test_as_a_process_of_its_own(source, tmp_path):
     assert ["in", "majority", "1", "1"] in lines
     assert "2 of 4 rows; dropped: 1 not in protocol all" in run.stdout
     assert "1 copy of an earlier training image" in run.stdout
-    assert run.stdout.endswith("saved in data/set\n")
+    assert run.stdout.endswith(
+        "saved in data/set\nnext: fer-pll finetune --data data/set --output_dir runs/finetune\n"
+    )
 
 
 def test_options_reach_the_loader(source, tmp_path):

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllTrainer
 from fer_pll.commands.finetune import build
 from fer_pll.commands.propose import main as propose_command
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
+from fer_pll.data.provenance import Provenance
 from fer_pll.io.errors import DataError
 from fer_pll.labels.candidates import from_posterior
 from fer_pll.training.proposals import propose
@@ -166,6 +168,35 @@ def test_proposed_sets_are_those_of_the_teachers_probabilities(checkpoint, sets)
     assert sum(made.set_sizes.values()) == made.proposed
 
 
+def test_a_set_says_what_it_was_made_of_and_on_what_terms(checkpoint, sets):
+    rows = make_dataset(40, seed=2)
+    Provenance(name="Faces", split="train", kept=40, license="for research").attach(rows)
+    save_dataset(DatasetDict(train=rows), sets / "licensed")
+    surest = teacher_of(checkpoint).probabilities_of(rows).double().numpy().max(axis=1)
+    made = propose(sets / "licensed", [checkpoint], least=float(np.median(surest)))
+    said = Provenance.from_dataset(made.dataset["train"])
+    assert said.terms() == "for research"
+    assert said.sentence() == (
+        f"Faces with proposed candidate sets train: {made.proposed} of 40 rows; "
+        f"dropped: {made.left_out} that the teachers were too unsure of"
+    )
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "someone/nothing", "images"])
+def test_a_teacher_that_is_none_is_one_line(wrong, sets, capsys, monkeypatch):
+    monkeypatch.chdir(sets)
+    assert fer_pll_cli.main(["propose", "images", "--teacher", wrong, "--out", "new"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and wrong in error and len(error.splitlines()) == 1
+    assert not (sets / "new").exists()
+
+
+def test_a_place_that_is_taken_is_said_before_a_teacher_is_loaded(sets, capsys, monkeypatch):
+    monkeypatch.chdir(sets)
+    assert fer_pll_cli.main(["propose", "images", "--teacher", "nowhere", "--out", "labeled"]) == 1
+    assert "labeled already holds" in capsys.readouterr().err
+
+
 def test_a_threshold_that_no_image_reaches_is_named(checkpoint, sets):
     with pytest.raises(ValueError, match="--least"):
         propose(sets / "images", [checkpoint], least=0.999)
@@ -174,7 +205,12 @@ def test_a_threshold_that_no_image_reaches_is_named(checkpoint, sets):
 def test_from_the_command_line_to_a_student(checkpoint, sets, tmp_path, capsys):
     out = str(sets / "both")
     propose_command([str(sets / "images"), "--teacher", checkpoint, "--join", str(sets / "labeled"), "--out", out])
-    assert "40 images have candidate sets now" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "40 images have candidate sets now" in said
+    assert said.splitlines()[-2:] == [
+        f"saved in {out}",
+        f"next: fer-pll finetune --data {out} --output_dir runs/student",
+    ]
     config = tmp_path / "config"
     tiny_config().save_pretrained(config)
     tiny_processor().save_pretrained(config)
@@ -182,7 +218,6 @@ def test_from_the_command_line_to_a_student(checkpoint, sets, tmp_path, capsys):
     options = {
         "--config": config,
         "--data": out,
-        "--confidence_init": "column",
         "--teacher": checkpoint,
         "--teacher_cache": cache,
         "--teacher_weight": 0.3,
@@ -191,6 +226,8 @@ def test_from_the_command_line_to_a_student(checkpoint, sets, tmp_path, capsys):
         "--use_cpu": "true",
     }
     trainer, _ = build([str(each) for option in options.items() for each in option])
+    proposed = numpy_column(load_dataset(out, "train"), "confidence")
+    np.testing.assert_allclose(trainer.table.confidence, proposed, atol=1e-6)  # without --confidence_init
     trainer.train()
     assert cache.is_file()
     assert trainer.distillation.teachers.shape == (64, len(CLASSES))

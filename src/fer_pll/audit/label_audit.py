@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
+from ..io.terminal import printable_lines
 from ..labels.confidence_table import STRUCK_OUT, ConfidenceTable
 from ..metrics.classification import accuracy, confusion_matrix
 from .label_quality import (
@@ -138,7 +139,7 @@ class LabelAudit:
                 lines.append(
                     "no row was revised in the training, so its confidences are still those that it began with: they "
                     "say nothing about wrong labels. Train longer, with an earlier or easier revision "
-                    "(--revision_warmup_epochs, --revision_threshold), or let --cross-validate judge the rows"
+                    "(--revision_warmup, --revision_threshold), or let --cross-validate judge the rows"
                 )
             alone = int((self.table.candidates.sum(dim=1) == 1).sum())
             lines.append(
@@ -150,7 +151,7 @@ class LabelAudit:
             known_labels = f"({len(truth):,} known labels)"
             lines.append(f"label recovery: {before:.1%} as given, {after:.1%} as believed {known_labels}")
         if pairs:
-            lines.append(f"\n{'given':<{width}}    {'believed':<{width}} {'rows':>8}  mean suspicion")
+            lines += ["", f"{'given':<{width}}    {'believed':<{width}} {'rows':>8}  mean suspicion"]
         for given, believed, rows, score in pairs[:_PAIRS]:
             lines.append(f"{names[given]:<{width}} -> {names[believed]:<{width}} {rows:>8,}  {score:.2f}")
         if len(pairs) > _PAIRS:
@@ -158,15 +159,13 @@ class LabelAudit:
         if self.from_votes:
             shares = self.annotators()
             np.fill_diagonal(shares, 0)
-            lines.append(
-                f"\n{'the face shows':<{max(width, 14)}}    {'annotators say':<{width}}  share of their votes"
-            )
+            lines += ["", f"{'the face shows':<{max(width, 14)}}    {'annotators say':<{width}}  share of their votes"]
             for place in np.argsort(-shares, axis=None, kind="stable")[:_PAIRS]:
                 shown, said = np.unravel_index(place, shares.shape)
                 lines.append(
                     f"{names[shown]:<{max(width, 14)}} -> {names[said]:<{max(width, 14)}}  {shares[shown, said]:.1%}"
                 )
-        return "\n".join(lines)
+        return printable_lines(lines)
 
     def columns(self) -> dict[str, type]:
         """The columns of the table, with their types.

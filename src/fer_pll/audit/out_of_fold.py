@@ -18,6 +18,7 @@ from ..data.row_ids import row_ids
 from ..io.atomic import whole_file
 from ..io.errors import DataError
 from ..io.stored import reading
+from ..io.terminal import say
 from ..labels.candidates import dataset_fingerprint
 from ..training.run_folder import RunFolder
 from ..training.trainer import FerPllTrainer
@@ -64,7 +65,7 @@ def out_of_fold(
     for fold, path in enumerate(paths):
         held_out = fold_of_row == fold
         if not path.is_file():
-            print(f"fold {fold + 1} of {num_folds}", flush=True)
+            say(f"fold {fold + 1} of {num_folds}")
             set_seed(seed)
             try:
                 predicted = _predict_fold(dataset, make_trainer, held_out)

@@ -9,6 +9,7 @@ from datasets import Dataset, Image
 from ..hub.confidences import confidences_from_hub, is_published
 from ..io.atomic import check_writable, write_text
 from ..io.tables import FORMATS, TableWriter
+from ..io.terminal import say
 from ..labels.confidence_table import ConfidenceTable
 from ..plots.audit import plot_audit
 from ..training.finetuning import FineTuningOptions
@@ -83,6 +84,7 @@ def run_audit(
     num_folds: int | None = None,
     page_rows: int = 30_000,
     overwrite: bool = False,
+    safe_csv: bool = False,
 ) -> LabelAudit:
     """Audit the labels of a run's training set: print the summary; write table, figure and page to `out`.
 
@@ -94,6 +96,7 @@ def run_audit(
         num_folds: train this many models, each on the rows outside its fold, and judge by them.
         page_rows: number of rows on the page, the most suspicious first.
         overwrite: replace the files of an earlier audit.
+        safe_csv: see `TableWriter`.
 
     Raises:
         ValueError: something is wrong with run, data or output. Nothing is written then.
@@ -121,17 +124,17 @@ def run_audit(
     page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
 
     folder.mkdir(parents=True, exist_ok=True)
-    writer = TableWriter(files[0], audit.columns(), overwrite)
+    writer = TableWriter(files[0], audit.columns(), overwrite, safe_csv)
     for row in audit.rows():
         writer.write(row)
     writer.close(whole=True)
     plot_audit(audit.counts(), audit.annotators(), audit.class_names, files[1], audit.source)
     write_text(files[2], page)
-    print(audit)
+    say(audit)
     reason = None if is_published(run) else why_unrevised(confidences, RunFolder(run))
     if reason is not None:
-        print(f"\nno row was revised in this run, because {reason}")
+        say("", f"no row was revised in this run, because {reason}")
     if images is None:
-        print(f"\n{run} has no images, so the page shows none: name the prepared data set with --data")
-    print(f"\ntable    {files[0]}\nfigure   {files[1]}\npage     {files[2]}  (open it in a browser)")
+        say("", f"{run} has no images, so the page shows none: name the prepared data set with --data")
+    say("", f"table    {files[0]}", f"figure   {files[1]}", f"page     {files[2]}  (open it in a browser)")
     return audit

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..audit.report import run_audit
-from .options import AtLeast, quiet_transformers
+from ..io.terminal import say
+from .options import AtLeast, add_safe_csv, quiet_transformers
 
 EPILOG = """\
 examples:
@@ -50,6 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--table", metavar="FILE", help="table to write: .csv, .jsonl or .parquet (default: audit.csv in --out)"
     )
+    add_safe_csv(parser)
     parser.add_argument(
         "--page-rows", type=AtLeast(1), default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
     )
@@ -61,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = vars(make_parser().parse_args(argv))
     quiet_transformers()
     run_audit(options.pop("folder"), **options)
-    print("next: mark rows on the page, download them, and give fer-pll prepare --corrections marks.csv")
+    say("mark rows on the page and download them")
+    fer_pll_cli.next_command("prepare", "SOURCE", "FILES", "--corrections", "marks.csv", "--out", "DIR")
 
 
 if __name__ == "__main__":

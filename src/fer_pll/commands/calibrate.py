@@ -16,6 +16,7 @@ from typing import Any
 import fer_pll_cli
 
 from ..data.splits import HELD_OUT
+from ..io.terminal import say
 from ..metrics.calibration import differs_from_one
 from ..training.calibrated import calibrate
 from .options import quiet_transformers
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     quiet_transformers()
     done = calibrate(args.checkpoint, args.data, args.out, args.split, args.balance, args.half)
-    print(summary(done))
-    print(f"written to {args.out}")
+    say(*summary(done).split("\n"))
+    say(f"written to {args.out}")
     fer_pll_cli.next_command("evaluate", args.out, args.data)
 
 

@@ -26,6 +26,7 @@ from ..data.dataset import numpy_column
 from ..data.prepare import prepare
 from ..io.atomic import check_writable
 from ..io.pretrained import load_image_processor, load_model
+from ..io.terminal import say
 from ..labels.expressions import EXPRESSIONS
 from ..metrics.classification import confusion_matrix, label_recovery
 from ..model.configuration_fer_pll import FerPllConfig
@@ -184,7 +185,7 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # for loading and saving, which take no time here
 
-    print(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...", flush=True)
+    say(f"1/5  Drawing {NUM_TRAIN:,} faces and letting ten annotators vote on each ...")
     data = prepare(
         "synthetic",
         out=out / "data",
@@ -202,10 +203,10 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         num_channels=1, size={"height": 48, "width": 48}, image_mean=config.image_mean, image_std=config.image_std
     )
 
-    print("2/5  Pre-training: predicting the HOG descriptors of hidden patches (no labels) ...", flush=True)
+    say("2/5  Pre-training: predicting the HOG descriptors of hidden patches (no labels) ...")
     pretrained = pretrain(config, image_processor, train.select_columns("image"), out / "pretrained", seed)
 
-    print("3/5  Fine-tuning on the majority label ...", flush=True)
+    say("3/5  Fine-tuning on the majority label ...")
     majority = finetune(
         pretrained,
         image_processor,
@@ -215,11 +216,11 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         "none",
         seed,
     )
-    print("4/5  Fine-tuning on candidate sets, revising the confidences ...", flush=True)
+    say("4/5  Fine-tuning on candidate sets, revising the confidences ...")
     candidate_sets = add_candidates(train, max_candidates=2)
     ours = finetune(pretrained, image_processor, candidate_sets, validation, out / "candidates", "margin", seed)
 
-    print("5/5  Comparing, drawing, loading the checkpoint again ...", flush=True)
+    say("5/5  Comparing, drawing, loading the checkpoint again ...")
     truth = numpy_column(train, "true_label")
     votes = numpy_column(train, "votes")
     results = {}
@@ -266,20 +267,24 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         "majority": majority_recovery(votes, truth),
         "candidates": label_recovery(table.confidence.cpu().numpy(), truth),
     }
-    print(f"\n{NUM_VALIDATION:,} new faces, judged by the expression that was drawn; {NUM_TRAIN:,} training faces:\n")
-    print(f"{'trained on':32} {'accuracy':>9} {'mean class':>11} {'label recovery':>15}")
+    say(
+        "", f"{NUM_VALIDATION:,} new faces, judged by the expression that was drawn; {NUM_TRAIN:,} training faces:", ""
+    )
+    say(f"{'trained on':32} {'accuracy':>9} {'mean class':>11} {'label recovery':>15}")
     for name, title in (
         ("majority", "the majority label"),
         ("candidates", "candidate sets, revised"),
     ):
         metrics = results[name]
         figures = f"{metrics['test_accuracy']:9.1%} {metrics['test_mean_class_accuracy']:11.1%}"
-        print(f"{title:32} {figures} {recovery[name]:15.1%}")
-    print(
-        "\nLabel recovery: share of the training faces whose label is the drawn expression, by majority vote (ties at "
-        "random) and by the revised confidences.\n"
+        say(f"{title:32} {figures} {recovery[name]:15.1%}")
+    say(
+        "",
+        "Label recovery: share of the training faces whose label is the drawn expression, by majority vote (ties at "
+        "random) and by the revised confidences.",
         f"Loaded again with pipeline('image-classification'): a drawn face of "
-        f"{EXPRESSIONS[face['true_label']]} -> {best['label']} ({best['score']:.0%}).\n"
+        f"{EXPRESSIONS[face['true_label']]} -> {best['label']} ({best['score']:.0%}).",
+        "",
     )
     for path, what in (
         ("candidates", "the checkpoint: from_pretrained, pipeline"),
@@ -288,8 +293,8 @@ def run_demo(output_dir: str, seed: int = 0) -> None:
         ("training_curves_candidates.png", "loss, accuracy, share revised, margin, label recovery"),
         ("confusion_matrix_candidates.png", "which expressions are confused"),
     ):
-        print(f"  {out / path}  {what}")
-    print(f"\nDone in {time.perf_counter() - started:.0f} s.")
+        say(f"  {out / path}  {what}")
+    say("", f"Done in {time.perf_counter() - started:.0f} s.")
     fer_pll_cli.next_command("audit", out / "candidates", "--data", out / "data", "--out", out / "audit")
 
 

@@ -23,9 +23,10 @@ from collections.abc import Sequence
 
 import fer_pll_cli
 
+from ..io.terminal import say
 from ..training.evaluation import default_out, evaluate
 from ..training.run_folder import RunFolder
-from .options import AtLeast, quiet_transformers
+from .options import AtLeast, add_safe_csv, quiet_transformers
 
 EPILOG = """\
 examples:
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("data", help="folder written by fer-pll prepare")
     parser.add_argument("--split", default="validation", help="split to evaluate on (default: %(default)s)")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: CHECKPOINT/evaluation-SPLIT)")
+    add_safe_csv(parser)
     parser.add_argument(
         "--batch-size", type=AtLeast(1), default=256, metavar="N", help="images at a time (default: %(default)s)"
     )
@@ -54,27 +56,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     quiet_transformers()
     out = args.out or default_out(args.checkpoint, args.split)
-    report = evaluate(args.checkpoint, args.data, args.split, out, args.batch_size, args.device)
+    report = evaluate(args.checkpoint, args.data, args.split, out, args.batch_size, args.device, args.safe_csv)
     for whose in ("data", "model"):
         only = report[f"classes_of_the_{whose}_only"]
         if only:
-            print(f"classes of the {whose} only, left out: {', '.join(only)}")
+            say(f"classes of the {whose} only, left out: {', '.join(only)}")
     judged = report["protocols"]["all"]["rows"] if report["protocols"] else 0
     total, unlabeled = report["rows_left_out"] + judged, report["unlabeled_rows"]
     if unlabeled:
-        print(f"{unlabeled} of {total} rows have no label and are left out of the accuracy")
+        say(f"{unlabeled} of {total} rows have no label and are left out of the accuracy")
     if report["rows_left_out"] > unlabeled:
         others = report["rows_left_out"] - unlabeled
-        print(f"{others} of {total} rows have none of the {len(report['classes'])} classes judged")
+        say(f"{others} of {total} rows have none of the {len(report['classes'])} classes judged")
     if report["protocols"]:
-        print(f"{'protocol':10} {'rows':>6} {'accuracy':>9} {'mean class':>11} {'ECE':>6}")
+        say(f"{'protocol':10} {'rows':>6} {'accuracy':>9} {'mean class':>11} {'ECE':>6}")
     for name, metrics in report["protocols"].items():
         figures = f"{metrics['accuracy']:9.1%} {metrics['mean_class_accuracy']:11.1%} {metrics['ece']:6.3f}"
-        print(f"{name:10} {metrics['rows']:6} {figures}")
+        say(f"{name:10} {metrics['rows']:6} {figures}")
     if "candidates" in report:
         judged = report["candidates"]
-        print(f"{judged['accuracy']:.1%} of {judged['rows']} predictions are among the candidates of their row")
-    print(f"written to {out}")
+        say(f"{judged['accuracy']:.1%} of {judged['rows']} predictions are among the candidates of their row")
+    say(f"written to {out}")
     if RunFolder(args.checkpoint).confidence.is_file():
         fer_pll_cli.next_command("audit", args.checkpoint, "--out", "audit")
     else:

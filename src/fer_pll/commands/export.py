@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..inference.onnx_export import export_onnx
+from ..io.terminal import say
 from .options import quiet_transformers
 
 EPILOG = """\
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     quiet_transformers()
     folder, closeness = export_onnx(args.checkpoint, args.out, args.dtype, args.data)
-    print(f"written to {folder}: {closeness}")
+    say(f"written to {folder}: {closeness}")
     fer_pll_cli.next_command("predict", "PHOTO.jpg", "--backend", "onnx", "--model", folder)
 
 

@@ -19,6 +19,7 @@ from transformers import set_seed
 import fer_pll_cli
 
 from ..data.dataset import load_dataset
+from ..io.terminal import say
 from ..labels.candidate_summary import CandidateSummary
 from ..plots.candidate_sets import plot_candidate_sets
 from ..plots.curves import plot_training_curves
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start_run(args, options)
     if args.should_save:
         summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)
-        print(summary, flush=True)
+        say(summary)
         plot_candidate_sets(summary, trainer.run_folder.candidate_sets)
     with stopping_in_one_line(trainer):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -90,9 +91,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.create_model_card()
     if args.should_save:
         run = trainer.run_folder
-        print(f"saved in {run.path}: model, card (README.md), confidences, {run.training_curves.name}")
-        judge = f"fer-pll evaluate {run.path} {options.data}, or " if trainer.eval_dataset is not None else ""
-        print(f"next: {judge}fer-pll audit {run.path} --out audit")
+        say(f"saved in {run.path}: model, card (README.md), confidences, {run.training_curves.name}")
+        if trainer.eval_dataset is not None:
+            fer_pll_cli.next_command("evaluate", run.path, options.data)
+        else:
+            fer_pll_cli.next_command("audit", run.path, "--out", "audit")
 
 
 if __name__ == "__main__":

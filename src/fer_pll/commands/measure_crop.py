@@ -23,6 +23,7 @@ import fer_pll_cli
 from ..data.dataset import load_dataset
 from ..faces.alignment import LANDMARKS
 from ..faces.detection import find_faces, load_detector
+from ..io.terminal import say
 from .options import AtLeast
 
 EPILOG = """\
@@ -78,15 +79,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"no face was found in {len(rows)} images: try --enlarge 4")
 
     low, median, high = np.percentile(found, (25, 50, 75), axis=0)  # (5, 2) each
-    print(f"a face was found in {len(found)} of {len(rows)} images of {side} x {side} pixels")
-    print(f"{'':20} {'median (px)':>14} {'IQR (px)':>12} {'median (share)':>16}")
+    say(f"a face was found in {len(found)} of {len(rows)} images of {side} x {side} pixels")
+    say(f"{'':20} {'median (px)':>14} {'IQR (px)':>12} {'median (share)':>16}")
     for name, at, spread in zip(LANDMARKS, median, high - low, strict=True):
         x, y = at * side
-        print(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
+        say(f"{name:20} {x:7.2f}{y:7.2f} {spread[0] * side:6.2f}{spread[1] * side:6.2f} {at[0]:9.4f}{at[1]:7.4f}")
     name, color = args.name or Path(args.data).name, "gray" if modes == {"L"} else "rgb"
     contract = {"name": name, "template": median.round(3).tolist(), "size": side, "color": color, "margin": 0.0}
-    print("next: put this into the preprocessor_config.json of the model's --config, then fer-pll finetune")
-    print(json.dumps({"face_crop": contract}))
+    say("next: put this into the preprocessor_config.json of the model's --config, then fer-pll finetune")
+    say(json.dumps({"face_crop": contract}))
 
 
 if __name__ == "__main__":

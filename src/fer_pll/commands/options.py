@@ -1,10 +1,7 @@
-"""What several commands share: numbers on the command line, and quiet libraries."""
+"""What several commands share: options and numbers on the command line, and quiet libraries."""
 
 import argparse
 import os
-
-from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
-from transformers.utils import logging
 
 
 class AtLeast:
@@ -23,6 +20,16 @@ class AtLeast:
         return number
 
 
+def add_safe_csv(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that writes a CSV table with names in it: files', rows', classes'."""
+    parser.add_argument(
+        "--safe-csv",
+        action="store_true",
+        help="in a CSV table, put an apostrophe before text that begins like a formula (=, +, -, @), which a "
+        "spreadsheet would run; other programs see the apostrophe",
+    )
+
+
 def quiet_transformers() -> None:
     """Leave out what transformers says about loading and saving, which the commands say in their own words.
 
@@ -30,6 +37,9 @@ def quiet_transformers() -> None:
     """
     if "TRANSFORMERS_VERBOSITY" in os.environ:
         return
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars  # predict can do without them
+    from transformers.utils import logging
+
     downloads_are_shown = not are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -22,6 +22,7 @@ import fer_pll_cli
 from ..audit.out_of_fold import out_of_fold
 from ..data.dataset import load_dataset, numpy_column
 from ..io.atomic import check_writable, whole_file
+from ..io.terminal import say
 from ..metrics.classification import label_recovery
 from ..training.arguments import FerPllTrainingArguments
 from ..training.finetuning import FineTuningOptions
@@ -64,9 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "true_label" in dataset.column_names:
         inside = np.where(numpy_column(dataset, "candidates"), probabilities, 0)
         recovery = label_recovery(inside, numpy_column(dataset, "true_label"))
-        print(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
-    print(f"written to {predictions}")
-    print("next: judge the labels by models that have not seen them: fer-pll audit RUN --cross-validate N --out audit")
+        say(f"label recovery of the most probable candidate, out of fold: {recovery:.1%}")
+    say(f"written to {predictions}")
+    fer_pll_cli.next_command("audit", "RUN", "--cross-validate", options.folds, "--out", "audit")
 
 
 if __name__ == "__main__":

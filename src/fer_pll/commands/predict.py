@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..inference.predict import predict
+from .options import AtLeast, add_safe_csv
 
 EPILOG = """\
 examples:
@@ -32,18 +33,8 @@ gets its own name only when it is complete.
 A folder that `fer-pll export` wrote runs with NumPy, Pillow and onnxruntime,
 without torch and transformers, so it starts within a second.
 
-The name of a file that begins like a formula (=, +, -, @) stands in a CSV table
-as it is, and spreadsheets run it. With --safe-csv it has an apostrophe before.
-
 The detectors need: pip install 'fer-pll[faces]'
 """
-
-
-def from_one(text: str) -> int:
-    """A whole number from 1 up, for argparse."""
-    if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return int(text)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,9 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--backend", choices=("torch", "onnx"), help="what runs the model (default: what it is for)")
     parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
-    parser.add_argument(
-        "--safe-csv", action="store_true", help="an apostrophe before text in a CSV table that begins like a formula"
-    )
+    add_safe_csv(parser)
     parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the images with their faces marked")
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
     parser.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
@@ -73,10 +62,10 @@ def make_parser() -> argparse.ArgumentParser:
         help="retinaface (works offline), yunet, or yunet:MODEL.onnx (default: %(default)s)",
     )
     parser.add_argument(
-        "--every", type=from_one, default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
+        "--every", type=AtLeast(1), default=1, metavar="N", help="every Nth frame of a video (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch-size", type=from_one, default=16, metavar="N", help="faces at a time (default: %(default)s)"
+        "--batch-size", type=AtLeast(1), default=16, metavar="N", help="faces at a time (default: %(default)s)"
     )
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
     return parser

@@ -20,6 +20,7 @@ from ..data.dataset import numpy_column
 from ..data.prepare import prepare
 from ..data.provenance import Provenance
 from ..data.sources import SOURCES
+from ..io.terminal import printable_lines, say
 
 EPILOG = """\
 examples:
@@ -190,7 +191,7 @@ def summary(dataset: DatasetDict) -> str:
     table = [f"{first:<{width}}" + "".join(f"{cell:>12}" for cell in cells) for first, *cells in lines]
     table += [counted] if counted else []
     sources = (Provenance.from_dataset(rows) for rows in dataset.values())
-    return "\n".join(table + [source.sentence() for source in sources if source is not None])
+    return printable_lines(table + [source.sentence() for source in sources if source is not None])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -202,7 +203,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         dataset = prepare(**options, report=said.append)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command continues with the images that are left") from None
-    print("\n".join([summary(dataset), *said, f"saved in {options['out']}"]))
+    say(*summary(dataset).split("\n"), *said, f"saved in {options['out']}")
+    fer_pll_cli.next_command("finetune", "--data", options["out"], "--output_dir", "runs/finetune")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import set_seed
 import fer_pll_cli
 
 from ..io.shipped import DEFAULT_CONFIG
+from ..io.terminal import say
 from ..training.arguments import FerPllPreTrainingArguments
 from ..training.config import check_output_folder, start_run, stopping_in_one_line
 from ..training.pretraining import FerPllPreTrainer, PreTrainingOptions
@@ -71,11 +72,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer.save_model()  # with --push_to_hub it pushes as well
     trainer.create_model_card()
     if args.should_save:
-        run, config = trainer.run_folder, ""
-        if options.config != DEFAULT_CONFIG:
-            config = " --config NAME"  # of a classifier with the same sizes
-        print(f"saved in {run.path}: encoder, card (README.md)" + (", pictures/" if run.images.is_dir() else ""))
-        print(f"next: fer-pll finetune{config} --data DATA --init_from {run.path} --output_dir runs/finetune")
+        run = trainer.run_folder
+        config = () if options.config == DEFAULT_CONFIG else ("--config", "NAME")  # of a classifier of the same sizes
+        say(f"saved in {run.path}: encoder, card (README.md)" + (", pictures/" if run.images.is_dir() else ""))
+        start = ("--data", "DATA", "--init_from", run.path, "--output_dir", "runs/finetune")
+        fer_pll_cli.next_command("finetune", *config, *start)
 
 
 if __name__ == "__main__":

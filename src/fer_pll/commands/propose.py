@@ -13,8 +13,10 @@ from collections.abc import Sequence
 
 import fer_pll_cli
 
-from ..data.dataset import save_dataset
+from ..data.dataset import check_output_folder, save_dataset
+from ..io.terminal import say
 from ..training.proposals import propose
+from .options import AtLeast, quiet_transformers
 
 EPILOG = """\
 example:
@@ -32,7 +34,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("images", help="folder written by fer-pll prepare; labels of its split train are not used")
     parser.add_argument(
-        "--teacher", nargs="+", required=True, metavar="CHECKPOINT", help="trained classifiers: folders or Hub names"
+        "--teacher",
+        nargs="+",
+        required=True,
+        metavar="CHECKPOINT",
+        help="trained classifiers: folders, fer-pll-tiny-ferplus (in the package) or Hub names",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="new folder for the prepared set")
     parser.add_argument("--join", metavar="DIR", help="labeled set whose rows and splits the new set has as well")
@@ -50,18 +56,24 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="P",
         help="leave out images whose most probable class has less than P (default: %(default)s)",
     )
-    parser.add_argument("--max-candidates", type=int, default=2, metavar="N", help="of --join's votes (default: 2)")
+    parser.add_argument(
+        "--max-candidates", type=AtLeast(1), default=2, metavar="N", help="of --join's votes (default: 2)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU, where there is one)")
     parser.add_argument("--overwrite", action="store_true", help="replace a prepared set in --out")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
-    made = propose(args.images, args.teacher, args.join, args.coverage, args.least, args.max_candidates)
+    quiet_transformers()
+    check_output_folder(args.out, args.overwrite)
+    made = propose(args.images, args.teacher, args.join, args.coverage, args.least, args.max_candidates, args.device)
     save_dataset(made.dataset, args.out, args.overwrite)
     sizes = ", ".join(f"{count:,} of {size}" for size, count in made.set_sizes.items())
-    print(f"{made.proposed:,} images have candidate sets now ({sizes}), {made.left_out:,} were left out as too unsure")
-    print(f"saved in {args.out}; next: fer-pll finetune --data {args.out} --confidence_init column ...")
+    say(f"{made.proposed:,} images have candidate sets now ({sizes}), {made.left_out:,} were left out as too unsure")
+    say(f"saved in {args.out}")
+    fer_pll_cli.next_command("finetune", "--data", args.out, "--output_dir", "runs/student")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ The token is that of `hf auth login`, or HF_TOKEN.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import fer_pll_cli
 
 from ..hub.confidences import confidence_dataset, push_confidences
 from ..hub.push import published_files, push_checkpoint
+from ..io.terminal import say
 from ..training.run_folder import RunFolder
 from .options import quiet_transformers
 
@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     commit = push_checkpoint(args.checkpoint, args.repo, args.license, args.keep_card, args.private)
     files = published_files(args.checkpoint)
-    print(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")
+    say(f"pushed {len(files)} files to {commit.repo_url}: {', '.join(files)}")
     if confidences is not None:
         if args.with_images:
             terms = confidences.info.license or "they are not known to fer-pll"
-            print(f"warning: images of people go along. Their terms: {terms}", file=sys.stderr)
+            say(f"warning: images of people go along. Their terms: {terms}", to_stderr=True)
         pushed = push_confidences(confidences, f"{args.repo}-confidences", args.repo, args.license, args.private)
-        print(f"pushed {len(confidences):,} confidences to {pushed.repo_url}")
+        say(f"pushed {len(confidences):,} confidences to {pushed.repo_url}")
     if "ForImageClassification" in (args.checkpoint / CONFIG_NAME).read_text(encoding="utf-8"):
         fer_pll_cli.next_command("predict", "PHOTO.jpg", "--model", commit.repo_url.repo_id)
     else:

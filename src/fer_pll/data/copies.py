@@ -31,6 +31,7 @@ from scipy.fft import dct
 
 from ..io.errors import DataError
 from ..io.images import ImageError, open_image
+from ..io.terminal import printable
 from .row_ids import row_ids
 
 SIMILAR = 0.9
@@ -169,7 +170,9 @@ def _fingerprints(rows: Dataset, split: str) -> Fingerprints:
         except ImageError as error:
             problems.append(f"{row_id}: {error}")
     if problems:
-        warnings.warn(f"{len(problems)} images of {split} cannot be compared; the first: {problems[0]}", stacklevel=3)
+        warnings.warn(
+            f"{len(problems)} images of {split} cannot be compared; the first: {printable(problems[0])}", stacklevel=3
+        )
     return Fingerprints.of_images(found)
 
 

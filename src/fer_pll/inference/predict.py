@@ -16,7 +16,7 @@ from ..io.atomic import whole_file
 from ..io.download import is_url
 from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
 from ..io.tables import TableWriter, check_new_table
-from ..io.terminal import number_of, printable
+from ..io.terminal import number_of, say
 from .answers import rank_expressions
 from .media import Shown, list_files, show
 from .onnx_runtime import OnnxClassifier
@@ -125,22 +125,22 @@ def predict(
                     if table is not None:
                         table.write(row)
                     else:
-                        print(printable(_line(row)))
+                        say(_line(row))
             whole = True
         except KeyboardInterrupt:
-            print("\nInterrupted: what follows covers the images until here.")
+            say("", "Interrupted: what follows covers the images until here.")
     finally:
         place = table.close(whole) if table is not None else None
 
     seen = f"{number_of(counts['images'], 'image')} in {number_of(len(files), 'file')}"
     rest = [f"{counts[what]} {what}" for what in ("without a face", "unreadable", "not saved") if counts[what]]
-    print(f"{seen}: {', '.join([number_of(counts['faces'], 'face'), *rest])}")
+    say(f"{seen}: {', '.join([number_of(counts['faces'], 'face'), *rest])}")
     if expressions:
-        print(printable(", ".join(f"{name} {count}" for name, count in expressions.most_common())))
+        say(", ".join(f"{name} {count}" for name, count in expressions.most_common()))
     if place is not None:
-        print(f"written to {printable(str(place))}")
+        say(f"written to {place}")
     if folder is not None and counts["faces"]:
-        print(f"marked images in {printable(str(folder.path))}")
+        say(f"marked images in {folder.path}")
     return whole
 
 

@@ -1,6 +1,8 @@
 """Text for a terminal: names from files made safe, and numbers with their nouns."""
 
+import sys
 import unicodedata
+from collections.abc import Iterable
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # within letters of several scripts, and within emoji
@@ -18,6 +20,20 @@ def printable(text: str) -> str:
         repr(letter)[1:-1] if unicodedata.category(letter) in _UNSEEN and letter not in _JOINERS else letter
         for letter in text
     )
+
+
+def printable_lines(lines: Iterable[str]) -> str:
+    """The text of these lines, each made `printable`: no name in them makes a line of its own."""
+    return "\n".join(map(printable, lines))
+
+
+def say(*lines: object, to_stderr: bool = False) -> None:
+    """Print lines, each made `printable`, at once. All that is printed goes this way.
+
+    An object that is no text, such as a summary whose `__str__` is of `printable_lines`, may have several.
+    """
+    texts = (part for line in lines for part in ([line] if isinstance(line, str) else str(line).split("\n")))
+    print(printable_lines(texts), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def number_of(number: int, noun: str) -> str:

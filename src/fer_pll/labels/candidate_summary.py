@@ -6,6 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
+from ..io.terminal import printable_lines
 from .confidence_table import ConfidenceTable
 from .revision import RevisionRule, find_rule
 
@@ -89,4 +90,4 @@ class CandidateSummary:
         lines.append(f"{'class':>{width}} {'alone':>10} {'among several':>14}  share of the confidences")
         for name, alone, among, share in zip(self.class_names, self.alone, self.among, self.share, strict=True):
             lines.append(f"{name:>{width}} {alone:>10,} {among:>14,}  {share:.1%}")
-        return "\n".join(lines)
+        return printable_lines(lines)

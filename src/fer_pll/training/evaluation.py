@@ -20,6 +20,7 @@ from ..io.atomic import check_writable, whole_file, write_json
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model
 from ..io.stored import read_json
+from ..io.tables import without_formula
 from ..labels.expressions import canonical_name
 from ..metrics.classification import classification_report
 from ..plots.confusion_matrix import plot_confusion_matrix
@@ -34,6 +35,7 @@ def evaluate(
     out: str | Path | None = None,
     batch_size: int = 256,
     device: str | None = None,
+    safe_csv: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a classifier on one split of a prepared data set.
 
@@ -42,8 +44,7 @@ def evaluate(
     often the prediction is one of them.
 
     predictions.csv has a column for each class, named like it, or `p_CLASS` where a class is named like one of the
-    columns `row_id`, `label` and `predicted`. Row ids stand there as they are: one that begins with `=` is a formula
-    to a spreadsheet program.
+    columns `row_id`, `label` and `predicted`.
 
     Args:
         checkpoint: folder of a classifier, `fer-pll-tiny-ferplus` (in the package) or Hub name.
@@ -52,6 +53,7 @@ def evaluate(
         out: folder for metrics.json, predictions.csv and figures; by default see `default_out`.
         batch_size: images at a time.
         device: `"cpu"`, `"cuda"`, ...; by default the GPU, if there is one.
+        safe_csv: see `TableWriter`.
 
     Returns:
         the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out`,
@@ -94,6 +96,9 @@ def evaluate(
         "predicted": [of_model[label] for label in probabilities.argmax(axis=1)],
     }
     columns = of_model if said.keys().isdisjoint(of_model) else [f"p_{name}" for name in of_model]
+    if safe_csv:
+        said = {column: [without_formula(text) for text in texts] for column, texts in said.items()}
+        columns = [without_formula(column) for column in columns]
     predictions = pd.concat([pd.DataFrame(said), pd.DataFrame(probabilities, columns=columns)], axis=1)
     with whole_file(folder / PREDICTIONS_NAME) as unfinished:
         predictions.to_csv(unfinished, index=False, float_format="%.6f")

@@ -22,6 +22,7 @@ from ..hub.card_settings import CardMark, OnCard, card_settings
 from ..io.pretrained import load_image_processor, load_model_config, make_model
 from ..io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG
 from ..io.stored import reading
+from ..io.terminal import say
 from ..labels.candidates import dataset_fingerprint
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -250,7 +251,7 @@ class FineTuningOptions:
         option = "--init_from" if self.backbone is None else "--backbone"
         model, initialization = initialize(FerPllForImageClassification, config, start, option)
         if initialization is not None and args.should_log:
-            print(initialization, flush=True)
+            say(initialization)
         model.set_attn_implementation(self.attn_implementation)
         return model, image_processor
 
@@ -310,7 +311,7 @@ class FineTuningOptions:
         with naming(option, start):
             model, new = load_classifier(start, config)
         if args.should_log:
-            print(f"Weights from {start} ({config.model_type})\n  new: {', '.join(new) or 'nothing'}", flush=True)
+            say(f"Weights from {start} ({config.model_type})", f"  new: {', '.join(new) or 'nothing'}")
         return model, image_processor
 
     def make_trainer(
@@ -386,7 +387,7 @@ class FineTuningOptions:
         if args.save_strategy == SaveStrategy.BEST:
             args.save_strategy = SaveStrategy.EPOCH
         if args.should_log:
-            print(
+            say(
                 f"{self.data} has no split 'validation': the run trains without evaluation and keeps its last model. "
                 "To have one, prepare the data with --validation-share 0.1.",
                 flush=True,

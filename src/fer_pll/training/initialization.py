@@ -20,6 +20,7 @@ from ..inference.loading import class_names
 from ..io.errors import MissingExtra
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
+from ..io.terminal import printable_lines
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import (
@@ -96,7 +97,7 @@ class Initialization:
 
     def __str__(self) -> str:
         lines = [f"taken: {_parts(self.taken)}; {self.num_values:,} values", *self.changes, f"new: {_parts(self.new)}"]
-        return "\n  ".join([f"Weights from {self.source}", *lines])
+        return printable_lines([f"Weights from {self.source}", *(f"  {line}" for line in lines)])
 
 
 def _parts(names: list[str]) -> str:

@@ -11,6 +11,7 @@ from transformers.trainer_utils import SaveStrategy
 from ..data.dataset import is_prepared, load_dataset, load_images
 from ..data.streaming.stream import ImageStream
 from ..io.shipped import DEFAULT_CONFIG
+from ..io.terminal import say
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
@@ -99,7 +100,7 @@ class PreTrainingOptions:
         if isinstance(model, FerPllForMomentumContrast):
             model.start_alike()
         if initialization is not None and args.should_log:
-            print(initialization, flush=True)
+            say(initialization)
         model.set_attn_implementation(self.attn_implementation)
         probe = None
         if self.probe is not None:

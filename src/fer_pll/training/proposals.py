@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import load_dataset, numpy_column, prepared_features
 from ..data.provenance import Provenance
-from ..inference.loading import class_names
+from ..inference.loading import check_device, class_names
 from ..io.pretrained import load_model_config
 from ..labels.candidates import from_posterior
 from ..labels.confidence_table import ConfidenceTable
@@ -51,7 +51,7 @@ def propose(
 
     Args:
         images: folder of a prepared set, whose split `train` gets candidate sets.
-        teachers: folders or Hub names of classifiers with the same classes.
+        teachers: classifiers with the same classes: folders, `fer-pll-tiny-ferplus` (in the package) or Hub names.
         join: folder of a labeled prepared set that is put before.
         coverage: share of the probability in a candidate set, 0 < coverage <= 1.
         least: images whose most probable class has less are left out, 0 <= least < 1.
@@ -63,7 +63,11 @@ def propose(
     """
     if not 0 <= least < 1:
         raise ValueError(f"--least {least} must lie in [0, 1).")
-    rows = load_dataset(images, "train").select_columns(["image", "row_id"])
+    if not 0 < coverage <= 1:
+        raise ValueError(f"--coverage {coverage} must lie in (0, 1].")
+    check_device(device)
+    unlabeled = load_dataset(images, "train")
+    rows = unlabeled.select_columns(["image", "row_id"])
     labeled = load_dataset(join) if join is not None else None
     if labeled is not None:
         names = labeled["train"].features["label"].names
@@ -80,9 +84,14 @@ def propose(
     chosen = np.flatnonzero(sure)
     candidates = from_posterior(probabilities[chosen], coverage)
     proposed = _with_columns(rows.select(chosen), names, candidates, probabilities[chosen] * candidates)
-    before = Provenance.from_dataset(load_dataset(images, "train"))
-    title = before.title() if before is not None else Path(images).resolve().name
-    Provenance(name=f"{title} with proposed candidate sets", split="train", kept=len(chosen)).attach(proposed)
+    before = Provenance.from_dataset(unlabeled)
+    Provenance(
+        name=f"{Path(images).resolve().name if before is None else before.title()} with proposed candidate sets",
+        split="train",
+        kept=len(chosen),
+        dropped={"that the teachers were too unsure of": int((~sure).sum())},
+        license=None if before is None else before.terms(),
+    ).attach(proposed)
     splits = {"train": proposed}
     if labeled is not None:
         first = add_candidates(labeled["train"], max_candidates=max_candidates)

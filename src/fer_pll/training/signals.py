@@ -2,10 +2,11 @@
 
 import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any, Self
+
+from ..io.terminal import say
 
 STATUS_TO_REQUEUE = 75
 """Exit status of a run that a signal of the scheduler stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
@@ -60,7 +61,7 @@ class StopSignals:
             return
         self.received = number
         name = signal.Signals(number).name
-        print(f"{name}: the run saves and stops after this step; a second signal ends it at once.", file=sys.stderr)
+        say(f"{name}: the run saves and stops after this step; a second signal ends it at once.", to_stderr=True)
 
     def _end(self, number: int) -> None:
         """Do what the signal does by default."""

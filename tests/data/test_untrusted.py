@@ -266,7 +266,10 @@ def test_a_saved_set_reads_its_own_files_only(tmp_path, form, command):
 def test_a_column_that_does_not_hold_images_is_refused(tmp_path, feature):
     names = {"image": Value("string") if feature == Value("string") else feature, "row_id": Value("string")}
     values = ["http://127.0.0.1:1/a.png"] if feature == Value("string") else [{"bytes": b"a", "path": None}]
-    dataset = Dataset.from_dict({"image": values, "row_id": ["a"], "label": [0]}, Features(names | {"label": ClassLabel(names=["happy", "sad"])}))
+    dataset = Dataset.from_dict(
+        {"image": values, "row_id": ["a"], "label": [0]},
+        Features(names | {"label": ClassLabel(names=["happy", "sad"])}),
+    )
     DatasetDict(train=dataset).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match="which does not hold images"):
         load_dataset(tmp_path / "set")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,33 @@ def test_the_astronaut_is_happy(tmp_path, monkeypatch):
         (face,) = csv.DictReader(file)
     assert face["expression"] == "happiness"
     assert sum(float(face[f"p_{name}"]) for name in EXPRESSIONS) == pytest.approx(1, abs=1e-5)
+
+
+FIRST_SNIPPET = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+OF_ONE_FACE = """
+import fer_pll
+from PIL import Image
+model, image_processor = fer_pll.load_default()
+print(model(**image_processor(Image.open("group.jpg"), return_tensors="pt")).logits.shape)
+"""
+
+
+@pytest.mark.parametrize("program", [FIRST_SNIPPET, OF_ONE_FACE], ids=["README", "load_default"])
+def test_the_first_lines_that_anyone_runs_add_no_words_of_libraries(program, tmp_path):
+    """A process of its own, because libraries warn once; no bar for weights, no report, no warning."""
+    av = pytest.importorskip("av")
+    Image.fromarray(astronaut()).save(tmp_path / "group.jpg")
+    with av.open(str(tmp_path / "talk.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 512
+        for _ in range(26):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(astronaut(), format="rgb24")))
+        container.mux(stream.encode())
+    environment = {name: value for name, value in os.environ.items() if name != "TRANSFORMERS_VERBOSITY"}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "happiness" in run.stdout if program is FIRST_SNIPPET else "torch.Size([1, 8])" in run.stdout
 
 
 def test_card_and_readme_say_what_was_measured_of_these_weights():

@@ -267,7 +267,7 @@ def test_the_wheel_is_the_program(outside, tmp_path):
     fer_pll("export calibrated --out onnx")
     Image.linear_gradient("L").resize((32, 32)).save(folder / "face.png")
     for model in ("calibrated", "onnx --backend onnx"):
-        assert "1 faces" in fer_pll(f"predict face.png --cropped --model {model} --out faces.csv --overwrite")
+        assert ": 1 face\n" in fer_pll(f"predict face.png --cropped --model {model} --out faces.csv --overwrite")
         (face,) = csv.DictReader((folder / "faces.csv").open())
         assert face["expression"] in EXPRESSIONS
     with FakeHub() as hub:

@@ -4,8 +4,8 @@ During training it learns which label of each candidate set is the true one
 (paper, sections 3.1 and 3.3). --loss and --revision choose other methods. For
 comparison, --loss cross_entropy trains on the most voted label, as usual.
 
-The model gets the classes of the data. Sizes of the model and settings come from
-the configuration (--config; fer-pll-tiny by default) and its
+The model gets the classes of the data. Sizes of the model and settings come
+from the configuration (--config; fer-pll-tiny by default) and its
 finetune.yaml. --settings FILE.yaml overrides them, and the command line
 overrides both. The output folder gets the model, its card, its checkpoints, the
 revised confidences, and figures of the candidate sets and of the training

@@ -65,7 +65,7 @@ def test_the_image_processor_is_made_from_the_config_and_the_crop_of_the_data_se
 def test_image_processors_are_made_for_every_config_and_have_four_contents():
     own = ROOT / "train_scripts" / "configs"
     assert set(folders()) == {*CONFIGS.iterdir(), *own.iterdir()}
-    assert len({image_processor(folder) for folder in folders()}) == 3
+    assert len({image_processor(folder) for folder in folders()}) == 4
 
 
 def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name():

@@ -178,7 +178,8 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path):
     process = subprocess.Popen(
         [*map(str, command), "--num-train", "100000", "--num-proc", "1"], stderr=subprocess.PIPE, text=True
     )
-    time.sleep(8)
+    while process.poll() is None and not (tmp_path / ".data.shards").exists():  # until it writes images
+        time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -20,7 +20,6 @@ from transformers import AutoImageProcessor, pipeline
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.inference.media import list_files, show
-from fer_pll.io.images import FORMATS
 from fer_pll.io.tables import TableWriter
 from tiny import CLASSES
 
@@ -92,7 +91,7 @@ def test_a_folder_in_every_format(model, photos, tmp_path, capsys):
         ("more/two.jpg", "0", ""),
         ("more/two.jpg", "1", ""),
         ("none.png", "", "no face found"),
-        ("text.jpg", "", f"not an image in a format that is read ({', '.join(FORMATS)}, HEIC)"),
+        ("text.jpg", "", "not an image in a format that is read"),
         ("zero.jpg", "", "the file is empty"),
         ("Éva ☃.png", "0", ""),
     ]

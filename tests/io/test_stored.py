@@ -152,6 +152,7 @@ def test_checkpoints_are_loaded_and_their_files_read_in_one_place():
         ("io/pretrained.py", "model_class.from_pretrained"),
         ("io/pretrained.py", "model_class.from_config"),
         ("io/stored.py", "torch.load"),
+        ("io/stored.py", "load_file"),
     }
     for name, call in calls(ast.parse((SOURCE / "io" / "pretrained.py").read_text())):
         if name.endswith((".from_pretrained", ".from_config")) and not name.startswith("processor_class"):

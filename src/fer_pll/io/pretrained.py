@@ -23,6 +23,27 @@ _ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
 _ADVICE = "save or download the checkpoint again, or correct the value"
 
 
+def config_content(name: str | Path) -> dict[str, Any]:
+    """What stands in a checkpoint's config.json.
+
+    Args:
+        name: see `find_checkpoint`.
+
+    Raises:
+        DataError: there is no such checkpoint, or its config.json is damaged.
+    """
+    from transformers import PreTrainedConfig  # not above: programs without torch import this package
+
+    name = find_checkpoint(name)
+    check_folder(name)
+    with _of(name, CONFIG_FILE):
+        content = _local(name, CONFIG_FILE)
+        if content is None:
+            content, _ = PreTrainedConfig.get_config_dict(str(name))
+        check_shape(content, dict, _place(name, CONFIG_FILE), _ADVICE)
+    return content
+
+
 def load_model_config(name: str | Path, config_class: Any = None) -> Any:
     """The configuration of a checkpoint.
 
@@ -34,16 +55,11 @@ def load_model_config(name: str | Path, config_class: Any = None) -> Any:
         DataError: there is no such checkpoint, its config.json is damaged, its values are impossible, or it asks for
             code that would have to be downloaded.
     """
-    from transformers import AutoConfig, PreTrainedConfig  # not above: programs without torch import this package
+    from transformers import AutoConfig  # not above: programs without torch import this package
 
-    name = find_checkpoint(name)
-    check_folder(name)
+    content, name = config_content(name), find_checkpoint(name)
+    place = _place(name, CONFIG_FILE)
     with _of(name, CONFIG_FILE):
-        content = _local(name, CONFIG_FILE)
-        if content is None:
-            content, _ = PreTrainedConfig.get_config_dict(str(name))
-        place = _place(name, CONFIG_FILE)
-        check_shape(content, dict, place, _ADVICE)
         _check_config(content, place)
         own = getattr(config_class, "model_type", "") or content.get("model_type")
         if content.get("model_type", own) != own:

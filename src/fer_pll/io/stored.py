@@ -152,6 +152,18 @@ def read_tensor_shapes(path: str | os.PathLike, advice: str = AGAIN) -> dict[str
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no __iter__
 
 
+def read_tensors(path: str | os.PathLike, advice: str = AGAIN) -> dict[str, Any]:
+    """The tensors of PyTorch in a safetensors file, by name.
+
+    Raises:
+        DataError: the file is missing, cut off, or no safetensors file.
+    """
+    from safetensors.torch import load_file  # not above: programs without torch import this package
+
+    with reading(path, advice):
+        return load_file(path)
+
+
 def sort_header(path: str | os.PathLike) -> None:
     """Put the metadata of a safetensors file in order, in place, so that equal contents give equal files.
 

@@ -5,13 +5,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
+from ..io.stored import read_tensors
 from .arguments import FerPllTrainingArguments
 from .checkpoint_mixin import CheckpointMixin
+from .checkpoints import ANOTHER
 from .run_folder import RunFolder
 
 
@@ -131,7 +133,9 @@ class AveragingMixin(CheckpointMixin):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.args.average_decay > 0:
             self.average = WeightAverage(self.model, self.args.average_decay)
-            self.model.load_state_dict(load_file(RunFolder(resume_from_checkpoint).last_weights), strict=False)
+            self.model.load_state_dict(
+                read_tensors(RunFolder(resume_from_checkpoint).last_weights, ANOTHER), strict=False
+            )
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

@@ -25,8 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING, M
 from transformers.utils.hub import cached_file
 
 from ..io.errors import DataError, MissingExtra
-from ..io.names import find_checkpoint
-from ..io.pretrained import PROCESSOR_FILE, load_image_processor, load_model, load_model_config
+from ..io.pretrained import PROCESSOR_FILE, config_content, load_image_processor, load_model, load_model_config
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 
@@ -77,10 +76,7 @@ def read_settings(source: str) -> dict[str, Any]:
     Raises:
         ValueError: there is none, or it does not say what kind of network it is of.
     """
-    try:
-        settings, _ = PreTrainedConfig.get_config_dict(find_checkpoint(source))
-    except OSError as error:
-        raise ValueError(str(error)) from error
+    settings = config_content(source)
     if not is_timm(settings) and settings.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(
             f"its config.json has the model_type {settings.get('model_type')!r}, which nobody knows here."

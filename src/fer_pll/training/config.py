@@ -161,7 +161,8 @@ def _lock(args: Any) -> None:
     """Hold a lock in the output folder until the process ends, however it ends."""
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
+    # Runs of one process that follow each other in a folder share the lock.
+    lock = _locks.setdefault(folder.resolve(), FileLock(folder / LOCK, timeout=0))
     try:
         lock.acquire()
     except Timeout:
@@ -171,8 +172,7 @@ def _lock(args: Any) -> None:
         raise ValueError(
             f"--output_dir {folder}: another run{who} writes to it. Choose another folder, or wait for its end."
         ) from None
-    _locks.append(lock)
 
 
-_locks: list[FileLock] = []
-"""Locks of this process. They end with it."""
+_locks: dict[Path, FileLock] = {}
+"""Locks of this process by folder. They end with it."""

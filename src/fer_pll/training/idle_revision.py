@@ -1,7 +1,6 @@
 """Why no confidence is revised in a run: said when its training begins, and again by the audit of what it left."""
 
-import json
-
+from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
 from ..labels.revision import REVISION_RULES, THRESHOLD, RevisionRule
 from .run_folder import RunFolder
@@ -63,7 +62,7 @@ def why_unrevised(table: ConfidenceTable, run: RunFolder) -> str | None:
     rule = REVISION_RULES.get(name, RevisionRule(str(name), "of a method"))
     reason = idle_rule(table, rule)
     if reason is None and run.trainer_state.is_file():
-        state = json.loads(run.trainer_state.read_text())
+        state = read_json(run.trainer_state, {"global_step": int, "epoch": (float, type(None))})
         steps, epochs = int(state["global_step"]), float(state["epoch"] or 0)
         share, warmup_epochs = settings.get("revision_warmup"), settings.get("revision_warmup_epochs")
         if steps and epochs:

@@ -389,8 +389,7 @@ class FineTuningOptions:
         if args.should_log:
             say(
                 f"{self.data} has no split 'validation': the run trains without evaluation and keeps its last model. "
-                "To have one, prepare the data with --validation-share 0.1.",
-                flush=True,
+                "To have one, prepare the data with --validation-share 0.1."
             )
 
     def card_settings(self) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def broken(workspace, folder, how):
     elif how == "missing image":
         image = rows.features["image"]
         rows = rows.remove_columns("image").add_column("image", [None] * ROWS, feature=image)
-        said = "row row:0: its image is missing"
+        said = "hold no image, the first is row:0"
     save_dataset(DatasetDict(train=rows), folder / "data")
     return ["run", "--data", "data"], said
 

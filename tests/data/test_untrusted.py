@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import ExifTags, PngImagePlugin
 from PIL import Image as PILImage
 
@@ -175,7 +175,8 @@ def test_a_card_that_names_its_own_files_is_read(tmp_path):
     Dataset.from_dict(rows).to_parquet(source / "some" / "rows-1.parquet")
     data_files = "data_files: [{split: train, path: some/rows-*.parquet}]"
     (source / "README.md").write_text(f"---\nconfigs:\n- config_name: default\n  {data_files}\n---\n# Faces\n---\n")
-    dataset = prepare("dataset", source, out=tmp_path / "set", num_proc=1, validation_share=0)
+    options = {"num_proc": 1, "validation_share": 0, "drop_copies": "none"}
+    dataset = prepare("dataset", source, out=tmp_path / "set", **options)
     assert len(dataset["train"]) == 4
 
 
@@ -239,7 +240,7 @@ def test_a_prepared_set_holds_its_images(tmp_path, web, kind):
     DatasetDict(train=make_dataset(3)).save_to_disk(tmp_path / "set")
     assert len(load_dataset(tmp_path / "set", "train")) == 3
     rename_last_image(tmp_path / "set" / "train", OUTSIDE[kind].format(tmp=tmp_path, web=address))
-    with pytest.raises(DataError, match="1 rows of split 'train' name an image instead of holding one"):
+    with pytest.raises(DataError, match="1 rows of split 'train' hold no image, the first is"):
         load_dataset(tmp_path / "set")
     assert asked == []
 
@@ -265,7 +266,10 @@ def test_a_saved_set_reads_its_own_files_only(tmp_path, form, command):
 def test_a_column_that_does_not_hold_images_is_refused(tmp_path, feature):
     names = {"image": Value("string") if feature == Value("string") else feature, "row_id": Value("string")}
     values = ["http://127.0.0.1:1/a.png"] if feature == Value("string") else [{"bytes": b"a", "path": None}]
-    dataset = Dataset.from_dict({"image": values, "row_id": ["a"]}, Features(names)).add_column("label", [0])
+    dataset = Dataset.from_dict(
+        {"image": values, "row_id": ["a"], "label": [0]},
+        Features(names | {"label": ClassLabel(names=["happy", "sad"])}),
+    )
     DatasetDict(train=dataset).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match="which does not hold images"):
         load_dataset(tmp_path / "set")
@@ -276,7 +280,7 @@ def test_no_prepared_set_starts_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail(f"started {args}"))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
     rows = {"image": [{"bytes": eps, "path": None}], "row_id": ["a"], "label": [0]}
-    features = Features({"image": Image(), "row_id": Value("string"), "label": Value("int64")})
+    features = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["happy", "sad"])})
     DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "set")
     with pytest.raises(OSError, match="Unable to locate Ghostscript"):
         load_dataset(tmp_path / "set", "train")[0]
@@ -309,7 +313,8 @@ def test_a_linked_file_that_leads_out_is_read_only_when_the_user_says_so(tmp_pat
         (root / "training.csv").write_text(head + "".join(rows))
     link.symlink_to(outside)
     own.with_name("inner.jpg").symlink_to(own)  # within the folder
-    dataset = prepare(source, given, out=tmp_path / "set", num_proc=1, validation_share=0, follow_links=follow)
+    options = {"num_proc": 1, "validation_share": 0, "drop_copies": "none", "follow_links": follow}
+    dataset = prepare(source, given, out=tmp_path / "set", **options)
     assert len(dataset["train"]) == {"folder": 3, "votes": 2, "rafdb": 2, "affectnet": 2}[source] + follow
     if not follow:
         (reason,) = report_of(tmp_path / "set").values()
@@ -349,9 +354,8 @@ def test_a_file_name_that_is_not_utf_8_costs_one_row(tmp_path, broken):
     bad = os.fsencode(tmp_path / "in" / "happy") + b"/caf\xe9.png"
     with open(bad, "wb") as file:  # noqa: PTH123
         file.write(b"broken" if broken else (tmp_path / "in" / "sad" / "b.png").read_bytes())
-    main(
-        ["folder", str(tmp_path / "in"), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"]
-    )
+    options = ["--num-proc", "1", "--validation-share", "0", "--drop-copies", "none"]
+    main(["folder", str(tmp_path / "in"), "--out", str(tmp_path / "set"), *options])
     assert load_dataset(tmp_path / "set", "train")["row_id"][:] == ["happy/a.png", "sad/b.png"]
     ((row_id, reason),) = report_of(tmp_path / "set").items()
     assert row_id == "happy/caf\\udce9.png" and "its name is not UTF-8" in reason

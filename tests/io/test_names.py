@@ -4,10 +4,15 @@ import socket
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForImageClassification
 
+from fer_pll import FerPllForImageClassification
+from fer_pll.hub.push import published_files
 from fer_pll.io.errors import DataError
 from fer_pll.io.names import DEFAULT_NAME, check_folder, find_checkpoint, is_onnx_folder
+from fer_pll.io.pretrained import load_model
 from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from tiny import tiny_config
 
 
 @pytest.fixture
@@ -106,3 +111,17 @@ def test_folders_that_are_no_checkpoint(work):
         check_folder("runs/pretrain")
     (work / "runs" / "pretrain" / "model.safetensors").write_bytes(b"x")
     assert not is_onnx_folder(work / "runs" / "pretrain")
+
+
+@pytest.mark.parametrize("content", ['{"base_model_name_or_path": "someone/else"}', "[]", ""])
+@pytest.mark.parametrize("model_class", [AutoModelForImageClassification, FerPllForImageClassification])
+def test_adapters_in_a_folder_are_not_loaded_and_name_no_other_weights(work, content, model_class, monkeypatch):
+    FerPllForImageClassification(tiny_config()).save_pretrained(work / "model")
+    load_model(model_class, "model")
+    (work / "model" / "adapter_config.json").write_text(content)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    for config in (None, tiny_config()):
+        with pytest.raises(DataError, match=r"model holds adapters \(adapter_config\.json\)"):
+            load_model(model_class, "model", config=config)
+    with pytest.raises(DataError, match=r"model holds adapters"):
+        published_files("model")

@@ -1,6 +1,7 @@
 import inspect
 import itertools
 import pkgutil
+import weakref
 from importlib import import_module
 
 import numpy as np
@@ -191,6 +192,19 @@ def test_no_figure_is_left_with_pyplot(tmp_path):
     plot_gallery(*gallery(1), tmp_path / "gallery.png")
     plot_confusion_matrix(realistic_matrix(), EXPRESSIONS, tmp_path / "confusion.png")
     assert list(Gcf.figs) == before
+
+
+def test_figures_do_not_pile_up_in_memory(tmp_path):
+    gone = []
+
+    def draw() -> None:
+        with style.drawing(tmp_path / "figure.png", dpi=20, figsize=(2, 2)) as figure:
+            figure.subplots(2).tolist()
+        gone.append(weakref.ref(figure))
+
+    for _ in range(3):
+        draw()
+    assert [figure() is None for figure in gone[:2]] == [True, True]  # the third goes with the next figure
 
 
 def test_candidate_sets(tmp_path, figures):

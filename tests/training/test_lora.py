@@ -24,7 +24,8 @@ from transformers import (
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllTrainer
 from fer_pll.commands import finetune
 from fer_pll.hub.push import published_files
-from fer_pll.training.lora import add_adapters
+from fer_pll.io.errors import DataError
+from fer_pll.training.lora import add_adapters, check_adapters, save_base
 from tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
 
 PIXELS = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -262,6 +263,45 @@ def test_a_convolutional_backbone_goes_on_with_its_batch_norms(config, data, tmp
         elif name.endswith("convolution.weight"):
             convolutions.append(not torch.equal(tensor, before[source]))
     assert len(convolutions) > 4 and all(convolutions)
+
+
+DAMAGED = {
+    "empty": "",
+    "cut off": '{"r": 2, "lora_al',
+    "a page": "<!DOCTYPE html><html>404</html>",
+    "a list": "[]",
+    "null": "null",
+    "nothing in it": "{}",
+    "other types": '{"r": "2", "lora_alpha": [], "target_modules": 5, "modules_to_save": {}, "sha256": 5}',
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_base.json"])
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_settings_of_adapters_are_an_error_that_names_the_file(name, damage, tmp_path):
+    model = add_adapters(FerPllForImageClassification(tiny_config()), rank=2)
+    model.save_pretrained(tmp_path)
+    save_base(model, tmp_path)
+    check_adapters(model, tmp_path)
+    (tmp_path / name).write_text(DAMAGED[damage])
+    with pytest.raises(DataError, match=f"{name}.*resume from another checkpoint"):
+        check_adapters(model, tmp_path)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", r".*fc\d", ["fc1"]])
+def test_adapters_of_a_user_are_told_apart_however_they_name_the_layers(targets, tmp_path):
+    def adapted(targets) -> PeftModel:
+        model = FerPllForImageClassification(tiny_config(initializer_range=0.0))
+        return get_peft_model(model, LoraConfig(r=2, target_modules=targets))
+
+    torch.manual_seed(0)
+    model = adapted(targets)
+    model.save_pretrained(tmp_path)
+    save_base(model, tmp_path)
+    check_adapters(model, tmp_path)
+    with pytest.raises(ValueError, match="on other layers"):
+        check_adapters(adapted(["fc2"]), tmp_path)
 
 
 class TestTrainer:

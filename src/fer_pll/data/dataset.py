@@ -222,12 +222,13 @@ def _check_images(path: Path, split: str, rows: Dataset) -> None:
             f"{path}: the column 'image' of split {split!r} is {rows.features['image']}, which does not hold images: "
             "prepare the set again"
         )
-    for chunk in rows.data.column("image").chunks:
-        missing = pc.struct_field(chunk, "bytes").null_count
-        if missing:
-            raise DataError(
-                f"{path}: {missing} rows of split {split!r} name an image instead of holding one: prepare it again"
-            )
+    holds = pc.is_valid(pc.struct_field(rows.data.column("image"), "bytes"))
+    missing = len(holds) - (pc.sum(holds).as_py() or 0)
+    if missing:
+        first = rows.data.column("row_id")[pc.index(holds, False).as_py()]
+        raise DataError(
+            f"{path}: {missing} rows of split {split!r} hold no image, the first is {first}: prepare it again"
+        )
 
 
 def load_images(paths: Sequence[str | Path]) -> Dataset:

@@ -4,8 +4,7 @@ CARD_NAME = "README.md"
 TRAINING_NAME = "training.json"  # what the card says about the training run
 PREPROCESSOR_NAME = "preprocessor_config.json"
 ADAPTER_FOLDER = "adapter"  # of the adapters that a model was merged with
-ADAPTER_CONFIG_NAME = "adapter_config.json"  # this name and the next are those of peft
-ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"  # as peft names them
 
 # In the folder of an evaluation, beside the checkpoint's files:
 METRICS_NAME = "metrics.json"

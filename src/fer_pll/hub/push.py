@@ -15,12 +15,11 @@ from transformers.utils import CONFIG_NAME
 
 from ..io.atomic import write_text
 from ..io.errors import DataError
-from ..io.names import check_folder
+from ..io.names import ADAPTER_FILE, check_folder
 from ..io.pretrained import check_finite_weights, weight_files
 from ..io.stored import read_json, reading
 from .card import folder_card, model_card, read_evaluations
 from .files import (
-    ADAPTER_CONFIG_NAME,
     ADAPTER_FOLDER,
     ADAPTER_WEIGHTS_NAME,
     CARD_NAME,
@@ -94,7 +93,7 @@ def published_files(folder: str | Path) -> list[str]:
             f"{folder} has no {PREPROCESSOR_NAME}: save the image processor there as well, with its save_pretrained."
         )
     files = [CONFIG_NAME, *weight_files(folder), PREPROCESSOR_NAME, *_code(folder)]
-    adapter = [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_CONFIG_NAME, ADAPTER_WEIGHTS_NAME)]
+    adapter = [f"{ADAPTER_FOLDER}/{name}" for name in (ADAPTER_FILE, ADAPTER_WEIGHTS_NAME)]
     files += [name for name in (CARD_NAME, TRAINING_NAME, *adapter) if os.path.lexists(folder / name)]
     for name in read_evaluations(folder):
         images = sorted((folder / name).glob(CONFUSION_MATRIX_NAME.format("*")))

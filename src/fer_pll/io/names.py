@@ -12,6 +12,9 @@ DEFAULT_NAME = Path(DEFAULT_CHECKPOINT).name
 ONNX_FILE = "model.onnx"
 """The model in a folder that `fer-pll export` wrote."""
 
+ADAPTER_FILE = "adapter_config.json"
+"""The settings of adapters, as peft names them."""
+
 
 def find_checkpoint(name: str | os.PathLike, configs: bool = False) -> str:
     """The folder or Hub name of a model.
@@ -69,7 +72,7 @@ def check_folder(folder: str | os.PathLike) -> None:
             f"{folder} holds an exported model ({ONNX_FILE}), which torch does not run: `fer-pll predict` takes it; "
             "for everything else name the checkpoint that it was exported from"
         )
-    if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+    if not (path / "config.json").is_file():
         inside = sorted((entry.parent for entry in path.glob("*/config.json")), key=lambda each: each.stat().st_mtime)
         hint = f"name a folder in it, such as {inside[-1]}" if inside else "name the folder of a checkpoint"
         raise DataError(f"{folder} has no config.json, so it is no checkpoint: {hint}")

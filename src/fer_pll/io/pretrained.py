@@ -11,7 +11,7 @@ from typing import Any
 
 from ..model.preprocessing import check_preprocessing
 from .errors import DataError, name_some
-from .names import check_folder, find_checkpoint
+from .names import ADAPTER_FILE, check_folder, find_checkpoint
 from .stored import check_shape, describe, read_json, read_tensor_shapes, reading
 
 CONFIG_FILE = "config.json"
@@ -199,9 +199,15 @@ def weight_files(folder: str | Path) -> list[str]:
     """Names of the files in a checkpoint's folder that hold its weights, and of their index where there is one.
 
     Raises:
-        DataError: there are none, the index is damaged, or it names anything but a safetensors file of this folder.
+        DataError: there are none, or adapters of other weights; the index is damaged, or it names anything but a
+            safetensors file of this folder.
     """
     folder = Path(folder)
+    if (folder / ADAPTER_FILE).is_file():  # transformers would load the weights that it names, from anywhere
+        raise DataError(
+            f"{folder} holds adapters ({ADAPTER_FILE}), which belong to other weights: name the run's folder, which "
+            "holds the merged model, or merge them first with peft's merge_and_unload"
+        )
     if (folder / WEIGHTS_FILE).is_file():
         return [WEIGHTS_FILE]
     index = folder / INDEX_FILE

@@ -777,7 +777,10 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         else:
             # All rows for all states, and those on the diagonal kept: what wraps a linear layer (adapters,
             # quantized weights, offloading) does for this one what it does for any other, and K^2 products are few.
-            logits = self.classifier(outputs.query_states).diagonal(dim1=1, dim2=2)  # (B, K, K) -> (B, K)
+            # As a slice of the flat rows, because the exporter writes `diagonal` with operators that make tensors of any
+            # size, which exported models must not have.
+            every = self.classifier(outputs.query_states)  # (B, K, K)
+            logits = every.flatten(1)[:, :: every.shape[-1] + 1]  # (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,

@@ -3,6 +3,7 @@
 Figures are made without pyplot, so that nothing is shown, shared or left open.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def drawing(path: str | os.PathLike, dpi: int, **options: Any) -> Iterator[Figur
         yield figure
         with whole_file(path) as unfinished:
             figure.savefig(unfinished, format="png")
+    # The parts of a figure refer to each other, and Python looks for such circles seldom: a run would grow.
+    gc.collect()
 
 
 def shown(class_names: Sequence[str]) -> list[str]:

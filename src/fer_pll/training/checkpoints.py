@@ -17,10 +17,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
+from ..hub.files import ADAPTER_WEIGHTS_NAME
 from ..io.atomic import sync, whole_file, write_json
 from ..io.errors import DataError
+from ..io.names import ADAPTER_FILE
 from ..io.pretrained import CONFIG_FILE, tensor_shapes
-from ..io.stored import read_json, read_torch, reading
+from ..io.stored import read_json, read_tensor_shapes, read_torch, reading
 from .processes import decided_by_main
 from .run_folder import RunFolder
 
@@ -210,7 +212,9 @@ def check_checkpoint(checkpoint: str | Path) -> None:
             raise DataError(f"{folder / TRAINER_STATE_NAME}: {name} is {state[name]}: {ANOTHER}")
     with reading(folder / TRAINER_STATE_NAME, ANOTHER):
         TrainerState.load_from_json(str(folder / TRAINER_STATE_NAME))  # refuses names that it does not know
-    if (folder / CONFIG_FILE).is_file():  # FSDP and DeepSpeed may keep the weights elsewhere
+    if (folder / ADAPTER_FILE).is_file():
+        read_tensor_shapes(folder / ADAPTER_WEIGHTS_NAME, ANOTHER)
+    elif (folder / CONFIG_FILE).is_file():  # FSDP and DeepSpeed may keep the weights elsewhere
         tensor_shapes(folder)
     for file in (*folder.glob("*.pt"), *folder.glob("*.pth")):
         read_torch(file, ANOTHER, map_location="cpu", mmap=True)

@@ -5,7 +5,7 @@ of low rank, (alpha / rank) B A x. What is not pre-trained, label queries and cl
 """
 
 import hashlib
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
-from ..hub.files import ADAPTER_CONFIG_NAME
 from ..io.atomic import write_json
 from ..io.errors import MissingExtra
+from ..io.names import ADAPTER_FILE
+from ..io.stored import read_json
+from .checkpoints import ANOTHER
 from .param_groups import encoder_modules
 
 BASE_NAME = "adapter_base.json"  # in a checkpoint
+_LAYERS = ([str], str, type(None))
+_SETTINGS = {"r": int, "lora_alpha": float, "target_modules": _LAYERS, "modules_to_save": _LAYERS}
 
 
 def add_adapters(
@@ -106,21 +110,26 @@ def save_base(model: nn.Module, checkpoint: str | Path) -> None:
 
 def check_adapters(model: nn.Module, checkpoint: str | Path) -> None:
     """Raise `ValueError` if a model and a checkpoint do not have the same adapters on the same weights, or none."""
-    option, path = f"--resume_from_checkpoint {checkpoint}", Path(checkpoint) / ADAPTER_CONFIG_NAME
+    option, path = f"--resume_from_checkpoint {checkpoint}", Path(checkpoint) / ADAPTER_FILE
     if path.is_file() != is_adapted(model):
         has = "has adapters: give --lora" if path.is_file() else "has no adapters: leave out --lora"
         raise ValueError(f"{option}: the run {has}, as when it was started.")
     if not path.is_file():
         return
-    then, now = json.loads(path.read_text()), vars(model.peft_config["default"])  # type: ignore[arg-type,index]
+    then, now = read_json(path, _SETTINGS, ANOTHER), vars(model.peft_config["default"])  # type: ignore[arg-type,index]
     for option_name, name in (("lora_rank", "r"), ("lora_alpha", "lora_alpha")):
         if then[name] != now[name]:
             raise ValueError(f"{option}: {option_name} was {then[name]} and is {now[name]}: give the same.")
-    if any(set(then[name]) != set(now[name]) for name in ("target_modules", "modules_to_save")):
+    if any(_names(then[name]) != _names(now[name]) for name in ("target_modules", "modules_to_save")):
         raise ValueError(f"{option}: the run's adapters are on other layers: give the same --lora_targets.")
     base = Path(checkpoint) / BASE_NAME
-    if not base.is_file() or json.loads(base.read_text())["sha256"] != fingerprint(model):
+    if not base.is_file() or read_json(base, {"sha256": str}, ANOTHER)["sha256"] != fingerprint(model):
         raise ValueError(
             f"{option}: its adapters belong to other weights. Give the --config and --init_from or --backbone that "
             "the run was started with."
         )
+
+
+def _names(layers: str | Iterable[str] | None) -> set[str]:
+    """peft takes names, a regular expression, or nothing."""
+    return {layers} if isinstance(layers, str) else set(layers or ())

@@ -180,6 +180,7 @@ DAMAGED = {
     "of other types": npy(kind="[('a', '<f4')]"),
     "huge": npy(shape="(1000000000000,)"),
     "larger than the file": npy(shape="(5000000000,)"),
+    "text that is none": npy(shape="()", kind="'<U2'", contents=b"\xff" * 8),
     "dates": npy(kind="'<M8[s]'", contents=bytes(1088)),
     "empty": b"",
     "text": b"0.5 0.5",

@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -136,11 +137,11 @@ def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
         problem, points, label = None, None, labels[0]
         file = annotations / f"{number}_exp.npy"
         try:
-            label = _parse_label(str(file), str(_load(file)))
+            label = _parse_label(str(file), " ".join(map(str, _load(file))))
             if label not in labels:
                 continue
             file = annotations / f"{number}_lnd.npy"
-            points = _parse_landmarks(_load(file).reshape(-1))
+            points = _parse_landmarks(_load(file))
         except DataError as error:
             problem = str(error)
         except ValueError as error:
@@ -151,14 +152,15 @@ def _list_folder(folder: Path, labels: list[int]) -> Iterator[ImageRecord]:
         )
 
 
-def _load(file: Path) -> np.ndarray:
+def _load(file: Path) -> list[Any]:
+    """The numbers or texts in a NumPy file, in one row."""
     try:
         array = np.load(file, mmap_mode="r")  # refuses pickles, which could run code, and sizes that the file lacks
+        if isinstance(array, np.ndarray) and array.dtype.kind in "biufUS" and array.size <= 2 * NUM_LANDMARKS:
+            return array.ravel().tolist()  # text with numbers that are no characters ends here
     except Exception as error:  # of NumPy's readers, which parse the header as Python, and of zip files
         raise DataError(f"{file} is missing or is not a NumPy array ({error}): get it again") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biufUS" or array.size > 2 * NUM_LANDMARKS:
-        raise DataError(f"{file} is not a NumPy array of at most {2 * NUM_LANDMARKS} numbers: get it again")
-    return np.array(array)
+    raise DataError(f"{file} is not a NumPy array of at most {2 * NUM_LANDMARKS} numbers: get it again")
 
 
 def _parse_label(place: str, text: str) -> int:
@@ -171,7 +173,7 @@ def _parse_label(place: str, text: str) -> int:
     return label
 
 
-def _parse_landmarks(numbers: list[str] | np.ndarray) -> tuple[float, ...]:
+def _parse_landmarks(numbers: list[Any]) -> tuple[float, ...]:
     if len(numbers) != 2 * NUM_LANDMARKS:
         raise ValueError(f"{len(numbers)} coordinates of landmarks where 2 x {NUM_LANDMARKS} should be")
     values = np.array([_finite(number) for number in numbers]).reshape(NUM_LANDMARKS, 2)

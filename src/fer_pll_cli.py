@@ -62,7 +62,8 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
 
 
 def _say(line: str, to_stderr: bool = False) -> None:
-    from fer_pll.io.terminal import say  # the command has imported the package, or left its libraries out
+    leave_out_transformers()  # where Ctrl-C came while they were imported
+    from fer_pll.io.terminal import say
 
     say(line, to_stderr=to_stderr)
 

@@ -173,6 +173,25 @@ def test_an_error_ends_every_kind_of_process_alike(program, tmp_path):
     assert run.stderr.startswith("error: ") and len(run.stderr.splitlines()) == 1
 
 
+INTERRUPTED_IMPORT = """
+import sys
+import fer_pll_cli
+
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "fer_pll.model.modeling_fer_pll":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupt())
+sys.exit(fer_pll_cli.main(["prepare", "synthetic", "--out", "data"]))
+"""
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_line_too(tmp_path):
+    run = subprocess.run([sys.executable, "-c", INTERRUPTED_IMPORT], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (130, "interrupted\n")
+
+
 def test_ctrl_c_ends_a_command_with_one_line(tmp_path):
     command = [sys.executable, "-m", "fer_pll_cli", "prepare", "synthetic", "--out", tmp_path / "data"]
     process = subprocess.Popen(

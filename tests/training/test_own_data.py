@@ -378,7 +378,7 @@ def test_the_summary_of_a_table_of_candidates_counts_its_classes():
     counts = np.array(rows["candidates"][:]).sum(axis=0)
     others = np.array(make_dataset(5, seed=1)["candidates"][:]).sum(axis=0)
     lines = [line.split() for line in said.splitlines()]
-    assert ["by", "candidates"] in lines and ["without", "label", "12", "0"] in lines
+    assert "counted: the rows with the class among their candidates; 12 rows have no label" in said.splitlines()
     for name, *numbers in zip(CLASSES, counts, others, strict=True):
         assert [name, *map(str, numbers)] in lines
     assert "candidates" not in prepare.summary(DatasetDict(train=make_dataset(12)))
@@ -457,10 +457,10 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(tmp
         if done is not None:
             assert done.returncode == 1
             said = done.stderr.strip().splitlines()
-            assert said[-1].startswith(f"error: --output_dir {folder}: nothing can be written there")
+            assert len(said) == 1 and said[0].startswith(f"error: {folder} cannot be written")
             assert "Traceback" not in done.stderr
         args = FerPllTrainingArguments(str(folder), use_cpu=True)
-        with pytest.raises(ValueError, match="nothing can be written there"):
+        with pytest.raises(ValueError, match=f"{folder} cannot be (written|a folder, because .* is a file)"):
             check_output_folder(args)
 
 
@@ -497,8 +497,7 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path, config, saved):
     assert process.returncode == 130, errors[-3000:]
     assert "Traceback" not in errors
     last = errors.strip().splitlines()[-1]
-    assert re.match(r"stopped at step \d+ of 30,000; ", last), last
-    if saved:
-        assert re.search(r"go on from \S+/run/checkpoint-\d+ with --resume_from_checkpoint last", last)
-    else:
-        assert "has no checkpoint yet, so start again with --overwrite" in last
+    way = r"It is saved in (\S+/run/checkpoint-\1); the same command goes on from there"
+    way = rf"SIGINT has stopped the run after step (\d+) of 30000\. {way} with --resume_from_checkpoint last\."
+    told = re.fullmatch(way, last)
+    assert told and Path(told[2], "model.safetensors").is_file(), last  # also where the run saves none by itself

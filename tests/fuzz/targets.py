@@ -113,7 +113,7 @@ VOTES = {
         partial(make_votes, form, ending),
         partial(read_votes, form),
         ("votes.*",),
-        quick=60,
+        quick=20 if form == "answers" else 40,  # annotators are weighed in many rounds
     )
     for form in ("counts", "answers", "sets")
     for ending in ("csv", "tsv", "semicolons.csv", "jsonl", "parquet")
@@ -495,26 +495,26 @@ _OTHERS = (
     Target("video", make_video, read_video),
     Target("shards, tar", make_tar, read_shards),
     Target("shards, Parquet", make_parquet_dataset, read_shards),
-    Target("prepared set, JSON", make_prepared, read_prepared, ("*.json",), quick=150),
+    Target("prepared set, JSON", make_prepared, read_prepared, ("*.json",), quick=100),
     Target("prepared set, Arrow", make_prepared, read_prepared, ("*.arrow",), quick=100),
-    Target("prepared set, images", make_prepared_images, read_prepared_images, ("images/*",), quick=60),
+    Target("prepared set, images", make_prepared_images, read_prepared_images, ("images/*",), quick=40),
     Target("confidence table", make_confidence, read_confidence, ("confidence.safetensors",), quick=150),
     Target("fold of an audit", make_fold, read_fold),
     Target("published confidences", make_published, read_published, quick=100),
     Target("settings of a run", make_settings, read_settings, quick=100),
-    Target("checkpoint, JSON", make_checkpoint, read_checkpoint, ("*.json",), quick=150),
-    Target("checkpoint, weights", make_checkpoint, read_checkpoint, ("*.safetensors",), quick=100),
-    Target("checkpoint in parts", make_sharded, read_checkpoint, ("*.index.json", "*.safetensors"), quick=100),
-    Target("card", make_card, read_card, ("*.json",), quick=150),
+    Target("checkpoint, JSON", make_checkpoint, read_checkpoint, ("*.json",), quick=60),
+    Target("checkpoint, weights", make_checkpoint, read_checkpoint, ("*.safetensors",), quick=40),
+    Target("checkpoint in parts", make_sharded, read_checkpoint, ("*.index.json", "*.safetensors"), quick=40),
+    Target("card", make_card, read_card, ("*.json",), quick=60),
     Target(
-        "resume", partial(make_resume, _with_pico), partial(read_resume, _with_pico), ("checkpoint-3/*",), quick=25
+        "resume", partial(make_resume, _with_pico), partial(read_resume, _with_pico), ("checkpoint-3/*",), quick=20
     ),
     Target(
         "resume with adapters",
         partial(make_resume, _with_adapters),
         partial(read_resume, _with_adapters),
         ("checkpoint-3/adapter*",),
-        quick=20,
+        quick=15,
     ),
     Target("ONNX folder", make_onnx, read_onnx, ("exported/*",), quick=80),
     Target("settings, YAML", make_yaml, read_yaml, errors=(SystemExit,), quick=60),

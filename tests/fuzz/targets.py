@@ -139,6 +139,10 @@ def make_transition(folder: Path) -> None:
     (folder / "transition.csv").write_text("".join(",".join(line) + "\n" for line in lines))
 
 
+def read_matrix(folder: Path) -> None:
+    read_transition(folder / "transition.csv", CLASSES)
+
+
 def make_ferplus(folder: Path) -> None:
     entries = [*EXPRESSIONS, "unknown", "NF"]
     images, votes = ["emotion,pixels,Usage"], ["Usage,Image name," + ",".join(entries)]
@@ -485,7 +489,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _OTHERS = (
     Target("corrections", make_corrections, read_marks),
-    Target("transition", make_transition, lambda folder: read_transition(folder / "transition.csv", CLASSES)),
+    Target("transition", make_transition, read_matrix),
     Target("FER+, CSV", make_ferplus, read_ferplus, ("*.csv",), quick=100),
     Target("RAF-DB list", make_rafdb, read_rafdb, ("*.txt",)),
     Target("AffectNet, CSV", make_affectnet_table, read_affectnet, ("*.csv",)),

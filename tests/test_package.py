@@ -1,6 +1,7 @@
 """The wheel works outside the checkout, and importing the package costs no more than what it builds on."""
 
 import csv
+import importlib
 import json
 import os
 import re
@@ -280,3 +281,26 @@ def test_the_wheel_is_the_program(outside, tmp_path):
     assert {path.name for path in folder.iterdir()} == {
         "tiny", "data", "pretrained", "run", "calibrated", "audit", "onnx", "face.png", "faces.csv",
     }  # fmt: skip
+
+
+def test_the_limits_that_the_security_page_gives_are_those_of_the_code():
+    text = (ROOT / "SECURITY.md").read_text()
+    table = text.partition("## Limits")[2].partition("##")[0]
+    found = {}
+    for name in re.findall(r"`(fer_pll\.[\w.]+)`", table):
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError:
+            module, _, constant = name.rpartition(".")
+            found[constant] = getattr(importlib.import_module(module), constant)
+    sizes = importlib.import_module("fer_pll.model.configuration_fer_pll")
+    assert f"{found['MAX_PIXELS']:,};" in table and "`FER_PLL_MAX_PIXELS`" in table
+    assert f"{found['MAX_BYTES'] // 2**20} MiB; 30 s" in table and f"{30 * found['OVERALL']} s in all" in table
+    formats = table.partition("| formats of images | ")[2].split(" | ")[0].upper().replace(" ", "").split(",")
+    assert set(formats) == {*found["FORMATS"], "HEIC"}
+    assert f"sides of {found['MAX_SIDE']:,} pixels, {found['MAX_PATCHES']:,} patches" in table
+    assert f"a side of {found['MAX_SIDE'] // 2:,} pixels" in table
+    layers, width = sizes.LARGEST["num_hidden_layers"], sizes.LARGEST["hidden_size"]
+    assert f"{layers} layers, width {width:,}, {sizes.MAX_CLASSES:,} classes, {sizes.MAX_BLOCK_VALUES:,}" in table
+    assert f"{found['MAX_JSON_BYTES'] // 2**20} MiB |" in table
+    assert {"OPERATORS", "OVERALL"} <= set(found)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 from PIL import ExifTags, PngImagePlugin
 from PIL import Image as PILImage
 
@@ -266,10 +266,8 @@ def test_a_saved_set_reads_its_own_files_only(tmp_path, form, command):
 def test_a_column_that_does_not_hold_images_is_refused(tmp_path, feature):
     names = {"image": Value("string") if feature == Value("string") else feature, "row_id": Value("string")}
     values = ["http://127.0.0.1:1/a.png"] if feature == Value("string") else [{"bytes": b"a", "path": None}]
-    dataset = Dataset.from_dict(
-        {"image": values, "row_id": ["a"], "label": [0]},
-        Features(names | {"label": ClassLabel(names=["happy", "sad"])}),
-    )
+    names["label"] = ClassLabel(names=["x"])
+    dataset = Dataset.from_dict({"image": values, "row_id": ["a"], "label": [0]}, Features(names))
     DatasetDict(train=dataset).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError, match="which does not hold images"):
         load_dataset(tmp_path / "set")
@@ -280,10 +278,56 @@ def test_no_prepared_set_starts_ghostscript(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail(f"started {args}"))
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
     rows = {"image": [{"bytes": eps, "path": None}], "row_id": ["a"], "label": [0]}
-    features = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["happy", "sad"])})
+    features = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["x"])})
     DatasetDict(train=Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "set")
-    with pytest.raises(OSError, match="Unable to locate Ghostscript"):
+    with pytest.raises(DataError, match=r"set: an image of split 'train': not an image in a format that is read"):
         load_dataset(tmp_path / "set", "train")[0]
+
+
+def png(size: tuple[int, int]) -> bytes:
+    stream = io.BytesIO()
+    PILImage.new("1", size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+BAD_IMAGES = {
+    "empty": (b"", "cannot be read|not an image"),
+    "text": (b"<!DOCTYPE html>", "not an image"),
+    "cut off": (png((64, 64))[:-30], "truncated or damaged"),
+    "a bomb": (png((9000, 9000)), "more than 50,000,000 pixels"),
+}
+
+
+@pytest.mark.parametrize("how", ["row", "batch", "iteration", "one split"])
+@pytest.mark.parametrize("bad", BAD_IMAGES)
+def test_a_bad_image_in_a_prepared_set_is_an_error_that_names_the_set(tmp_path, bad, how):
+    contents, message = BAD_IMAGES[bad]
+    rows = {"image": [{"bytes": each, "path": None} for each in (png((8, 8)), contents)]}
+    features = Features({"image": Image(), "row_id": Value("string"), "label": ClassLabel(names=["x"])})
+    dataset = Dataset.from_dict(rows | {"row_id": ["a", "b"], "label": [0, 0]}, features)
+    DatasetDict(train=dataset).save_to_disk(tmp_path / "set")
+    loaded = load_dataset(tmp_path / "set", "train") if how == "one split" else load_dataset(tmp_path / "set")["train"]
+    assert loaded[0]["image"].size == (8, 8) and loaded[0]["image"].mode == "1"
+    with pytest.raises(DataError, match=rf"set: an image of split 'train': .*({message}).*: prepare the set again"):
+        {
+            "row": lambda: loaded[1],
+            "batch": lambda: loaded[:],
+            "iteration": lambda: list(loaded),
+            "one split": lambda: loaded.select([1]).with_format("torch")[0],
+        }[how]()
+
+
+def test_a_loaded_set_is_saved_and_joined_like_any_other(tmp_path):
+    made = make_dataset(3)
+    DatasetDict(train=made).save_to_disk(tmp_path / "set")
+    loaded = load_dataset(tmp_path / "set", "train")
+    assert loaded.features == made.features and loaded.features["image"] == Image() == loaded.features["image"]
+    assert loaded.features["image"] != Image(decode=False)
+    joined = concatenate_datasets([made, loaded, load_dataset(tmp_path / "set", "train")])
+    assert [image.tobytes() for image in joined["image"]] == [image.tobytes() for image in made["image"]] * 3
+    loaded.save_to_disk(tmp_path / "again")
+    text = (tmp_path / "again" / "dataset_info.json").read_text()
+    assert json.loads(text)["features"]["image"] == {"_type": "Image"} and str(tmp_path) not in text
 
 
 # ---- links

@@ -30,7 +30,7 @@ CPU_SECONDS = 20.0
 _FORK = get_context("fork")
 
 OURS = (DataError, ImageError, MissingExtra)
-OUTCOMES = ("ok", "clean", "unnamed", "raw", "memory", "time", "crash")
+OUTCOMES = ("ok", "row", "clean", "unnamed", "raw", "memory", "time", "crash")
 BAD = ("unnamed", "raw", "memory", "time", "crash")
 
 
@@ -40,7 +40,7 @@ class Target:
 
     name: what it is called in tables.
     make: writes whole files into a folder, which `read` reads without an error.
-    read: reads them to the end, as the commands do.
+    read: reads them to the end, as the commands do. Returns what is wrong with single rows, where the rest goes on.
     damaged: patterns of the files that are damaged, one at a time.
     errors: exceptions that are answers, beside our own and any `ValueError` or `OSError` that names the file.
     quick: how many inputs the tests take.
@@ -48,7 +48,7 @@ class Target:
 
     name: str
     make: Callable[[Path], object]
-    read: Callable[[Path], object]
+    read: Callable[[Path], Sequence[str] | None]
     damaged: Sequence[str] = ("*",)
     errors: tuple[type[BaseException], ...] = ()
     quick: int = 200
@@ -98,14 +98,14 @@ def one_input(target: Target, seed: int, number: int, whole: Path, work: Path) -
     file = rng.choice(files)
     damage(file, rng)
     try:
-        target.read(folder)
+        problems = target.read(folder)
     except (Exception, SystemExit) as error:
         outcome = classify(error, target, ("damaged", file.name))
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
         text = " ".join(str(error).split())[:160]
         return outcome, f"{type(error).__name__} at {where}, {file.relative_to(folder)}: {text}"
-    return "ok", ""
+    return "row" if problems else "ok", ""
 
 
 def _silence() -> None:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,11 @@ from datasets import (
     concatenate_datasets,
     load_from_disk,
 )
+from PIL import Image as PILImage
 
 from ..io.atomic import check_writable, whole_folder
 from ..io.errors import DataError, name_some, naming_a_full_disk
+from ..io.images import ImageError, decode_as_stored
 from ..io.stored import reading
 
 COLUMNS = ("image", "row_id", "label")
@@ -161,6 +163,7 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
             raise DataError(f"{path}: split {name!r} has no column {name_some(missing)}: {how}")
         check_own_files(path, rows)
         _check_images(path, name, rows)
+        rows.info.features["image"] = StoredImage(f"{path}: an image of split {name!r}")
         if "index" in rows.column_names:
             dataset[name] = rows.remove_columns("index")
     if split is None:
@@ -172,6 +175,31 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
             + (f", or prepare the set again with {make}" if make else "")
         )
     return dataset[split]
+
+
+class StoredImage(Image):
+    """The images of a prepared set, opened by the rules of `io.images`: its formats and limit of pixels.
+
+    It is saved as, and is equal to, an `Image` of `datasets`.
+
+    Args:
+        name: of the images, in messages.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and (self.mode, self.decode) == (other.mode, other.decode)
+
+    __hash__ = None  # type: ignore[assignment]  # as `Image`
+
+    def decode_example(self, value: dict[str, Any], token_per_repo_id: Any = None) -> PILImage.Image:
+        try:
+            return decode_as_stored(value["bytes"], self.name)
+        except ImageError as error:
+            raise DataError(f"{error}: prepare the set again") from error
 
 
 def check_columns(rows: Dataset) -> None:

@@ -143,6 +143,18 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     return _decode(io.BytesIO(data), name)
 
 
+def decode_as_stored(data: bytes, name: str) -> Image.Image:
+    """Opens the contents of an image file, upright, but in the mode that it is stored in, such as gray.
+
+    Args:
+        data, name: see `decode_image`.
+
+    Raises:
+        ImageError, MissingExtra: as `open_image`.
+    """
+    return _decode(io.BytesIO(data), name, convert=False)
+
+
 def pixels_only(data: bytes) -> bytes | None:
     """A JPEG or PNG file that needs no change to be opened, without what it holds beside its pixels.
 
@@ -216,7 +228,7 @@ def is_image_name(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".")
 
 
-def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
+def _decode(file: str | io.BytesIO, name: str, convert: bool = True) -> Image.Image:
     limit = max_pixels()
     if limit > MAX_PIXELS:  # the user asked for it: Pillow has a limit of its own
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS or limit)
@@ -228,7 +240,7 @@ def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
                 check_size(*image.size, name, _copies(image))
                 image.load()
                 turn = _UPRIGHT.get(_orientation(image))
-                rgb = _without_alpha(image, name)
+                taken = _without_alpha(image, name) if convert else image
             del image  # before it is turned, which takes another copy
     except (ImageError, MissingExtra):
         raise
@@ -238,7 +250,7 @@ def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
         raise ImageError(f"{name}: not an image in a format that is read ({', '.join(FORMATS)}, HEIC)") from error
     except Exception as error:  # Pillow's decoders raise any kind of exception on broken files
         raise ImageError(f"{name}: cannot be read, perhaps truncated or damaged ({error})") from error
-    return rgb if turn is None else rgb.transpose(turn)
+    return taken if turn is None else taken.transpose(turn)
 
 
 def _copies(image: Image.Image) -> int:

@@ -777,8 +777,8 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         else:
             # All rows for all states, and those on the diagonal kept: what wraps a linear layer (adapters,
             # quantized weights, offloading) does for this one what it does for any other, and K^2 products are few.
-            # As a slice of the flat rows, because the exporter writes `diagonal` with operators that make tensors of
-            # any size, which exported models must not have.
+            # By a slice: the exporter writes `diagonal` with operators that make tensors of any size, which exported
+            # models must not have.
             every = self.classifier(outputs.query_states)  # (B, K, K)
             logits = every.flatten(1)[:, :: every.shape[-1] + 1]  # (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None

@@ -1,5 +1,6 @@
 """Damage for files, drawn from a seed: bytes for any file, and changes that keep the form of a format."""
 
+import copy
 import csv
 import io
 import json
@@ -98,11 +99,11 @@ def damage_tree(value: Any, rng: random.Random) -> Any:
                 places.append((node, key))
                 waiting.append(node[key])
     if not places or rng.random() < 0.03:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     parent, key = rng.choice(places)
     kind = rng.randrange(9)
     if kind <= 4:
-        parent[key] = rng.choice(VALUES)
+        parent[key] = copy.deepcopy(rng.choice(VALUES))
     elif kind == 5:
         del parent[key]
     elif kind == 6 and isinstance(parent, dict):

@@ -123,6 +123,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    for name in row:
+        name.encode()  # halves of characters, which JSON can name, are no text
     return row
 
 

@@ -183,6 +183,12 @@ HEADER = "path,happiness,surprise\n"
         ),
         ("votes.csv", b"path,fear\n\xff\xfe.png,1\n", "is not comma-separated UTF-8 text"),
         ("votes.jsonl", '{"path": "a.png", "fear": 1}\n{"path": \n', "votes.jsonl:2 is no JSON"),
+        ("votes.jsonl", '{"path": "a.png", "\\ud800": 1}\n', "votes.jsonl:1 is no JSON .*surrogates"),
+        (
+            "votes.jsonl",
+            '{"path": "a.png", "annotator": "\\ud800", "label": "fear"}\n',
+            r"votes.jsonl:1: annotator is '.ud800', which is no text",
+        ),
         ("votes.jsonl", '["a.png", 1]\n', "votes.jsonl:1 is list where an object"),
         (
             "votes.jsonl",

@@ -221,6 +221,13 @@ def _weigh_annotators(
 
 
 def _text(where: Path, row: dict[str, Any], column: str) -> str:
+    text = _cell(where, row, column)
+    if any("\ud800" <= character <= "\udfff" for character in text):  # halves of characters, which no file can hold
+        raise DataError(f"{where}: {column} is {text!r}, which is no text: correct the row")
+    return text
+
+
+def _cell(where: Path, row: dict[str, Any], column: str) -> str:
     value = row.get(column)
     if value is None or not str(value).strip():
         raise DataError(f"{where} has no {column}: fill it in or remove the row")
@@ -229,7 +236,7 @@ def _text(where: Path, row: dict[str, Any], column: str) -> str:
 
 def _path(where: Path, row: dict[str, Any]) -> str:
     """The image's path in one spelling for each file. Tables from Windows separate folders by backslashes."""
-    return posixpath.normpath(_text(where, row, "path").replace("\\", "/"))
+    return posixpath.normpath(_cell(where, row, "path").replace("\\", "/"))
 
 
 def _split(row: dict[str, Any]) -> str | None:

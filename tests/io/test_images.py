@@ -283,7 +283,7 @@ from PIL import Image
 from fer_pll.io.images import open_image
 
 pillow_heif.register_heif_opener()
-side = 2000
+side = 3000
 made = {"RGBA PNG": 1, "LA PNG": 1, "I;16 PNG": 1, "P PNG": 1, "P GIF": 1, "CMYK TIFF": 1, "RGB JPEG": 1, "RGB BMP": 1}
 made |= {"L JPEG2000": 3, "RGBA JPEG2000": 3, "RGB WEBP": 2, "RGBA WEBP": 2, "RGBA AVIF": 2}
 made |= {"RGB HEIF": 1, "RGBA HEIF": 2}

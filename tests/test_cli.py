@@ -195,7 +195,10 @@ def test_ctrl_c_while_libraries_are_imported_is_one_line_too(tmp_path):
 def test_ctrl_c_ends_a_command_with_one_line(tmp_path):
     command = [sys.executable, "-m", "fer_pll_cli", "prepare", "synthetic", "--out", tmp_path / "data"]
     process = subprocess.Popen(
-        [*map(str, command), "--num-train", "100000", "--num-proc", "1"], stderr=subprocess.PIPE, text=True
+        [*map(str, command), "--num-train", "100000", "--num-proc", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )
     while process.poll() is None and not (tmp_path / ".data.shards").exists():  # until it writes images
         time.sleep(0.1)

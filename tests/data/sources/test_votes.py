@@ -273,8 +273,8 @@ def test_a_class_with_the_separator_of_candidates_in_its_name(tmp_path):
 def test_class_names_may_hold_anything(tmp_path):
     names = ["a$\\frac{$b", '"quoted"', "<b>", "=1+1", "new\nline", "row_id", "image", "predicted", "☃", "-1"]
     rows = [{"path": f"{k}.png", "candidates": name, "label": name} for k, name in enumerate(names)]
-    for row in rows:
-        PILImage.new("L", (8, 8)).save(tmp_path / row["path"])
+    for shade, row in enumerate(rows):
+        PILImage.new("L", (8, 8), 20 * shade).save(tmp_path / row["path"])
     file = write(tmp_path, rows, ".jsonl")
     options = {"classes": names, "validation_share": 0, "num_proc": 1}
     dataset = prepare("votes", file, out=tmp_path / "set", **options)
@@ -284,8 +284,8 @@ def test_class_names_may_hold_anything(tmp_path):
 
 
 def test_the_summary_counts_candidates_where_there_are_no_labels(tmp_path, capsys):
-    for name in "abcd":
-        PILImage.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    for shade, name in enumerate("abcd"):
+        PILImage.new("L", (8, 8), 20 * shade).save(tmp_path / f"{name}.png")
     (tmp_path / "sets.csv").write_text("path,candidates\na.png,fear|anger\nb.png,fear\nc.png,neutral\nd.png,fear\n")
     arguments = ["votes", str(tmp_path / "sets.csv"), "--validation-share", "0", "--num-proc", "1"]
     main([*arguments, "--out", str(tmp_path / "set")])

@@ -203,7 +203,10 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path):
     while process.poll() is None and not (tmp_path / ".data.shards").exists():  # until it writes images
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert error.startswith("interrupted") and len(error.splitlines()) == 1
     assert not (tmp_path / "data").exists()

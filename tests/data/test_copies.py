@@ -289,7 +289,8 @@ def test_rows_held_out_are_listed_as_such_and_options_are_checked(tmp_path):
     images = {f"{n}.png": photograph(n // 2).point(lambda value, n=n: max(value - n % 2, 0)) for n in range(20)}
     (name, source), _ = votes(tmp_path / "raw", images, {})
     said: list[str] = []
-    prepared = fer_pll.prepare(name, source, out=tmp_path / "set", hold_out=0.5, num_proc=1, report=said.append)
+    options = {"validation_share": 0, "hold_out": 0.5, "num_proc": 1}
+    prepared = fer_pll.prepare(name, source, out=tmp_path / "set", report=said.append, **options)
     where = {row_id: split for split, part in prepared.items() for row_id in part["row_id"]}
     with (tmp_path / "set" / COPIES).open(newline="") as file:
         listed = list(csv.DictReader(file))
@@ -297,7 +298,7 @@ def test_rows_held_out_are_listed_as_such_and_options_are_checked(tmp_path):
     assert all(where[copy["row_id"]] == copy["split"] for copy in listed)
     assert all(where[copy["copy_of"]] == copy["copy_of_split"] for copy in listed)
     leaks = {copy["row_id"] for copy in listed if (copy["split"], copy["copy_of_split"]) == ("train", HELD_OUT)}
-    assert leaks and f"0 are copies and {len(leaks)} near copies of images to evaluate on" in said[1]
+    assert leaks and f"0 are copies and {len(leaks)} near copies of images to evaluate on" in "".join(said)
     fer_pll.prepare(name, source, out=tmp_path / "set", overwrite=True, num_proc=1)  # the list is one of our files
     with pytest.raises(DataError, match="--drop-copies all: choose exact, near, none"):
         fer_pll.prepare(name, source, out=tmp_path / "b", drop_copies="all")

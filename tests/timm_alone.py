@@ -6,9 +6,11 @@ them be made. Where a torchvision can be imported, that one is used.
 
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import sys
 import types
 
+import pytest
 from transformers.models.timm_backbone import modeling_timm_backbone
 from transformers.utils import import_utils
 
@@ -36,7 +38,12 @@ class _EmptyTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def import_timm() -> None:
-    """Import timm, and let transformers use it. Nobody else finds a torchvision that is not there."""
+    """Import timm, and let transformers use it. Nobody else finds a torchvision that is not there.
+
+    Skips the test where there is no timm (`pip install --no-deps timm`).
+    """
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("needs timm")
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError):  # the latter: built for another torch

@@ -32,6 +32,7 @@ from fer_pll.inference.onnx_export import write_model
 from fer_pll.model.feature_tokens import grid_positions
 from fer_pll.model.modeling_fer_pll import sincos_positions
 from hub.stranger import run_stranger
+from timm_alone import import_timm
 from tiny import make_dataset, make_trainer, tiny_config
 
 TIMM = ("mobilenetv3_small_050", "efficientnet_lite0")
@@ -43,7 +44,7 @@ def backbone_config(name: str):
     if name == "ours":
         return OURS
     if name in TIMM:
-        pytest.importorskip("timm_alone").import_timm()
+        import_timm()
         return timm_config(name)
     config = deepcopy(SOURCES[name][1])
     config.out_features = config.stage_names[-2:]

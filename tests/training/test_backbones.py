@@ -32,6 +32,7 @@ from fer_pll.training.backbones import read_config, read_images
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.param_groups import depths, parameter_groups
 from hub.fake_hub import FakeHub
+from timm_alone import import_timm
 from tiny import CLASSES, make_dataset, make_trainer, tiny_config
 
 
@@ -227,7 +228,7 @@ def test_damaged_and_foreign_weights_are_refused(sources, tmp_path):
 
 
 def test_a_network_of_timm(tmp_path):
-    pytest.importorskip("timm_alone").import_timm()
+    import_timm()
     import timm
 
     torch.manual_seed(0)

@@ -237,6 +237,7 @@ def test_pushes_from_the_installed_wheel_are_complete(outside, tmp_path):
             assert pushed[name] == (ROOT / "src/fer_pll/model" / name).read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # ten processes, each of which loads torch
 def test_the_wheel_is_the_program(outside, tmp_path):
     """From nothing to a model on the Hub, with the wheel alone, in an empty folder, by commands."""

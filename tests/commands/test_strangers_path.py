@@ -63,7 +63,8 @@ def write_faces(folder: Path, form: str) -> list[str]:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("form", [FORMS[0], *(pytest.param(form, marks=pytest.mark.long) for form in FORMS[1:])])
+@pytest.mark.long
+@pytest.mark.parametrize("form", FORMS)
 def test_four_commands_lead_to_a_model_and_to_pictures(tmp_path, form):
     files = write_faces(tmp_path, form)
     said = fer_pll("prepare", *files, "--out", "data/mine", cwd=tmp_path)

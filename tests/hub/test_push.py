@@ -164,6 +164,7 @@ def test_every_way_to_push_leaves_the_same_files(pushed, name):
     config = json.loads(pushed[f"someone/{name}"]["config.json"])
     preprocessor = json.loads(pushed[f"someone/{name}"]["preprocessor_config.json"])
     assert set(config["auto_map"] | preprocessor["auto_map"]) == {
+        "AutoBackbone",
         "AutoConfig",
         "AutoImageProcessor",
         "AutoModel",

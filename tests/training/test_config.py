@@ -7,7 +7,7 @@ import pytest
 from fer_pll.io.shipped import DEFAULT_CONFIG
 from fer_pll.labels.revision import REVISION_RULES
 from fer_pll.training.arguments import FerPllTrainingArguments
-from fer_pll.training.config import check_output_folder, config_folder, load_config, start_run
+from fer_pll.training.config import LOCK, check_output_folder, config_folder, load_config, start_run
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
 from fer_pll.training.settings_parser import SettingsParser, read_settings
@@ -130,7 +130,6 @@ def test_help_shows_what_the_default_config_sets(capsys):
         with pytest.raises(SystemExit):
             parser.parse_settings([option])
         texts[option] = " ".join(capsys.readouterr().out.split())
-    assert f"(default: {settings['max_candidates']} by the config, else 2)" in texts["--help"]
     assert f"(default: {settings['revision']} by the config)" in texts["--help"].replace("revision.", "")
     assert f"--learning_rate {settings['learning_rate']}," in texts["--help"]
     assert f"--num_train_epochs {settings['num_train_epochs']}," in texts["--help"]
@@ -275,7 +274,7 @@ def test_another_run_is_neither_lost_nor_mixed_in(tmp_path):
     check_output_folder(replacing)
     assert (folder / "model.safetensors").exists()  # until everything else was found right
     start_run(replacing, Script("c", "d"))
-    assert [path.name for path in folder.iterdir()] == ["settings.json"]
+    assert {path.name for path in folder.iterdir()} == {LOCK, "settings.json"}
 
 
 def test_overwrite_never_empties_a_folder_that_is_no_run(tmp_path):
@@ -290,6 +289,7 @@ def test_resuming_from_the_last_checkpoint(tmp_path):
         check_output_folder(arguments(tmp_path, resume_from_checkpoint="last"))
     for step in (5, 40, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
     args = arguments(tmp_path, resume_from_checkpoint="last")
     check_output_folder(args)
@@ -299,15 +299,15 @@ def test_resuming_from_the_last_checkpoint(tmp_path):
 def test_a_half_written_checkpoint_is_passed_over_with_a_message(tmp_path, caplog):
     for step, state in ((5, "{}"), (9, '{"epoch": 1.'), (10, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.pt").touch()
         if state is not None:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
     args = arguments(tmp_path, resume_from_checkpoint="last")
     check_output_folder(args)
     assert args.resume_from_checkpoint.endswith("checkpoint-5")
     messages = [record.getMessage() for record in caplog.records]
-    assert ["checkpoint-10 is half-written" in m or "checkpoint-9 is half-written" in m for m in messages] == [
-        True
-    ] * 2
+    for message, step in zip(messages, (10, 9), strict=True):
+        assert f"checkpoint-{step} is passed over: it is half-written" in message
 
 
 def test_settings_are_written_without_a_token(tmp_path, monkeypatch):

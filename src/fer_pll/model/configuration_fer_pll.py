@@ -271,12 +271,6 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}."
-            )
-        if self.hidden_size % 4 and (self.position_embedding_type == "sincos" or self.backbone_config is not None):
-            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 for sine-cosine positions.")
         for before, prefix in (("", ""), ("decoder_", "decoder_"), ("", "query_decoder_")):
             width, inner = (getattr(self, f"{before}{name}") for name in ("hidden_size", "intermediate_size"))
             layers = getattr(self, f"{prefix}num_hidden_layers")
@@ -285,6 +279,12 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
                     f"{prefix}num_hidden_layers={layers} blocks of {before}hidden_size={width} and "
                     f"{before}intermediate_size={inner} are too large: at most {MAX_BLOCK_VALUES:,} values."
                 )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not divisible by num_attention_heads={self.num_attention_heads}."
+            )
+        if self.hidden_size % 4 and (self.position_embedding_type == "sincos" or self.backbone_config is not None):
+            raise ValueError(f"hidden_size={self.hidden_size} must be divisible by 4 for sine-cosine positions.")
         if self.backbone_config is None:
             self._check_patches()
 

@@ -780,7 +780,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             # By a slice: the exporter writes `diagonal` with operators that make tensors of any size, which exported
             # models must not have.
             every = self.classifier(outputs.query_states)  # (B, K, K)
-            logits = every.flatten(1)[:, :: every.shape[-1] + 1]  # (B, K)
+            logits = every.flatten(1)[:, :: every.shape[-1] + 1].contiguous()  # (B, K)
         loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
         return FerPllImageClassifierOutput(
             loss=loss,

@@ -163,14 +163,18 @@ class CheckpointMixin(RunTrainer):
                 begin_checkpoint(checkpoint)
                 self.save_with_checkpoint(checkpoint)
             self.accelerator.wait_for_everyone()
-            limit, self.args.save_total_limit = self.args.save_total_limit, None  # Trainer's own rotation
+            # Trainer would delete others and push before the checkpoint is sealed.
+            limit, pushes = self.args.save_total_limit, self.args.push_to_hub
+            self.args.save_total_limit, self.args.push_to_hub = None, False
             try:
                 super()._save_checkpoint(model, trial)
             finally:
-                self.args.save_total_limit = limit
+                self.args.save_total_limit, self.args.push_to_hub = limit, pushes
         if self.args.should_save:
             seal(checkpoint)
             rotate(self._get_output_dir(trial), self.state.global_step, limit, self.state.best_model_checkpoint)
+        if pushes:
+            self._push_from_checkpoint(checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         with reading(f"{resume_from_checkpoint} (its weights)", ANOTHER):

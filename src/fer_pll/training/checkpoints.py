@@ -159,6 +159,9 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
         raise save_error(checkpoint, error) from error
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
     """The error for a checkpoint that could not be written, with advice that fits the cause."""
     folder = Path(checkpoint).parent
@@ -171,7 +174,7 @@ def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
         advice = "The disk is read-only: make it writable. Then "
     elif number in (errno.EACCES, errno.EPERM):
         advice = "The folder may not be written to: change its permissions. Then "
-    elif number in (errno.ENOSPC, errno.EDQUOT) or "no space" in reason.lower() or free < 2**28:
+    elif number in _FULL or any(word in reason.lower() for word in ("no space", "too large")) or free < 2**28:
         advice = (
             f"{free / 2**20:,.0f} MiB are free there: make room (--save_total_limit 1 keeps one checkpoint). Then "
         )

@@ -195,7 +195,7 @@ def test_a_damaged_file_costs_one_row(tmp_path, what, name):
     damage = DAMAGED[what]
     damage(file) if callable(damage) else file.write_bytes(damage)
     first, second = list_affectnet(tmp_path)["train"]
-    assert f"0_{name}.npy is" in first.problem and second.problem is None
+    assert f"0_{name}.npy" in first.problem and second.problem is None
 
 
 @pytest.mark.parametrize("source", ["{0}", "../{1}", "../{1}/../{1}", "link"])

@@ -133,7 +133,7 @@ def test_linked_folders_are_read(tmp_path, link):
     place.symlink_to(tmp_path / "disk")
     (tmp_path / "disk" / "loop").symlink_to(source) if link == "happy" else None
     arguments = ["folder", str(source), "--out", str(tmp_path / "set"), "--num-proc", "1", "--validation-share", "0"]
-    main(arguments)
+    main([*arguments, "--drop-copies", "none"])
     rows = load_dataset(tmp_path / "set", "train")["row_id"][:]
     assert [name for name in rows if "loop" not in name] == sorted(
         f"{split}/{path}".strip("/") for path in ("happy/more/a.png", "sad/b.png")
@@ -153,7 +153,18 @@ def test_prepare_data_folder(tmp_path):
         image(tmp_path / path)
     PILImage.new("L", (8, 8), 6).save(tmp_path / "pictures/train/sad/b.png")
     PILImage.new("L", (8, 8), 7).save(tmp_path / "pictures/val/happy/c.png")
-    main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(
+        [
+            "folder",
+            str(tmp_path / "pictures"),
+            "--out",
+            str(tmp_path / "set"),
+            "--drop-copies",
+            "none",
+            "--num-proc",
+            "1",
+        ]
+    )
     dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}
     assert dataset["train"].features["label"].names == ["happiness", "sadness"]

@@ -147,7 +147,9 @@ def test_folders_of_classes(tmp_path, capsys, above, form):
     assert names == expected | {"test_0001": "neutral"}
     assert all(row.path.is_file() for row in found.values())
     assert len({row.row_id for row in found.values()}) == 4
-    main(["rafdb", str(tmp_path / "rafdb"), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    main(
+        ["rafdb", str(tmp_path / "rafdb"), "--out", str(tmp_path / "set"), "--drop-copies", "none", "--num-proc", "1"]
+    )
     assert len(load_dataset(tmp_path / "set", "train")) == 3  # its authors' splits stay as they are
     assert "read as RAF-DB (" in capsys.readouterr().out
 
@@ -182,7 +184,8 @@ def test_a_malformed_table_is_named_by_its_line(tmp_path, line, message):
 def test_an_image_that_a_table_lists_and_no_folder_has_is_left_out(tmp_path):
     root = write_folders(tmp_path / "DATASET")
     (root / "train" / "1" / "train_00002_aligned.jpg").unlink()
-    main(["rafdb", str(root), "--out", str(tmp_path / "set"), "--num-proc", "1"])
+    options = ["--drop-copies", "none", "--num-proc", "1"]
+    main(["rafdb", str(root), "--out", str(tmp_path / "set"), *options])
     report = (tmp_path / "set" / REPORT).read_text()
     assert "train_00002_aligned.jpg: there is no such file" in report
     assert len(load_dataset(tmp_path / "set", "train")) == 2

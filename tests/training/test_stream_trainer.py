@@ -153,7 +153,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk(processes, shards, tmp_path,
     assert process.exitcode == 3
     message = (tmp_path / "error.txt").read_text()
     assert message.startswith(f"{tmp_path}/checkpoint-6 could not be written")
-    assert "MiB are free: make room" in message
+    assert "MiB are free there: make room" in message
     assert f"go on from {tmp_path}/checkpoint-3, which is whole: --resume_from_checkpoint last" in message
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
     assert_same_bits(whole["none"], finish(processes, tmp_path, shards, SETTINGS["none"]))

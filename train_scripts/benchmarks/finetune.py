@@ -69,6 +69,7 @@ def make_trainings(args, folder):
     dataset = Dataset.from_dict(
         {
             "index": np.arange(num_rows),
+            "image": np.arange(num_rows),  # the collator has the pixels
             "row_id": [str(row) for row in range(num_rows)],
             "candidates": classes[labels] | classes[labels - 1],
             "label": labels,

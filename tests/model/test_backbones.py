@@ -119,8 +119,18 @@ def test_training_revises_and_goes_on_bit_for_bit(name, tmp_path):
         assert torch.equal(one, other), key
 
 
+# PyTorch's exporter fails at a view of their attention: "Cannot view a tensor with shape (s99, 16, 2, 8)".
+NOT_EXPORTED = pytest.mark.xfail(raises=Exception, strict=True, reason="torch.onnx cannot export their attention yet")
+
+
 @pytest.mark.parametrize(
-    "name", [each if each == "resnet" else pytest.param(each, marks=pytest.mark.long) for each in ALL]
+    "name",
+    [
+        each
+        if each == "resnet"
+        else pytest.param(each, marks=[pytest.mark.long, *([NOT_EXPORTED] if each in ("swin", "beit") else [])])
+        for each in ALL
+    ],
 )
 def test_as_onnx(name, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -24,6 +24,14 @@ SIZES = {
     "decoder_num_attention_heads": 2,
     "decoder_intermediate_size": 32,
 }
+CROP = {
+    "name": "toy",
+    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
+    "size": 16,
+    "color": "gray",
+    "margin": 0.1,
+}
+"""A `face_crop` of an image processor."""
 QUICK = {
     "num_train_epochs": 2,
     "per_device_train_batch_size": 16,

@@ -50,17 +50,9 @@ from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.lora import add_adapters
 from fer_pll.training.run_folder import RunFolder
 from fer_pll.training.trainer import start_table
-from tests.tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
+from tests.tiny import CLASSES, CROP, make_dataset, make_trainer, tiny_config, tiny_processor
 
 from .runner import Target
-
-CROP = {
-    "name": "toy",
-    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
-    "size": 16,
-    "color": "gray",
-    "margin": 0.1,
-}
 
 
 def problems(splits: Mapping[str, Iterable[ImageRecord]]) -> list[str]:

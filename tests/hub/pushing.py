@@ -19,7 +19,7 @@ from fer_pll import FerPllTrainer
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.provenance import Provenance
 from fer_pll.hub.push import PushError, published_files, push_files
-from tiny import make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
+from tiny import CROP, make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
 
 SETTINGS = {
     "max_steps": 2,
@@ -27,13 +27,6 @@ SETTINGS = {
     "save_strategy": "steps",
     "save_steps": 1,
     "report_to": ["tensorboard"],  # whose files lie in the output folder and belong to nobody else
-}
-CROP = {
-    "name": "toy",
-    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
-    "size": 16,
-    "color": "gray",
-    "margin": 0.1,
 }
 FAULTS = ("401", "403", "404", "409", "429", "500", "cut", "batch-429", "batch-500", "upload-403", "upload-cut")
 

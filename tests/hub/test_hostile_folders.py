@@ -33,17 +33,10 @@ from fer_pll.training.calibrated import calibrate
 from fer_pll.training.run_folder import RunFolder
 from fer_pll.training.trainer import start_table
 from hub.fake_hub import FakeHub
-from tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
+from tiny import CLASSES, CROP, make_dataset, make_trainer, tiny_config, tiny_processor
 
 ROOT = Path(__file__).parents[2]
 SECRET = "an ssh key, say"
-CROP = {
-    "name": "toy",
-    "template": [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]],
-    "size": 16,
-    "color": "gray",
-    "margin": 0.1,
-}
 
 
 @pytest.fixture(scope="module")

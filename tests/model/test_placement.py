@@ -6,42 +6,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from accelerate import cpu_offload, disk_offload
-from fer_pll import FerPllForImageClassification, FerPllForPreTraining
-from tiny import tiny_config
-
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
-MODELS = {
-    "classifier": (FerPllForImageClassification, {}),
-    "linear": (FerPllForImageClassification, {"add_query_decoder": False}),
-    "learned positions": (FerPllForImageClassification, {"position_embedding_type": "learned"}),
-    "another backbone": (FerPllForImageClassification, {"backbone_config": RESNET | {"num_channels": 1}}),
-    "pre-training": (FerPllForPreTraining, {}),
-    "token style": (FerPllForPreTraining, {"mask_style": "token"}),
-}
-PIXELS = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-NOISE = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
+from model.variants import VARIANTS, logits, make_variant
 
 
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
+@pytest.fixture(params=VARIANTS)
 def model(request) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model_class, changes = request.param
-    model = model_class(tiny_config(**changes)).eval()
+    model = make_variant(request.param)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return model
-
-
-def logits(model: PreTrainedModel, gradients: bool = False) -> torch.Tensor:
-    given = {"noise": NOISE} if isinstance(model, FerPllForPreTraining) else {}
-    with torch.set_grad_enabled(gradients):
-        return model(pixel_values=PIXELS, **given).logits.detach()
 
 
 def parts(model: PreTrainedModel) -> list[str]:

@@ -9,40 +9,16 @@ import torch
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel, TorchAoConfig
 
-from fer_pll import FerPllForImageClassification, FerPllForPreTraining
+from fer_pll import FerPllForImageClassification
+from model.variants import VARIANTS, logits, make_variant
 from tiny import tiny_config
 
 quantization = pytest.importorskip("torchao.quantization")
 
-RESNET = {
-    "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "layer_type": "basic",
-}
-MODELS = {
-    "classifier": (FerPllForImageClassification, {}),
-    "linear": (FerPllForImageClassification, {"add_query_decoder": False}),
-    "another backbone": (FerPllForImageClassification, {"backbone_config": RESNET | {"num_channels": 1}}),
-    "pre-training": (FerPllForPreTraining, {}),
-    "token style": (FerPllForPreTraining, {"mask_style": "token"}),
-}
-PIXELS = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-NOISE = torch.rand(3, 4, generator=torch.Generator().manual_seed(0))
 
-
-@pytest.fixture(params=MODELS.values(), ids=MODELS)
+@pytest.fixture(params=VARIANTS)
 def model(request) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model_class, changes = request.param
-    return model_class(tiny_config(**changes)).eval()
-
-
-def logits(model: PreTrainedModel, gradients: bool = False) -> torch.Tensor:
-    given = {"noise": NOISE} if isinstance(model, FerPllForPreTraining) else {}
-    with torch.set_grad_enabled(gradients):
-        return model(pixel_values=PIXELS, **given).logits.detach()
+    return make_variant(request.param)
 
 
 def quantized(model: PreTrainedModel) -> set[str]:

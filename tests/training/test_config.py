@@ -130,6 +130,8 @@ def test_help_shows_what_the_default_config_sets(capsys):
         with pytest.raises(SystemExit):
             parser.parse_settings([option])
         texts[option] = " ".join(capsys.readouterr().out.split())
+    momentum = settings["revision_momentum"]
+    assert f"(default: {momentum} by the config, else 0.0)" in texts["--help"]
     assert f"(default: {settings['revision']} by the config)" in texts["--help"].replace("revision.", "")
     assert f"--learning_rate {settings['learning_rate']}," in texts["--help"]
     assert f"--num_train_epochs {settings['num_train_epochs']}," in texts["--help"]

@@ -61,18 +61,8 @@ def test_folders_of_classes(tmp_path, above):
     expected = ["anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"]
     assert names == dict(zip(FOLDERS, expected, strict=True))
     # published splits stay as they are
-    main(
-        [
-            "fer2013",
-            str(tmp_path / "kaggle"),
-            "--out",
-            str(tmp_path / "set"),
-            "--drop-copies",
-            "none",
-            "--num-proc",
-            "1",
-        ]
-    )
+    options = ["--drop-copies", "none", "--num-proc", "1"]
+    main(["fer2013", str(tmp_path / "kaggle"), "--out", str(tmp_path / "set"), *options])
     assert {split: len(rows) for split, rows in load_dataset(tmp_path / "set").items()} == {"train": 7, "test": 7}
 
 

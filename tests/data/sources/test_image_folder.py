@@ -153,18 +153,8 @@ def test_prepare_data_folder(tmp_path):
         image(tmp_path / path)
     PILImage.new("L", (8, 8), 6).save(tmp_path / "pictures/train/sad/b.png")
     PILImage.new("L", (8, 8), 7).save(tmp_path / "pictures/val/happy/c.png")
-    main(
-        [
-            "folder",
-            str(tmp_path / "pictures"),
-            "--out",
-            str(tmp_path / "set"),
-            "--drop-copies",
-            "none",
-            "--num-proc",
-            "1",
-        ]
-    )
+    options = ["--drop-copies", "none", "--num-proc", "1"]
+    main(["folder", str(tmp_path / "pictures"), "--out", str(tmp_path / "set"), *options])
     dataset = load_dataset(tmp_path / "set")
     assert {split: len(rows) for split, rows in dataset.items()} == {"train": 2, "validation": 1}
     assert dataset["train"].features["label"].names == ["happiness", "sadness"]

@@ -8,7 +8,7 @@ import torch
 from datasets import DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllTrainer
@@ -87,6 +87,21 @@ def test_a_teacher_in_color_and_of_another_size_sees_the_image_as_its_processor_
     with torch.no_grad():
         expected = teacher.model(**inputs).logits.softmax(dim=1)
     torch.testing.assert_close(teacher.probabilities(pixels), expected, atol=2e-3, rtol=1e-2)
+
+
+def test_a_teacher_whose_processor_crops_the_center_gets_images_of_the_size_that_is_left():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = ViTConfig(image_size=16, patch_size=8, id2label=dict(enumerate(CLASSES)), **sizes)
+    crop = {"height": 16, "width": 16}
+    processor = BitImageProcessorPil(size={"shortest_edge": 16}, crop_size=crop, do_center_crop=True)
+    teacher = Teacher(ViTForImageClassification(config), processor, CLASSES)
+    images = list(make_dataset(6)["image"])
+    pixels = torch.tensor(np.stack([np.asarray(image) for image in images]))[:, None].float()
+    inputs = processor([image.convert("RGB") for image in images], return_tensors="pt")
+    with torch.no_grad():
+        expected = teacher.model(**inputs).logits.softmax(dim=1)
+    torch.testing.assert_close(teacher.probabilities(pixels), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_the_mean_over_mirror_images_does_not_depend_on_which_is_the_image(checkpoint):

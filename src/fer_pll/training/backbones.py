@@ -47,11 +47,17 @@ class Images:
     resample: int
 
     @classmethod
-    def of(cls, processor: FerPllImageProcessor) -> "Images":
-        """What an image processor of ours makes."""
-        size: Any = processor.size  # a SizeDict, whatever the class had
-        mean, std = list(processor.image_mean or ()), list(processor.image_std or ())
-        return cls(size.height, processor.num_channels, mean, std, int(processor.resample))
+    def from_processor(cls, processor: Any, num_channels: int) -> "Images":
+        """What an image processor of ours or of transformers makes for a network of so many channels."""
+        mean, std = [0.0] * num_channels, [1.0] * num_channels
+        if processor.do_normalize:
+            # Pixels 0..255 times the factor are normalized; ours are in 0..1.
+            scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
+            mean, std = ([value / scale for value in values] for values in (processor.image_mean, processor.image_std))
+        # The size after the center crop, if there is one.
+        size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
+        sides = [size[name] for name in ("height", "shortest_edge", "longest_edge") if size.get(name)]
+        return cls(sides[0], num_channels, mean, std, int(processor.resample))
 
     def processor(self, face_crop: dict[str, Any] | None = None) -> FerPllImageProcessor:
         """An image processor that makes such images. The whole image is resized: the face fills it already."""
@@ -139,16 +145,7 @@ def read_images(source: str) -> Images | None:
         if Path(source).is_dir():
             raise
         return None
-    channels = settings.get("num_channels", 3)
-    mean, std = [0.0] * channels, [1.0] * channels
-    if processor.do_normalize:
-        # Pixels 0..255 times the factor are normalized; ours are in 0..1.
-        scale = 255 * (processor.rescale_factor if processor.do_rescale else 1.0)
-        mean, std = ([value / scale for value in values] for values in (processor.image_mean, processor.image_std))
-    # The size after the center crop, if there is one.
-    size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
-    sides = [size[name] for name in ("height", "shortest_edge", "longest_edge") if size.get(name)]
-    return Images(sides[0], channels, mean, std, int(processor.resample))
+    return Images.from_processor(processor, settings.get("num_channels", 3))
 
 
 def is_feature_norm(name: str) -> bool:

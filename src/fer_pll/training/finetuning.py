@@ -242,7 +242,9 @@ class FineTuningOptions:
                 raise ValueError(f"--config {self.config} is no model of fer-pll: leave it out, or --backbone.")
             base, base_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
             with naming("--backbone", self.backbone):
-                images = self._images(self.backbone, Images.of(base_processor))
+                images = self._images(
+                    self.backbone, Images.from_processor(base_processor, base_processor.num_channels)
+                )
                 config = configure(self.backbone, base, images, self.backbone_features)
             image_processor = images.processor(base_processor.face_crop)
             if self.backbone_weights == "pretrained":
@@ -286,7 +288,7 @@ class FineTuningOptions:
         if self.backbone is None:
             config, start, option = load_model_config(folder), self.init_from, "--init_from"
             if start is not None and (images := read_images(start)) is not None:
-                of_config = Images.of(image_processor)
+                of_config = Images.from_processor(image_processor, image_processor.num_channels)
                 if (images.image_mean, images.image_std) != (of_config.image_mean, of_config.image_std):
                     raise ValueError(
                         f"--init_from {start} is for pixels with mean {images.image_mean} and deviation "
@@ -301,7 +303,9 @@ class FineTuningOptions:
                         "a network of timm is used with the label queries only: leave out --architecture."
                     )
                 config = load_model_config(self.backbone)
-                images = self._images(self.backbone, Images.of(image_processor))
+                images = self._images(
+                    self.backbone, Images.from_processor(image_processor, image_processor.num_channels)
+                )
             image_processor = images.processor(image_processor.face_crop)
         config._name_or_path = ""
         config.id2label, config.label2id = classes["id2label"], classes["label2id"]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from datasets import Dataset
 from PIL import ImageOps
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -18,7 +18,9 @@ from ..inference.predictions import predict_logits
 from ..io.atomic import whole_file
 from ..io.errors import DataError
 from ..io.pretrained import load_image_processor, load_model
+from ..io.stored import reading
 from ..labels.expressions import canonical_name
+from .backbones import Images
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to gray
 
@@ -45,6 +47,7 @@ class Teacher:
                 "trained on the student's classes."
             )
         self.columns = [known.index(canonical_name(name)) for name in names]
+        self.images = Images.from_processor(image_processor, getattr(model.config, "num_channels", 3))
 
     @classmethod
     def load(cls, checkpoint: str, names: Sequence[str], device: torch.device) -> Self:
@@ -58,12 +61,12 @@ class Teacher:
     @torch.no_grad()
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Probabilities (B, K) for images (B, C, H, W) with values 0..255, of any size, gray or in color."""
-        processor: Any = self.image_processor
-        mean, std = (torch.tensor(values, device=pixels.device).view(-1, 1, 1) * 255 for values in self._statistics())
+        images = self.images
+        mean, std = (pixels.new_tensor(each).view(-1, 1, 1) * 255 for each in (images.image_mean, images.image_std))
         if pixels.shape[1] != len(mean):
             gray = pixels.new_tensor(_LUMINANCE).view(-1, 1, 1)
             pixels = pixels.expand(-1, len(mean), -1, -1) if pixels.shape[1] == 1 else (pixels * gray).sum(1, True)
-        size = (processor.size["height"], processor.size["width"])
+        size = (images.size, images.size)
         if pixels.shape[2:] != size:
             pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True).clamp(0, 255)
         return self._of_student(self.model(pixel_values=(pixels - mean) / std).logits)
@@ -73,11 +76,6 @@ class Teacher:
         mirrored = dataset.with_transform(_mirror)
         logits = (predict_logits(self.model, self.image_processor, rows, batch_size) for rows in (dataset, mirrored))
         return torch.stack([self._of_student(each) for each in logits]).mean(dim=0)
-
-    def _statistics(self) -> tuple[list[float], list[float]]:
-        processor: Any = self.image_processor
-        channels = getattr(processor, "num_channels", len(processor.image_mean))
-        return list(processor.image_mean)[:channels], list(processor.image_std)[:channels]
 
     def _of_student(self, logits: Tensor) -> Tensor:
         chosen = logits.float()[:, self.columns]  # the softmax over them is renormalized
@@ -143,11 +141,8 @@ def cached_probabilities(
     """
     made_from = {"teachers": " ".join(digests), "fingerprint": fingerprint}
     if Path(path).is_file():
-        try:
-            with safe_open(path, "pt") as file:
-                found, probabilities = file.metadata() or {}, file.get_tensor("probabilities")
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path} cannot be read ({error}): delete it, and it is computed again") from error
+        with reading(path, "delete it, and it is computed again"), safe_open(path, "pt") as file:
+            found, probabilities = file.metadata() or {}, file.get_tensor("probabilities")
         if found != made_from or len(probabilities) != len(dataset):
             raise DataError(f"{path} is of other teachers or other rows: name another file, or delete it")
         return probabilities

@@ -18,7 +18,7 @@ from transformers import set_seed
 
 import fer_pll_cli
 
-from ..data.dataset import load_dataset
+from ..data.dataset import find_split, load_dataset
 from ..io.terminal import say
 from ..labels.candidate_summary import CandidateSummary
 from ..plots.candidate_sets import plot_candidate_sets
@@ -64,7 +64,7 @@ def build(argv: Sequence[str] | None = None) -> tuple[FerPllTrainer, FineTuningO
     check_output_folder(args)
     set_seed(args.seed)
     data = load_dataset(options.data)
-    train_dataset = options.add_candidates(load_dataset(options.data, "train"), args.seed)
+    train_dataset = options.add_candidates(find_split(data, "train", options.data), args.seed)
     return options.make_trainer(args, train_dataset, data.get("validation")), options
 
 

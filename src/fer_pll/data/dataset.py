@@ -166,8 +166,15 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
         rows.info.features["image"] = StoredImage(f"{path}: an image of split {name!r}")
         if "index" in rows.column_names:
             dataset[name] = rows.remove_columns("index")
-    if split is None:
-        return dataset
+    return dataset if split is None else find_split(dataset, split, path)
+
+
+def find_split(dataset: DatasetDict, split: str, path: str | Path) -> Dataset:
+    """One split of a prepared set.
+
+    Raises:
+        DataError: it is not there; the message names the folder `path` and the splits that are there.
+    """
     if split not in dataset:
         make = _MAKES_SPLIT.get(split)
         raise DataError(

@@ -746,10 +746,12 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
         if module is self.classifier:
             # Small first logits: else chance would decide the first revisions of the confidences, which are final.
             init.normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
 
     @property
     def label_queries(self) -> nn.Parameter | None:

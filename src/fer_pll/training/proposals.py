@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data.candidate_sets import add_candidates
-from ..data.dataset import load_dataset, numpy_column, prepared_features
+from ..data.dataset import find_split, load_dataset, numpy_column, prepared_features
 from ..data.provenance import Provenance
 from ..inference.loading import check_device, class_names
 from ..io.pretrained import load_model_config
@@ -70,7 +70,7 @@ def propose(
     rows = unlabeled.select_columns(["image", "row_id"])
     labeled = load_dataset(join) if join is not None else None
     if labeled is not None:
-        names = labeled["train"].features["label"].names
+        names = find_split(labeled, "train", str(join)).features["label"].names
     else:
         names = class_names(load_model_config(teachers[0]))
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -506,8 +506,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
     @property
     def progress(self) -> float:
         """Share of the training that is done, 0 .. 1."""
-        epochs = self.state.max_steps / self.steps_per_epoch
-        return min(self.state.global_step / self.steps_per_epoch / epochs, 1.0) if epochs else 0.0
+        return min(self.state.global_step / self.state.max_steps, 1.0) if self.state.max_steps else 0.0
 
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, *args, **kwargs)

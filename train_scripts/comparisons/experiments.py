@@ -35,7 +35,8 @@ COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "o
 class Scale:
     """Sizes of the networks.
 
-    pretraining: folder of hub_configs for the pre-training of the ViT; `{}` stands for its objective.
+    pretraining: folder of hub_configs for the pre-training of the ViT; `{}` stands for its objective. Other networks are
+        pre-trained with their own folder.
     backbones: for each network that can be fine-tuned, a folder of hub_configs or of train_scripts/configs.
     vit_changes: other values for the config.json of the ViT.
     pretrain_epochs, epochs: numbers of epochs; None for those of the configuration.
@@ -48,7 +49,8 @@ class Scale:
     epochs: int | None = None
 
 
-TINY = {"vit": "fer-pll-tiny-ferplus-quick", "resnet18": str(SCRIPTS / "configs" / "resnet18")}
+CONFIGS = ("resnet18", "resnet18-queries", "small-resnet", "convnext", "convnext-queries", "tiny-conv-stem")
+TINY = {"vit": "fer-pll-tiny-ferplus-quick"} | {name: str(SCRIPTS / "configs" / name) for name in CONFIGS}
 BASE = {"vit": "fer-pll-vit-base-ferplus", "resnet18": str(SCRIPTS / "configs" / "resnet18-224")}
 SCALES = {
     "nano": Scale("fer-pll-tiny-{}", TINY, {"num_hidden_layers": 4}, 20, 12),
@@ -154,16 +156,20 @@ class Experiments:
             shutil.rmtree(checkpoint)
         return time.perf_counter() - start
 
-    def pretrain(self, objective: str, seed: int) -> Path:
+    def pretrain(self, backbone: str, objective: str, seed: int) -> Path:
         """Folder of a pre-trained encoder. A missing one is made."""
         samples = f"-{self.args.max_samples}samples" if self.args.max_samples else ""
-        folder = self.folder / "pretrain" / f"{objective}-seed{seed}{samples}"
+        name = objective if backbone == "vit" else f"{backbone}_{objective}"
+        folder = self.folder / "pretrain" / f"{name}-seed{seed}{samples}"
         settings = {"epochs": self.pretrain_epochs, "options": self.args.options, "fingerprint": self.fingerprint}
         done = folder / "pretrained.json"
         if done.is_file():
             check_same(json.loads(done.read_text())["settings"], settings, str(done))
             return folder
-        config = self.vit_config(self.scale.pretraining.format(objective))
+        if backbone == "vit":
+            config = self.vit_config(self.scale.pretraining.format(objective))
+        else:
+            config = self.backbone_config(backbone)
         argv = ["--config", config, "--data", self.data(None, seed), "--seed", seed]
         seconds = self.train("pretrain", folder, argv + self.epochs_option(self.pretrain_epochs), settings)
         write_json(done, {"settings": settings, "seconds": seconds})
@@ -188,7 +194,7 @@ class Experiments:
     def training_options(self, run: Run, seed: int) -> list:
         """Options of a run, except its data and its folder. A missing pre-trained encoder is made."""
         argv = ["--config", self.backbone_config(run.backbone), "--seed", seed]
-        argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.pretraining, seed)]
+        argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.backbone, run.pretraining, seed)]
         argv += ["--settings", settings_file(run)]
         argv += self.epochs_option(self.epochs)
         if self.epochs is not None:

@@ -154,6 +154,22 @@ TABLES: dict[str, Table] = {
         ),
         votes=(None, 2),
     ),
+    "backbones": Table(
+        "Label queries on other backbones, beyond the paper",
+        (
+            Row("small residual network, softmax", Run(None, "cross-entropy", backbone="small-resnet")),
+            Row("small residual network, PLL", Run(None, "pll", backbone="small-resnet")),
+            Row("small residual network, ours", Run(None, "full", backbone="small-resnet")),
+            Row("ResNet-18, softmax", Run(None, "cross-entropy", backbone="resnet18"), "87.37"),
+            Row("ResNet-18, PLL", Run(None, "pll", backbone="resnet18"), "88.40"),
+            Row("ResNet-18, ours", Run(None, "full", backbone="resnet18-queries")),
+            Row("ConvNeXt, softmax", Run(None, "cross-entropy", backbone="convnext")),
+            Row("ConvNeXt, PLL", Run(None, "pll", backbone="convnext")),
+            Row("ConvNeXt, ours", Run(None, "full", backbone="convnext-queries")),
+            Row("ViT with a convolutional stem, ours", Run(None, "full", backbone="tiny-conv-stem")),
+            Row("ViT with a convolutional stem, HOG, ours", Run("hog", "full", backbone="tiny-conv-stem")),
+        ),
+    ),
     "figure7": Table(
         "Figures 1 and 7 to 9: what training made of its annotators", (Row("ours", OURS),), figure=galleries
     ),

@@ -331,7 +331,7 @@ def test_a_source_of_ones_own(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["ferplus", "synthetic"])
+@pytest.mark.parametrize("command", ["ferplus", pytest.param("synthetic", marks=pytest.mark.long)])
 def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, source, tmp_path, monkeypatch, capsys):
     where = [str(source)] if command == "ferplus" else ["--num-train", "5", "--num-validation", "3"]
     argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1", "--drop-copies", "none"]

@@ -183,6 +183,7 @@ def test_mistakes_are_one_line_without_a_traceback(workspace, command):
     assert not (workspace / "never").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
     program, *options = LAUNCHERS[name]
@@ -201,16 +202,21 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
             ["hog", "--batch-size", 2, "--image-size", 64],
             {"one_thread", "all_threads", "one_thread_noise", "one_thread_tiny", "largest_difference"},
         ),
-        (["pretrain", "--batch-size", 2], {"time", "memory", "hog_share", "flops_share", "flops_share_peer"}),
+        pytest.param(
+            ["pretrain", "--batch-size", 2],
+            {"time", "memory", "hog_share", "flops_share", "flops_share_peer"},
+            marks=pytest.mark.long,
+        ),
         (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
-        (
+        pytest.param(
             ["copies", "--planted", 3, "--images", 40],
             {"compressed", "smaller", "mirrored", "cropped", "brighter", "recall", "precision", "time"},
+            marks=pytest.mark.long,
         ),
         (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
-        (["imports"], {"import", "first_use"}),
+        pytest.param(["imports"], {"import", "first_use"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long),
     ],

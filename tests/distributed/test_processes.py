@@ -150,6 +150,7 @@ def test_two_processes_go_on_where_one_stopped_and_say_what_is_no_longer_identic
     assert "world_size 1 -> 2" in two_processes["printed"]
 
 
+@pytest.mark.long
 def test_torchrun_gives_the_same(tmp_path, one_process):
     launch(["torch.distributed.run", "--nproc_per_node", "2"], tmp_path, {"paper": halved(SCENARIOS["paper"])})
     result = torch.load(tmp_path / "paper-1.pt")

@@ -12,6 +12,8 @@ import torch
 import toy_streaming
 from toy_streaming import encoded, write_folder, write_shards
 
+pytestmark = pytest.mark.long
+
 DDP = Path(__file__).parents[2] / "train_scripts" / "accelerate" / "ddp.yaml"
 SHARED = {"shards": 48, "rows": 48 + 5}  # images, in 4 and in 5 shards
 

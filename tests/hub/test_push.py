@@ -31,6 +31,8 @@ from hub.fake_hub import FakeHub, Fault
 from hub.stranger import run_stranger
 from tiny import CLASSES
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 TOKEN = "hf_aTokenThatMustNotBeFoundInAnyFile"
 CODE = {

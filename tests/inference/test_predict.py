@@ -310,7 +310,9 @@ def test_ctrl_c_leaves_what_there_is_under_another_name(model, photos, tmp_path)
     assert len(rows) < 5000 and all(row["expression"] in CLASSES for row in rows)
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    "ending", ["csv", *(pytest.param(each, marks=pytest.mark.long) for each in ("jsonl", "parquet"))]
+)
 def test_a_full_disk_leaves_no_table_of_that_name(tmp_path, ending):
     """A limit on the size of files stands for the full disk: to the writer both are an OSError."""
     path = tmp_path / f"t.{ending}"
@@ -347,6 +349,7 @@ def test_an_empty_parquet_table_keeps_its_columns(tmp_path):
     assert pyarrow.parquet.read_table(tmp_path / "t.parquet").column_names == ["file", "score"]
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_number_of_images(model, photos):
     """Images are let go once they are answered."""
     import gc

@@ -39,6 +39,7 @@ def common(tmp_path_factory) -> tuple[Path, list[str]]:
 OPTIONS = ["--", "--dataloader_num_workers", "0", "--disable_tqdm", "true", "--logging_steps", "1"]
 
 
+@pytest.mark.long
 def test_a_table_its_figure_and_a_second_call(common, capsys):
     folder, arguments = common
     call = ["figure4", *arguments, "--seeds", "0", "1", *OPTIONS]
@@ -103,6 +104,7 @@ def test_the_rows_of_a_table(common, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_the_launcher_runs_from_any_folder_and_says_what_is_wrong_in_one_line(tmp_path):
     command = [sys.executable, str(SCRIPTS / "reproduce.py"), "table7"]
     listed = subprocess.run([*command, "--list"], capture_output=True, text=True, cwd=tmp_path)
@@ -113,6 +115,7 @@ def test_the_launcher_runs_from_any_folder_and_says_what_is_wrong_in_one_line(tm
     assert refused.stderr.splitlines()[-1].startswith("error: nowhere") and "Traceback" not in refused.stderr
 
 
+@pytest.mark.long
 def test_an_interrupted_matrix_goes_on(common, capsys):
     """A pre-training that ended and a run that was cut off after its first epoch."""
     folder, arguments = common

@@ -395,6 +395,7 @@ def test_gradient_checkpointing_gives_the_same_or_says_that_it_does_nothing(tmp_
         trainer_on(tmp_path, queries_on(OURS), gradient_checkpointing=True)
 
 
+@pytest.mark.long
 def test_every_command_on_a_backbone(sources, tmp_path, capsys):
     """From prepared rows to answers, with a network of convolutions in the place of the encoder."""
     folder, _ = sources["resnet"]

@@ -198,6 +198,7 @@ def test_the_jit_checkpoint_of_transformers_is_refused(tmp_path, toy_config, toy
         make_trainer(tmp_path, toy_config, toy_processor, make_dataset(10), enable_jit_checkpoint=True)
 
 
+@pytest.mark.long
 def test_the_file_of_the_table_is_the_same_for_the_same_content(run, tmp_path):
     from fer_pll import ConfidenceTable
 

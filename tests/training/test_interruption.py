@@ -113,10 +113,10 @@ def assert_same_bits(one: dict, other: dict) -> None:
     ("moment", "resumes_at", "half"),
     [
         ("step", 3, False),
-        ("evaluation", 6, False),
+        pytest.param("evaluation", 6, False, marks=pytest.mark.long),
         ("model.safetensors", 3, True),
-        ("optimizer.pt", 3, True),
-        ("trainer_state.json", 3, True),
+        pytest.param("optimizer.pt", 3, True, marks=pytest.mark.long),
+        pytest.param("trainer_state.json", 3, True, marks=pytest.mark.long),
     ],
 )
 def test_a_killed_training_ends_bit_for_bit_like_the_whole_one(

@@ -950,7 +950,7 @@ def full_supervision(train_on_digits):
     return of
 
 
-FAST = ("pll", "proden", "cc")
+FAST = ("pll",)
 
 
 @pytest.mark.parametrize(

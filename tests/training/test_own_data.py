@@ -469,6 +469,7 @@ def test_the_check_of_the_folder_leaves_no_trace(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved", [True, False])
 def test_ctrl_c_is_one_line_that_says_how_to_go_on(tmp_path, config, saved):
     save_dataset(DatasetDict(train=make_dataset(480)), tmp_path / "data")

@@ -69,7 +69,7 @@ def uninterrupted(processes, tmp_path_factory) -> dict:
         (signal.SIGTERM, STATUS_TO_REQUEUE, 0),
         (signal.SIGUSR1, STATUS_TO_REQUEUE, 0),
         (signal.SIGINT, 130, 0),
-        (signal.SIGTERM, STATUS_TO_REQUEUE, 2),
+        pytest.param(signal.SIGTERM, STATUS_TO_REQUEUE, 2, marks=pytest.mark.long),
     ],
 )
 def test_the_run_is_saved_after_the_step_and_goes_on_bit_for_bit(

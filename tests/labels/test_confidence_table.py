@@ -32,6 +32,23 @@ def candidate_sets(draw, max_rows=8):
     return candidates
 
 
+@given(arrays(np.int64, (3, 4), elements=st.integers(0, 10)), st.sampled_from([0.1, 0.5, 1.0, 2.0]))
+def test_shares_of_votes_are_sharpened_by_the_temperature(votes, temperature):
+    assume(votes.any(axis=1).all())
+    table = table_of(votes > 0, confidence_init="votes", votes=votes, votes_temperature=temperature)
+    for row, shares in zip(votes, table.confidence.double().numpy(), strict=True):
+        naive = np.array([(v / row.sum()) ** (1 / temperature) for v in row])
+        np.testing.assert_allclose(shares, naive / naive.sum(), atol=1e-6)
+
+
+def test_a_temperature_of_one_half_squares_the_votes_and_one_changes_no_bit():
+    votes = [[1, 3, 0, 0], [2, 2, 2, 4]]
+    squared = table_of(np.array(votes) > 0, confidence_init="votes", votes=votes, votes_temperature=0.5).confidence
+    np.testing.assert_allclose(squared, [[0.1, 0.9, 0, 0], [1 / 7, 1 / 7, 1 / 7, 4 / 7]], rtol=1e-6)
+    plain = table_of(np.array(votes) > 0, confidence_init="votes", votes=votes).confidence
+    assert torch.equal(plain, torch.tensor(votes) / torch.tensor(votes).sum(dim=1, keepdim=True))
+
+
 def margin_rule(confidence, logits, threshold):
     """What the rule `margin` makes of confidences, and its margins."""
     revised, response = REVISION_RULES["margin"].revise(confidence, confidence > 0, logits, threshold)

@@ -722,6 +722,42 @@ def test_a_class_that_no_row_may_have_is_no_obstacle():
     assert sampler.cumulative.tolist() == pytest.approx([1.5, 3, 6])
 
 
+def test_the_power_of_the_sampler_lies_between_the_rows_and_equal_classes(unequal):
+    sets = np.eye(4, dtype=bool)[np.array(unequal["label"])]
+    table = ConfidenceTable.from_candidates(sets, list("abcd"), "f")
+    for power, shares in ((0, [0.05, 0.1, 0.25, 0.6]), (1, [0.25] * 4), (0.5, np.sqrt([0.05, 0.1, 0.25, 0.6]))):
+        weights = np.diff(ClassBalancedSampler(table, 0, power).cumulative, prepend=0)
+        expected = np.array(shares) / np.sum(shares)
+        np.testing.assert_allclose((weights @ sets) / weights.sum(), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"votes_temperature": 0.0}, "votes_temperature=0.0 must be positive"),
+        ({"votes_temperature": float("nan")}, "votes_temperature=nan must be positive"),
+        ({"votes_temperature": 0.5, "confidence_init": "uniform"}, "no effect with confidence_init=uniform"),
+        ({"sampler_power": 1.5, "class_balance": "sampler"}, r"sampler_power=1.5 must lie in \[0, 1\]"),
+        ({"sampler_power": 0.5}, "no effect without class_balance=sampler"),
+    ],
+)
+def test_settings_of_votes_and_sampler_that_cannot_be_are_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        FerPllTrainingArguments(str(tmp_path), use_cpu=True, **settings)
+
+
+def test_a_temperature_of_votes_needs_votes(tmp_path, toy_config, toy_processor):
+    with pytest.raises(ValueError, match=r"votes_temperature=0.5 needs votes; the first confidences are uniform"):
+        tiny.make_trainer(
+            tmp_path,
+            toy_config,
+            toy_processor,
+            tiny.make_dataset(10).remove_columns("votes"),
+            votes_temperature=0.5,
+            confidence_init=None,
+        )
+
+
 def test_the_sampler_is_a_function_of_seed_and_epoch(unequal):
     def draws(seed, epoch):
         sampler = sampler_of(unequal, seed)

@@ -35,8 +35,8 @@ COMMANDS = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "o
 class Scale:
     """Sizes of the networks.
 
-    pretraining: folder of hub_configs for the pre-training of the ViT; `{}` stands for its objective. Other networks are
-        pre-trained with their own folder.
+    pretraining: folder of hub_configs for the pre-training of the ViT; `{}` stands for its objective. Other networks
+        are pre-trained with their own folder.
     backbones: for each network that can be fine-tuned, a folder of hub_configs or of train_scripts/configs.
     vit_changes: other values for the config.json of the ViT.
     pretrain_epochs, epochs: numbers of epochs; None for those of the configuration.

@@ -108,6 +108,7 @@ class ConfidenceTable:
         confidence_init: Literal["uniform", "votes", "column"] = "uniform",
         votes: ArrayLike | None = None,
         confidence: ArrayLike | None = None,
+        votes_temperature: float = 1.0,
     ) -> Self:
         """The table at the start of a run.
 
@@ -119,6 +120,8 @@ class ConfidenceTable:
                 votes inside the candidate set; "column" is `confidence`, as an earlier run left it.
             votes: (N, K), used by "votes" only. A candidate without a vote then has confidence 0 for the whole run.
             confidence: (N, K), used by "column" only: rows >= 0 with sum 1, zero outside the candidates.
+            votes_temperature: T > 0, used by "votes" only: the shares v_i become v_i^(1/T) / sum_j v_j^(1/T). Below 1
+                they lean to the label with most votes (the sharpening of MixMatch, Berthelot et al., 2019, Eq. 7).
         """
         allowed = torch.tensor(check_candidates(candidates, len(class_names)))
         weights: np.ndarray | None = None
@@ -126,6 +129,8 @@ class ConfidenceTable:
             if votes is None:
                 raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
             weights = check_votes(votes)
+            if votes_temperature != 1:
+                weights = (weights / weights.max(axis=1, keepdims=True)) ** (1 / votes_temperature)
         elif confidence_init == "column":
             if confidence is None:
                 raise ValueError('confidence_init="column" needs confidences; pass them or use another start')

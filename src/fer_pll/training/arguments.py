@@ -1,5 +1,6 @@
 """Settings of pre-training and fine-tuning. Every field is a command-line option and a key of the YAML files."""
 
+import math
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Mapping
@@ -237,6 +238,13 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             "have votes; else column, if they have that; else uniform.",
         },
     )
+    votes_temperature: OnCard[float] = field(
+        default=1.0,
+        metadata={
+            "help": "With confidence_init votes: the shares of the votes are raised to 1 / votes_temperature and "
+            "divided by their sum. Below 1 they lean to the label with most votes; 0.5 squares them."
+        },
+    )
     revision: OnCard[str | None] = field(
         default=None,
         metadata={
@@ -269,6 +277,13 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         metadata={
             "help": "Help for rare classes. sampler: draw each class equally often, by the first confidences; "
             "logit_adjustment: add the log of the class shares to the logits in training."
+        },
+    )
+    sampler_power: OnCard[float] = field(
+        default=1.0,
+        metadata={
+            "help": "With class_balance sampler: rows are drawn by 1 / (share of their class)^sampler_power. "
+            "1: each class equally often; 0.5: by the square roots of the shares."
         },
     )
     uniform_weight: OnCard[float] = field(
@@ -316,6 +331,17 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             raise ValueError(f"unfreeze_after={self.unfreeze_after} must be positive; leave it out to train all.")
         if self.uniform_temperature <= 0 or self.uniform_weight < 0:
             raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
+        if not 0 < self.votes_temperature < math.inf:
+            raise ValueError(f"votes_temperature={self.votes_temperature} must be positive.")
+        if self.votes_temperature != 1 and self.confidence_init not in (None, "votes"):
+            raise ValueError(
+                f"votes_temperature={self.votes_temperature} has no effect with "
+                f"confidence_init={self.confidence_init}."
+            )
+        if not 0 <= self.sampler_power <= 1:
+            raise ValueError(f"sampler_power={self.sampler_power} must lie in [0, 1].")
+        if self.sampler_power != 1 and self.class_balance != "sampler":
+            raise ValueError(f"sampler_power={self.sampler_power} has no effect without class_balance=sampler.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay={self.average_decay} must lie in [0, 1).")
 

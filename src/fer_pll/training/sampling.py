@@ -18,19 +18,20 @@ def class_prior(table: ConfidenceTable) -> torch.Tensor:
 
 
 class ClassBalancedSampler(Sampler[int]):
-    """Draws N of N rows with replacement, so that each class has the same expected share of the confidences.
+    """Draws N of N rows with replacement; by default each class has the same expected share of the confidences.
 
-    Row i has weight `sum_k C_ik / prior_k`. The weights come from the confidences at the start of the run, so that a
-    resumed epoch has the draws of the interrupted one. The draws depend only on (seed, epoch), so they are the same on
-    all processes.
+    Row i has weight `sum_k C_ik / prior_k^power`: class k gets a share in proportion to `prior_k^(1 - power)`. The
+    weights come from the confidences at the start of the run, so that a resumed epoch has the draws of the interrupted
+    one. The draws depend only on (seed, epoch), so they are the same on all processes.
 
     Args:
         table: the confidences at the start.
         seed: of the run.
+        power: 1 for equal shares, 1/2 for the square roots of the shares, 0 for the shares of the rows themselves.
     """
 
-    def __init__(self, table: ConfidenceTable, seed: int) -> None:
-        inverse = (1 / class_prior(table)).nan_to_num(posinf=0.0)
+    def __init__(self, table: ConfidenceTable, seed: int, power: float = 1.0) -> None:
+        inverse = (class_prior(table) ** -power).nan_to_num(posinf=0.0)
         weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
         self.cumulative = weights.numpy().cumsum()
         self.seed = seed

@@ -106,7 +106,10 @@ def check_training_set(dataset: Any, class_names: list[str], confidence_init: Co
 
 
 def start_table(
-    dataset: Dataset, class_names: list[str], confidence_init: ConfidenceInit | None = None
+    dataset: Dataset,
+    class_names: list[str],
+    confidence_init: ConfidenceInit | None = None,
+    votes_temperature: float = 1.0,
 ) -> ConfidenceTable:
     """The confidences at the start of a run, in the order of the data set.
 
@@ -114,6 +117,7 @@ def start_table(
         dataset: the training set with `candidates` and, for `confidence_init="votes"`, `votes`.
         class_names: the model's classes, in the order of its outputs.
         confidence_init: `"uniform"`, `"votes"` or `"column"`; by default `default_confidence_init`.
+        votes_temperature: see `ConfidenceTable.from_candidates`.
 
     Raises:
         ValueError: a column is missing, the classes are not the model's, or a candidate set is empty.
@@ -121,6 +125,10 @@ def start_table(
     check_training_set(dataset, class_names, confidence_init)
     candidates = numpy_column(dataset, "candidates")
     confidence_init = confidence_init or default_confidence_init(dataset)
+    if votes_temperature != 1 and confidence_init != "votes":
+        raise ValueError(
+            f"votes_temperature={votes_temperature} needs votes; the first confidences are {confidence_init}."
+        )
     return ConfidenceTable.from_candidates(
         candidates,
         class_names,
@@ -128,6 +136,7 @@ def start_table(
         confidence_init,
         votes=numpy_column(dataset, "votes") if confidence_init == "votes" else None,
         confidence=numpy_column(dataset, "confidence") if confidence_init == "column" else None,
+        votes_temperature=votes_temperature,
     )
 
 
@@ -331,13 +340,15 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         """Make the confidences and the method of a new model."""
         check_training_set(dataset, class_names_of(model.config), args.confidence_init)
         self.confidence_init = args.confidence_init or default_confidence_init(dataset)
-        self.table = self.last_table = start_table(dataset, class_names_of(model.config), self.confidence_init)
+        self.table = self.last_table = start_table(
+            dataset, class_names_of(model.config), self.confidence_init, args.votes_temperature
+        )
         if "true_label" in dataset.column_names:
             self.table.set_true_labels(numpy_column(dataset, "true_label"))
         self.table.to(args.device)
         self.balanced_sampler = None
         if args.class_balance == "sampler":
-            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed)
+            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed, args.sampler_power)
         self.method = make_method(model, self.table, args, self._method, self._revision)
         warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
         missing = {"labels": "label", "votes": "votes"}

@@ -183,7 +183,9 @@ class Experiments:
             "backbone": run.backbone,
             "pretraining": run.pretraining,
             "votes": run.votes,
-            "experiment": yaml.safe_load(settings_file(run).read_text()) | dict(run.overrides),
+            "experiment": yaml.safe_load(settings_file(run).read_text())
+            | dict(run.overrides)
+            | ({} if run.teacher is None else {"teacher": run.teacher.name}),
             "max_samples": self.args.max_samples,
             "pretrain_epochs": self.pretrain_epochs if run.pretraining else None,
             "epochs": self.epochs,
@@ -192,7 +194,7 @@ class Experiments:
         }
 
     def training_options(self, run: Run, seed: int) -> list:
-        """Options of a run, except its data and its folder. A missing pre-trained encoder is made."""
+        """Options of a run, except its data and its folder. A missing pre-trained encoder or teacher is made."""
         argv = ["--config", self.backbone_config(run.backbone), "--seed", seed]
         argv += [] if run.pretraining is None else ["--init_from", self.pretrain(run.backbone, run.pretraining, seed)]
         argv += ["--settings", settings_file(run)]
@@ -201,6 +203,10 @@ class Experiments:
             argv += ["--revision_warmup", 1 / 3]
         for key, value in run.overrides:
             argv += [f"--{key}", value]
+        if run.teacher is not None:
+            self.result(run.teacher, seed)
+            folder = self.run_folder(run.teacher, seed)
+            argv += ["--teacher", folder, "--teacher_cache", folder / "said.safetensors"]
         return argv
 
     def run_folder(self, run: Run, seed: int) -> Path:

@@ -12,6 +12,7 @@ class Run:
     overrides: more options of `fer-pll finetune`.
     backbone: name of the network, see `experiments.Scale`.
     votes: number of drawn votes of each row to train on, None for all.
+    teacher: the run, of the same seed, whose model teaches this one (`--teacher`).
     """
 
     pretraining: str | None
@@ -19,12 +20,14 @@ class Run:
     overrides: tuple[tuple[str, str], ...] = ()
     backbone: str = "vit"
     votes: int | None = None
+    teacher: "Run | None" = None
 
     @property
     def name(self) -> str:
         parts = [] if self.backbone == "vit" else [self.backbone]
         parts += [self.pretraining or "scratch", self.settings]
         parts += [f"{key}={value}" for key, value in self.overrides]
+        parts += [] if self.teacher is None else [f"taught-by-{self.teacher.name}"]
         return "_".join([*parts, f"{self.votes}votes"] if self.votes else parts)
 
 

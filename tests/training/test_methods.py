@@ -516,11 +516,11 @@ def test_a_step_of_pico_by_hand(tmp_path, toy_config, toy_processor, toy_train, 
         prototypes[label] = moved / moved.norm()
     queue = torch.cat([method.queue[:5], key])
 
-    method.features.clear()
+    method.taps.take(), method.key_taps.take()
     with torch.no_grad():
         outputs = trainer.model(views[0])
         batch = batch_of(trainer, outputs.logits[None])
-        batch.pixel_values = views
+        batch.pixel_values, batch.features = views, method.taps.take()[0][None]
         losses = method.step(batch)
     torch.testing.assert_close(losses, pll_loss(logits, confidence) + 0.5 * contrastive, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(table.confidence[:12], confidence)

@@ -815,7 +815,9 @@ def test_logit_adjustment_adds_the_log_prior_in_training_only(tmp_path, toy_conf
     assert loss.item() == pytest.approx(cross_entropy.item(), rel=1e-6)
 
 
-@EVERY_METHOD
+@pytest.mark.parametrize(
+    "loss", [n if METHODS[n].uses_candidates else pytest.param(n, marks=pytest.mark.long) for n in METHODS]
+)
 @pytest.mark.parametrize("class_balance", ["sampler", "logit_adjustment"])
 def test_class_balance_goes_with_every_loss(tmp_path, toy_config, toy_processor, unequal, loss, class_balance):
     trainer = make_trainer(
@@ -966,7 +968,12 @@ FAST = ("pll", "proden", "cc")
 
 
 @pytest.mark.parametrize(
-    "loss", [pytest.param(n, marks=[] if n in FAST else pytest.mark.long) for n in METHODS if n != "cross_entropy"]
+    "loss",
+    [
+        pytest.param(n, marks=[] if n in FAST else pytest.mark.long)
+        for n, method in METHODS.items()
+        if method.uses_candidates or n == "soft_votes"
+    ],
 )
 def test_candidate_sets_are_nearly_as_good_as_full_supervision(train_on_digits, full_supervision, loss):
     accuracy, trainer = train_on_digits(loss, **SETTINGS.get(loss, {}))

@@ -12,6 +12,7 @@ class Run:
     overrides: more options of `fer-pll finetune`.
     backbone: name of the network, see `experiments.Scale`.
     votes: number of drawn votes of each row to train on, None for all.
+    flipped: share of the labels that are made wrong, 0 .. 1; rows then have one label each and no votes.
     """
 
     pretraining: str | None
@@ -19,13 +20,15 @@ class Run:
     overrides: tuple[tuple[str, str], ...] = ()
     backbone: str = "vit"
     votes: int | None = None
+    flipped: float = 0.0
 
     @property
     def name(self) -> str:
         parts = [] if self.backbone == "vit" else [self.backbone]
         parts += [self.pretraining or "scratch", self.settings]
         parts += [f"{key}={value}" for key, value in self.overrides]
-        return "_".join([*parts, f"{self.votes}votes"] if self.votes else parts)
+        parts += [f"{self.votes}votes"] if self.votes else []
+        return "_".join([*parts, f"{self.flipped:.0%}flipped"] if self.flipped else parts)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ class Method:
 
     def classify(self, features: Tensor) -> Tensor:
         """Adjusted logits (B, K) of features (B, d), or (B, K, d) from label queries, by the model's classifier."""
-        return self.adjust(classify(self.model, features))
+        logits = classify(self.model, features)
+        self.taps.take()  # the features of this call are no input of the next one
+        return self.adjust(logits)
 
     @staticmethod
     def pooled(features: Tensor) -> Tensor:

@@ -60,9 +60,7 @@ class Branches(nn.Module):
         super().__init__()
         self.hidden = nn.ModuleList(nn.Linear(width, hidden) for _ in range(num_classes))
         self.output = nn.ModuleList(nn.Linear(hidden, num_classes) for _ in range(num_classes))
-        self.importance = nn.Sequential(
-            nn.Linear(2 * num_classes, num_classes), nn.PReLU(), nn.Linear(num_classes, 1)
-        )
+        self.importance = nn.Sequential(nn.Linear(2 * num_classes, num_classes), nn.PReLU(), nn.Linear(num_classes, 1))
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden states (K, B, h) and logits (K, B, K) of all branches."""
@@ -85,8 +83,8 @@ class DMUE(GivenLabelMethod):
     sixth of the training, down falls after it; the authors switch at epoch 6 of 36. The similarities are the mean
     cosines of x_i with the rows of each class in the micro-batch.
 
-    Our reading: a branch is a hidden layer and a linear one on x, where the authors copy the last stage of a ResNet, so
-    it goes with any network. They skip batches in which a class has fewer than two rows; here such a class has
+    Our reading: a branch is a hidden layer and a linear one on x, where the authors copy the last stage of a ResNet,
+    so it goes with any network. They skip batches in which a class has fewer than two rows; here such a class has
     similarity 0. T = 1.2 flattens the distribution, as in the public code, though the paper calls it sharpening. Each
     process compares the rows of its own micro-batch. The published model is the target alone.
     """

@@ -1,5 +1,5 @@
-"""Label distributions from neighbors, after LDL-ALSG (Chen et al., Label Distribution Learning on Auxiliary Label Space
-Graphs for Facial Expression Recognition, 2020) and FSLDL (Shin et al., 2024)."""
+"""Label distributions from neighbors, after LDL-ALSG (Chen et al., Label Distribution Learning on Auxiliary Label
+Space Graphs for Facial Expression Recognition, 2020) and FSLDL (Shin et al., 2024)."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,4 +1,5 @@
-"""SCN, self-cure network (Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition, 2020)."""
+"""SCN, self-cure network (Wang et al., Suppressing Uncertainties for Large-Scale Facial Expression Recognition,
+2020)."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -39,7 +39,19 @@ REVISING = [name for name, method in METHODS.items() if method.find_rule().name 
 WITHOUT_QUERIES = ("eac",)
 """Losses of classifiers on the mean of the feature map."""
 WITHOUT_CANDIDATES = [name for name, method in METHODS.items() if not method.uses_candidates]
-WITH_STATE = ("pico", "solar", "scn", "rul", "dmue", "dacl", "ldl", "ada_cm", "crowd_layer", "annotator_confusion")
+WITH_STATE = (
+    "pico",
+    "solar",
+    "scn",
+    "rul",
+    "dmue",
+    "dacl",
+    "dda",
+    "ldl",
+    "ada_cm",
+    "crowd_layer",
+    "annotator_confusion",
+)
 
 
 def make_trainer(tmp_path, config, processor, train, *args, **settings) -> FerPllTrainer:

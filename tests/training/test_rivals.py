@@ -307,6 +307,20 @@ def test_dacl_by_hand(make_method):
     np.testing.assert_allclose(numbers(method.centers), moved, rtol=1e-5, atol=1e-6)
 
 
+def test_dda_by_hand(make_method):
+    method = make_method("dda", center_weight=0.1, discriminant_weight=0.5, center_step=0.3)
+    method.centers = 0.3 * rows(K, D, seed=3)
+    features, logits, centers = 0.3 * rows(1, B, D), rows(1, B, K, seed=1), numbers(method.centers)
+    losses = method.step(batch_of(method, logits, features, labels=GIVEN))
+    x = numbers(features[0])
+    for i in range(B):
+        distances = np.array([sum((x[i, j] - centers[k, j]) ** 2 for j in range(D)) for k in range(K)])
+        expected = -math.log(softmax(numbers(logits[0, i]))[GIVEN[i]]) + 0.05 * distances[GIVEN[i]]
+        assert losses[i].item() == pytest.approx(expected - 0.25 * math.log(softmax(-distances)[GIVEN[i]]), rel=1e-5)
+    moved = centers + 0.3 * np.stack([sum(x[i] - centers[k] for i in range(k, B, K)) / (1 + B // K) for k in range(K)])
+    np.testing.assert_allclose(numbers(method.centers), moved, rtol=1e-5, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------------------- DMUE
 
 
@@ -612,7 +626,7 @@ def same_state(one, other):
         "scn",
         *(
             pytest.param(n, marks=pytest.mark.long)
-            for n in ("solar", "rul", "dmue", "dacl", "ldl", "ada_cm", "crowd_layer", "pico")
+            for n in ("solar", "rul", "dmue", "dacl", "dda", "ldl", "ada_cm", "crowd_layer", "pico")
         ),
     ],
 )
@@ -634,7 +648,7 @@ def test_a_resumed_run_ends_like_the_whole_one_also_with_an_average(
 def test_settings_out_of_range_are_refused(loss):
     bad = {"rank_weight": 2, "rank_margin": -1, "attention_weight": -1, "center_step": 2, "center_weight": -1}
     bad |= {"ramp_share": 0, "soft_weight": -1, "neighbors": 0, "neighbor_share": 2, "neighbor_temperature": 0}
-    bad |= {"instance_weight": -1, "pseudo_weight": -1, "trace_weight": -1, "prior_step": 0}
+    bad |= {"discriminant_weight": -1, "instance_weight": -1, "pseudo_weight": -1, "trace_weight": -1, "prior_step": 0}
     known = METHODS[loss].Settings.__dataclass_fields__
     for name, value in bad.items():
         if name in known:

@@ -4,6 +4,8 @@ A small convolutional network and a plain loop of steps stand in the place of mo
 train: the methods see the same batches of features, maps, views and columns, and each training takes seconds.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ class Encoder(nn.Module):
     def __init__(self):
         super().__init__()
         sizes, layers = (1, 32, 64, 64), []
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:6], nn.MaxPool2d(2), *layers[6:])
 

@@ -53,6 +53,7 @@ RIVALS = (  # the title of a row, its settings, and the accuracy of the paper's 
     ("DMUE", "dmue", "88.64"),
     ("EAC", "eac", "89.64"),
     ("DACL", "dacl", "88.39"),
+    ("DDA", "dda", ""),
     ("label distributions over neighbors", "ldl", ""),
     ("consistency after MCR", "mcr", ""),
     ("Ada-CM, all faces labeled", "ada-cm", ""),

@@ -13,6 +13,7 @@ from .cc import CC
 from .crowd_layer import CrowdLayer
 from .crpll import CRPLL
 from .dacl import DACL
+from .dda import DDA
 from .dmue import DMUE
 from .eac import EAC
 from .ldl import NeighborLDL
@@ -31,7 +32,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         *(CrossEntropy, SoftVotes),
         *(PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL, SoLar),  # of candidate sets
-        *(SCN, RUL, DMUE, EAC, DACL, NeighborLDL, MCR, AdaCM),  # of one label for each row
+        *(SCN, RUL, DMUE, EAC, DACL, DDA, NeighborLDL, MCR, AdaCM),  # of one label for each row
         *(CrowdLayer, AnnotatorConfusion),  # of annotators' answers
     )
 }

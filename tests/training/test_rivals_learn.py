@@ -11,12 +11,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.methods import METHODS, Batch, Method, MethodOptions
 
-K, TRAINING_ROWS, BATCH, EPOCHS = 10, 1200, 60, 25
+K, TRAINING_ROWS, BATCH, EPOCHS = 10, 1200, 60, 12
 CLASSES = [f"digit {k}" for k in range(K)]
 NEW = [n for n in METHODS if not METHODS[n].uses_candidates and n not in ("cross_entropy", "soft_votes")]
 UNLABELED = 0.8  # share of the rows that Ada-CM gets without a label
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers[:6], nn.MaxPool2d(2), *layers[6:])
 
     def forward(self, pixel_values):
-        return ModelOutput(last_hidden_state=self.layers(pixel_values))
+        return BaseModelOutput(last_hidden_state=self.layers(pixel_values))
 
 
 class Digits(nn.Module):
@@ -42,7 +42,9 @@ class Digits(nn.Module):
         self.base_model, self.classifier = Encoder(), nn.Linear(64, K)
 
     def forward(self, pixel_values):
-        return ModelOutput(logits=self.classifier(self.base_model(pixel_values).last_hidden_state.mean(dim=(2, 3))))
+        return ImageClassifierOutput(
+            logits=self.classifier(self.base_model(pixel_values).last_hidden_state.mean(dim=(2, 3)))
+        )
 
 
 def shifted(pixels, generator, strong=False):

@@ -1,5 +1,5 @@
-"""Annotators' confusions with a trace regularizer (Tanno et al., Learning From Noisy Labels By Regularized Estimation Of
-Annotator Confusion, 2019)."""
+"""Annotators' confusions with a trace regularizer (Tanno et al., Learning From Noisy Labels By Regularized Estimation
+Of Annotator Confusion, 2019)."""
 
 import math
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class AnnotatorConfusion(CrowdMethod):
 
     name = "annotator_confusion"
     summary = (
-        "the cross-entropy with each annotator's answers, through a confusion matrix for each annotator whose trace is "
-        "kept small (Tanno et al., 2019)"
+        "the cross-entropy with each annotator's answers, through a confusion matrix for each annotator whose trace "
+        "is kept small (Tanno et al., 2019)"
     )
     DIAGONAL = 0.9
 

@@ -85,6 +85,7 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
         "revised_epoch": trainer.table.revised_epoch,
         "eval_loss": trainer.evaluate()["eval_loss"],
         "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "state": {k: v for k, v in trainer.method.state_dict().items() if not isinstance(v, dict)},
     }
 
 

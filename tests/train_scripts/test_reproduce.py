@@ -18,6 +18,7 @@ from fer_pll.data.dataset import numpy_column, prepared_features
 from fer_pll.data.prepare import prepare
 from train_scripts.comparisons import audit, report
 from train_scripts.comparisons.experiments import Experiments, label_fingerprint, settings_file
+from train_scripts.comparisons.flips import flip_labels
 from train_scripts.comparisons.main import main, parse_args
 from train_scripts.comparisons.results import AUDIT_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS, ResultTable
 from train_scripts.comparisons.tables import TABLES
@@ -284,7 +285,7 @@ def test_the_fingerprint_of_rows_without_votes_is_that_of_no_label(voted):
 
 @pytest.mark.parametrize("as_votes", [False, True])
 def test_flipped_labels(voted, as_votes):
-    flipped = audit.flip_labels(voted, as_votes, seed=1)
+    flipped = flip_labels(voted, 0.2, as_votes, seed=1)
     assert flipped.column_names == ["image", "row_id", "label", "true_label"]
     truth, label, winner = numpy_column(flipped, "true_label"), numpy_column(flipped, "label"), np.arange(3000) % 3
     assert (truth[::30] == -1).all() and (np.delete(truth, np.s_[::30]) == np.delete(winner, np.s_[::30])).all()
@@ -296,9 +297,31 @@ def test_flipped_labels(voted, as_votes):
     else:
         assert abs(share - 1 / 3).max() < 0.06
         assert abs((label[wrong] == (winner[wrong] + 1) % 3).mean() - 0.5) < 0.06
-    again = audit.flip_labels(voted, as_votes, seed=1)
+    again = flip_labels(voted, 0.2, as_votes, seed=1)
     assert (numpy_column(again, "label") == label).all()
-    assert (numpy_column(audit.flip_labels(voted, as_votes, seed=2), "label") != label).any()
+    assert (numpy_column(flip_labels(voted, 0.2, as_votes, seed=2), "label") != label).any()
+
+
+def test_labels_of_rows_without_votes_are_flipped_too(voted):
+    labels = voted.remove_columns("votes")
+    flipped = flip_labels(labels, 0.3, seed=1)
+    truth = numpy_column(flipped, "true_label")
+    assert (truth == numpy_column(labels, "label")).all()
+    assert (numpy_column(flipped, "label") != truth).sum() == 900
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_the_robustness_table_trains_on_wrong_labels(common):
+    folder, arguments = common
+    main(["robustness", *arguments, "--seeds", "0", "--rows", "2", "6", *OPTIONS])
+    text = (folder / "runs" / "nano" / "tables" / "robustness.md").read_text()
+    assert "| 10% flipped, SCN | 1 | " in text and "| 10% flipped, ours | 1 | " in text
+    result = ResultTable(folder / "runs/results/runs.csv", RUN_COLUMNS).find(
+        "nano", "hog_scn_confidence_init=uniform_10%flipped", 0
+    )
+    assert result["settings"]["experiment"]["flipped"] == 0.1
+    assert result["coverage"]["label_inside"] == pytest.approx(0.9, abs=0.06)
 
 
 def test_the_audit_of_predictions_that_know_the_answer():

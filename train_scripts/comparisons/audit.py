@@ -9,7 +9,6 @@ from datasets import Dataset, DatasetDict, List, Value
 from safetensors.numpy import load_file
 
 from fer_pll.audit.label_quality import (
-    annotator_confusion,
     believed_labels,
     evaluate_suspicion,
     posterior_given_predictions,
@@ -21,6 +20,7 @@ from fer_pll.metrics.classification import accuracy
 from fer_pll.training.run_folder import RunFolder
 
 from .experiments import Experiments, machine
+from .flips import flip_labels
 from .report import spread
 from .runs import Run
 
@@ -107,7 +107,7 @@ def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
         return experiments.data(2, seed)
     folder = experiments.data_folder("flipped", labels, f"seed{seed}")
     if not folder.is_dir():
-        train = flip_labels(load_dataset(experiments.data(None, seed), "train"), labels == "confusion", seed)
+        train = flip_labels(load_dataset(experiments.data(None, seed), "train"), FLIPPED, labels == "confusion", seed)
         save_dataset(DatasetDict(train=train), folder)
     return str(folder)
 
@@ -117,35 +117,6 @@ def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path,
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
     experiments.run("out-of-fold", [*argv, "--output_dir", folder, *experiments.args.options])
     return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
-
-
-def flip_labels(dataset: Dataset, as_votes: bool, seed: int) -> Dataset:
-    """The rows with the most voted label instead of votes, and a share of `FLIPPED` of the labels made wrong.
-
-    Where `true_label` is missing, it becomes the winner of the votes, or -1 if several labels share the top.
-
-    Args:
-        dataset: N rows with `votes`.
-        as_votes: flip the rows of a class as often, and to the same classes, as annotators do. Otherwise every row and
-            every other class is equally likely.
-        seed: seed of the draw.
-    """
-    votes, feature = numpy_column(dataset, "votes"), dataset.features["label"]
-    unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
-    winner = votes.argmax(axis=1)
-    truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else np.full(len(votes), -1)
-    truth = np.where((truth < 0) & unique, winner, truth)
-    label = np.where(truth >= 0, truth, winner)
-    classes = np.eye(votes.shape[1])
-    flips = annotator_confusion(classes[label[unique]], votes[unique]) if as_votes else np.ones_like(classes)
-    np.fill_diagonal(flips, 0)
-    rate = flips.sum(axis=1)[label]
-    generator = np.random.default_rng(seed)
-    for row in generator.choice(len(label), round(FLIPPED * len(label)), replace=False, p=rate / rate.sum()):
-        others = flips[label[row]]
-        label[row] = generator.choice(len(classes), p=others / others.sum())
-    dataset = dataset.select_columns(["image", "row_id"])
-    return dataset.add_column("label", label, feature=feature).add_column("true_label", truth, feature=feature)
 
 
 def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:

@@ -24,6 +24,7 @@ from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
 from fer_pll.training.run_folder import RunFolder
 
+from .flips import flip_labels
 from .results import AUDIT_COLUMNS, CURVE_COLUMNS, CURVES, RUN_COLUMNS, ResultTable, check_same
 from .runs import Run
 
@@ -114,12 +115,14 @@ class Experiments:
         samples = [f"{self.args.max_samples}samples"] if self.args.max_samples else []
         return self.out / "data" / "-".join([self.fingerprint[:8], *samples, *parts])
 
-    def data(self, votes: int | None, seed: int) -> str:
-        """Folder of the data: --data itself, a part of its rows, or its rows with drawn votes."""
+    def data(self, votes: int | None, seed: int, flipped: float = 0.0) -> str:
+        """Folder of the data: --data itself, a part of its rows, or its rows with drawn votes or flipped labels."""
         samples = self.args.max_samples
-        if samples is None and votes is None:
+        if samples is None and votes is None and not flipped:
             return self.args.data
-        folder = self.data_folder(*([f"{votes}votes", f"seed{seed}"] if votes else []))
+        parts = [f"{votes}votes"] if votes else []
+        parts += [f"{flipped:.0%}flipped"] if flipped else []
+        folder = self.data_folder(*parts, *([f"seed{seed}"] if parts else []))
         if folder.is_dir():
             return str(folder)
         data = load_dataset(self.args.data)
@@ -129,6 +132,8 @@ class Experiments:
             validation = some_rows(validation, samples)
         if votes is not None:
             train = keep_drawn_votes(train, votes, seed)
+        if flipped:
+            train = flip_labels(train, flipped, seed=seed)
         save_dataset(DatasetDict(train=train, validation=validation), folder)
         return str(folder)
 
@@ -185,7 +190,8 @@ class Experiments:
             "votes": run.votes,
             "experiment": yaml.safe_load(settings_file(run).read_text())
             | dict(run.overrides)
-            | ({} if run.teacher is None else {"teacher": run.teacher.name}),
+            | ({} if run.teacher is None else {"teacher": run.teacher.name})
+            | ({"flipped": run.flipped} if run.flipped else {}),
             "max_samples": self.args.max_samples,
             "pretrain_epochs": self.pretrain_epochs if run.pretraining else None,
             "epochs": self.epochs,
@@ -234,9 +240,9 @@ class Experiments:
         if result is not None:
             return result
         folder, settings = self.run_folder(run, seed), self.settings(run, seed)
-        argv = ["--data", self.data(run.votes, seed), *self.training_options(run, seed)]
+        argv = ["--data", self.data(run.votes, seed, run.flipped), *self.training_options(run, seed)]
         seconds = self.train("finetune", folder, argv, settings)
-        self.run("evaluate", [folder, self.data(run.votes, seed), "--out", folder / "evaluation"])
+        self.run("evaluate", [folder, self.data(run.votes, seed, run.flipped), "--out", folder / "evaluation"])
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         curves = {
@@ -278,7 +284,7 @@ class Experiments:
         if votes is not None:
             votes_inside = float((votes * candidates).sum() / votes.sum())
         if votes is None or "true_label" in rows.column_names:
-            truth = numpy_column(rows, "label" if votes is None else "true_label")
+            truth = numpy_column(rows, "true_label" if "true_label" in rows.column_names else "label")
             known = truth >= 0
             label_inside = float(candidates[known, truth[known]].mean())
         size = float(candidates.sum(axis=1).mean())
@@ -286,7 +292,7 @@ class Experiments:
 
     def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
         """The run's confidences and its training rows, in the same order."""
-        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed))
+        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed, run.flipped))
 
 
 def settings_file(run: Run) -> Path:

@@ -13,6 +13,7 @@ class Run:
     backbone: name of the network, see `experiments.Scale`.
     votes: number of drawn votes of each row to train on, None for all.
     teacher: the run, of the same seed, whose model teaches this one (`--teacher`).
+    flipped: share of the labels that are made wrong, 0 .. 1; rows then have one label each and no votes.
     """
 
     pretraining: str | None
@@ -21,6 +22,7 @@ class Run:
     backbone: str = "vit"
     votes: int | None = None
     teacher: "Run | None" = None
+    flipped: float = 0.0
 
     @property
     def name(self) -> str:
@@ -28,7 +30,8 @@ class Run:
         parts += [self.pretraining or "scratch", self.settings]
         parts += [f"{key}={value}" for key, value in self.overrides]
         parts += [] if self.teacher is None else [f"taught-by-{self.teacher.name}"]
-        return "_".join([*parts, f"{self.votes}votes"] if self.votes else parts)
+        parts += [f"{self.votes}votes"] if self.votes else []
+        return "_".join([*parts, f"{self.flipped:.0%}flipped"] if self.flipped else parts)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,41 @@ SOFT = Run("hog", "full", options(revision="soft"))
 SOFT_MOMENTUM = Run("hog", "full", options(revision="soft", revision_momentum=0.9))
 RESNET18 = Run(None, "pll", backbone="resnet18")
 RAF = "{} (RAF-DB)".format
+RIVALS = (  # the title of a row, its settings, and the accuracy of the paper's Table 4, which is of a ResNet-18
+    ("SoLar", "solar", ""),
+    ("SCN", "scn", "88.01"),
+    ("RUL", "rul", ""),
+    ("DMUE", "dmue", "88.64"),
+    ("EAC", "eac", "89.64"),
+    ("DACL", "dacl", "88.39"),
+    ("DDA", "dda", ""),
+    ("label distributions over neighbors", "ldl", ""),
+    ("consistency after MCR", "mcr", ""),
+    ("Ada-CM, all faces labeled", "ada-cm", ""),
+    ("crowd layer", "crowd-layer", ""),
+    ("annotators' confusion", "annotator-confusion", ""),
+)
+FLIPPED = {"confidence_init": "uniform"}  # where labels are flipped, there are no votes to begin with
+
+
+def flipped_rows(share: float) -> tuple[Row, ...]:
+    """Rows of the robustness table: methods whose papers have one, and what they are compared with."""
+    runs = {"softmax": CROSS_ENTROPY} | {
+        title: Run("hog", settings) for title, settings, _ in RIVALS if settings in ("scn", "rul", "dmue", "eac")
+    }
+    runs |= {"ours": OURS, "ours, soft revision with momentum": SOFT_MOMENTUM}
+    return tuple(
+        Row(
+            f"{share:.0%} flipped, {title}",
+            replace(run, flipped=share, overrides=(*run.overrides, *options(**FLIPPED))),
+        )
+        for title, run in runs.items()
+    )
+
 
 TABLES: dict[str, Table] = {
     "table4": Table(
-        "Table 4: baseline, partial label learning, ours",
+        "Table 4: baseline, partial label learning, rivals, ours",
         (
             Row("ViT, softmax, random weights (the baseline)", BASELINE, "88.18"),
             Row("ViT, softmax, pre-trained", CROSS_ENTROPY),
@@ -59,11 +90,19 @@ TABLES: dict[str, Table] = {
             Row("LW, ResNet-18", Run(None, "lw", backbone="resnet18"), "88.10"),
             Row("PiCO, ResNet-18", Run(None, "pico", backbone="resnet18"), "87.93"),
             Row("CRPLL, ResNet-18", Run(None, "crpll", backbone="resnet18"), "88.01"),
+            *(
+                Row(f"ViT, {title}, pre-trained", Run("hog", settings), f"{published} (ResNet-18)" * bool(published))
+                for title, settings, published in RIVALS
+            ),
             Row("ours, random weights", OURS_UNTRAINED, "89.76"),
             Row("ours, pre-trained", OURS, "91.11"),
             Row("ours, pre-trained, soft revision with momentum", SOFT_MOMENTUM),
         ),
         votes=(None, 2),
+    ),
+    "robustness": Table(
+        "Robustness: a part of the training labels made wrong, as in the papers of SCN, RUL and EAC",
+        (*flipped_rows(0.1), *flipped_rows(0.2), *flipped_rows(0.3)),
     ),
     "table5": Table(
         "Table 5: softmax and PLL, two backbones",

@@ -14,12 +14,12 @@ class PixelCollator:
     """Turns rows of a prepared data set into a batch of 8-bit pixels.
 
     The batch has uint8 `pixel_values` (B, C, H, W), resized by the image processor. Where the rows have them, it also
-    has int64 `index` (B,), which the trainer adds, `row_id` (B strings), int64 `labels` (B,) and, if asked for,
-    `votes` (B, K).
+    has int64 `index` (B,), which the trainer adds, `row_id` (B strings), int64 `labels` (B,) and, if `columns` names
+    them, `votes` (B, K) and `answers` (B, A).
     """
 
     image_processor: FerPllImageProcessor
-    votes: bool = False
+    columns: Sequence[str] = ()
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [row["image"] for row in rows]
@@ -31,6 +31,7 @@ class PixelCollator:
             batch["row_id"] = [row["row_id"] for row in rows]
         if "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
-        if self.votes and "votes" in rows[0]:
-            batch["votes"] = torch.tensor([row["votes"] for row in rows])
+        for name in ("votes", "answers"):
+            if name in self.columns and name in rows[0]:
+                batch[name] = torch.tensor([row[name] for row in rows])
         return batch

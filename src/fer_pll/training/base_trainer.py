@@ -152,6 +152,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
 
     processing_class: FerPllImageProcessor
     num_views = 1  # how many times each image is augmented in training
+    strong_views = 0  # how many of these, counted from the last, strongly
 
     def __init__(
         self,
@@ -197,7 +198,9 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         pixels = inputs["pixel_values"]
         epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows each image's pass over the data
         if self.model.training:
-            views = (self.augmentation(pixels, inputs["index"], epoch, view) for view in range(self.num_views))
+            weak = self.num_views - self.strong_views
+            augmentations = [self.augmentation] * weak + [self.augmentation.stronger()] * self.strong_views
+            views = (each(pixels, inputs["index"], epoch, view) for view, each in enumerate(augmentations))
             pixels = torch.cat(list(views))  # (V * B, C, H, W), all images of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs

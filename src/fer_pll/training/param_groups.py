@@ -14,6 +14,7 @@ NO_DECAY = (
     "relative_position_bias_table",
     "label_queries",
     "stage_embeddings",
+    "method_head.annotators",
 )
 
 

@@ -146,6 +146,7 @@ def make_method(
     args: FerPllTrainingArguments,
     method: str | Callable[[PreTrainedModel, ConfidenceTable, MethodOptions], Method] | None = None,
     revision: str | RevisionRule | None = None,
+    num_annotators: int = 0,
 ) -> Method:
     """The method that a run learns by, see `FerPllTrainer`.
 
@@ -166,6 +167,7 @@ def make_method(
             revision_settings={name: value for name, value in vars(args).items() if name.startswith("revision_")},
             reversible=args.reversible,
             settings=args.method_settings if make is of_args else {},
+            num_annotators=num_annotators,
         ),
     )
 
@@ -320,7 +322,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         kwargs.setdefault("compute_metrics", fer_metrics)
         if train_dataset is not None:
             self._start(model, args, train_dataset)
-            collator.votes = "votes" in self.method.columns
+            collator.columns = self.method.columns
         super().__init__(
             model,
             args,
@@ -349,15 +351,15 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         self.balanced_sampler = None
         if args.class_balance == "sampler":
             self.balanced_sampler = ClassBalancedSampler(self.table, args.seed, args.sampler_power)
-        self.method = make_method(model, self.table, args, self._method, self._revision)
+        annotators = numpy_column(dataset, "answers").shape[1] if "answers" in dataset.column_names else 0
+        self.method = make_method(model, self.table, args, self._method, self._revision, annotators)
         warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
-        missing = {"labels": "label", "votes": "votes"}
-        for column in (missing[name] for name in self.method.columns):
+        for column in ("label" if name == "labels" else name for name in self.method.columns):
             if column not in dataset.column_names:
                 raise ValueError(
                     f"loss={self.method.name!r} needs the column {column!r}: add it, or choose another loss."
                 )
-        if "labels" in self.method.columns:
+        if "labels" in self.method.columns and not self.method.uses_unlabeled:
             unlabeled = int((numpy_column(dataset, "label") < 0).sum())
             if unlabeled:
                 raise ValueError(
@@ -367,7 +369,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         if args.class_balance == "logit_adjustment":
             prior = class_prior(self.table).clamp(min=1 / len(self.table))
             self.method.log_prior = prior.log().float().to(args.device)
-        self.num_views = self.method.num_views
+        self.num_views, self.strong_views = self.method.num_views, self.method.strong_views
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)  # gives `args` the values of the trial
@@ -376,7 +378,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
                 self.args.revision = METHODS[self.args.loss].find_rule().name
             self._start(self.model, self.args, self.train_dataset)
             if isinstance(self.data_collator, PixelCollator):
-                self.data_collator.votes = "votes" in self.method.columns
+                self.data_collator.columns = self.method.columns
 
     def warn_if_nothing_is_revised(self) -> None:
         """Warn, with the numbers, if warm-up or rule let no confidence of this training be revised."""
@@ -481,7 +483,11 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
                 module.eval()
         index = inputs["index"]
         size = len(index)
-        outputs = model(pixel_values=pixel_values[: size * self.method.trained_views])
+        trained = pixel_values[: size * self.method.trained_views]
+        if self.method.mirrored:
+            trained = torch.cat([trained, trained.flip(-1)])
+        outputs = model(pixel_values=trained)
+        features, maps = self.method.taps.take()
         everything = torch.ones_like(index, dtype=torch.bool)  # outside of `train`
         batch = Batch(
             logits=self.method.adjust(outputs.logits).unflatten(0, (-1, size)),
@@ -499,6 +505,8 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
                 self.args.revision_warmup_epochs,
             ),
             model=self.accelerator.unwrap_model(model),
+            features=None if features is None else features.unflatten(0, (-1, size)),
+            maps=None if maps is None else maps.unflatten(0, (-1, size)),
         )
         losses = self.method.step(batch)  # (B,)
         if self.distillation is not None:
@@ -641,7 +649,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             if self.method.state_dict():
                 path = RunFolder(checkpoint).method
                 state = read_torch(path, ANOTHER, map_location=self.args.device)
-                with reading(path, ANOTHER):
+                with reading(path, ANOTHER), self.averaged():  # as when it was written: a method's head is averaged
                     self.method.load_state_dict(state)
 
     def _load_best_model(self) -> None:

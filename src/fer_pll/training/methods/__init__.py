@@ -5,18 +5,36 @@ it into `METHODS`, or pass it to `FerPllTrainer(method=...)`.
 """
 
 from ...labels.revision import REVISION_RULES
+from .ada_cm import AdaCM
+from .annotator_confusion import AnnotatorConfusion
 from .base import Batch, Method, MethodOptions
 from .baselines import CrossEntropy, SoftVotes
 from .cc import CC
+from .crowd_layer import CrowdLayer
 from .crpll import CRPLL
+from .dacl import DACL
+from .dda import DDA
+from .dmue import DMUE
+from .eac import EAC
+from .ldl import NeighborLDL
 from .lw import LW, LWC
+from .mcr import MCR
 from .pico import PiCO
 from .pll import PLL
 from .proden import PRODEN
 from .rc import RC
+from .rul import RUL
+from .scn import SCN
+from .solar import SoLar
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (CrossEntropy, SoftVotes, PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL)
+    method.name: method
+    for method in (
+        *(CrossEntropy, SoftVotes),
+        *(PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL, SoLar),  # of candidate sets
+        *(SCN, RUL, DMUE, EAC, DACL, DDA, NeighborLDL, MCR, AdaCM),  # of one label for each row
+        *(CrowdLayer, AnnotatorConfusion),  # of annotators' answers
+    )
 }
 """The methods by the name of their loss."""
 

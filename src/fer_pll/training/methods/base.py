@@ -6,25 +6,31 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.revision import REVISION_RULES, RevisionRule
+from .network import Taps, add_head, classify, pooled
 
 
 @dataclass
 class Batch:
-    """A micro-batch of B rows as a method sees it, K classes, V views of each image."""
+    """A micro-batch of B rows as a method sees it, K classes, V views of each image.
 
-    logits: Tensor  # (trained views, B, K); with class_balance="logit_adjustment" they are adjusted
+    T are the views that the model sees with gradient: `Method.trained_views` and, with `Method.mirrored`, as many
+    again."""
+
+    logits: Tensor  # (T, B, K); with class_balance="logit_adjustment" they are adjusted
     pixel_values: Tensor  # (V, B, C, H, W), normalized
     index: Tensor  # (B,) int64, rows of the table
     revisable: Tensor  # (B,) bool, False for a row that appeared earlier in this step
-    columns: dict[str, Tensor]  # the ones that `Method.columns` names: `labels` (B,), `votes` (B, K)
+    columns: dict[str, Tensor]  # those that `Method.columns` names: `labels` (B,), `votes` (B, K), `answers` (B, A)
     epoch: float  # epochs since the start, with a fraction
     progress: float  # share of the training that is done, 0 .. 1
     revising: bool  # whether the warm-up is over: only then are confidences revised
     model: torch.nn.Module
+    features: Tensor | None = None  # (T, B, d), or (T, B, K, d) from label queries: what enters the classifier
+    maps: Tensor | None = None  # (T, B, C, h, w): the encoder's last feature map
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,14 @@ class MethodOptions:
         revision_settings: settings of the rules by name, e.g. `{"revision_threshold": 0.2}`.
         reversible: revise from the initial candidates at each visit.
         settings: the method's own settings by name, see `Method.Settings`.
+        num_annotators: A of the training set's column `answers`; 0 without one.
     """
 
     revision: str | RevisionRule | None = None
     revision_settings: Mapping[str, float] = field(default_factory=dict)
     reversible: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    num_annotators: int = 0
 
 
 class Method:
@@ -73,8 +81,24 @@ class Method:
     """How many times each image is augmented, V."""
     trained_views: int = 1
     """How many of the views, counted from the first, go through the model with gradient."""
+    mirrored: bool = False
+    """Whether the model sees each trained view a second time, mirrored. In the batch these follow the trained views,
+    in the same order."""
+    strong_views: int = 0
+    """How many of the views, counted from the last, are augmented strongly; see `BatchAugmentation.stronger`."""
+    uses_features: bool = False
+    """Whether it needs `Batch.features`."""
+    uses_maps: bool = False
+    """Whether it needs `Batch.maps`."""
     columns: tuple[str, ...] = ()
-    """The columns it needs in `Batch.columns`: `labels` (the training set's `label`) and `votes`."""
+    """The columns it needs in `Batch.columns`: `labels` (the training set's `label`), `votes`, and `answers` (what
+    each annotator said, -1 for nothing)."""
+    uses_unlabeled: bool = False
+    """Whether rows may lack a label (-1) although `columns` names `labels`."""
+    head: nn.Module | None = None
+    """Layers of its own, see `add_head`."""
+    head_name: str = "method_head"
+    """Their name in the model."""
 
     def __init__(self, model: torch.nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         """The trainer calls this before it wraps the model, so that a method can add parameters to it.
@@ -90,6 +114,8 @@ class Method:
         self.device = table.confidence.device
         self.log_prior: Tensor | None = None  # (K,), where logits are adjusted
         self.margins = torch.zeros(2, device=self.device)  # sum and number of the margins since the last log
+        self.model = model
+        self.taps = Taps(model, self.name, self.uses_features, self.uses_maps)
 
     @classmethod
     def find_rule(cls, revision: str | RevisionRule | None = None) -> RevisionRule:
@@ -124,6 +150,29 @@ class Method:
             return cls.Settings(**settings)
         except TypeError as error:
             raise ValueError(f"{dict(settings)} are no settings of loss={cls.name!r}: {error}") from error
+
+    def add_head(self, head: nn.Module) -> None:
+        """Give the method layers or parameters of its own, as `self.head`.
+
+        They join the model, so that the optimizer trains them, DDP averages their gradients and the average of the
+        weights has them. Checkpoints hold them beside the model (`state_dict`); the published model is without them.
+
+        Raises:
+            ValueError: the model has adapters (LoRA), with which they would not be saved.
+        """
+        self.head = head.to(self.device)
+        add_head(self.model, self.head_name, self.head, self.name)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Adjusted logits (B, K) of features (B, d), or (B, K, d) from label queries, by the model's classifier."""
+        logits = classify(self.model, features)
+        self.taps.take()  # the features of this call are no input of the next one
+        return self.adjust(logits)
+
+    @staticmethod
+    def pooled(features: Tensor) -> Tensor:
+        """One vector for each image, float32 (B, d), from features (B, d), or (B, K, d) from label queries."""
+        return pooled(features)
 
     def sentence(self, settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
         """What a model card says about the loss, in a sentence that follows one about the candidate sets.
@@ -185,7 +234,9 @@ class Method:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs besides weights and table: tensors and plain values."""
-        return {}
+        return {} if self.head is None else {"head": self.head.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
+        if self.head is not None:
+            self.head.load_state_dict(state["head"])

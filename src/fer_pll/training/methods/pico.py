@@ -1,22 +1,20 @@
 """PiCO, contrastive label disambiguation (Wang et al., 2022)."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.trainer_utils import unwrap_peft_model
 
 from ...hub.card_settings import OnCard
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss, supervised_contrastive_loss
 from ...labels.revision import RevisionRule, describe_each_visit, response_margin
 from .base import Batch, Method, MethodOptions
-
-HEAD = "contrastive_head"
+from .network import Taps, last_linear
 
 
 def _describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
@@ -46,6 +44,8 @@ class PiCO(Method):
     revision = RevisionRule("prototype", "towards the candidate whose prototype is nearest", describe=_describe)
     revisions = ("prototype",)
     num_views = 2
+    uses_features = True
+    head_name = "contrastive_head"
     DIM = 128
     QUEUE = 8192
     MOMENTUM = 0.999  # of the momentum encoder
@@ -65,51 +65,31 @@ class PiCO(Method):
 
     def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
-        if unwrap_peft_model(model) is not model:
-            raise ValueError("loss='pico' trains a head that would not be saved with adapters (LoRA): choose another.")
-        linear = [m for m in getattr(model, "classifier", nn.Identity()).modules() if isinstance(m, nn.Linear)]
-        if not linear:
-            raise ValueError("loss='pico' needs a model whose `classifier` is or holds a linear layer.")
-        width = linear[-1].in_features
-        head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)).to(self.device)
-        model.add_module(HEAD, head)
-        # Trained and resumed with the model, but not published.
-        model._keys_to_ignore_on_save = [f"{HEAD}.{name}" for name in head.state_dict()]
-        self.model = model
+        width = last_linear(model, self.name).in_features
         key_model: nn.Module = copy.deepcopy(model)
+        self.add_head(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)))
+        key_model.add_module(self.head_name, copy.deepcopy(self.head))
         key_model.to(self.device)  # type: ignore[arg-type]  # transformers' wrapper of it lost its self
         self.key_model = key_model.requires_grad_(False).train()
-        self.features: dict[str, Tensor] = {}
-        for name, encoder in (("query", model), ("key", self.key_model)):
-            encoder.get_submodule("classifier").register_forward_pre_hook(self._keep_features(name))
+        self.key_taps = Taps(self.key_model, self.name, features=True)
         num_classes = len(table.class_names)
         self.prototypes = torch.zeros(num_classes, self.DIM, device=self.device)
         self.queue = torch.zeros(self.QUEUE, self.DIM, device=self.device)
         self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=self.device)
         self.queued = 0  # how many keys have entered the queue so far
 
-    def _keep_features(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features = inputs[0]
-            if features.ndim == 4:  # convolutional, (B, d, 1, 1)
-                features = features.flatten(1)
-            elif features.ndim == 3:  # one state per label query, (B, K, d)
-                features = features.mean(dim=1)
-            self.features[name] = features
-
-        return hook
-
-    def embed(self, name: str, encoder: nn.Module) -> Tensor:
-        """Unit vectors (B, DIM) from the input of the encoder's classifier in its last forward."""
-        return nn.functional.normalize(getattr(encoder, HEAD)(self.features.pop(name)).float(), dim=1)
+    def embed(self, encoder: nn.Module, features: Tensor | None) -> Tensor:
+        """Unit vectors (B, DIM) from what enters the encoder's classifier, (B, d) or (B, K, d)."""
+        assert features is not None  # see `uses_features`
+        return nn.functional.normalize(getattr(encoder, self.head_name)(self.pooled(features)).float(), dim=1)
 
     def step(self, batch: Batch) -> Tensor:
-        queries = self.embed("query", self.model)
+        queries = self.embed(self.model, None if batch.features is None else batch.features[0])
         candidates = self.table.candidates[batch.index]
         labels = batch.logits[0].detach().masked_fill(~candidates, float("-inf")).argmax(dim=1)
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
-            keys = self.embed("key", self.key_model)
+            keys = self.embed(self.key_model, self.key_taps.take()[0])
         if batch.revising:
             self.move_confidences(batch, queries.detach())
         filled = min(self.queued, self.QUEUE)
@@ -156,8 +136,7 @@ class PiCO(Method):
             copied.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "head": getattr(self.model, HEAD).state_dict(),
+        return super().state_dict() | {
             "key_model": self.key_model.state_dict(),
             "prototypes": self.prototypes,
             "queue": self.queue,
@@ -166,7 +145,7 @@ class PiCO(Method):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        getattr(self.model, HEAD).load_state_dict(state["head"])
+        super().load_state_dict(state)
         self.key_model.load_state_dict(state["key_model"])
         self.prototypes, self.queue, self.queue_labels = state["prototypes"], state["queue"], state["queue_labels"]
         self.queued = state["queued"]

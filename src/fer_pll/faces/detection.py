@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -129,8 +130,14 @@ class Look(NamedTuple):
     moved: float
 
 
-def look_again(image: Image.Image, detector: Detector, landmarks: np.ndarray) -> Look | None:
+def look_again(image: Image.Image, detector: Detector, landmarks: np.ndarray, quick: bool = False) -> Look | None:
     """Looks for a face near its landmarks, in an upright window of 160 pixels in which a face is about 85 wide.
+
+    Args:
+        image: RGB.
+        detector: see the head of this module.
+        landmarks: (5, 2), pixels of the image.
+        quick: see `align_face`.
 
     Returns:
         what is seen; None where the window shows no face, or none that is nearer than a tenth of its side.
@@ -139,7 +146,7 @@ def look_again(image: Image.Image, detector: Detector, landmarks: np.ndarray) ->
         ValueError: as `face_transform`.
     """
     to_window = similarity_transform(landmarks, _WINDOW.landmarks)
-    faces = detector(np.asarray(align_face(image, landmarks, _WINDOW)))
+    faces = detector(np.asarray(align_face(image, landmarks, _WINDOW, quick)))
     moved = [float(np.linalg.norm(face.landmarks - _WINDOW.landmarks, axis=1).mean()) / _WINDOW.size for face in faces]
     if not moved or min(moved) > 0.1:  # gone, or another face
         return None
@@ -191,7 +198,9 @@ class RetinaFace:
         height, width = searched.shape[:2]
         scale = np.array([image.shape[1] / width, image.shape[0] / height])
 
-        batch = (searched.astype(np.float32) - _COLOR_MEAN)[..., ::-1].transpose(2, 0, 1)[None]  # BGR
+        batch = np.empty((1, 3, height, width), np.float32)  # BGR
+        for channel, mean in enumerate(_COLOR_MEAN):
+            np.subtract(searched[..., channel], mean, out=batch[0, 2 - channel])
         boxes, scores, landmarks = (output[0] for output in self._session.run(None, {"input": batch}))
         found = np.flatnonzero(scores[:, 1] >= self.score_threshold)
         anchors = _anchors(height, width)[found]  # (F, 3): center and size
@@ -401,6 +410,7 @@ def open_session(model: bytes | str, user: str, extra: str, threads: int | None 
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
+@lru_cache(maxsize=8)
 def _anchors(height: int, width: int) -> np.ndarray:
     """Center x, y and size of every anchor (A, 3) in pixels: two in each cell, row by row, the finest grid first."""
     grids = []

@@ -90,11 +90,11 @@ class FaceTracker:
 
     def _look(self, image: Image.Image, face: FollowedFace) -> FollowedFace | None:
         """The face where it is now; None if it is not near where it was."""
-        seen = look_again(image, self.detector, face.landmarks)
+        seen = look_again(image, self.detector, face.landmarks, quick=True)
         if seen is None or not has_landmarks(seen.landmarks, image.size):
             return None
         if seen.moved > _SETTLED:
-            again = look_again(image, self.detector, seen.landmarks)
+            again = look_again(image, self.detector, seen.landmarks, quick=True)
             seen = again if again is not None and has_landmarks(again.landmarks, image.size) else seen
         return replace(
             face, landmarks=seen.landmarks, score=seen.score, box=_moved(face.box, face.landmarks, seen.landmarks)

@@ -134,16 +134,15 @@ class _Video:
         try:
             unfinished = self._stack.enter_context(whole_file(path))
             # FFmpeg would take some names for addresses, so it gets the file and never the name.
-            stream = self._stack.enter_context(unfinished.open("r+b"))
-            self._container = self._stack.enter_context(av.open(stream, "w", format="mp4"))
+            target = self._stack.enter_context(unfinished.open("r+b"))
+            self._container = self._stack.enter_context(av.open(target, "w", format="mp4"))
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            options = {"preset": "veryfast", "crf": "23"} if codec == "libx264" else {}
-            self._stream: Any = self._container.add_stream(codec, options=options)
-            self._stream.width, self._stream.height = self._size
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = self._stream.time_base = _TIME_BASE
-            if codec == "mpeg4":
-                self._stream.bit_rate = 8_000_000
+            options = {"preset": "veryfast", "crf": "23"} if codec == "libx264" else {"b": "8M"}
+            stream: Any = self._container.add_stream(codec, options=options)
+            stream.width, stream.height = self._size
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.time_base = stream.time_base = _TIME_BASE
+            self._stream = stream
         except BaseException as error:
             self._stack.__exit__(type(error), error, error.__traceback__)
             raise

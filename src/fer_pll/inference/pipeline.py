@@ -164,7 +164,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         classifier = Classifier(class_names(self.model.config), self.probabilities)
         answers = recognize_faces(
             _shown(video, every, timeout),
-            find,  # type: ignore[arg-type]  # each of its faces is one
+            find,
             classifier,
             batch_size or self._batch_size or 1,
             given.get("smooth", SMOOTHING),

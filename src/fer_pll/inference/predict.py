@@ -118,18 +118,21 @@ def predict(
     Smoother(smooth)  # raises what it does not take
     folder = None if save_pictures is None else ImageFolder(save_pictures, overwrite)
     videos = None if save_video is None else VideoFolder(save_video, overwrite)
-    find = None if cropped else load_detector(detector, min_face)
+    loaded = None if cropped else load_detector(detector, min_face)
     face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
     classifier, own_crop = _with_onnx(model) if backend == "onnx" else _with_torch(model, device)
     timelines = None if save_timelines is None else TimelineFolder(save_timelines, overwrite, classifier.classes)
     moving = not cropped and (camera is not None or any(map(is_video, files)))
     columns = _columns(classifier.classes, moving)
+    find: Callable[[Shown], list[tuple[Face | None, Image.Image]]]
+    if loaded is None:
+        find = _as_crop(_is_gray(own_crop, model))
+    else:
+        find = Finder(loaded, face_crop or FaceCrop.from_dict(own_crop, model))
     table = TableWriter(out, columns, overwrite, safe_csv) if out is not None else None
     answers = recognize_faces(
         _shown(files, every) if camera is None else show_camera(camera, every),
-        _as_crop(_is_gray(own_crop, model))
-        if find is None
-        else Finder(find, face_crop or FaceCrop.from_dict(own_crop, model)),
+        find,
         classifier,
         batch_size if camera is None else 1,  # a camera's answers come at once
         smooth,

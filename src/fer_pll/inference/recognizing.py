@@ -42,7 +42,7 @@ class Finder:
     _tracker: FaceTracker | None = field(default=None, init=False)
     _video: tuple[Path | str, int] | None = field(default=None, init=False)
 
-    def __call__(self, shown: Shown) -> list[tuple[Face, Image.Image]]:
+    def __call__(self, shown: Shown) -> list[tuple[Face | None, Image.Image]]:
         assert shown.image is not None
         faces: list[Any]
         if shown.frame is None or shown.time is None:

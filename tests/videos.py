@@ -24,7 +24,8 @@ def write_frames(
         stream = None
         for number, frame in enumerate(frames):
             if stream is None:
-                stream = container.add_stream("mpeg4", rate=rate if times is None else 1000)
+                rate_ = rate if times is None else 1000
+                stream = container.add_stream("mpeg4", rate=rate_, options={"qmin": "1", "qmax": "3"})
                 stream.width, stream.height = frame.size
                 stream.bit_rate = 8_000_000
             picture = av.VideoFrame.from_image(frame)

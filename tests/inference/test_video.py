@@ -208,17 +208,18 @@ class TestTimeline:
 
 class TestNewest:
     def test_a_slow_reader_misses_what_it_has_no_time_for_and_gets_the_last(self):
-        read = threading.Event()
+        read, ended = threading.Event(), threading.Event()
 
         def items():
             yield 0
-            read.wait(10)
+            read.wait(60)
             yield from range(1, 100)
+            ended.set()
 
         given_ = newest(items())
         first = next(given_)
         read.set()
-        time.sleep(0.2)
+        assert ended.wait(60)
         assert [first, *given_] == [0, 99]
 
     def test_what_is_raised_comes_after_what_was_there(self):
@@ -245,7 +246,7 @@ class TestNewest:
         given_ = newest(items())
         assert next(given_) >= 0
         given_.close()
-        assert closed.wait(10)
+        assert closed.wait(60)
 
 
 class TestCamera:

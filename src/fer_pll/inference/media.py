@@ -237,11 +237,15 @@ def show_camera(number: int, every: int = 1) -> Iterator[Shown]:
 
 def _show_device(place: str, device: str, name: str, every: int) -> Iterator[Shown]:
     empty = True
-    for number, time, image in newest(_decoded(place, name, every, {}, format=device)):
-        empty = False
-        yield Shown(name, number, image, time=time)
+    try:
+        for number, time, image in newest(_decoded(place, name, every, {}, format=device)):
+            empty = False
+            yield Shown(name, number, image, time=time)
+    except ImageError as error:
+        advice = "check that the camera is there, that you may read it, and that no other program has it"
+        raise ImageError(f"{error}: {advice}") from error
     if empty:
-        raise ImageError(f"{name}: {place} gives no images")
+        raise ImageError(f"{name}: {place} gives no images; try another number")
 
 
 def newest(items: Iterator[Any]) -> Iterator[Any]:
@@ -286,3 +290,4 @@ def newest(items: Iterator[Any]) -> Iterator[Any]:
             raise ended[0]
     finally:
         left = True
+        thread.join(1)  # it ends at the next item; a camera that gives none is left alone

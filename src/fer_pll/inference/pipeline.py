@@ -21,7 +21,7 @@ from .answers import describe_face
 from .loading import check_device, class_names
 from .media import Shown, is_video, show
 from .recognizing import Classifier, Finder, recognize_faces
-from .video import SMOOTHING
+from .video import SMOOTHING, Smoother
 
 _FOR_THE_HUB = (
     "revision", "token", "trust_remote_code", "local_files_only", "code_revision", "cache_dir", "_from_pipeline",
@@ -126,6 +126,8 @@ class FacialExpressionPipeline(ChunkPipeline):
         for name, number in (("every", every), ("top_k", top_k), ("min_face", min_face)):
             if number is not None and not (isinstance(number, int) and number >= 1):
                 raise ValueError(f"{name}={number!r} must be a whole number from 1 up")
+        if smooth is not None:
+            Smoother(smooth)  # raises what it does not take
         if min_face is not None:
             detector = detector or "retinaface"
             if not isinstance(detector, str):

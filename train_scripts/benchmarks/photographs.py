@@ -3,6 +3,7 @@
 import json
 import math
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
@@ -64,7 +65,7 @@ def measure(args):
             try:
                 sides, version = stack.enter_context(make(args, folder))
             except Missing as missing:
-                print(f"{name} is left out: {missing}")
+                print(f"{name} is left out: {missing}", file=sys.stderr)
                 continue
             versions.append(f"{name} {version}")
             peers |= sides
@@ -93,7 +94,7 @@ def report(sets, ours, peers, runs, versions):
         rate[side, name] = len(answers) / seconds
         found[side, name], false[side, name] = judge([boxes for boxes, _ in answers], truth)
     titles = {"photographs": "photographs", "video_1": "video, one face", "video_5": "video, five faces"}
-    table = [("1 of 3: a second; 2: faces found; 3: false", *titles.values())]
+    table = [("a second; faces found; false ones", *titles.values())]
     for side in (*ours, *peers):
         cells = [
             f"{rate[side, name]:.1f}; {found[side, name]}/{sum(map(len, sets[name][1]))}; {false[side, name]}"

@@ -218,6 +218,11 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
         pytest.param(["imports"], {"import", "first_use"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
+        pytest.param(
+            ["photographs", "--photographs", 1, "--frames", 6],
+            {"video_1", "video_5", "agreement_1"},
+            marks=pytest.mark.long,
+        ),
         pytest.param(["stream", "--images", 64, "--shards", 2], {"speed", "memory", "resume"}, marks=pytest.mark.long),
     ],
 )
@@ -228,4 +233,4 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
-    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "ViT")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "ViT", "faces")

@@ -14,12 +14,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
 
 from fer_pll.faces import detection
 from fer_pll.faces.alignment import FaceCrop, align_face, similarity_transform
-from fer_pll.faces.detection import WEIGHTS_SHA256, Face, RetinaFace, YuNet, find_faces, load_detector
+from fer_pll.faces.detection import (
+    WEIGHTS_SHA256,
+    Face,
+    RetinaFace,
+    SmallFaces,
+    YuNet,
+    find_faces,
+    load_detector,
+    look_again,
+    overlaps,
+)
 
 CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
 
@@ -104,6 +116,97 @@ class TestAstronaut:
     def test_workers_get_a_copy(self, photograph, retinaface):
         (face,) = pickle.loads(pickle.dumps(retinaface))(np.asarray(photograph))
         np.testing.assert_array_equal(face.landmarks, retinaface(np.asarray(photograph))[0].landmarks)
+
+
+def test_a_quick_look_sees_what_an_exact_one_sees(photograph, retinaface, landmarks):
+    """Within half a percent of the window, at every scale: reduced, enlarged, and beyond the edge of the image."""
+    for scale in (0.4, 1, 2.2, 3.5):
+        for left in (0, 180 * scale):  # the second cuts into the window
+            scaled = photograph.resize((round(512 * scale),) * 2, Image.Resampling.BICUBIC).crop(
+                (round(left), 0, round(512 * scale), round(512 * scale))
+            )
+            points = landmarks * scale - [round(left), 0]
+            exact, quick = (look_again(scaled, retinaface, points, quick=quick) for quick in (False, True))
+            window = 160 * np.linalg.norm(points[1] - points[0]) / np.linalg.norm(np.array([0.36, 0]) / 1.5 * 160)
+            assert np.abs(exact.landmarks - quick.landmarks).max() < 0.01 * window
+            assert abs(exact.score - quick.score) < 0.05
+
+
+FACE = np.array([177.9, 56.8, 273.1, 177.2])  # its box in the photograph
+
+
+class TestSmallFaces:
+    def test_a_face_of_forty_pixels_in_a_photograph_of_24_megapixels(self, photograph, retinaface):
+        side = round(512 * 40 / (FACE[2] - FACE[0]))
+        small, large = (photograph.resize((n, n), Image.Resampling.LANCZOS) for n in (side, 1500))
+        canvas = Image.new("RGB", (6000, 4000), (90, 100, 110))
+        # In a corner, across the edges of tiles, and beside a large face.
+        places = [(0, 0), (5700, 3700), (1250, 1500), (2400, 900), (3100, 3650), (4777, 2111)]
+        for place in places:
+            canvas.paste(small, place)
+        canvas.paste(large, (200, 1900))
+        expected = [FACE * side / 512 + np.tile(place, 2) for place in places]
+        expected.append(FACE * 1500 / 512 + np.tile([200, 1900], 2))
+        image = np.asarray(canvas)
+        assert len(retinaface(image)) == 1  # the large one only
+
+        shapes = []
+
+        def counting(searched: np.ndarray) -> list[Face]:
+            shapes.append(searched.shape)
+            return retinaface(searched)
+
+        faces = SmallFaces(counting, 40)(image)
+        assert len(shapes) == 16 and max(max(shape) for shape in shapes[1:]) <= 1280
+        found = np.array([face.box for face in faces])
+        assert len(faces) == len(expected)
+        for box in expected:
+            best = overlaps(box, found).max()
+            assert best > 0.5
+        for face in faces:
+            left, top, right, bottom = face.box
+            assert (face.landmarks > [left, top]).all() and (face.landmarks < [right, bottom]).all()
+
+    def test_no_tiles_where_the_whole_image_will_do(self, photograph):
+        shapes = []
+        find = SmallFaces(lambda image: shapes.append(image.shape) or [], 40)
+        for size in ((512, 512), (1280, 720), (1800, 1000)):
+            find(np.asarray(photograph.resize(size)))
+        assert len(shapes) == 3
+        find(np.asarray(photograph.resize((2000, 1000))))
+        assert len(shapes) == 3 + 1 + 2
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.integers(1, 9000),
+        st.integers(1, 9000),
+        st.integers(14, 300),
+        st.floats(0, 1),
+        st.floats(0, 1),
+        st.floats(0, 1),
+    )
+    def test_each_face_lies_whole_in_the_image_or_in_a_tile_that_shows_it_large_enough(
+        self, width, height, min_face, x, y, size
+    ):
+        """By the places of the tiles alone; one pixel is left for rounding."""
+        whole = 28 * max(1, max(width, height) / 1280)
+        scale = 28 / min_face
+        side, shared = 1280 / scale, 1.5 * whole
+        longest = min(width, height, whole)
+        face = min_face + size * (longest - min_face)
+        if min_face >= whole or face > longest or longest < min_face:
+            return  # seen in the whole image, or no face of this size fits in
+        left, top = x * (width - face), y * (height - face)
+        starts = [detection._starts(length, side, shared) for length in (height, width)]
+        assert any(row <= top and top + face <= min(height, row + side + 1) for row in starts[0]) and any(
+            column <= left and left + face <= min(width, column + side + 1) for column in starts[1]
+        )
+        for length, begins in zip((height, width), starts, strict=True):
+            assert begins[0] == 0 and begins[-1] + side >= length - 1
+
+    def test_faces_that_are_not_found_are_not_promised(self):
+        with pytest.raises(ValueError, match="min_face 13: faces of less than 14 pixels are not found"):
+            load_detector("retinaface", min_face=13)
 
 
 def test_a_detector_is_any_callable_and_a_lost_face_keeps_its_landmarks(photograph):

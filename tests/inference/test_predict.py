@@ -355,11 +355,14 @@ def test_memory_does_not_grow_with_the_number_of_images(model, photos):
     import gc
     import weakref
 
-    from fer_pll.inference.predict import _answers
+    from fer_pll import load_recognizer
+    from fer_pll.inference.predict import _as_crop, _shown
+    from fer_pll.inference.recognizing import Classifier, recognize_faces
 
-    recognize = pipeline("image-classification", model=model, trust_remote_code=False, batch_size=2, top_k=None)
+    classifier = Classifier(CLASSES, load_recognizer(model).probabilities)
     kept: list[weakref.ref] = []
-    for shown, _ in _answers(recognize, [photos / "none.png"] * 30, every=1):
+    images = _shown([photos / "none.png"] * 30, every=1)
+    for shown, _ in recognize_faces(images, _as_crop(False), classifier, batch_size=2):
         kept.append(weakref.ref(shown.image))
         del shown
         gc.collect()

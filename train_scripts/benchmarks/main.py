@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from . import copies, data, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
+from . import copies, data, finetune, hog, imports, inference, photographs, pretrain, robustness, start, stream, table
 
 EPILOG = """\
 examples:
@@ -48,6 +48,9 @@ examples:
   # which planted copies of images are found, and the time among 440,000 images
   python train_scripts/benchmark.py copies --data data/ferplus --images 440000
 
+  # photographs and frames of videos a second, from the file to the expressions, beside fer, deepface and face-api
+  python train_scripts/benchmark.py photographs --threads 1 --face-api FOLDER
+
 Both sides take turns within one run and the median counts, so that other work on the machine slows both alike. The
 last line of the output is one JSON object: benchmark, ratios, targets (of the ratios that have one) and machine.
 `benchmark.py NAME --help` lists the options and the ratios of one benchmark.
@@ -67,6 +70,7 @@ BENCHMARKS = {
     "table": table,
     "robustness": robustness,
     "copies": copies,
+    "photographs": photographs,
 }
 
 

@@ -142,7 +142,7 @@ def face_transform(size: tuple[int, int], landmarks: np.ndarray, crop: FaceCrop)
     return to_crop
 
 
-def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Image.Image:
+def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop, quick: bool = False) -> Image.Image:
     """Cuts a face out of a photograph as `crop` describes.
 
     The photograph is interpolated once (bicubic). If it has more pixels than the crop, the interpolation uses a grid
@@ -153,6 +153,8 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
     Args:
         image: RGB or gray, 8 bits.
         landmarks: (5, 2), pixels of `image`.
+        quick: reduce the photograph by the whole number below its scale, then interpolate it bilinearly at the
+            crop's pixels only: a fifth of the time, and slightly coarser. For looking at a face, not for the model.
 
     Returns:
         The crop: a square of `crop.size` pixels, mode L for gray, else RGB.
@@ -167,20 +169,30 @@ def align_face(image: Image.Image, landmarks: np.ndarray, crop: FaceCrop) -> Ima
         to_crop = similarity_transform(landmarks, crop.landmarks)
     to_image = np.linalg.inv(to_crop[:, :2])
     origin = -to_image @ to_crop[:, 2]  # of the crop, in the image
-    finer = max(1, math.ceil(math.hypot(*to_image[:, 0]) - 1e-6))  # samples per side of a pixel of the crop
+    scale = math.hypot(*to_image[:, 0])
+    finer = 1 if quick else max(1, math.ceil(scale - 1e-6))  # samples per side of a pixel of the crop
 
     # The part of the photograph that the crop touches, with two pixels around for the interpolation.
     corners = origin + crop.size * np.array([[0, 0], [1, 0], [0, 1], [1, 1]]) @ to_image.T
     left, top = np.floor(corners.min(axis=0)).astype(int) - 2
     right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 2
-    columns = np.arange(left, right).clip(0, image.width - 1)
-    rows = np.arange(top, bottom).clip(0, image.height - 1)
-    inside = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    pixels = np.asarray(inside.convert("L" if crop.color == "gray" else "RGB"))
-    part = Image.fromarray(pixels[(rows - rows[0])[:, None], columns - columns[0]])
+    mode = "L" if crop.color == "gray" else "RGB"
+    if left >= 0 and top >= 0 and right <= image.width and bottom <= image.height:
+        part = image.crop((left, top, right, bottom))
+        part = part if part.mode == mode else part.convert(mode)
+    else:
+        columns = np.arange(left, right).clip(0, image.width - 1)
+        rows = np.arange(top, bottom).clip(0, image.height - 1)
+        inside = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        pixels = np.asarray(inside.convert(mode))
+        part = Image.fromarray(pixels[(rows - rows[0])[:, None], columns - columns[0]])
+    coarser = max(1, math.floor(scale + 1e-6)) if quick else 1
+    if coarser > 1:
+        part = part.reduce(coarser)
 
-    (a, b), (d, e) = to_image / finer
-    c, f = origin - (left, top)
+    (a, b), (d, e) = to_image / finer / coarser
+    c, f = (origin - (left, top)) / coarser
     side = crop.size * finer
-    fine = part.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
+    resampling = Image.Resampling.BILINEAR if quick else Image.Resampling.BICUBIC
+    fine = part.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), resampling)
     return fine.reduce(finer) if finer > 1 else fine

@@ -1,8 +1,13 @@
-"""Inputs of `fer-pll predict`: images and videos, given as files, folders, patterns and URLs, opened one by one."""
+"""Inputs of `fer-pll predict`: images and videos, given as files, folders, patterns and URLs, opened one by one.
+
+Cameras too. Times of frames are those that the video has (PTS), so they are right where the rate varies.
+"""
 
 import glob
 import io
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
@@ -31,6 +36,7 @@ class Shown(NamedTuple):
     frame: int | None  # number in its video, from 0
     image: Image.Image | None
     problem: str | None = None
+    time: float | None = None  # of a frame, in seconds since the first
 
 
 def list_files(sources: Iterable[str]) -> list[Path | str]:
@@ -112,8 +118,8 @@ def show(file: Path | str, every: int = 1, timeout: float | None = 30) -> Iterat
             yield Shown(file, None, open_image(file, timeout))
             return
         with io.BytesIO(download(str(file), MAX_BYTES, timeout)) if is_url(file) else _regular(file) as stream:
-            for number, image in _frames(stream, str(file), every):
-                yield Shown(file, number, image)
+            for number, time, image in _frames(stream, str(file), every):
+                yield Shown(file, number, image, time=time)
         if number is None:
             yield Shown(file, None, None, "no images in this file")
     except MissingExtra:
@@ -138,37 +144,150 @@ def _regular(file: Path | str) -> BinaryIO:
     raise ImageError(f"{file}: {reason}")
 
 
-def _frames(stream: BinaryIO, name: str, every: int) -> Iterator[tuple[int, Image.Image]]:
-    """Number and image of the frames.
+def _frames(stream: BinaryIO, name: str, every: int) -> Iterator[tuple[int, float, Image.Image]]:
+    """Number, time and image of the frames of a file.
 
     Raises:
         ImageError: what comes next cannot be read.
         MissingExtra: PyAV is not installed.
     """
+    # FFmpeg refuses larger frames before it asks for memory. It counts some columns and rows around them.
+    limit = {"max_pixels": str(max_pixels() + max_pixels() // 8 + 2**17)}
+    options = {**limit, "format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
+    yield from _decoded(stream, name, every, limit, options=options, metadata_errors="ignore")
+
+
+def _decoded(
+    source: BinaryIO | str, name: str, every: int, limit: dict[str, str], **opening: Any
+) -> Iterator[tuple[int, float, Image.Image]]:
     try:
         import av
     except ImportError as error:
         raise MissingExtra(f"{name}: videos need PyAV: pip install 'fer-pll[faces]'") from error
-    # FFmpeg refuses larger frames before it asks for memory. It counts some columns and rows around them.
-    limit = {"max_pixels": str(max_pixels() + max_pixels() // 8 + 2**17)}
-    options = {**limit, "format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
     try:
-        with av.open(stream, "r", options=options, metadata_errors="ignore") as container:
+        with av.open(source, "r", **opening) as container:
             if not container.streams.video:
                 return
             video = container.streams.video[0]
             if video.codec_context is None:
                 raise ImageError(f"{name}: its frames are in a format that FFmpeg does not know")
             video.codec_context.options = limit
+            clock = _Clock(video.average_rate)
             for number, frame in enumerate(container.decode(video)):
+                time = clock(frame.time)
                 if number % every == 0:
                     check_size(frame.width, frame.height, name)
                     # Phones store how they were held; PyAV gives that in degrees, counterclockwise.
                     pixels = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    yield number, Image.fromarray(pixels)
+                    yield number, time, Image.fromarray(pixels)
     except ImageError:
         raise
     except av.error.ArgumentError as error:
         raise ImageError(f"{name}: damaged, or frames of more than {max_pixels():,} pixels ({error})") from error
     except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:  # UnicodeDecodeError is a ValueError
         raise ImageError(f"{name}: {error}") from error
+
+
+class _Clock:
+    """The times of frames: those that they have, since the first. They never go back.
+
+    A frame without a time comes one average frame after the one before; where the rate is not known, 25 a second.
+    """
+
+    def __init__(self, average_rate: Any) -> None:
+        self._step = 1 / float(average_rate) if average_rate else 0.04
+        self._first: float | None = None
+        self._last = -self._step
+
+    def __call__(self, stored: float | None) -> float:
+        if stored is None:
+            time = self._last + self._step
+        else:
+            if self._first is None:
+                self._first = stored - max(0.0, self._last + self._step)
+            time = stored - self._first
+        self._last = max(time, self._last, 0.0)
+        return self._last
+
+
+_CAMERAS = {"linux": ("video4linux2", "/dev/video{}"), "darwin": ("avfoundation", "{}")}
+"""By platform, the input device of FFmpeg and the name of a camera there."""
+
+
+def show_camera(number: int, every: int = 1) -> Iterator[Shown]:
+    """The frames of a camera, without end; those that come while the last one is in work are passed over.
+
+    So the frames are never late, however slow the work. `frame` counts those that were passed over too. `file` is
+    `camera-NUMBER`.
+
+    Args:
+        number: of the camera, from 0.
+        every: use one of so many frames.
+
+    Raises:
+        ImageError: there is no such camera, or it gives no images.
+        MissingExtra: PyAV is not installed.
+    """
+    name = f"camera-{number}"
+    if sys.platform not in _CAMERAS:
+        raise ImageError(f"{name}: cameras are read on Linux and macOS only; record a file and give that")
+    device, place = _CAMERAS[sys.platform]
+    yield from _show_device(place.format(number), device, name, every)
+
+
+def _show_device(place: str, device: str, name: str, every: int) -> Iterator[Shown]:
+    empty = True
+    try:
+        for number, time, image in newest(_decoded(place, name, every, {}, format=device)):
+            empty = False
+            yield Shown(name, number, image, time=time)
+    except ImageError as error:
+        advice = "check that the camera is there, that you may read it, and that no other program has it"
+        raise ImageError(f"{error}: {advice}") from error
+    if empty:
+        raise ImageError(f"{name}: {place} gives no images; try another number")
+
+
+def newest(items: Iterator[Any]) -> Iterator[Any]:
+    """What an iterator gives, read by a thread of its own: the newest that is there, each once, and the last always.
+
+    Raises:
+        what the iterator raises, after what it gave before.
+    """
+    changed = threading.Condition()
+    waiting: list[Any] = []
+    ended: list[BaseException | None] = []
+    left = False
+
+    def read() -> None:
+        error = None
+        try:
+            for item in items:
+                with changed:
+                    waiting[:] = [item]
+                    changed.notify()
+                    if left:
+                        return
+        except Exception as raised:
+            error = raised
+        finally:
+            with changed:
+                ended.append(error)
+                changed.notify()
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while True:
+            with changed:
+                while not (waiting or ended):
+                    changed.wait(0.5)  # Ctrl-C is noticed between waits
+                item = waiting.pop() if waiting else None
+            if item is None:
+                break
+            yield item
+        if ended[0] is not None:
+            raise ended[0]
+    finally:
+        left = True
+        thread.join(1)  # it ends at the next item; a camera that gives none is left alone

@@ -21,7 +21,7 @@ from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.errors import MissingExtra
 from ..io.pretrained import load_image_processor, load_model
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .onnx_runtime import MODEL_FILE, OnnxClassifier, batches
+from .onnx_runtime import MODEL_FILE, OnnxClassifier
 
 TOLERANCE = 1e-4
 """The largest difference that a float32 export's logits may have from torch's."""
@@ -198,7 +198,8 @@ def _compare(
         ValueError: not close enough.
     """
     differences, same = [], []
-    for batch in batches(images, 32):
+    for k in range(0, len(images), 32):
+        batch = images[k : k + 32]
         expected = model(image_processor(batch, return_tensors="pt")["pixel_values"]).logits.numpy()
         answers = exported.logits(exported.preprocess(batch))
         differences.append(np.abs(answers - expected).max())

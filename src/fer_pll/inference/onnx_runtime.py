@@ -1,20 +1,18 @@
 """Classifiers that `fer-pll export` wrote, run by onnxruntime with NumPy and Pillow, without torch."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..faces.alignment import FaceCrop, align_face
-from ..faces.detection import Detector, find_faces, open_session
+from ..faces.alignment import FaceCrop
+from ..faces.detection import open_session
 from ..io.errors import DataError, MissingExtra
 from ..io.names import ONNX_FILE
 from ..io.stored import read_json, reading
 from ..model.preprocessing import check_preprocessing
-from .answers import describe_face, rank_expressions
 from .onnx_operators import check_operators, one_line
 
 MODEL_FILE, CONFIG_FILE, PREPROCESSOR_FILE = ONNX_FILE, "config.json", "preprocessor_config.json"
@@ -147,31 +145,3 @@ class OnnxClassifier:
         logits = self.logits(self.preprocess(images)).astype(np.float64)
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-    def classify(self, crops: Iterable[Image.Image], batch_size: int) -> Iterator[list[dict[str, Any]]]:
-        """For each crop, the answer of the task `image-classification`: all classes, the best first."""
-        for batch in batches(crops, batch_size):
-            for probabilities in self(batch).tolist():
-                yield rank_expressions(probabilities, self.classes)
-
-    def recognize(
-        self, images: Iterable[Image.Image], detector: Detector, crop: FaceCrop, batch_size: int
-    ) -> Iterator[list[dict[str, Any]]]:
-        """For each image, the answer of the task `facial-expression-recognition`: its faces."""
-        for batch in batches(images, batch_size):
-            faces = [find_faces(image, detector) for image in batch]
-            crops = [
-                align_face(image, face.landmarks, crop)
-                for image, found in zip(batch, faces, strict=True)
-                for face in found
-            ]
-            probabilities = (row for part in batches(crops, batch_size) for row in self(part).tolist())
-            for found in faces:
-                yield [describe_face(face, next(probabilities), self.classes) for face in found]
-
-
-def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """The items in lists of `size`; the last one may be shorter."""
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -1,10 +1,11 @@
 """The task `facial-expression-recognition` of `transformers.pipeline`: from photographs to faces' expressions."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, BaseImageProcessor
@@ -18,7 +19,9 @@ from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
 from .loading import check_device, class_names
-from .media import is_video, show
+from .media import Shown, is_video, show
+from .recognizing import Classifier, Finder, recognize_faces
+from .video import SMOOTHING, Smoother
 
 _FOR_THE_HUB = (
     "revision", "token", "trust_remote_code", "local_files_only", "code_revision", "cache_dir", "_from_pipeline",
@@ -69,14 +72,19 @@ class FacialExpressionPipeline(ChunkPipeline):
     - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the image,
     - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
 
-    A path or URL that ends like a video (`.mp4`, `.mov` ...) gives a list with a dictionary for each frame: `frame`,
-    its number from 0, and `faces`, the list of its faces. The frames are read one by one.
+    A path or URL that ends like a video (`.mp4`, `.mov` ...) gives an iterator, which reads frame by frame and keeps
+    none: a dictionary for each with `frame`, its number from 0, `time`, in seconds since the first, and `faces`. The
+    faces are followed (see `fer_pll.faces.tracking`), so each has two keys more: `person`, its number from 0, and
+    `raw`, the expressions of this frame alone; `expressions` are smoothed over time (see `inference.video.Smoother`).
+    A list with videos gives a list in which they are iterators.
 
     Args (to `pipeline(...)` or to each call):
         detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
         every: use the frames 0, `every`, 2 `every` ... of a video.
+        smooth: seconds over which the answers of a video are smoothed (0: none); default 0.2.
+        min_face: find faces down to so many pixels in big images too, see `load_detector`; for a detector by name.
         top_k: give this many expressions of each face, the best; default: all.
         batch_size: number of faces that go through the model together; they may be from several images.
 
@@ -112,18 +120,76 @@ class FacialExpressionPipeline(ChunkPipeline):
         timeout: float | None = None,
         every: int | None = None,
         top_k: int | None = None,
+        smooth: float | None = None,
+        min_face: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        for name, number in (("every", every), ("top_k", top_k)):
+        for name, number in (("every", every), ("top_k", top_k), ("min_face", min_face)):
             if number is not None and not (isinstance(number, int) and number >= 1):
                 raise ValueError(f"{name}={number!r} must be a whole number from 1 up")
+        if smooth is not None:
+            Smoother(smooth)  # raises what it does not take
+        if min_face is not None:
+            detector = detector or "retinaface"
+            if not isinstance(detector, str):
+                raise ValueError("min_face is for a detector by name: wrap your own in SmallFaces")
         given = {
-            "detector": load_detector(detector) if isinstance(detector, str) else detector,
+            "detector": load_detector(detector, min_face) if isinstance(detector, str) else detector,
             "crop": FaceCrop.from_pretrained(crop) if isinstance(crop, str) else crop,
             "timeout": timeout,
             "every": every,
+            "smooth": smooth,
         }
         before = {name: value for name, value in given.items() if value is not None}
         return before, {}, {} if top_k is None else {"top_k": top_k}
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if is_video(inputs):
+            return self._frames(inputs, *args, **kwargs)
+        if isinstance(inputs, list) and any(map(is_video, inputs)):
+            return [self(each, *args, **kwargs) for each in inputs]
+        return super().__call__(inputs, *args, **kwargs)
+
+    def _frames(
+        self,
+        video: str | os.PathLike,
+        *,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **options: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """The answers for a video; options are checked at once."""
+        before, _, after = self._sanitize_parameters(**options)
+        given = {**self._preprocess_params, **before}
+        top_k = {**self._postprocess_params, **after}.get("top_k")
+        find = Finder(*self._detector_and_crop(given.get("detector"), given.get("crop")))
+        timeout, every = given.get("timeout", 30), given.get("every", 1)
+        classifier = Classifier(class_names(self.model.config), self.probabilities)
+        answers = recognize_faces(
+            _shown(video, every, timeout),
+            find,
+            classifier,
+            batch_size or self._batch_size or 1,
+            given.get("smooth", SMOOTHING),
+            top_k,
+        )
+        return ({"frame": shown.frame, "time": shown.time, "faces": faces} for shown, faces in answers)
+
+    def _detector_and_crop(self, detector: Detector | None, crop: FaceCrop | None) -> tuple[Detector, FaceCrop]:
+        """What was given, or else the default."""
+        crop = crop or FaceCrop.from_image_processor(
+            self.image_processor, self.model.name_or_path or "The model's image processor"
+        )
+        detector = detector or self._default_detector
+        if detector is None:
+            detector = self._default_detector = load_detector("retinaface")
+        return detector, crop
+
+    @torch.inference_mode()
+    def probabilities(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        """Class probabilities, float64 (B, K), of images that show one face each."""
+        pixel_values = self.image_processor(list(crops), return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values=pixel_values.to(self.device, self.dtype)).logits
+        return logits.double().softmax(dim=1).cpu().numpy()
 
     def preprocess(  # type: ignore[override]
         self,
@@ -132,41 +198,19 @@ class FacialExpressionPipeline(ChunkPipeline):
         crop: FaceCrop | None = None,
         timeout: float | None = 30,
         every: int = 1,
+        smooth: float = SMOOTHING,
     ) -> Iterator[dict[str, Any]]:
         """One item for each face. An image without a face gets one blank item, so that it has an answer too."""
-        crop = crop or FaceCrop.from_image_processor(
-            self.image_processor, self.model.name_or_path or "The model's image processor"
-        )
-        detector = detector or self._default_detector
-        if detector is None:
-            detector = self._default_detector = load_detector("retinaface")
-        if not is_video(image):
-            items = self._faces(open_image(image, timeout), detector, crop)
-        else:
-            items = self._faces_of_frames(image, detector, crop, timeout, every)
-        # The last one is marked, which is known only when there is no other.
-        item = next(items)
-        for following in items:
-            yield {"is_last": False, **item}
-            item = following
-        yield {"is_last": True, **item}
-
-    def _faces(
-        self, image: Image.Image, detector: Detector, crop: FaceCrop, frame: int | None = None
-    ) -> Iterator[dict[str, Any]]:
-        faces = find_faces(image, detector)
-        crops = [align_face(image, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
+        if is_video(image):
+            raise ImageError(f"{os.fspath(image)}: a video is given by itself or in a list, not by a generator")
+        detector, crop = self._detector_and_crop(detector, crop)
+        opened = open_image(image, timeout)
+        faces = find_faces(opened, detector)
+        crops = [align_face(opened, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
         pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
         for number, face in enumerate(faces or [None]):
-            yield {"face": face, "frame": frame, "pixel_values": pixel_values[number : number + 1]}
-
-    def _faces_of_frames(
-        self, video: str | os.PathLike, detector: Detector, crop: FaceCrop, timeout: float | None, every: int
-    ) -> Iterator[dict[str, Any]]:
-        for shown in show(video, every, timeout):  # type: ignore[arg-type]  # str or os.PathLike
-            if shown.image is None:
-                raise ImageError(f"{os.fspath(video)}: {shown.problem}")
-            yield from self._faces(shown.image, detector, crop, shown.frame)
+            last = number + 1 >= len(faces)
+            yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
@@ -176,15 +220,11 @@ class FacialExpressionPipeline(ChunkPipeline):
         self, answers: list[dict[str, Any]], top_k: int | None = None
     ) -> list[dict[str, Any]]:
         classes = class_names(self.model.config)
-        frames: dict[int | None, list[dict[str, Any]]] = {}
-        for answer in answers:
-            faces = frames.setdefault(answer["frame"], [])
-            if answer["face"] is not None:
-                probabilities = answer["logits"][0].double().softmax(dim=0).tolist()
-                faces.append(describe_face(answer["face"], probabilities, classes, top_k))
-        if None in frames:  # an image
-            return frames[None]
-        return [{"frame": frame, "faces": faces} for frame, faces in frames.items()]
+        return [
+            describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes, top_k)
+            for answer in answers
+            if answer["face"] is not None
+        ]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor. This task needs the package, so its code is not saved with them."""
@@ -215,3 +255,10 @@ def load_recognizer(
     return FacialExpressionPipeline(
         classifier, image_processor=load_image_processor(name), task=TASK, device=device, **options
     )
+
+
+def _shown(video: str | os.PathLike, every: int, timeout: float | None) -> Iterator[Shown]:
+    for shown in show(video, every, timeout):  # type: ignore[arg-type]  # str or os.PathLike
+        if shown.image is None:
+            raise ImageError(f"{os.fspath(video)}: {shown.problem}")
+        yield shown

@@ -2,30 +2,25 @@
 
 import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ..faces.alignment import FaceCrop
-from ..faces.detection import Detector, load_detector
-from ..io.atomic import whole_file
-from ..io.download import is_url
+from ..faces.detection import Face, load_detector
 from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
 from ..io.tables import TableWriter, check_new_table
 from ..io.terminal import number_of, say
-from .answers import rank_expressions
-from .media import Shown, list_files, show
+from .marked import ImageFolder, TimelineFolder, VideoFolder
+from .media import Shown, is_video, list_files, show, show_camera
 from .onnx_runtime import OnnxClassifier
+from .recognizing import Answer, Classifier, Finder, recognize_faces
+from .video import SMOOTHING, Smoother
 
 NO_FACE = "no face found"
-_LONGEST_NAME = 200  # bytes
-
-Answer = tuple[Shown, list[dict[str, Any]]]
-"""Something that was shown, and the pipeline's answer; empty where there is no image."""
 
 _COLUMNS = {
     "file": str,
@@ -38,6 +33,8 @@ _COLUMNS = {
     "score": float,
     "expression": str,
 }
+_OF_VIDEOS = {"frame": "time", "face": "person"}
+"""Columns that a table with videos has behind others."""
 
 
 def predict(
@@ -54,8 +51,15 @@ def predict(
     overwrite: bool = False,
     backend: str | None = None,
     safe_csv: bool = False,
+    save_video: str | None = None,
+    save_timelines: str | None = None,
+    camera: int | None = None,
+    smooth: float = SMOOTHING,
+    min_face: int | None = None,
 ) -> bool:
     """Recognize the expression of each face in images and videos.
+
+    The faces of a video are followed (see `fer_pll.faces.tracking`), and their probabilities smoothed.
 
     What can be checked without the model is checked before it is loaded.
 
@@ -66,7 +70,9 @@ def predict(
         out: table to write (`.csv`, `.jsonl`, `.parquet`). One row for each face, with the columns `file`, `frame`
             (of a video), `face` (from 0), the box `x`, `y`, `width`, `height` in pixels of the upright image (to a
             hundredth), the detector's `score`, `expression`, `p_CLASS` for every class, and `problem`: an image
-            without a face and a file that cannot be read have a row that says so.
+            without a face and a file that cannot be read have a row that says so. With a video among the sources, or
+            a camera, also `time` (seconds since the first frame), `person` (from 0 in each video) and `raw_CLASS`, of
+            the frame alone, where `p_CLASS` is smoothed over time.
         save_pictures: new or empty folder for the images with their faces marked. They hold pixels only: no EXIF, no
             comment. Each has a name of its own.
         cropped: each image is a face crop already; no faces are searched for.
@@ -75,18 +81,31 @@ def predict(
         every: use the frames 0, `every`, 2 `every` ... of a video.
         batch_size: number of faces that go through the model together.
         device: `cpu`, `cuda` ... (default: the GPU, where there is one). For torch only.
-        overwrite: replace `out`, and write into `save_pictures` even if it holds files.
+        overwrite: replace `out`, and write into the folders even if they hold files.
         backend: `torch`, or `onnx`, which imports neither torch nor transformers; by default what the model is for.
         safe_csv: see `TableWriter`.
+        save_video: new or empty folder for the videos with their faces marked (MP4).
+        save_timelines: new or empty folder for a chart of each video: the expressions of its persons over time (PNG).
+        camera: number of a camera to watch instead of sources, until Ctrl-C; see `show_camera`.
+        smooth: seconds over which the answers of videos are smoothed, see `Smoother`; 0: not at all.
+        min_face: find faces down to so many pixels in big images too, see `SmallFaces`.
 
     Returns:
-        whether it reached the end: False where Ctrl-C ended it.
+        whether it reached the end: False where Ctrl-C ended it, unless it was a camera's.
 
     Raises:
         ValueError, OSError: something that the user can fix.
     """
     if every < 1 or batch_size < 1:
         raise ValueError(f"--every {every} and --batch-size {batch_size} must be at least 1")
+    if bool(sources) == (camera is not None):
+        raise ValueError("name images or videos, or a camera with --camera N, and not both")
+    if cropped and (
+        camera is not None or save_video is not None or save_timelines is not None or min_face is not None
+    ):
+        raise ValueError(
+            "--cropped looks for no faces: leave out --camera, --save-video, --save-timelines, --min-face"
+        )
     files = list_files(sources)
     if out is not None:
         check_new_table(out, overwrite)
@@ -96,43 +115,64 @@ def predict(
     backend = backend or ("onnx" if is_onnx_folder(model) else "torch")
     if backend == "onnx" and device is not None:
         raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
-    folder = None if save_pictures is None else _ImageFolder(save_pictures, overwrite)
-    find = None if cropped else load_detector(detector)
+    Smoother(smooth)  # raises what it does not take
+    folder = None if save_pictures is None else ImageFolder(save_pictures, overwrite)
+    videos = None if save_video is None else VideoFolder(save_video, overwrite)
+    loaded = None if cropped else load_detector(detector, min_face)
     face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
-    if backend == "onnx":
-        recognizer = _with_onnx(model, find, face_crop, batch_size)
+    classifier, own_crop = _with_onnx(model) if backend == "onnx" else _with_torch(model, device)
+    timelines = None if save_timelines is None else TimelineFolder(save_timelines, overwrite, classifier.classes)
+    moving = not cropped and (camera is not None or any(map(is_video, files)))
+    columns = _columns(classifier.classes, moving)
+    find: Callable[[Shown], list[tuple[Face | None, Image.Image]]]
+    if loaded is None:
+        find = _as_crop(_is_gray(own_crop, model))
     else:
-        recognizer = _with_torch(model, find, face_crop, batch_size, device)
-    columns = {**_COLUMNS, **{f"p_{name}": float for name in recognizer.classes}, "problem": str}
+        find = Finder(loaded, face_crop or FaceCrop.from_dict(own_crop, model))
     table = TableWriter(out, columns, overwrite, safe_csv) if out is not None else None
-    answers = _answers(recognizer.answer, files, every, recognizer.gray)
+    answers = recognize_faces(
+        _shown(files, every) if camera is None else show_camera(camera, every),
+        find,
+        classifier,
+        batch_size if camera is None else 1,  # a camera's answers come at once
+        smooth,
+    )
 
     counts: Counter[str] = Counter()
     expressions: Counter[str] = Counter()
+    said: dict[int, str] = {}
     whole = False
     try:
         try:
-            for shown, answer in answers if table is None else _counted(answers):
-                faces: list[dict[str, Any]]
-                faces = [{"box": None, "score": None, "expressions": answer}] if cropped and answer else answer
+            for shown, faces in answers if table is None else _counted(answers):
                 counts["unreadable" if shown.problem else "images"] += 1
                 counts["without a face"] += not (shown.problem or faces)
                 counts["faces"] += len(faces)
                 expressions.update(face["expressions"][0]["label"] for face in faces)
                 not_saved = folder.save(shown, faces) if folder is not None and faces else None
                 counts["not saved"] += not_saved is not None
+                if videos is not None:
+                    videos.add(shown, faces)
+                if timelines is not None:
+                    timelines.add(shown, faces)
                 for row in _rows(shown, faces, columns, not_saved):
                     if table is not None:
                         table.write(row)
-                    else:
+                    elif camera is None or _is_news(row, said):
                         say(_line(row))
             whole = True
         except KeyboardInterrupt:
+            whole = camera is not None  # it has no other end
             say("", "Interrupted: what follows covers the images until here.")
+        if timelines is not None:
+            timelines.close()
     finally:
+        if videos is not None:
+            videos.close(whole)
         place = table.close(whole) if table is not None else None
 
-    seen = f"{number_of(counts['images'], 'image')} in {number_of(len(files), 'file')}"
+    seen = number_of(counts["images"], "image")
+    seen += f" in {number_of(len(files), 'file')}" if camera is None else f" of camera {camera}"
     rest = [f"{counts[what]} {what}" for what in ("without a face", "unreadable", "not saved") if counts[what]]
     say(f"{seen}: {', '.join([number_of(counts['faces'], 'face'), *rest])}")
     if expressions:
@@ -141,65 +181,38 @@ def predict(
         say(f"written to {place}")
     if folder is not None and counts["faces"]:
         say(f"marked images in {folder.path}")
+    for results, what in ((videos, "marked videos"), (timelines, "timelines")):
+        if results is not None and results.files:
+            say(f"{what} in {results.path}")
     return whole
 
 
-class _Recognizer(NamedTuple):
-    """A loaded model. `answer` takes images and gives the answers of the task's pipeline, in the same order.
+def _columns(classes: Sequence[str], moving: bool) -> dict[str, type]:
+    """Of the table; `moving`: there are videos in it."""
+    columns: dict[str, type] = {}
+    for name, kind in _COLUMNS.items():
+        columns[name] = kind
+        if moving and name in _OF_VIDEOS:
+            columns[_OF_VIDEOS[name]] = float if name == "frame" else int
+    columns |= {f"p_{name}": float for name in classes}
+    columns |= {f"raw_{name}": float for name in classes if moving}
+    return columns | {"problem": str}
 
-    `gray`: it takes face crops, and was trained on gray ones.
-    """
 
-    classes: list[str]
-    gray: bool
-    answer: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]]
-
-
-def _with_torch(
-    model: str, find: Detector | None, crop: FaceCrop | None, batch_size: int, device: str | None
-) -> _Recognizer:
+def _with_torch(model: str, device: str | None) -> tuple[Classifier, Any]:
+    """The model, and the `face_crop` of its image processor."""
     # Imported here, because transformers loads torch.
-    from transformers import AutoModelForImageClassification, pipeline
-
-    from ..io.pretrained import load_image_processor, load_model
-    from .loading import check_device, class_names
+    from .loading import class_names
     from .pipeline import load_recognizer
 
-    check_device(device)
-    if find is not None:
-        recognize = load_recognizer(model, device, detector=find, crop=crop, batch_size=batch_size)
-        if crop is None:  # Raise before any image is opened.
-            FaceCrop.from_image_processor(recognize.image_processor, model)
-        return _Recognizer(class_names(recognize.model.config), False, recognize)
-    classifier = load_model(AutoModelForImageClassification, model).eval()
-    image_processor = load_image_processor(model)
-    classes = class_names(classifier.config)
-    classify = pipeline(
-        "image-classification",
-        model=classifier,
-        image_processor=image_processor,
-        device=device,
-        batch_size=batch_size,
-        top_k=len(classes),  # None means five
-    )
-
-    def answer(images: Iterator[Image.Image]) -> Iterator[list[dict[str, Any]]]:
-        ranks: Any = classify(images)  # type: ignore[call-overload]  # a generator is not in its types
-        for ranked in ranks:
-            yield rank_expressions([each["score"] for each in ranked], [each["label"] for each in ranked])
-
-    return _Recognizer(classes, _is_gray(getattr(image_processor, "face_crop", None), model), answer)
+    recognizer = load_recognizer(model, device)
+    face_crop = getattr(recognizer.image_processor, "face_crop", None)
+    return Classifier(class_names(recognizer.model.config), recognizer.probabilities), face_crop
 
 
-def _with_onnx(model: str, find: Detector | None, crop: FaceCrop | None, batch_size: int) -> _Recognizer:
+def _with_onnx(model: str) -> tuple[Classifier, Any]:
     classifier = OnnxClassifier(model)
-    if find is None:
-        gray = _is_gray(classifier.face_crop, model)
-        return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
-    face_crop = crop or FaceCrop.from_dict(classifier.face_crop, model)
-    return _Recognizer(
-        classifier.classes, False, lambda images: classifier.recognize(images, find, face_crop, batch_size)
-    )
+    return Classifier(classifier.classes, classifier), classifier.face_crop
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
@@ -217,32 +230,19 @@ def _counted(answers: Iterable[Answer]) -> Iterator[Answer]:
         print(file=sys.stderr)
 
 
-def _answers(
-    recognize: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]],
-    files: list[Path | str],
-    every: int,
-    gray: bool = False,
-) -> Iterator[Answer]:
-    """Everything in the files, in order, with its answer.
+def _shown(files: list[Path | str], every: int) -> Iterator[Shown]:
+    for file in files:
+        yield from show(file, every)
 
-    With `gray` the pipeline gets gray images, otherwise RGB, as `show` opens them. The pipeline reads ahead until it
-    has a batch of faces: `waiting` holds what it has read and not yet answered.
-    """
-    waiting: deque[Shown] = deque()
 
-    def images() -> Iterator[Image.Image]:
-        for file in files:
-            for shown in show(file, every):
-                waiting.append(shown)
-                if shown.image is not None:
-                    yield shown.image.convert("L") if gray else shown.image
+def _as_crop(gray: bool) -> Callable[[Shown], list[tuple[Face | None, Image.Image]]]:
+    """For `recognize_faces`: each image is a crop; gray where the model was trained on such."""
 
-    for answer in recognize(images()):
-        while waiting[0].problem:
-            yield waiting.popleft(), []
-        yield waiting.popleft(), answer
-    while waiting:
-        yield waiting.popleft(), []
+    def find(shown: Shown) -> list[tuple[Face | None, Image.Image]]:
+        assert shown.image is not None
+        return [(None, shown.image.convert("L").convert("RGB") if gray else shown.image)]
+
+    return find
 
 
 def _rows(
@@ -251,6 +251,8 @@ def _rows(
     empty = dict.fromkeys(columns)
     # File names need not be Unicode, tables must be.
     empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}
+    if "time" in columns and shown.time is not None:
+        empty["time"] = round(shown.time, 6)
     if not faces:
         yield {**empty, "problem": shown.problem or NO_FACE}
     for number, face in enumerate(faces):
@@ -260,6 +262,9 @@ def _rows(
             row |= {"width": box["xmax"] - box["xmin"], "height": box["ymax"] - box["ymin"]}
             row |= {name: round(row[name], 2) for name in ("x", "y", "width", "height")}
             row["score"] = round(face["score"], 6)
+        if "person" in face:
+            row["person"] = face["person"]
+            row |= {f"raw_{each['label']}": round(each["score"], 8) for each in face["raw"]}
         yield row | {f"p_{each['label']}": round(each["score"], 8) for each in face["expressions"]}
 
 
@@ -267,68 +272,15 @@ def _line(row: dict[str, Any]) -> str:
     place = row["file"] if row["frame"] is None else f"{row['file']} frame {row['frame']}"
     if row["expression"] is None:
         return f"{place}: {row['problem']}"
-    found = f"{place}: face {row['face']}: {row['expression']} {row['p_' + row['expression']]:.0%}"
+    who = f"face {row['face']}" if row.get("person") is None else f"person {row['person']}"
+    found = f"{place}: {who}: {row['expression']} {row['p_' + row['expression']]:.0%}"
     return f"{found} ({row['problem']})" if row["problem"] else found
 
 
-class _ImageFolder:
-    """A folder for images with marked faces. They keep their names; a name that is taken gets a number."""
-
-    def __init__(self, path: str, overwrite: bool) -> None:
-        self.path = Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"{path} is a file: name a folder for the images")
-        if self.path.is_dir() and any(self.path.iterdir()) and not overwrite:
-            raise ValueError(f"{path} is not empty: choose another folder, or --overwrite to write into it")
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._taken: set[str] = set()
-
-    def save(self, shown: Shown, faces: list[dict[str, Any]]) -> str | None:
-        """Save an image with its faces marked; the reason, where its format cannot hold it.
-
-        Raises:
-            OSError: nothing can be written there.
-        """
-        assert shown.image is not None  # it has faces
-        marked = _marked(shown.image, faces)
-        try:
-            with whole_file(self.path / self._new_name(shown)) as unfinished:
-                marked.save(unfinished, "JPEG", quality=92)
-        except OSError as error:
-            if error.errno is not None:  # of the system: a full disk, a folder that is gone
-                raise
-            return f"the marked image cannot be saved as JPEG ({error}; {marked.width} x {marked.height} pixels)"
-        return None
-
-    def _new_name(self, shown: Shown) -> str:
-        path = urlsplit(str(shown.file)).path if is_url(shown.file) else os.fspath(shown.file)
-        stem = PurePosixPath(Path(path).as_posix()).stem or "image"
-        if len(name := os.fsencode(stem)) > _LONGEST_NAME:  # a file system takes 255 bytes, with what is added to it
-            stem = name[:_LONGEST_NAME].decode("utf-8", "ignore")
-        stem = stem if shown.frame is None else f"{stem}-{shown.frame:06}"
-        free, number = stem, 1
-        while free.casefold() in self._taken:  # some file systems do not tell A from a
-            number += 1
-            free = f"{stem}-{number}"
-        self._taken.add(free.casefold())
-        return f"{free}.jpg"
-
-
-def _marked(image: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:
-    image = image.copy()
-    image.info = {}  # a comment would be saved
-    draw = ImageDraw.Draw(image)
-    line = max(1, round(max(image.size) / 400))
-    for face in faces:
-        best = face["expressions"][0]
-        left, top = 0, 0
-        if (box := face["box"]) is not None:
-            left, top = box["xmin"], box["ymin"]
-            draw.rectangle((left, top, box["xmax"], box["ymax"]), outline="yellow", width=line)
-            for x, y in face["landmarks"]:
-                draw.ellipse((x - line, y - line, x + line, y + line), fill="cyan")
-        text, size = f"{best['label']} {best['score']:.0%}", max(10, 6 * line)
-        area = draw.textbbox((left, max(0, top - 1.3 * size)), text, font_size=size)
-        draw.rectangle(area, fill="black")
-        draw.text((left, max(0, top - 1.3 * size)), text, fill="yellow", font_size=size)
-    return image
+def _is_news(row: dict[str, Any], said: dict[int, str]) -> bool:
+    """Whether a person's expression is another than was said last; a camera would say it at every frame."""
+    person, expression = row["person"], row["expression"]
+    if person is None or said.get(person) == expression:
+        return False
+    said[person] = expression
+    return True

@@ -31,7 +31,10 @@ LAYERS = (
 )
 
 # What `fer-pll predict --backend onnx` runs on.
-WITHOUT_TORCH = ("io", "faces", "inference.predict", "inference.media", "inference.answers", "inference.onnx_runtime")
+WITHOUT_TORCH = (
+    "io", "faces", "inference.predict", "inference.media", "inference.answers", "inference.onnx_runtime",
+    "inference.explanation",
+)  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas", "evaluate"}
 
 

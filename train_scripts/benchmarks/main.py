@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-from . import copies, data, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
+from . import copies, data, explanations, finetune, hog, imports, inference, pretrain, robustness, start, stream, table
 
 EPILOG = """\
 examples:
@@ -45,6 +45,9 @@ examples:
   # accuracy of the checkpoint in the package on other crops, JPEG, contrast and light
   python train_scripts/benchmark.py robustness --data data/ferplus
 
+  # how faithful heat maps are to the checkpoint in the package, against attention, Grad-CAM and random ones
+  python train_scripts/benchmark.py explanations --data data/ferplus
+
   # which planted copies of images are found, and the time among 440,000 images
   python train_scripts/benchmark.py copies --data data/ferplus --images 440000
 
@@ -67,6 +70,7 @@ BENCHMARKS = {
     "table": table,
     "robustness": robustness,
     "copies": copies,
+    "explanations": explanations,
 }
 
 

@@ -18,6 +18,7 @@ examples:
   fer-pll predict photos "more/*.png" --model runs/finetune --out faces.csv
   fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
   fer-pll predict photos --model runs/finetune --save-pictures marked
+  fer-pll predict photo.jpg --explain why
   fer-pll predict crops --cropped --model runs/finetune --out crops.jsonl
   fer-pll predict https://example.org/group.jpg
   fer-pll predict photos --model runs/finetune-onnx
@@ -29,6 +30,10 @@ read have a row that says so under problem. Without --out, faces are printed.
 
 Ctrl-C stops the command. The rows so far are then in NAME.partial.csv: a table
 gets its own name only when it is complete.
+
+--explain hides each part of a face in turn and asks the model again: a part
+speaks for an expression (red) if the model doubts it without that part, and
+against it (blue) if it then is surer. A face takes as long as 82 without.
 
 A folder that `fer-pll export` wrote runs with NumPy, Pillow and onnxruntime,
 without torch and transformers, so it starts within a second.
@@ -51,6 +56,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", metavar="TABLE", help="table to write: .csv, .jsonl or .parquet")
     add_safe_csv(parser)
     parser.add_argument("--save-pictures", metavar="DIR", help="new folder for the images with their faces marked")
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        dest="save_explanations",
+        help="new folder for a PNG of each face: heat maps of what speaks for its expressions, and what against them",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
     parser.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
     parser.add_argument(

@@ -1,10 +1,11 @@
 """The task `facial-expression-recognition` of `transformers.pipeline`: from photographs to faces' expressions."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification, BaseImageProcessor
@@ -17,6 +18,7 @@ from ..io.images import ImageError, open_image
 from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
+from .explanation import explain as explain_face
 from .loading import check_device, class_names
 from .media import is_video, show
 
@@ -69,6 +71,10 @@ class FacialExpressionPipeline(ChunkPipeline):
     - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the image,
     - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
 
+    With `explain=True` each has two keys more: `crop`, the image that the model saw, and `heat_maps`, for each label
+    how much each part of the crop speaks for it, float32 (8, 8), see `inference.explanation`; `draw_explanation(face)`
+    is a figure of them. A face then takes as long as 82 without.
+
     A path or URL that ends like a video (`.mp4`, `.mov` ...) gives a list with a dictionary for each frame: `frame`,
     its number from 0, and `faces`, the list of its faces. The frames are read one by one.
 
@@ -78,6 +84,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         timeout: seconds to wait for a server.
         every: use the frames 0, `every`, 2 `every` ... of a video.
         top_k: give this many expressions of each face, the best; default: all.
+        explain: see above.
         batch_size: number of faces that go through the model together; they may be from several images.
 
     Raises:
@@ -112,6 +119,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         timeout: float | None = None,
         every: int | None = None,
         top_k: int | None = None,
+        explain: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         for name, number in (("every", every), ("top_k", top_k)):
             if number is not None and not (isinstance(number, int) and number >= 1):
@@ -123,7 +131,8 @@ class FacialExpressionPipeline(ChunkPipeline):
             "every": every,
         }
         before = {name: value for name, value in given.items() if value is not None}
-        return before, {}, {} if top_k is None else {"top_k": top_k}
+        after = {"top_k": top_k, "explain": explain}
+        return before, {}, {name: value for name, value in after.items() if value is not None}
 
     def preprocess(  # type: ignore[override]
         self,
@@ -158,7 +167,8 @@ class FacialExpressionPipeline(ChunkPipeline):
         crops = [align_face(image, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
         pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
         for number, face in enumerate(faces or [None]):
-            yield {"face": face, "frame": frame, "pixel_values": pixel_values[number : number + 1]}
+            values = pixel_values[number : number + 1]
+            yield {"face": face, "frame": frame, "crop": crops[number], "pixel_values": values}
 
     def _faces_of_frames(
         self, video: str | os.PathLike, detector: Detector, crop: FaceCrop, timeout: float | None, every: int
@@ -172,8 +182,15 @@ class FacialExpressionPipeline(ChunkPipeline):
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
         return {**model_inputs, "logits": outputs.logits}
 
+    @torch.inference_mode()
+    def probabilities(self, crops: Sequence[Image.Image]) -> np.ndarray:
+        """Class probabilities, float64 (B, K), of images that show one face each."""
+        pixel_values = self.image_processor(list(crops), return_tensors="pt")["pixel_values"]
+        logits = self.model(pixel_values=pixel_values.to(self.device, self.dtype)).logits
+        return logits.double().softmax(dim=1).cpu().numpy()
+
     def postprocess(  # type: ignore[override]
-        self, answers: list[dict[str, Any]], top_k: int | None = None
+        self, answers: list[dict[str, Any]], top_k: int | None = None, explain: bool = False
     ) -> list[dict[str, Any]]:
         classes = class_names(self.model.config)
         frames: dict[int | None, list[dict[str, Any]]] = {}
@@ -181,7 +198,8 @@ class FacialExpressionPipeline(ChunkPipeline):
             faces = frames.setdefault(answer["frame"], [])
             if answer["face"] is not None:
                 probabilities = answer["logits"][0].double().softmax(dim=0).tolist()
-                faces.append(describe_face(answer["face"], probabilities, classes, top_k))
+                face = describe_face(answer["face"], probabilities, classes, top_k)
+                faces.append(face | (explain_face(self.probabilities, answer["crop"], classes) if explain else {}))
         if None in frames:  # an image
             return frames[None]
         return [{"frame": frame, "faces": faces} for frame, faces in frames.items()]

@@ -4,13 +4,15 @@ import os
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from ..faces.alignment import FaceCrop
+from ..faces.alignment import FaceCrop, align_face
 from ..faces.detection import Detector, load_detector
 from ..io.atomic import whole_file
 from ..io.download import is_url
@@ -18,6 +20,7 @@ from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
 from ..io.tables import TableWriter, check_new_table
 from ..io.terminal import number_of, say
 from .answers import rank_expressions
+from .explanation import draw_explanation, explain
 from .media import Shown, list_files, show
 from .onnx_runtime import OnnxClassifier
 
@@ -54,6 +57,7 @@ def predict(
     overwrite: bool = False,
     backend: str | None = None,
     safe_csv: bool = False,
+    save_explanations: str | None = None,
 ) -> bool:
     """Recognize the expression of each face in images and videos.
 
@@ -78,6 +82,7 @@ def predict(
         overwrite: replace `out`, and write into `save_pictures` even if it holds files.
         backend: `torch`, or `onnx`, which imports neither torch nor transformers; by default what the model is for.
         safe_csv: see `TableWriter`.
+        save_explanations: new or empty folder for a PNG of each face, see `draw_explanation`.
 
     Returns:
         whether it reached the end: False where Ctrl-C ended it.
@@ -97,6 +102,7 @@ def predict(
     if backend == "onnx" and device is not None:
         raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
     folder = None if save_pictures is None else _ImageFolder(save_pictures, overwrite)
+    explanations = None if save_explanations is None else _ImageFolder(save_explanations, overwrite)
     find = None if cropped else load_detector(detector)
     face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
     if backend == "onnx":
@@ -121,6 +127,9 @@ def predict(
                 expressions.update(face["expressions"][0]["label"] for face in faces)
                 not_saved = folder.save(shown, faces) if folder is not None and faces else None
                 counts["not saved"] += not_saved is not None
+                if explanations is not None:
+                    for face in faces:
+                        explanations.explain(shown, face, recognizer)
                 for row in _rows(shown, faces, columns, not_saved):
                     if table is not None:
                         table.write(row)
@@ -141,6 +150,8 @@ def predict(
         say(f"written to {place}")
     if folder is not None and counts["faces"]:
         say(f"marked images in {folder.path}")
+    if explanations is not None and counts["faces"]:
+        say(f"explanations in {explanations.path}")
     return whole
 
 
@@ -148,11 +159,15 @@ class _Recognizer(NamedTuple):
     """A loaded model. `answer` takes images and gives the answers of the task's pipeline, in the same order.
 
     `gray`: it takes face crops, and was trained on gray ones.
+    `probabilities` gives those of the K classes, (B, K), for B face crops; `crop` is how they show a face, None where
+    images are crops already.
     """
 
     classes: list[str]
     gray: bool
     answer: Callable[[Iterator[Image.Image]], Iterable[list[dict[str, Any]]]]
+    probabilities: Callable[[list[Image.Image]], np.ndarray]
+    crop: FaceCrop | None
 
 
 def _with_torch(
@@ -168,9 +183,9 @@ def _with_torch(
     check_device(device)
     if find is not None:
         recognize = load_recognizer(model, device, detector=find, crop=crop, batch_size=batch_size)
-        if crop is None:  # Raise before any image is opened.
-            FaceCrop.from_image_processor(recognize.image_processor, model)
-        return _Recognizer(class_names(recognize.model.config), False, recognize)
+        # At once, to raise before any image is opened.
+        face_crop = crop or FaceCrop.from_image_processor(recognize.image_processor, model)
+        return _Recognizer(class_names(recognize.model.config), False, recognize, recognize.probabilities, face_crop)
     classifier = load_model(AutoModelForImageClassification, model).eval()
     image_processor = load_image_processor(model)
     classes = class_names(classifier.config)
@@ -188,18 +203,23 @@ def _with_torch(
         for ranked in ranks:
             yield rank_expressions([each["score"] for each in ranked], [each["label"] for each in ranked])
 
-    return _Recognizer(classes, _is_gray(getattr(image_processor, "face_crop", None), model), answer)
+    def probabilities(crops: list[Image.Image]) -> np.ndarray:
+        scores = [{each["label"]: each["score"] for each in ranked} for ranked in classify(crops)]
+        return np.array([[each[name] for name in classes] for each in scores])
+
+    gray = _is_gray(getattr(image_processor, "face_crop", None), model)
+    return _Recognizer(classes, gray, answer, probabilities, None)
 
 
 def _with_onnx(model: str, find: Detector | None, crop: FaceCrop | None, batch_size: int) -> _Recognizer:
     classifier = OnnxClassifier(model)
     if find is None:
         gray = _is_gray(classifier.face_crop, model)
-        return _Recognizer(classifier.classes, gray, lambda images: classifier.classify(images, batch_size))
+        classify = partial(classifier.classify, batch_size=batch_size)
+        return _Recognizer(classifier.classes, gray, classify, classifier, None)
     face_crop = crop or FaceCrop.from_dict(classifier.face_crop, model)
-    return _Recognizer(
-        classifier.classes, False, lambda images: classifier.recognize(images, find, face_crop, batch_size)
-    )
+    recognize = partial(classifier.recognize, detector=find, crop=face_crop, batch_size=batch_size)
+    return _Recognizer(classifier.classes, False, recognize, classifier, face_crop)
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
@@ -300,7 +320,21 @@ class _ImageFolder:
             return f"the marked image cannot be saved as JPEG ({error}; {marked.width} x {marked.height} pixels)"
         return None
 
-    def _new_name(self, shown: Shown) -> str:
+    def explain(self, shown: Shown, face: dict[str, Any], recognizer: _Recognizer) -> None:
+        """Save a figure that says why a face got its expressions.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        assert shown.image is not None  # it has faces
+        crop = shown.image.convert("L") if recognizer.gray else shown.image
+        if recognizer.crop is not None:
+            crop = align_face(shown.image, np.array(face["landmarks"]), recognizer.crop)
+        figure = draw_explanation(face | explain(recognizer.probabilities, crop, recognizer.classes))
+        with whole_file(self.path / self._new_name(shown, ".png")) as unfinished:
+            figure.save(unfinished, "PNG")
+
+    def _new_name(self, shown: Shown, ending: str = ".jpg") -> str:
         path = urlsplit(str(shown.file)).path if is_url(shown.file) else os.fspath(shown.file)
         stem = PurePosixPath(Path(path).as_posix()).stem or "image"
         if len(name := os.fsencode(stem)) > _LONGEST_NAME:  # a file system takes 255 bytes, with what is added to it
@@ -311,7 +345,7 @@ class _ImageFolder:
             number += 1
             free = f"{stem}-{number}"
         self._taken.add(free.casefold())
-        return f"{free}.jpg"
+        return f"{free}{ending}"
 
 
 def _marked(image: Image.Image, faces: list[dict[str, Any]]) -> Image.Image:

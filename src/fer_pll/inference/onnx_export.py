@@ -78,8 +78,8 @@ def export_onnx(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
     check_writable(target)
-    model, image_processor = _load(checkpoint)
-    images = _drawn_images(16 if dtype == "float32" else 200)
+    model, image_processor = load_classifier(checkpoint)
+    images = drawn_images(16 if dtype == "float32" else 200)
     if data is not None:
         validation = load_dataset(data, "validation")
         step = max(1, len(validation) // 500)
@@ -104,7 +104,12 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
 
 
-def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+def load_classifier(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+    """A classifier that can be exported, in float32, and its image processor.
+
+    Raises:
+        ValueError: there is none, or its image processor is another.
+    """
     # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
     model = load_model(AutoModelForImageClassification, checkpoint, dtype=torch.float32, attn_implementation="eager")
     image_processor = load_image_processor(checkpoint)
@@ -116,7 +121,7 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     return model.eval(), image_processor
 
 
-def _drawn_images(count: int) -> list[Image.Image]:
+def drawn_images(count: int) -> list[Image.Image]:
     """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion are compared too."""
     drawn = (Drawing("test", number, image_size=64)() for number in range(count))
     faces: list[Image.Image] = [Image.open(io.BytesIO(each)) for each in drawn]

@@ -1,8 +1,8 @@
 """Why a face got its expressions: what each probability owes to each part of the crop.
 
 Parts of the crop are hidden, and the model is asked again. That needs nothing but its answers, so it is the same for
-every network, with torch and with onnxruntime, for one core more often than the attention of the label queries, which
-costs nothing but says less: see "Explanations" in train_scripts/BENCHMARKS.md for both beside each other.
+every network, with torch and with onnxruntime. The attention of the label queries costs nothing, but is less faithful
+to the model: "Explanations" in train_scripts/RESULTS.md has both beside each other.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ def draw_heat_map(crop: Image.Image, heat_map: np.ndarray, side: int = 192) -> I
     face = np.asarray(crop.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
     smooth = Image.fromarray(np.asarray(heat_map, dtype=np.float32)).resize((side, side), Image.Resampling.BICUBIC)
     values = np.asarray(smooth)[..., None] / max(float(np.abs(heat_map).max()), _LEAST)
-    color = np.where(values > 0, np.float32(_FOR), np.float32(_AGAINST))
+    color = np.where(values > 0, np.array(_FOR, np.float32), np.array(_AGAINST, np.float32))
     share = np.clip(np.abs(values), 0, 1) * _STRONGEST
     gray = face.mean(axis=2, keepdims=True)  # so that all color is the map's
     return Image.fromarray((gray * (1 - share) + color * share).round().astype(np.uint8))

@@ -171,7 +171,7 @@ def _add_preparation(path: Path, image_processor: FerPllImageProcessor) -> None:
         nodes.append(helper.make_node("Conv", [name, "luma"], ["gray_pixel_values"], name="gray"))
         name = "gray_pixel_values"
     values.append(numpy_helper.from_array(np.array([_size(image_processor)] * 2, np.int64), "prepared_size"))
-    resize = {
+    resize: dict[str, Any] = {
         "mode": _FILTERS[Image.Resampling(image_processor.resample)],
         "antialias": 1,
         "axes": [2, 3],
@@ -192,7 +192,8 @@ def _add_preparation(path: Path, image_processor: FerPllImageProcessor) -> None:
 
 def _normalization(image_processor: FerPllImageProcessor) -> tuple[list[float], list[float]]:
     """Mean and deviation of three channels."""
-    mean, std = (list(map(float, np.ravel(each))) for each in (image_processor.image_mean, image_processor.image_std))
+    given: Any = image_processor.image_mean, image_processor.image_std  # never None, see its __init__
+    mean, std = (list(map(float, np.ravel(each))) for each in given)
     return (mean * 3)[:3] if len(mean) == 1 else mean, (std * 3)[:3] if len(std) == 1 else std
 
 

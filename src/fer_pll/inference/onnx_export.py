@@ -147,9 +147,8 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32", imag
     _check_dtype(dtype)
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
     config = model.config
@@ -176,17 +175,25 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32", imag
     assert program is not None  # of the exporter that `dynamo=True` chooses
     program.save(path, external_data=False)
     if dtype == "int8":
-        inferred = path.with_suffix(".inferred.onnx")
-        quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_dynamic(
-            inferred,
-            path,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
-            extra_options={"MatMulConstBOnly": True},  # skip the products of attention: they have no weights
-        )
-        inferred.unlink()
+        quantize(path)
+
+
+def quantize(path: Path) -> None:
+    """Round the weights of an exported model to 8 bits, in its file, see `export_onnx`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    inferred = path.with_suffix(".inferred.onnx")
+    quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
+    quantize_dynamic(
+        inferred,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
+        extra_options={"MatMulConstBOnly": True},  # skip the products of attention: they have no weights
+    )
+    inferred.unlink()
 
 
 @torch.inference_mode()

@@ -5,6 +5,7 @@ images with three channels, and resizes unlike Pillow; so the graph of the expor
 itself, and config.json names kinds that transformers.js has.
 """
 
+import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,7 +21,7 @@ from ..faces.detection import open_session, retinaface_weights
 from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.errors import DataError
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .onnx_export import drawn_images, load_classifier, write_model
+from .onnx_export import drawn_images, load_classifier, quantize, write_model
 
 RUNTIME = "onnxruntime-web@1.30.0"
 """The npm package that runs the models in the browser, with the version that was tried."""
@@ -93,10 +94,12 @@ def export_web(
     with whole_folder(target) as folder:
         (folder / "onnx").mkdir(parents=True)
         (folder / "runtime").mkdir()
+        exact, rounded = folder / "onnx" / "model.onnx", folder / "onnx" / "model_quantized.onnx"
+        write_model(model, exact, image_size=_size(image_processor))
+        shutil.copyfile(exact, rounded)
+        quantize(rounded)
         closeness = []
-        for name, dtype in (("model.onnx", "float32"), ("model_quantized.onnx", "int8")):
-            path = folder / "onnx" / name
-            write_model(model, path, dtype, image_size=_size(image_processor))
+        for path, dtype in ((exact, "float32"), (rounded, "int8")):
             _add_preparation(path, image_processor)
             closeness.append(_compare(model, image_processor, path, images, dtype))
         (folder / "onnx" / "face_detector.onnx").write_bytes(retinaface_weights())

@@ -178,11 +178,10 @@ def _add_preparation(path: Path, image_processor: FerPllImageProcessor) -> None:
         "mode": _FILTERS[Image.Resampling(image_processor.resample)],
         "antialias": 1,
         "axes": [2, 3],
-        "cubic_coeff_a": -0.5,
-        "exclude_outside": 1,
+        "exclude_outside": 1,  # without it, an image that shrinks in one direction and grows in the other goes wrong
     }
-    if resize["mode"] == "linear":
-        del resize["cubic_coeff_a"], resize["exclude_outside"]
+    if resize["mode"] == "cubic":
+        resize["cubic_coeff_a"] = -0.5
     nodes.append(helper.make_node("Resize", [name, "", "", "prepared_size"], [own], name="resize", **resize))
     for place, node in enumerate(nodes):
         graph.node.insert(place, node)

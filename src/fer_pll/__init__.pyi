@@ -9,6 +9,7 @@ from .data.prepare import prepare as prepare
 from .data.sources.arrays import from_arrays as from_arrays
 from .faces.alignment import FaceCrop as FaceCrop
 from .hub.push import push_checkpoint as push_checkpoint
+from .inference.explanation import draw_explanation as draw_explanation
 from .inference.loading import load_default as load_default
 from .inference.onnx_export import export_onnx as export_onnx
 from .inference.pipeline import FacialExpressionPipeline as FacialExpressionPipeline

@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from fer_pll import ConfidenceTable
 from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.page import write_page
+from fer_pll.audit.row_heat_maps import RowHeatMaps
 from fer_pll.data.corrections import apply_corrections
 from fer_pll.labels.candidates import dataset_fingerprint
 from tiny import CLASSES, make_dataset
@@ -347,3 +348,46 @@ def test_30_000_rows_open_scroll_and_filter_quickly(browser, tmp_path):
         return Math.max(...times);
     """)
     assert slowest < 1000  # milliseconds
+
+
+def test_why_shows_what_speaks_for_the_given_and_the_believed_label(browser, audit, rows, tmp_path):
+    differ = int(np.flatnonzero((audit.given != audit.believed)[audit.order[:20]])[0])
+    values = np.zeros((20, 2, 8, 8), np.float32)
+    values[:, 0, :4], values[:, 1, 4:] = 0.5, -0.25  # the upper half for the given, the lower against the believed
+    why = RowHeatMaps(values, [(16, 16)] * 19 + [(16, 8)])
+    html = write_page(audit, rows.select_columns("image"), "run", 1000, why)
+    assert len(html) < len(write_page(audit, rows.select_columns("image"), "run", 1000)) + 20 * 2 * 64 * 2
+    path = tmp_path / "audit.html"
+    path.write_text(html.replace(audit.table.fingerprint, tmp_path.name), encoding="utf-8")
+    browser.get(path.as_uri())
+
+    row = browser.find_element(By.CSS_SELECTOR, f'.row[data-place="{differ}"]')
+    row.find_element(By.CLASS_NAME, "why-button").click()
+    WebDriverWait(browser, 30).until(lambda opened: len(opened.find_elements(By.CSS_SELECTOR, "[data-drawn]")) == 2)
+    i = audit.order[differ]
+    captions = [each.text for each in browser.find_elements(By.CSS_SELECTOR, "#why figcaption")]
+    assert captions == [f"{CLASSES[audit.given[i]]} (given)", f"{CLASSES[audit.believed[i]]} (believed)"]
+    canvases = [each.screenshot_as_png for each in browser.find_elements(By.CSS_SELECTOR, "#why canvas")]
+    given, believed = (np.asarray(Image.open(io.BytesIO(each)).convert("RGB"), dtype=int) for each in canvases)
+    red, blue = given[..., 0] - given[..., 2], believed[..., 2] - believed[..., 0]
+    middle = len(red) // 2
+    assert red[10 : middle - 40].mean() > 60 and abs(red[middle + 40 : -10]).mean() < 8
+    assert blue[middle + 40 : -10].mean() > 20 and abs(blue[10 : middle - 40]).mean() < 8
+
+    press(browser, [Keys.ESCAPE])
+    assert not browser.find_element(By.ID, "why").is_displayed()
+    browser.execute_script("goTo(19)")
+    press(browser, ["w"])  # of an image that is not square: no color on the bands around it
+    WebDriverWait(browser, 30).until(lambda opened: opened.find_elements(By.CSS_SELECTOR, "[data-drawn]"))
+    canvas = browser.find_element(By.CSS_SELECTOR, "#why canvas").screenshot_as_png
+    pixels = np.asarray(Image.open(io.BytesIO(canvas)).convert("RGB"), dtype=int)
+    assert (
+        abs(pixels[5:50, :, 0] - pixels[5:50, :, 2]).mean() < 8
+        and (pixels[75:120, :, 0] - pixels[75:120, :, 2]).mean() > 60
+    )
+    press(browser, [Keys.ESCAPE])
+    browser.execute_script("goTo(20)")
+    assert not shown(browser)[-1].find_elements(By.CLASS_NAME, "why-button")  # beyond the rows that have maps
+    press(browser, ["w"])
+    assert not browser.find_element(By.ID, "why").is_displayed()
+    assert browser.get_log("browser") == []

@@ -1,5 +1,6 @@
 """`fer-pll audit` on a small run: what it finds, writes and refuses."""
 
+import base64
 import json
 import re
 import shutil
@@ -13,11 +14,17 @@ from datasets import DatasetDict
 from safetensors.torch import load_file, save_file
 
 import fer_pll_cli
-from fer_pll import ConfidenceTable, FerPllTrainingArguments
+from fer_pll import (
+    ConfidenceTable,
+    FacialExpressionPipeline,
+    FerPllForImageClassification,
+    FerPllTrainingArguments,
+)
 from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.out_of_fold import out_of_fold
 from fer_pll.audit.report import read_run
 from fer_pll.data.dataset import load_dataset, save_dataset
+from fer_pll.inference.explanation import heat_maps
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.plots.audit import plot_audit
 from fer_pll.training.config import start_run
@@ -313,3 +320,31 @@ def test_a_file_that_is_no_confidence_table_is_refused(workspace, tmp_path):
     save_file({"confidence": torch.ones(1, 2)}, tmp_path / "confidence.safetensors")
     with pytest.raises(ValueError, match="is not a confidence table"):
         RunFolder(tmp_path).table_and_rows(workspace.data)
+
+
+def test_heat_maps_on_the_page_are_those_of_the_runs_own_model(workspace, tmp_path, capsys):
+    folder = shutil.copytree(workspace.run, tmp_path / "run")
+    config, processor = tiny_config(), tiny_processor()
+    torch.manual_seed(0)
+    model = FerPllForImageClassification(config).eval()
+    torch.nn.init.normal_(model.classifier.weight)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    assert audit(folder, "--data", workspace.data, "--out", tmp_path / "out", "--explain", 3) == 0
+    html = (tmp_path / "out" / "audit.html").read_text(encoding="utf-8")
+    data = json.loads(html.partition('id="data">')[2].partition("</script>")[0])
+    why, classes = data["why"], data["classes"]
+    assert (why["rows"], why["height"], why["width"], why["sizes"]) == (3, 8, 8, [[16, 16]] * 3)
+    values = np.frombuffer(base64.b64decode(why["maps"]), np.int8).reshape(3, 2, 8, 8)
+    rows = load_dataset(workspace.data, "train")
+    recognize = FacialExpressionPipeline(model, image_processor=processor)
+    for number in range(3):
+        image = rows[rows["row_id"][:].index(data["ids"][number])]["image"]
+        labels = [data["given"][number], data["believed"][number]]
+        expected = heat_maps(recognize.probabilities, image)[labels]
+        np.testing.assert_allclose(values[number], expected / np.abs(expected).max() * 127, atol=0.51)
+
+    model.config.id2label = dict(enumerate([*classes[1:], classes[0]]))
+    model.save_pretrained(folder)
+    assert audit(folder, "--data", workspace.data, "--out", tmp_path / "other", "--explain", 3) != 0
+    assert "leave --explain out" in capsys.readouterr().err

@@ -229,7 +229,7 @@ def test_other_images_are_refused(retinaface, image):
 
 
 def test_weights_are_those_that_were_tried():
-    assert hashlib.sha256(detection._retinaface_weights()).hexdigest() == WEIGHTS_SHA256
+    assert hashlib.sha256(detection.retinaface_weights()).hexdigest() == WEIGHTS_SHA256
 
 
 @pytest.mark.parametrize("content", ["WEIGHTS = b'other'", ""])

@@ -17,8 +17,10 @@ from transformers import AutoConfig
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
 from fer_pll.faces.alignment import FaceCrop
-from fer_pll.inference.onnx_export import export_onnx, write_model
+from fer_pll.faces.detection import open_session
+from fer_pll.inference.onnx_export import drawn_images, export_onnx, write_model
 from fer_pll.inference.onnx_runtime import OnnxClassifier, Preprocessing
+from fer_pll.inference.web_export import _add_preparation, _preprocessor
 from tiny import tiny_config, tiny_processor
 
 onnx = pytest.importorskip("onnx")
@@ -237,3 +239,23 @@ def test_an_export_of_earlier_versions_runs_the_same(exported, crops, tmp_path):
     options = (crops, "--cropped", "--backend", "onnx", "--model")
     expected, actual = (predict(tmp_path / f"{f.name}.jsonl", *options, f) for f in (exported, tmp_path / "earlier"))
     assert actual == expected
+
+
+@pytest.mark.parametrize("resample", [2, 3])
+def test_the_graph_of_the_page_prepares_images_as_pillow_does(exported, checkpoint, tmp_path, resample):
+    """Gray and color, enlarged, reduced, and both in one image: see `fer-pll export --layout web`."""
+    image_processor = FerPllImageProcessor.from_pretrained(checkpoint, resample=resample)
+    path = tmp_path / "model.onnx"
+    shutil.copyfile(exported / "model.onnx", path)
+    _add_preparation(path, image_processor)
+    session, settings = open_session(path.read_bytes(), "the test", "onnx"), _preprocessor(image_processor)
+    mean, std = (np.float32(settings[name])[:, None, None] for name in ("image_mean", "image_std"))
+    classifier, differences = OnnxClassifier(exported), []
+    for image in [*drawn_images(20), Image.fromarray(astronaut()), Image.fromarray(astronaut()).resize((7, 9))]:
+        pixels = np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) * settings["rescale_factor"]
+        (answer,) = session.run(["logits"], {"pixel_values": ((pixels - mean) / std)[None]})
+        expected = classifier.logits(image_processor(image, return_tensors="np")["pixel_values"])
+        differences.append(np.abs(answer - expected).max())
+    assert max(differences) < 0.1 and np.median(differences) < 0.01
+    with pytest.raises(ValueError, match="bilinear"):
+        _add_preparation(path, FerPllImageProcessor.from_pretrained(checkpoint, resample=0))

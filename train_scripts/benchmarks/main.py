@@ -7,7 +7,21 @@ import os
 import platform
 from pathlib import Path
 
-from . import copies, data, finetune, hog, imports, inference, photographs, pretrain, robustness, start, stream, table
+from . import (
+    copies,
+    data,
+    explanations,
+    finetune,
+    hog,
+    imports,
+    inference,
+    photographs,
+    pretrain,
+    robustness,
+    start,
+    stream,
+    table,
+)
 
 EPILOG = """\
 examples:
@@ -71,6 +85,7 @@ BENCHMARKS = {
     "robustness": robustness,
     "copies": copies,
     "photographs": photographs,
+    "explanations": explanations,
 }
 
 

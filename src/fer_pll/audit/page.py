@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -15,13 +16,16 @@ from PIL import ImageOps
 
 from ..io.images import open_image
 from .label_audit import LabelAudit
+from .row_heat_maps import RowHeatMaps
 
 TEMPLATE = Path(__file__).with_name("page.html")
 THUMBNAIL = 96  # pixels, the longest side
 SHEET_COLUMNS = 8  # and as many rows; one JPEG for 64 thumbnails saves 63 headers
 
 
-def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: int) -> str:
+def write_page(
+    audit: LabelAudit, images: Dataset | None, title: str, max_rows: int, why: RowHeatMaps | None = None
+) -> str:
     """The page as HTML. Everything from the data is JSON without `<`, and the page inserts it only as text.
 
     Args:
@@ -29,6 +33,7 @@ def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: 
         images: N rows with `image`; `None` for a page without images.
         title: name of what was audited.
         max_rows: number of rows to show, the most suspicious first; the images make up most of the file.
+        why: heat maps of the most suspicious rows.
 
     Raises:
         ValueError: an image cannot be opened; the message has its row_id.
@@ -39,7 +44,7 @@ def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: 
     script = page.partition("<script>")[2].partition("</script>")[0]
     parts = {
         "script": f"sha256-{base64.b64encode(sha256(script.encode()).digest()).decode()}",
-        "data": _payload(audit, title, shown, side).replace("<", "\\u003c"),
+        "data": _payload(audit, title, shown, side, why).replace("<", "\\u003c"),
         "sheets": "\n".join(
             f'<script type="text/plain" id="sheet-{i}">{sheet}</script>' for i, sheet in enumerate(sheets)
         ),
@@ -47,7 +52,18 @@ def write_page(audit: LabelAudit, images: Dataset | None, title: str, max_rows: 
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
 
 
-def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int) -> str:
+def _why(why: RowHeatMaps | None) -> dict[str, Any]:
+    """Heat maps for JSON: one byte for each value, -127 to 127, with one scale for the two maps of a row."""
+    if why is None:
+        return {"rows": 0}
+    rows, _, height, width = why.values.shape
+    largest = np.abs(why.values).max(axis=(1, 2, 3), keepdims=True)
+    values = (why.values / np.maximum(largest, 1e-6) * 127).round().astype(np.int8)
+    maps = base64.b64encode(values.tobytes()).decode()
+    return {"rows": rows, "height": height, "width": width, "sizes": why.sizes, "maps": maps}
+
+
+def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int, why: RowHeatMaps | None) -> str:
     """The data of the page as JSON: a list for each column; tables row by row, shares in thousandths."""
 
     def thousandths(values: np.ndarray) -> list[int]:
@@ -71,6 +87,7 @@ def _payload(audit: LabelAudit, title: str, shown: np.ndarray, side: int) -> str
         "belief": thousandths(audit.posterior if audit.num_folds else audit.table.confidence.numpy()),
         "states": "".join(map(str, states[shown].reshape(-1))),
         "sheet": {"side": side, "columns": SHEET_COLUMNS},
+        "why": _why(why),
     }
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
 

@@ -18,6 +18,7 @@ from ..training.run_folder import RunFolder, training_rows
 from .label_audit import LabelAudit
 from .out_of_fold import out_of_fold
 from .page import write_page
+from .row_heat_maps import RowHeatMaps
 
 PAGE_NAME, TABLE_NAME, FIGURE_NAME = "audit.html", "audit.csv", "audit.png"
 
@@ -85,6 +86,7 @@ def run_audit(
     page_rows: int = 30_000,
     overwrite: bool = False,
     safe_csv: bool = False,
+    explain: int = 0,
 ) -> LabelAudit:
     """Audit the labels of a run's training set: print the summary; write table, figure and page to `out`.
 
@@ -97,6 +99,7 @@ def run_audit(
         page_rows: number of rows on the page, the most suspicious first.
         overwrite: replace the files of an earlier audit.
         safe_csv: see `TableWriter`.
+        explain: the page gets heat maps of so many rows, the most suspicious.
 
     Raises:
         ValueError: something is wrong with run, data or output. Nothing is written then.
@@ -121,7 +124,16 @@ def run_audit(
         probabilities = cross_validate(RunFolder(run), dataset, confidences, num_folds)
     audit = LabelAudit.from_run_rows(dataset, confidences, probabilities, num_folds or 0)
     images = dataset.select_columns("image") if "image" in dataset.column_names else None
-    page = write_page(audit, images, Path(run).name + (", without its images" if images is None else ""), page_rows)
+    why = None
+    if explain:
+        if images is None or is_published(run):
+            raise ValueError(
+                f"--explain {explain}: heat maps need the model and the images of a run, and {run} has only its "
+                "confidences: name the folder of the run, or leave --explain out"
+            )
+        why = RowHeatMaps.of_run(run, audit, images, min(explain, page_rows))
+    title = Path(run).name + (", without its images" if images is None else "")
+    page = write_page(audit, images, title, page_rows, why)
 
     folder.mkdir(parents=True, exist_ok=True)
     writer = TableWriter(files[0], audit.columns(), overwrite, safe_csv)

@@ -20,6 +20,7 @@ EPILOG = """\
 examples:
   fer-pll audit runs/finetune --out audit
   fer-pll audit runs/finetune --out audit --cross-validate 5
+  fer-pll audit runs/finetune --out audit --explain 200
   fer-pll audit fer-pll-demo/candidates --data fer-pll-demo/data --out audit
 
 A run has seen the labels that it judges, and never doubts the only candidate
@@ -54,6 +55,13 @@ def make_parser() -> argparse.ArgumentParser:
     add_safe_csv(parser)
     parser.add_argument(
         "--page-rows", type=AtLeast(1), default=30_000, metavar="N", help="rows on the page (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--explain",
+        type=AtLeast(1),
+        default=0,
+        metavar="N",
+        help="heat maps on the page for the N most suspicious rows: what speaks for the given and the believed label",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the files of an earlier audit")
     return parser

@@ -22,6 +22,7 @@ examples:
   fer-pll predict --camera 0 --model runs/finetune-onnx
   fer-pll predict stadium.jpg --min-face 40
   fer-pll predict photos --model runs/finetune --save-pictures marked
+  fer-pll predict photo.jpg --explain why
   fer-pll predict crops --cropped --model runs/finetune --out crops.jsonl
   fer-pll predict https://example.org/group.jpg
   fer-pll predict photos --model runs/finetune-onnx
@@ -62,6 +63,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--save-video", metavar="DIR", help="new folder for the videos with their faces marked (MP4)")
     parser.add_argument(
         "--save-timelines", metavar="DIR", help="new folder for a chart of each video: expressions over time (PNG)"
+    )
+    parser.add_argument(
+        "--explain",
+        metavar="DIR",
+        dest="save_explanations",
+        help="new folder for a PNG of each face: heat maps of what speaks for its expressions, and what against them",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
     parser.add_argument("--camera", type=AtLeast(0), metavar="N", help="watch camera N (from 0) until Ctrl-C")

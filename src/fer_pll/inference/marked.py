@@ -1,4 +1,4 @@
-"""Images and videos with their faces marked, and timelines: folders that `fer-pll predict` fills."""
+"""Images and videos with their faces marked, timelines, explanations: folders that `fer-pll predict` fills."""
 
 import os
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from ..io.atomic import whole_file
 from ..io.download import is_url
 from ..io.errors import DataError, MissingExtra
+from .explanation import draw_explanation
 from .media import Shown
 from .video import Timeline
 
@@ -79,6 +80,22 @@ class ImageFolder(_Folder):
                 raise
             return f"the marked image cannot be saved as JPEG ({error}; {image.width} x {image.height} pixels)"
         return None
+
+
+class ExplanationFolder(_Folder):
+    """A folder for figures that say why a face got its expressions, a PNG each."""
+
+    what = "explanations"
+
+    def save(self, shown: Shown, faces: list[dict[str, Any]]) -> None:
+        """Save the figures of faces that were asked for with `explain`.
+
+        Raises:
+            OSError: nothing can be written there.
+        """
+        for face in faces:
+            with whole_file(self._new(shown.file, ".png", shown.frame)) as unfinished:
+                draw_explanation(face).save(unfinished, "PNG")
 
 
 class VideoFolder(_Folder):

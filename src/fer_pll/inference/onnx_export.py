@@ -78,8 +78,8 @@ def export_onnx(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")
     check_writable(target)
-    model, image_processor = _load(checkpoint)
-    images = _drawn_images(16 if dtype == "float32" else 200)
+    model, image_processor = load_classifier(checkpoint)
+    images = drawn_images(16 if dtype == "float32" else 200)
     if data is not None:
         validation = load_dataset(data, "validation")
         step = max(1, len(validation) // 500)
@@ -104,7 +104,12 @@ def _check_dtype(dtype: str) -> None:
         raise ValueError(f"dtype {dtype!r} is not known: choose one of {', '.join(DTYPES)}")
 
 
-def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+def load_classifier(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
+    """A classifier that can be exported, in float32, and its image processor.
+
+    Raises:
+        ValueError: there is none, or its image processor is another.
+    """
     # Eager attention becomes plain matrix products, which are fast in every version of onnxruntime.
     model = load_model(AutoModelForImageClassification, checkpoint, dtype=torch.float32, attn_implementation="eager")
     image_processor = load_image_processor(checkpoint)
@@ -116,7 +121,7 @@ def _load(checkpoint: str) -> tuple[PreTrainedModel, FerPllImageProcessor]:
     return model.eval(), image_processor
 
 
-def _drawn_images(count: int) -> list[Image.Image]:
+def drawn_images(count: int) -> list[Image.Image]:
     """Drawn faces: gray ones, and colored ones of other sizes, so that resizing and conversion are compared too."""
     drawn = (Drawing("test", number, image_size=64)() for number in range(count))
     faces: list[Image.Image] = [Image.open(io.BytesIO(each)) for each in drawn]
@@ -142,9 +147,8 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32", imag
     _check_dtype(dtype)
     try:
         import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
         raise MissingExtra(f"The export needs {error.name}: pip install 'fer-pll[onnx]'") from error
     config = model.config
@@ -171,17 +175,25 @@ def write_model(model: PreTrainedModel, path: Path, dtype: str = "float32", imag
     assert program is not None  # of the exporter that `dynamo=True` chooses
     program.save(path, external_data=False)
     if dtype == "int8":
-        inferred = path.with_suffix(".inferred.onnx")
-        quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
-        quantize_dynamic(
-            inferred,
-            path,
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
-            extra_options={"MatMulConstBOnly": True},  # skip the products of attention: they have no weights
-        )
-        inferred.unlink()
+        quantize(path)
+
+
+def quantize(path: Path) -> None:
+    """Round the weights of an exported model to 8 bits, in its file, see `export_onnx`."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    inferred = path.with_suffix(".inferred.onnx")
+    quant_pre_process(path, inferred, skip_optimization=True, skip_symbolic_shape=True)
+    quantize_dynamic(
+        inferred,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QUInt8,  # sums of products with signed ones saturate on CPUs without VNNI
+        extra_options={"MatMulConstBOnly": True},  # skip the products of attention: they have no weights
+    )
+    inferred.unlink()
 
 
 @torch.inference_mode()

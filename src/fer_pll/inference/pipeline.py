@@ -18,6 +18,7 @@ from ..io.images import ImageError, open_image
 from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
 from .answers import describe_face
+from .explanation import explain as explain_face
 from .loading import check_device, class_names
 from .media import Shown, is_video, show
 from .recognizing import Classifier, Finder, recognize_faces
@@ -72,6 +73,10 @@ class FacialExpressionPipeline(ChunkPipeline):
     - `landmarks`: five [x, y]: left eye, right eye, nose, left and right corner of the mouth, as seen in the image,
     - `expressions`: `label` and `score` of every class, the best first; the scores sum to 1.
 
+    With `explain=True` each has two keys more: `crop`, the image that the model saw, and `heat_maps`, for each label
+    how much each part of the crop speaks for it, float32 (8, 8), see `inference.explanation`; `draw_explanation(face)`
+    is a figure of them. A face then takes as long as 82 without.
+
     A path or URL that ends like a video (`.mp4`, `.mov` ...) gives an iterator, which reads frame by frame and keeps
     none: a dictionary for each with `frame`, its number from 0, `time`, in seconds since the first, and `faces`. The
     faces are followed (see `fer_pll.faces.tracking`), so each has two keys more: `person`, its number from 0, and
@@ -86,6 +91,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         smooth: seconds over which the answers of a video are smoothed (0: none); default 0.2.
         min_face: find faces down to so many pixels in big images too, see `load_detector`; for a detector by name.
         top_k: give this many expressions of each face, the best; default: all.
+        explain: see above.
         batch_size: number of faces that go through the model together; they may be from several images.
 
     Raises:
@@ -122,6 +128,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         top_k: int | None = None,
         smooth: float | None = None,
         min_face: int | None = None,
+        explain: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         for name, number in (("every", every), ("top_k", top_k), ("min_face", min_face)):
             if number is not None and not (isinstance(number, int) and number >= 1):
@@ -140,7 +147,8 @@ class FacialExpressionPipeline(ChunkPipeline):
             "smooth": smooth,
         }
         before = {name: value for name, value in given.items() if value is not None}
-        return before, {}, {} if top_k is None else {"top_k": top_k}
+        after = {"top_k": top_k, "explain": explain}
+        return before, {}, {name: value for name, value in after.items() if value is not None}
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if is_video(inputs):
@@ -160,7 +168,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         """The answers for a video; options are checked at once."""
         before, _, after = self._sanitize_parameters(**options)
         given = {**self._preprocess_params, **before}
-        top_k = {**self._postprocess_params, **after}.get("top_k")
+        wanted = {**self._postprocess_params, **after}
         find = Finder(*self._detector_and_crop(given.get("detector"), given.get("crop")))
         timeout, every = given.get("timeout", 30), given.get("every", 1)
         classifier = Classifier(class_names(self.model.config), self.probabilities)
@@ -170,7 +178,7 @@ class FacialExpressionPipeline(ChunkPipeline):
             classifier,
             batch_size or self._batch_size or 1,
             given.get("smooth", SMOOTHING),
-            top_k,
+            **wanted,
         )
         return ({"frame": shown.frame, "time": shown.time, "faces": faces} for shown, faces in answers)
 
@@ -210,21 +218,24 @@ class FacialExpressionPipeline(ChunkPipeline):
         pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
         for number, face in enumerate(faces or [None]):
             last = number + 1 >= len(faces)
-            yield {"is_last": last, "face": face, "pixel_values": pixel_values[number : number + 1]}
+            values = pixel_values[number : number + 1]
+            yield {"is_last": last, "face": face, "crop": crops[number], "pixel_values": values}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
         return {**model_inputs, "logits": outputs.logits}
 
     def postprocess(  # type: ignore[override]
-        self, answers: list[dict[str, Any]], top_k: int | None = None
+        self, answers: list[dict[str, Any]], top_k: int | None = None, explain: bool = False
     ) -> list[dict[str, Any]]:
         classes = class_names(self.model.config)
-        return [
-            describe_face(answer["face"], answer["logits"][0].double().softmax(dim=0).tolist(), classes, top_k)
-            for answer in answers
-            if answer["face"] is not None
-        ]
+        faces = []
+        for answer in answers:
+            if answer["face"] is not None:
+                probabilities = answer["logits"][0].double().softmax(dim=0).tolist()
+                face = describe_face(answer["face"], probabilities, classes, top_k)
+                faces.append(face | (explain_face(self.probabilities, answer["crop"], classes) if explain else {}))
+        return faces
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save model and image processor. This task needs the package, so its code is not saved with them."""

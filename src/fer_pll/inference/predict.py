@@ -14,7 +14,7 @@ from ..faces.detection import Face, load_detector
 from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
 from ..io.tables import TableWriter, check_new_table
 from ..io.terminal import number_of, say
-from .marked import ImageFolder, TimelineFolder, VideoFolder
+from .marked import ExplanationFolder, ImageFolder, TimelineFolder, VideoFolder
 from .media import Shown, is_video, list_files, show, show_camera
 from .onnx_runtime import OnnxClassifier
 from .recognizing import Answer, Classifier, Finder, recognize_faces
@@ -56,6 +56,7 @@ def predict(
     camera: int | None = None,
     smooth: float = SMOOTHING,
     min_face: int | None = None,
+    save_explanations: str | None = None,
 ) -> bool:
     """Recognize the expression of each face in images and videos.
 
@@ -89,6 +90,7 @@ def predict(
         camera: number of a camera to watch instead of sources, until Ctrl-C; see `show_camera`.
         smooth: seconds over which the answers of videos are smoothed, see `Smoother`; 0: not at all.
         min_face: find faces down to so many pixels in big images too, see `SmallFaces`.
+        save_explanations: new or empty folder for a PNG of each face, see `draw_explanation`.
 
     Returns:
         whether it reached the end: False where Ctrl-C ended it, unless it was a camera's.
@@ -117,6 +119,7 @@ def predict(
         raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
     Smoother(smooth)  # raises what it does not take
     folder = None if save_pictures is None else ImageFolder(save_pictures, overwrite)
+    explanations = None if save_explanations is None else ExplanationFolder(save_explanations, overwrite)
     videos = None if save_video is None else VideoFolder(save_video, overwrite)
     loaded = None if cropped else load_detector(detector, min_face)
     face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
@@ -136,6 +139,7 @@ def predict(
         classifier,
         batch_size if camera is None else 1,  # a camera's answers come at once
         smooth,
+        explain=explanations is not None,
     )
 
     counts: Counter[str] = Counter()
@@ -151,6 +155,8 @@ def predict(
                 expressions.update(face["expressions"][0]["label"] for face in faces)
                 not_saved = folder.save(shown, faces) if folder is not None and faces else None
                 counts["not saved"] += not_saved is not None
+                if explanations is not None:
+                    explanations.save(shown, faces)
                 if videos is not None:
                     videos.add(shown, faces)
                 if timelines is not None:
@@ -181,7 +187,7 @@ def predict(
         say(f"written to {place}")
     if folder is not None and counts["faces"]:
         say(f"marked images in {folder.path}")
-    for results, what in ((videos, "marked videos"), (timelines, "timelines")):
+    for results, what in ((explanations, "explanations"), (videos, "marked videos"), (timelines, "timelines")):
         if results is not None and results.files:
             say(f"{what} in {results.path}")
     return whole

@@ -14,6 +14,7 @@ from ..faces.detection import Detector, Face, find_faces
 from ..faces.tracking import FaceTracker
 from ..io.images import max_pixels
 from .answers import describe_face, rank_expressions
+from .explanation import explain as explain_face
 from .media import Shown
 from .video import SMOOTHING, Smoother
 
@@ -67,6 +68,7 @@ def recognize_faces(
     batch_size: int = 16,
     smooth: float = SMOOTHING,
     top_k: int | None = None,
+    explain: bool = False,
 ) -> Iterator[Answer]:
     """Everything that is shown, in order, with its faces as `describe_face` gives them.
 
@@ -81,6 +83,7 @@ def recognize_faces(
         batch_size: see above.
         smooth: for videos, see `Smoother`.
         top_k: give this many expressions of each face, the best; default: all.
+        explain: add to each face what `inference.explanation.explain` says of it.
     """
     waiting: deque[tuple[Shown, list[Face | None]]] = deque()
     crops: list[Image.Image] = []
@@ -90,12 +93,18 @@ def recognize_faces(
     def answers() -> Iterator[Answer]:
         nonlocal pixels
         rows = [row for k in range(0, len(crops), batch_size) for row in _rows(classifier, crops[k : k + batch_size])]
+        places = iter(zip(rows, list(crops), strict=True))
         crops.clear()
         pixels = 0
-        places = iter(rows)
         while waiting:
             image, faces = waiting.popleft()
-            yield image, [describe(image, face, next(places)) for face in faces]
+            described = []
+            for face in faces:
+                row, crop = next(places)
+                described.append(describe(image, face, row))
+                if explain:
+                    described[-1] |= explain_face(classifier.probabilities, crop, classifier.classes)
+            yield image, described
 
     for each in shown:
         found = find(each) if each.image is not None else []

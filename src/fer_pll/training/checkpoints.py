@@ -23,7 +23,7 @@ from ..io.errors import DataError
 from ..io.names import ADAPTER_FILE
 from ..io.pretrained import CONFIG_FILE, tensor_shapes
 from ..io.stored import read_json, read_tensor_shapes, read_torch, reading
-from .processes import decided_by_main
+from .processes import LOST, decided_by_main, is_lost
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,13 @@ _STATE = {
 
 
 def begin_checkpoint(checkpoint: str | Path) -> None:
-    """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten."""
+    """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten.
+
+    Until the checkpoint is sealed, its list of checksums is empty. None at all means one of an earlier version.
+    """
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
     RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
-    RunFolder(checkpoint).checksums.unlink(missing_ok=True)
+    write_json(RunFolder(checkpoint).checksums, {})
 
 
 def seal(checkpoint: str | Path) -> None:
@@ -100,13 +103,16 @@ def find_damage(checkpoint: str | Path) -> str | None:
     Files are compared with the checksums that were written with them. A checkpoint of an earlier version has none.
     """
     folder = Path(checkpoint)
+    half = "it is half-written (the run was killed meanwhile), or its trainer_state.json is damaged"
     if not is_complete(folder):
-        return "it is half-written (the run was killed meanwhile), or its trainer_state.json is damaged"
+        return half
     if RunFolder(folder).checksums.is_file():
         try:
             expected = read_json(RunFolder(folder).checksums, {str: str})
         except DataError as error:
             return str(error)
+        if not expected:
+            return half
         for name, digest in expected.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -159,6 +165,19 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
         raise save_error(checkpoint, error) from error
 
 
+@contextmanager
+def saving_model(folder: str | Path) -> Iterator[None]:
+    """Context for the code that writes the model at the end of a run.
+
+    Raises:
+        SaveError: the model could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise save_error(Path(folder) / "model.safetensors", error) from error
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -168,8 +187,8 @@ def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
     free = shutil.disk_usage(folder).free
     reason = " ".join(str(error).split())[:200]
     number = getattr(error, "errno", None)
-    if any(word in reason.lower() for word in ("gloo", "nccl", "connection", "peer", "timed out")):
-        advice = "Another process of the run has ended or does not answer: see its own message. Then "
+    if is_lost(error):
+        advice = f"{LOST[0].upper()}{LOST[1:]}. Then "
     elif number == errno.EROFS or "read-only" in reason.lower():
         advice = "The disk is read-only: make it writable. Then "
     elif number in (errno.EACCES, errno.EPERM):

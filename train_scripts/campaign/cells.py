@@ -178,13 +178,21 @@ def finish(ground: Ground, job: str, output: Path, ranks: int = 1) -> str:
 
 def sealed(output: Path, step: int) -> Callable[[], bool]:
     """Whether the checkpoint of a step is whole."""
-    return lambda: (output / f"checkpoint-{step}" / "checksums.json").is_file() and not any(
-        path.name.startswith(".partial") for path in (output / f"checkpoint-{step}").iterdir()
-    )
+    file = output / f"checkpoint-{step}" / "checksums.json"
+    return lambda: file.is_file() and file.stat().st_size > 10  # it is an empty list before
 
 
 def checkpoints(output: Path) -> set[str]:
     return {path.name for path in output.glob("checkpoint-*")}
+
+
+# Nothing at all
+
+
+def undisturbed(ground: Ground, output: Path, job: str) -> Outcome:
+    """Nothing happens. If two such runs differed, no other cell could be equal."""
+    finish(ground, job, output)
+    return Outcome(EQUAL)
 
 
 # SIGKILL
@@ -214,7 +222,7 @@ def kill(ground: Ground, output: Path, job: str, moment: str, kills: int = 3) ->
         running.send(signal.SIGKILL)  # the process alone: its workers find out by themselves
         running.end()
         killed += 1
-        half += any(not (output / name / "checksums.json").is_file() for name in checkpoints(output))
+        half += any(not sealed(output, int(name.rpartition("-")[2]))() for name in checkpoints(output))
     finish(ground, job, output)
     return Outcome(EQUAL, f"{killed} kills, {half} of them left a half-written checkpoint", killed)
 
@@ -397,6 +405,7 @@ def disk(folder: Path, kib: int = 65536) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        subprocess.run(["umount", "-l", str(folder / "run")], capture_output=True)  # see `read_only_disk`
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
@@ -457,15 +466,16 @@ def read_only_disk(ground: Ground, output: Path, job: str, when: str) -> Outcome
         running = ground.commands.start(argv, log)
         if when == "saving":
             running.until(sealed(output, SAVE_STEPS))
-            # A disk with files open for writing cannot be made read-only; another view of it can.
-            for _ in range(2000):
-                if subprocess.run(["mount", "-o", "remount,ro", str(place)], capture_output=True).returncode == 0:
-                    break
-                time.sleep(0.005)
+            # A disk with files open for writing, such as the lock, cannot be made read-only. Another view of it can.
+            subprocess.run(["mount", "--bind", str(output), str(output)], check=True)
+            remount(output, "bind,ro")
         error = expect_error(running, "read-only", "Read-only", "writable")
         if "make room" in error.lower():
             raise CellFailed(f"the advice does not fit: {error}")
-        remount(place, "rw")
+        if when == "start":
+            remount(place, "rw")
+        else:
+            subprocess.run(["umount", "-l", str(output)], check=True)
         expect_success(ground.commands.start(argv, log.with_suffix(".again")))
         expect_equal(ground, job, output)
     return Outcome(REFUSED, "writable again: equal")
@@ -615,7 +625,7 @@ def torchrun(ground: Ground, output: Path, what: str) -> Outcome:
     ground.reference(job, 2)
     argv = JOBS[job].argv(ground.root, output, *TWO_RANKS)
     log = output.with_name(f"{output.name}.log")
-    running = ground.commands.torchrun(argv, log)
+    running = ground.commands.torchrun(argv, log, *(("--signals-to-handle", SIGNALS) if "USR1" in what else ()))
     if not running.until(sealed(output, SAVE_STEPS)):
         raise CellFailed(f"ended: {last_lines(running.text)}")
     kills = 0
@@ -624,7 +634,11 @@ def torchrun(ground: Ground, output: Path, what: str) -> Outcome:
         kills = 1
     else:
         name, target = what.split(" to ")
-        running.send(getattr(signal, f"SIG{name}"), group=target == "all")
+        number = getattr(signal, f"SIG{name}")
+        # torchrun gives its processes sessions of their own, and passes on what it gets. Slurm reaches all of them.
+        for pid in children(running.pid) if target == "all" else []:
+            os.kill(pid, number)
+        running.send(number)
     status, text = running.end()
     limit = time.monotonic() + 60
     while time.monotonic() < limit and writes(output):
@@ -640,6 +654,10 @@ def torchrun(ground: Ground, output: Path, what: str) -> Outcome:
         raise CellFailed(f"the cause is not named: {last_lines(text)}")
     finish(ground, job, output, 2)
     return Outcome(EQUAL, detail, kills)
+
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""That torchrun passes on; SIGUSR1 would end it, and Slurm would end the rest."""
 
 
 def children(pid: int) -> list[int]:
@@ -673,6 +691,8 @@ class Cell:
 
 
 def _cells() -> Iterator[tuple[str, Callable[..., Outcome]]]:
+    for job in JOBS:
+        yield f"undisturbed/{job}", partial(undisturbed, job=job)
     for number, job in enumerate(("finetune", "workers", "stream", "finetune", "pico", "paper", "pretrain")):
         for moment in ("random", "saving"):
             turn = "" if number < 3 else "-again" if job == "finetune" else ""

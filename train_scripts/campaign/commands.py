@@ -27,6 +27,8 @@ def _become(argv: Sequence[str], log: str, environment: Mapping[str, str], large
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(environment)
+    if "fork" in multiprocessing.get_all_start_methods():  # as in a process that was not forked itself
+        multiprocessing.set_start_method("fork" if sys.version_info < (3, 14) else "forkserver", force=True)
     if largest_file is not None:
         import resource
 
@@ -110,6 +112,9 @@ class Commands:
     """Starts commands. `close` ends what still runs, and the process that they are forked from."""
 
     def __init__(self) -> None:
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        if paths[0] not in paths[1].split(os.pathsep):  # the process that does the imports looks nowhere else
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         self._context: ForkServerContext = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([f"{__package__}.imports"])
         self.running: list[Running] = []
@@ -146,13 +151,13 @@ class Commands:
             started.append(self.start(argv, log.with_name(f"{log.stem}-{rank}{log.suffix}"), place | address))
         return started
 
-    def torchrun(self, argv: Sequence[object], log: Path) -> Running:
-        """Start the command with the real torchrun, two processes."""
+    def torchrun(self, argv: Sequence[object], log: Path, *options: str) -> Running:
+        """Start the command with the real torchrun and options of it, two processes."""
         script = Path(__file__).parents[1] / f"{argv[0]}.py"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", script]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         with log.open("a") as stream:
             process = subprocess.Popen(
-                [str(word) for word in (*command, *argv[1:])], stdout=stream, stderr=stream, start_new_session=True
+                [str(word) for word in (*command, *options, script, *argv[1:])], stdout=stream, stderr=stream, start_new_session=True
             )
         running = Running(process, log)
         self.running.append(running)

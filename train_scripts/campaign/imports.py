@@ -4,7 +4,8 @@ import gc
 
 import fer_pll.commands.finetune
 import fer_pll.commands.prepare
-import fer_pll.commands.pretrain  # noqa: F401
+import fer_pll.commands.pretrain
+import matplotlib.backends.backend_agg  # noqa: F401
 
 gc.collect()
 gc.freeze()  # else each process copies all of it when it collects garbage

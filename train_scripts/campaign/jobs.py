@@ -83,7 +83,9 @@ JOBS = {
         (*_FINETUNE, "--eval_strategy", "no", "--loss", "pico", "--average_decay", 0.5),
         (*_WRITTEN, "confidence.safetensors", "method.pt", "last_weights.safetensors"),
     ),
-    "pretrain": Job("pretrain", ("--num_train_epochs", 2, "--picture_steps", 0), _WRITTEN),
+    "pretrain": Job(
+        "pretrain", ("--num_train_epochs", 2, "--picture_steps", 0), (*_WRITTEN, "images.json")
+    ),
     "stream": Job(
         "pretrain",
         ("--max_steps", STEPS, "--picture_steps", 0, "--dataloader_num_workers", 2, "--shuffle_buffer", 10),

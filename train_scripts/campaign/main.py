@@ -56,6 +56,7 @@ list; a new kind of run is an entry in train_scripts/campaign/jobs.py.
 """
 
 GROUPS = {
+    "undisturbed": "Nothing at all",
     "kill": "SIGKILL, at random moments and while saving",
     "signal": "Signals",
     "requeue": "Requeued jobs",

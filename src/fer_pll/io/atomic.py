@@ -12,6 +12,9 @@ from typing import Any
 
 from .errors import DataError
 
+UNFINISHED = ".partial-"
+"""Beginning of the name of a file that is being written, or was when its process was killed."""
+
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
@@ -27,7 +30,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".partial-{target.name}")
+    unfinished = target.with_name(f"{UNFINISHED}{target.name}")
     with naming(target, unfinished):
         mode = start_file(unfinished)
         try:

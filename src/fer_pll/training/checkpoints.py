@@ -18,7 +18,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from ..hub.files import ADAPTER_WEIGHTS_NAME
-from ..io.atomic import sync, whole_file, write_json
+from ..io.atomic import UNFINISHED, sync, whole_file, write_json
 from ..io.errors import DataError
 from ..io.names import ADAPTER_FILE
 from ..io.pretrained import CONFIG_FILE, tensor_shapes
@@ -68,8 +68,19 @@ def begin_checkpoint(checkpoint: str | Path) -> None:
     Until the checkpoint is sealed, its list of checksums is empty. None at all means one of an earlier version.
     """
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
-    RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
     write_json(RunFolder(checkpoint).checksums, {})
+    RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
+
+
+def is_unfinished(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was begun and never came to its end. One that was finished and then damaged is not."""
+    run = RunFolder(checkpoint)
+    if not run.checksums.is_file():
+        return not run.trainer_state.exists()
+    try:
+        return not read_json(run.checksums, {str: str})
+    except DataError:
+        return False
 
 
 def seal(checkpoint: str | Path) -> None:
@@ -89,7 +100,7 @@ def seal(checkpoint: str | Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path != RunFolder(folder).checksums)
-    return sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith(".partial-"))
+    return sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith(UNFINISHED))
 
 
 def _digest(path: Path) -> str:
@@ -103,16 +114,16 @@ def find_damage(checkpoint: str | Path) -> str | None:
     Files are compared with the checksums that were written with them. A checkpoint of an earlier version has none.
     """
     folder = Path(checkpoint)
-    half = "it is half-written (the run was killed meanwhile), or its trainer_state.json is damaged"
-    if not is_complete(folder):
+    half = "it is half-written (the run was killed meanwhile)"
+    if is_unfinished(folder):
         return half
+    if not is_complete(folder):
+        return f"{half}, or its trainer_state.json is damaged"
     if RunFolder(folder).checksums.is_file():
         try:
             expected = read_json(RunFolder(folder).checksums, {str: str})
         except DataError as error:
             return str(error)
-        if not expected:
-            return half
         for name, digest in expected.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
@@ -179,6 +190,7 @@ def saving_model(folder: str | Path) -> Iterator[None]:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("no space", "too large", "quota", "unexpected pos", "failed writing file")  # the last two of PyTorch
 
 
 def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
@@ -193,7 +205,7 @@ def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
         advice = "The disk is read-only: make it writable. Then "
     elif number in (errno.EACCES, errno.EPERM):
         advice = "The folder may not be written to: change its permissions. Then "
-    elif number in _FULL or any(word in reason.lower() for word in ("no space", "too large")) or free < 2**28:
+    elif number in _FULL or any(word in reason.lower() for word in _FULL_WORDS) or free < 2**28:
         advice = (
             f"{free / 2**20:,.0f} MiB are free there: make room (--save_total_limit 1 keeps one checkpoint). Then "
         )

@@ -147,11 +147,17 @@ def expect_equal(ground: Ground, job: str, output: Path, ranks: int = 1) -> None
         raise CellFailed(f"differs from the undisturbed run in {len(found)} places: {', '.join(found[:5])}")
 
 
+def new_log(output: Path) -> Path:
+    """A file for what one start prints: workers of a killed process may still write to that of an earlier one."""
+    number = 1 + sum(1 for _ in output.parent.glob(f"{output.name}.*.log"))
+    return output.with_name(f"{output.name}.{number:02}.log")
+
+
 def train(ground: Ground, job: str, output: Path, *more: object, **options: object) -> Running:
     """Start a job in a folder, or let it go on there."""
     resume = () if "--resume_from_checkpoint" in more else ("--resume_from_checkpoint", "auto")
-    log = output.with_name(f"{output.name}.log")
-    return ground.commands.start(JOBS[job].argv(ground.root, output, *resume, *more), log, **options)  # type: ignore
+    argv = JOBS[job].argv(ground.root, output, *resume, *more)
+    return ground.commands.start(argv, new_log(output), **options)  # type: ignore[arg-type]
 
 
 TWO_RANKS = ("--num_train_epochs", 4, "--resume_from_checkpoint", "auto")
@@ -161,15 +167,13 @@ TWO_RANKS = ("--num_train_epochs", 4, "--resume_from_checkpoint", "auto")
 def train_ranks(ground: Ground, job: str, output: Path, *more: object, delay: float = 0.0) -> list[Running]:
     """The same as two processes."""
     argv = JOBS[job].argv(ground.root, output, *TWO_RANKS, *more)
-    return ground.commands.ranks(argv, output.with_name(f"{output.name}.log"), delay)
+    return ground.commands.ranks(argv, new_log(output), delay)
 
 
 def finish(ground: Ground, job: str, output: Path, ranks: int = 1) -> str:
     """Let a run go on to its end with the same command; it must be equal. Its text."""
     if ranks == 1:
-        log = output.with_name(f"{output.name}.log")
-        before = len(log.read_text(errors="replace")) if log.is_file() else 0
-        text = expect_success(train(ground, job, output))[before:]
+        text = expect_success(train(ground, job, output))
     else:
         text = "".join([expect_success(running) for running in train_ranks(ground, job, output)])
     expect_equal(ground, job, output, ranks)

@@ -1,4 +1,4 @@
-"""Launcher of `campaign`: trainings are killed, damaged and starved, and must end as if nothing had been; see --help."""
+"""Launcher of `campaign`: trainings are killed, damaged and starved, and must end as if nothing had been."""
 
 import fer_pll_cli
 from campaign.main import main

@@ -29,7 +29,9 @@ def run(tmp_path) -> Path:
         save_file(weights, folder / "model.safetensors")
     state = {"state": {0: {"step": torch.tensor(8.0), "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 0.1}]}
     torch.save(state, checkpoint / "optimizer.pt")
-    torch.save({"python": (3, (1, 2, 3), None), "cpu": torch.arange(5, dtype=torch.uint8)}, checkpoint / "rng_state.pth")
+    torch.save(
+        {"python": (3, (1, 2, 3), None), "cpu": torch.arange(5, dtype=torch.uint8)}, checkpoint / "rng_state.pth"
+    )
     log = [{"loss": 1.0, "step": 8}, {"eval_loss": 2.0, "eval_runtime": 0.5, "step": 8}]
     trainer_state = {"global_step": 8, "max_steps": 8, "epoch": 1.0, "log_history": log}
     (checkpoint / "trainer_state.json").write_text(json.dumps(trainer_state))

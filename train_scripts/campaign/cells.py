@@ -1,7 +1,6 @@
 """The cells: each does one thing to a run, and says how it ended."""
 
 import os
-
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from .commands import Commands, Hung, Running
+from .commands import Commands, Hung, Running, free_port
 from .compare import content, differences, newest
 from .jobs import BATCH_SIZE, JOBS, SAVE_STEPS, STEPS, prepare_argv, write_config, write_shards
 
@@ -314,7 +313,9 @@ def signals(ground: Ground, output: Path, job: str, name: str, ranks: int = 1, t
     for turn in range(times):
         running = [train(ground, job, output)] if ranks == 1 else train_ranks(ground, job, output)
         step = SAVE_STEPS * (turn + 1)
-        if not running[0].until(lambda step=step: checkpoints(output) and int(str(newest(output)).rpartition("-")[2]) >= step):
+        if not running[0].until(
+            lambda step=step: checkpoints(output) and int(str(newest(output)).rpartition("-")[2]) >= step
+        ):
             raise CellFailed(f"ended before the signal: {last_lines(running[0].text)}")
         time.sleep(ground.random.uniform(0, 0.2))
         target = running[ground.random.randrange(ranks)]
@@ -566,7 +567,10 @@ def killed_rank(ground: Ground, output: Path, job: str, rank: int, moment: str) 
     """One of two ranks is killed: the other says so and ends; the same command goes on."""
     ground.reference(job, 2)
     running = train_ranks(ground, job, output)
-    running[0].until(sealed(output, SAVE_STEPS))
+    if moment == "start":
+        running[0].until(lambda: (output / "settings.json").is_file())
+    else:
+        running[0].until(sealed(output, SAVE_STEPS))
     if moment == "saving":
         there = checkpoints(output)
         running[0].until(lambda: checkpoints(output) - there)
@@ -576,6 +580,17 @@ def killed_rank(ground: Ground, output: Path, job: str, rank: int, moment: str) 
     expect_error(running[1 - rank], "nother process of the run has ended")
     finish(ground, job, output, 2)
     return Outcome(REFUSED, "the other rank names the cause", 1)
+
+
+def missing_rank(ground: Ground, output: Path, job: str) -> Outcome:
+    """The second of two processes never comes."""
+    ground.reference(job)
+    argv = JOBS[job].argv(ground.root, output, "--ddp_timeout", 10, "--resume_from_checkpoint", "auto")
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    running = ground.commands.start(argv, new_log(output), place | {"MASTER_PORT": free_port()})
+    expect_error(running, "nother process of the run has ended")
+    finish(ground, job, output)
+    return Outcome(REFUSED, "named after --ddp_timeout; as one process equal")
 
 
 def changed_world(ground: Ground, output: Path, job: str, before: int, after: int) -> Outcome:
@@ -725,15 +740,16 @@ def _cells() -> Iterator[tuple[str, Callable[..., Outcome]]]:
     for which in ("start", "0", "1"):
         yield f"late rank/{which}", partial(late_rank, job="finetune", which=which)
     for rank in (0, 1):
-        for moment in ("training", "saving"):
+        for moment in ("start", "training", "saving"):
             yield f"killed rank/{rank}/{moment}", partial(killed_rank, job="finetune", rank=rank, moment=moment)
+    yield "killed rank/never comes", partial(missing_rank, job="finetune")
     for before, after in ((1, 2), (2, 1)):
         yield f"world size/{before} to {after}", partial(changed_world, job="finetune", before=before, after=after)
     for job in ("finetune", "pretrain", "stream"):
         yield f"other data/{job}", partial(other_data, job=job)
     yield "damage/every checkpoint", partial(all_damaged, job="pretrain")
     done: set[str] = set()
-    for job in ("pico", "stream"):
+    for job in ("pico", "stream", "pretrain"):
         for name in (*JOBS[job].files, "modeling_fer_pll.py"):
             if name in done:
                 continue
@@ -743,7 +759,10 @@ def _cells() -> Iterator[tuple[str, Callable[..., Outcome]]]:
             for how in DAMAGES:
                 yield f"damage/{name}/{how}", partial(damage, job=cheap, name=name, how=how)
     for how in DAMAGES:
-        yield f"damage/rng_state_1.pth/{how}/two ranks", partial(damage, job="finetune", name="rng_state_1.pth", how=how, ranks=2)
+        yield (
+            f"damage/rng_state_1.pth/{how}/two ranks",
+            partial(damage, job="finetune", name="rng_state_1.pth", how=how, ranks=2),
+        )
     for what in ("TERM to torchrun", "TERM to all", "INT to all", "USR1 to all", "rank killed"):
         yield f"torchrun/{what}", partial(torchrun, what=what)
 

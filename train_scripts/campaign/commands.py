@@ -1,5 +1,6 @@
 """The real commands in processes of their own, forked from one that has done the imports."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -75,10 +76,8 @@ class Running:
 
     def send(self, number: int, group: bool = False) -> None:
         """Send a signal to the process, or to it and its workers. Nothing happens if it has ended."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             (os.killpg if group else os.kill)(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def until(self, happens: Callable[[], object], pause: float = 0.002) -> bool:
         """Wait for something. False if the command ends before.
@@ -157,7 +156,10 @@ class Commands:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         with log.open("a") as stream:
             process = subprocess.Popen(
-                [str(word) for word in (*command, *options, script, *argv[1:])], stdout=stream, stderr=stream, start_new_session=True
+                [str(word) for word in (*command, *options, script, *argv[1:])],
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
             )
         running = Running(process, log)
         self.running.append(running)

@@ -26,14 +26,32 @@ BATCH_SIZE, SAVE_STEPS, STEPS = 8, 4, 16
 SHIPPED = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny"
 
 _COMMON = (
-    *("--per_device_train_batch_size", BATCH_SIZE, "--learning_rate", 3e-3, "--warmup_steps", 2, "--save_total_limit", 3, "--rotation", 10),
+    *(
+        "--per_device_train_batch_size",
+        BATCH_SIZE,
+        "--learning_rate",
+        3e-3,
+        "--warmup_steps",
+        2,
+        "--save_total_limit",
+        3,
+        "--rotation",
+        10,
+    ),
     *("--crop_scale", 0.7, "--flip", "true", "--light", 0.2, "--logging_steps", 1, "--save_strategy", "steps"),
     *("--save_steps", SAVE_STEPS, "--use_cpu", "true", "--disable_tqdm", "true"),
     *("--report_to", "none", "--init_from", "none"),
 )
 _FINETUNE = ("--num_train_epochs", 2, "--drop_path_rate", 0.2)
 _SOFT = ("--loss", "pll", "--revision", "soft", "--revision_momentum", 0.8)
-_STATE = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "processes.json", "checksums.json")
+_STATE = (
+    "optimizer.pt",
+    "scheduler.pt",
+    "trainer_state.json",
+    "training_args.bin",
+    "processes.json",
+    "checksums.json",
+)
 _MODEL = ("model.safetensors", "config.json")
 
 

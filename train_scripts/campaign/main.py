@@ -20,14 +20,14 @@ import fnmatch
 import json
 import os
 import platform
-from random import Random
-from threading import Lock
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from random import Random
+from threading import Lock
 from typing import Any
 
 from tqdm import tqdm

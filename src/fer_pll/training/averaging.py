@@ -111,7 +111,7 @@ class AveragingMixin(CheckpointMixin):
     def begin_average(self) -> None:
         """Let the average start where the model is; in a resumed run, give the model its last weights after that.
 
-        Called once all of a checkpoint is loaded: a method keeps parts of the model in a file of its own, averaged too.
+        Called once all of a checkpoint is loaded: a method may keep averaged parts of the model in a file of its own.
         """
         self.average = WeightAverage(self.model, self.args.average_decay)
         if self._last_weights is not None:

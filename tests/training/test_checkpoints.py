@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
+from fer_pll.io.errors import DataError
 from fer_pll.training.checkpoints import (
     begin_checkpoint,
     check_checkpoint,
@@ -21,7 +22,7 @@ from fer_pll.training.checkpoints import (
     seal,
 )
 from fer_pll.training.config import LOCK, check_output_folder, start_run
-from tiny import make_dataset, make_trainer
+from tiny import make_dataset, make_pretrainer, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,28 @@ def test_auto_does_not_start_over_other_files_or_damaged_checkpoints(run, tmp_pa
         (folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match="none of the checkpoints"):
         check_output_folder(arguments(folder, "auto"))
+
+
+def test_a_pretraining_is_not_resumed_with_other_images(tmp_path, toy_config, toy_processor):
+    def pretrainer(name: str, data):
+        settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "report_to": "none"}
+        images = data.select_columns("image")
+        return make_pretrainer(tmp_path / name, toy_config, toy_processor, images, **settings)
+
+    data = make_dataset(24)
+    pretrainer("run", data).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    pretrainer("same", data).check_checkpoint(checkpoint)
+    for name, other in {
+        "others": make_dataset(24, seed=1),
+        "fewer": data.select(range(23)),
+        "another order": data.select(range(23, -1, -1)),
+    }.items():
+        with pytest.raises(DataError, match=r"checkpoint-1 is of a run on other images.*--init_from"):
+            pretrainer(name, other).check_checkpoint(checkpoint)
+    for name in ("images.json", "checksums.json"):  # as written by an earlier version
+        (tmp_path / "run" / "checkpoint-1" / name).unlink()
+    pretrainer("earlier", make_dataset(24, seed=1)).check_checkpoint(checkpoint)
 
 
 HOLDING = """

@@ -585,8 +585,17 @@ def killed_rank(ground: Ground, output: Path, job: str, rank: int, moment: str) 
 def missing_rank(ground: Ground, output: Path, job: str) -> Outcome:
     """The second of two processes never comes."""
     ground.reference(job)
-    argv = JOBS[job].argv(ground.root, output, "--ddp_timeout", 10, "--resume_from_checkpoint", "auto")
-    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    # With --use_cpu, transformers forgets --ddp_timeout and waits for half an hour.
+    timeout = ("--use_cpu", "false", "--ddp_timeout", 10)
+    argv = JOBS[job].argv(ground.root, output, *timeout, "--resume_from_checkpoint", "auto")
+    place = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": 2,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     running = ground.commands.start(argv, new_log(output), place | {"MASTER_PORT": free_port()})
     expect_error(running, "nother process of the run has ended")
     finish(ground, job, output)

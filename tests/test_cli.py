@@ -172,9 +172,11 @@ def test_a_lost_process_is_one_line_that_says_how_to_go_on(capsys):
     """As gloo says it. Other errors of PyTorch keep their traceback: they are not the user's."""
     import_module("fer_pll.training.processes")
 
-    def fails(message: str) -> int:
+    from torch.distributed import DistStoreError
+
+    def fails(message: str, kind: type[RuntimeError] = RuntimeError) -> int:
         def main(argv):
-            raise RuntimeError(message)
+            raise kind(message)
 
         return fer_pll_cli.status(main, [])
 
@@ -182,6 +184,8 @@ def test_a_lost_process_is_one_line_that_says_how_to_go_on(capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: another process of the run has ended") and len(error.splitlines()) == 1
     assert "Connection closed by peer" in error and "--resume_from_checkpoint auto" in error
+    assert fails("Timed out after 11 seconds waiting for clients. 1/2 clients joined.", DistStoreError) == 1
+    assert "error: another process of the run" in capsys.readouterr().err
     with pytest.raises(RuntimeError):
         fails("mat1 and mat2 shapes cannot be multiplied")
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from .commands import Commands, Hung, Running, free_port
+from .commands import Commands, Hung, Running
 from .compare import content, differences, newest
 from .jobs import BATCH_SIZE, JOBS, SAVE_STEPS, STEPS, prepare_argv, write_config, write_shards
 
@@ -599,26 +599,6 @@ def killed_rank(ground: Ground, output: Path, job: str, rank: int, moment: str) 
     return Outcome(REFUSED, "the other rank names the cause", 1)
 
 
-def missing_rank(ground: Ground, output: Path, job: str) -> Outcome:
-    """The second of two processes never comes."""
-    ground.reference(job)
-    # With --use_cpu, transformers forgets --ddp_timeout and waits for half an hour.
-    timeout = ("--use_cpu", "false", "--ddp_timeout", 10)
-    argv = JOBS[job].argv(ground.root, output, *timeout, "--resume_from_checkpoint", "auto")
-    place = {
-        "CUDA_VISIBLE_DEVICES": "",
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    running = ground.commands.start(argv, new_log(output), place | {"MASTER_PORT": free_port()})
-    expect_error(running, "nother process of the run has ended")
-    finish(ground, job, output)
-    return Outcome(REFUSED, "named after --ddp_timeout; as one process equal")
-
-
 def changed_world(ground: Ground, output: Path, job: str, before: int, after: int) -> Outcome:
     """The run goes on with another number of processes and the same global batch: it says so, and stays close."""
     shutil.copytree(begun(ground, job, before), output)
@@ -769,7 +749,6 @@ def _cells() -> Iterator[tuple[str, Callable[..., Outcome]]]:
     for rank in (0, 1):
         for moment in ("start", "training", "saving"):
             yield f"killed rank/{rank}/{moment}", partial(killed_rank, job="finetune", rank=rank, moment=moment)
-    yield "killed rank/never comes", partial(missing_rank, job="finetune")
     for before, after in ((1, 2), (2, 1)):
         yield f"world size/{before} to {after}", partial(changed_world, job="finetune", before=before, after=after)
     for job in ("finetune", "pretrain", "stream"):

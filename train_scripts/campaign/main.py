@@ -135,9 +135,10 @@ def table(results: dict[str, dict[str, Any]], seed: int) -> str:
         "# Faults",
         "",
         "What happens to runs on clusters, done to small ones: "
-        f"`python train_scripts/faults.py --out runs/faults --seed {seed}`, which wrote this page. Each cell ended as "
-        "an undisturbed run, bit for bit in every tensor of weights, optimizer, random state and table, or with one "
-        "clear line of error, after which the same command ended so.",
+        f"`python train_scripts/faults.py --out runs/faults --seed {seed}`, which wrote this page. A cell is equal "
+        "if the run ended as an undisturbed one, bit for bit in every tensor of weights, optimizer, random state and "
+        "table. After a clear error, in one line, the same command ended so. With another number of processes or "
+        "another stream, a run goes on and says so. Anything else is FAILED.",
         "",
         f"Machine: {machine()}. {len(cells)} of {len(all_cells())} cells were run, with {kills} times SIGKILL.",
         "",

@@ -6,6 +6,7 @@ A command is a module of `fer_pll.commands` with the functions `make_parser()` a
 """
 
 import argparse
+import errno
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -54,11 +55,29 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if sys.flags.dev_mode:
             raise
-        _say(f"error: {' '.join(str(error).splitlines())}", to_stderr=True)
+        _say(f"error: {' '.join(str(error).splitlines())}{_advice(error)}", to_stderr=True)
+        return 1
+    except RuntimeError as error:
+        processes = sys.modules.get("fer_pll.training.processes")
+        if sys.flags.dev_mode or processes is None or not processes.is_lost(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        how = "Then give the same command again, with --resume_from_checkpoint auto"
+        _say(f"error: {processes.LOST} ({type(error).__name__}: {reason}). {how}", to_stderr=True)
         return 1
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted", to_stderr=True)
         return getattr(interrupt, "status", 130)  # 128 + SIGINT, as shells have it
+
+
+def _advice(error: Exception) -> str:
+    """What to do about an error of the operating system that has no words of ours."""
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ": make room, then give the same command again"
+    if number == errno.EROFS:
+        return ": make that disk writable, or name a folder on another one"
+    return ""
 
 
 def _say(line: str, to_stderr: bool = False) -> None:

@@ -162,6 +162,32 @@ def test_statuses(capsys):
     assert capsys.readouterr().err == "interrupted\n"
     with pytest.raises(TypeError):
         fails(TypeError("ours to put right"))
+    assert fails(OSError(28, "No space left on device", "run/settings.json")) == 1
+    assert re.fullmatch(r"error: .*'run/settings\.json': make room.*\n", capsys.readouterr().err)
+    assert fails(OSError(30, "Read-only file system", "run/settings.json")) == 1
+    assert "make that disk writable" in capsys.readouterr().err
+
+
+def test_a_lost_process_is_one_line_that_says_how_to_go_on(capsys):
+    """As gloo says it. Other errors of PyTorch keep their traceback: they are not the user's."""
+    import_module("fer_pll.training.processes")
+
+    from torch.distributed import DistStoreError
+
+    def fails(message: str, kind: type[RuntimeError] = RuntimeError) -> int:
+        def main(argv):
+            raise kind(message)
+
+        return fer_pll_cli.status(main, [])
+
+    assert fails("[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4123") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: another process of the run has ended") and len(error.splitlines()) == 1
+    assert "Connection closed by peer" in error and "--resume_from_checkpoint auto" in error
+    assert fails("Timed out after 11 seconds waiting for clients. 1/2 clients joined.", DistStoreError) == 1
+    assert "error: another process of the run" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        fails("mat1 and mat2 shapes cannot be multiplied")
 
 
 @pytest.mark.parametrize("program", [["-m", "fer_pll_cli", "evaluate"], ["-m", "fer_pll.commands.evaluate"],

@@ -8,6 +8,7 @@ import resource
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fer_pll.io.atomic import check_writable, whole_file, whole_folder, write_json, write_text
@@ -83,6 +84,27 @@ def test_a_full_disk_leaves_the_former_file_and_nothing_else(tmp_path):
     (tmp_path / "table").write_text("former")
     assert exit_code_of(write, tmp_path / "table") == errno.EFBIG
     assert (tmp_path / "table").read_text() == "former" and names(tmp_path) == ["table"]
+
+
+def test_a_write_that_fails_names_the_file_whoever_writes_it(tmp_path):
+    """Python names no file for a write that fails, and safetensors has an exception of its own."""
+    from safetensors.numpy import save_file
+
+    def limited(action) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            with whole_file(tmp_path / "table") as unfinished:
+                action(unfinished)
+        except OSError as error:
+            os._exit(error.errno if error.filename == str(tmp_path / "table") else 1)
+
+    def tensors(path: Path) -> None:
+        save_file({"x": np.zeros(5000)}, path)
+
+    assert exit_code_of(limited, lambda path: path.write_text("x" * 5000)) == errno.EFBIG
+    assert exit_code_of(limited, tensors) == errno.EFBIG
+    assert names(tmp_path) == []
 
 
 def test_a_process_killed_in_the_middle_leaves_the_former_file(tmp_path):

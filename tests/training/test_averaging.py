@@ -100,8 +100,9 @@ def test_training_itself_is_that_without_an_average(averaged, tmp_path, toy_conf
     assert torch.equal(trainer.table.confidence, plain.table.confidence)
 
 
-def test_a_resumed_run_ends_bit_for_bit_like_the_whole_one(averaged):
-    settings = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch"}
+@pytest.mark.parametrize("loss", ["pll", "pico"])  # pico keeps a part of the model in a file of its own
+def test_a_resumed_run_ends_bit_for_bit_like_the_whole_one(averaged, loss):
+    settings = {"save_strategy": "steps", "save_steps": 3, "eval_strategy": "epoch", "loss": loss}
     whole = averaged("whole", **settings)
     whole.train()
     resumed = averaged("resumed", **settings)

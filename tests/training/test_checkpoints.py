@@ -11,9 +11,18 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from fer_pll.training.checkpoints import check_checkpoint, find_damage, last_checkpoint, rotate, save_error
+from fer_pll.io.errors import DataError
+from fer_pll.training.checkpoints import (
+    begin_checkpoint,
+    check_checkpoint,
+    find_damage,
+    last_checkpoint,
+    rotate,
+    save_error,
+    seal,
+)
 from fer_pll.training.config import LOCK, check_output_folder, start_run
-from tiny import make_dataset, make_trainer
+from tiny import make_dataset, make_pretrainer, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +129,7 @@ def test_a_run_with_the_clock_set_back_keeps_its_newest_checkpoints(tmp_path, to
         (OSError(28, "No space left on device"), "make room"),
         (OSError(30, "Read-only file system"), "make it writable"),
         (PermissionError(13, "Permission denied"), "permissions"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 177408 vs 177300"), "make room"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "Another process"),
     ],
 )
@@ -154,6 +164,47 @@ def test_auto_starts_then_goes_on_and_takes_an_interrupted_start_for_none(run, t
     assert args.resume_from_checkpoint == str(run / "checkpoint-4")
 
 
+def begin_again(run: Path, folder: Path) -> Path:
+    """A run that was killed after all files of its first checkpoint were there, and before it was sealed."""
+    folder.mkdir()
+    for name in ("settings.json", ".partial-candidate_sets.png"):
+        (folder / name).write_text("{}")
+    begin_checkpoint(folder / "checkpoint-2")
+    for path in (run / "checkpoint-2").iterdir():
+        if path.name != "checksums.json":
+            shutil.copy(path, folder / "checkpoint-2")
+    return folder
+
+
+def test_auto_starts_again_where_the_first_checkpoint_was_not_finished(run, tmp_path):
+    folder = begin_again(run, tmp_path / "killed")
+    assert "half-written" in find_damage(folder / "checkpoint-2")
+    args = arguments(folder, "auto")
+    check_output_folder(args)
+    assert args.resume_from_checkpoint is None
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        check_output_folder(arguments(folder, "last"))
+    with pytest.raises(ValueError, match="already holds files"):
+        check_output_folder(arguments(folder))
+    (folder / "checkpoint-4").mkdir()  # killed before the first file
+    args = arguments(folder, "auto")
+    check_output_folder(args)
+    assert args.resume_from_checkpoint is None
+    seal(folder / "checkpoint-2")
+    args = arguments(folder, "auto")
+    check_output_folder(args)
+    assert args.resume_from_checkpoint == str(folder / "checkpoint-2")
+
+
+def test_a_checkpoint_that_is_written_anew_is_not_whole_before_its_end(run, tmp_path):
+    folder = shutil.copytree(run / "checkpoint-4", tmp_path / "checkpoint-4")
+    begin_checkpoint(folder)
+    shutil.copy(run / "checkpoint-4" / "trainer_state.json", folder)
+    assert last_checkpoint(tmp_path) is None
+    seal(folder)
+    assert last_checkpoint(tmp_path) == str(folder)
+
+
 def test_auto_does_not_start_over_other_files_or_damaged_checkpoints(run, tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(ValueError, match="already holds files"):
@@ -163,6 +214,28 @@ def test_auto_does_not_start_over_other_files_or_damaged_checkpoints(run, tmp_pa
         (folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
     with pytest.raises(ValueError, match="none of the checkpoints"):
         check_output_folder(arguments(folder, "auto"))
+
+
+def test_a_pretraining_is_not_resumed_with_other_images(tmp_path, toy_config, toy_processor):
+    def pretrainer(name: str, data):
+        settings = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1, "report_to": "none"}
+        images = data.select_columns("image")
+        return make_pretrainer(tmp_path / name, toy_config, toy_processor, images, **settings)
+
+    data = make_dataset(24)
+    pretrainer("run", data).train()
+    checkpoint = str(tmp_path / "run" / "checkpoint-1")
+    pretrainer("same", data).check_checkpoint(checkpoint)
+    for name, other in {
+        "others": make_dataset(24, seed=1),
+        "fewer": data.select(range(23)),
+        "another order": data.select(range(23, -1, -1)),
+    }.items():
+        with pytest.raises(DataError, match=r"checkpoint-1 is of a run on other images.*--init_from"):
+            pretrainer(name, other).check_checkpoint(checkpoint)
+    for name in ("images.json", "checksums.json"):  # as written by an earlier version
+        (tmp_path / "run" / "checkpoint-1" / name).unlink()
+    pretrainer("earlier", make_dataset(24, seed=1)).check_checkpoint(checkpoint)
 
 
 HOLDING = """

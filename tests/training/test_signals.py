@@ -115,6 +115,25 @@ def test_a_second_signal_ends_the_process_at_once(number):
     assert f"{signal.Signals(number).name}: the run saves and stops" in errors
 
 
+def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch):
+    """Slurm signals torchrun and its processes, and torchrun then signals these as well."""
+    from fer_pll.training import signals as module
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with StopSignals() as signals:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.01)
+        assert signals.received == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert signals.received == signal.SIGUSR1
+        monkeypatch.setattr(module, "PASSED_ON", 0.0)
+        with pytest.raises(KeyboardInterrupt):  # what SIGINT does by default
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
 def test_a_child_process_ends_at_sigterm_as_without_the_context():
     reading, writing = os.pipe()
     with StopSignals() as signals:

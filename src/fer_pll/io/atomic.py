@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
+
+UNFINISHED = ".partial-"
+"""Beginning of the name of a file that is being written, or was when its process was killed."""
 
 
 @contextmanager
@@ -26,7 +30,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_name(f".partial-{target.name}")
+    unfinished = target.with_name(f"{UNFINISHED}{target.name}")
     with naming(target, unfinished):
         mode = start_file(unfinished)
         try:
@@ -134,13 +138,22 @@ def start_file(path: Path) -> int:
 
 @contextmanager
 def naming(target: Path, unfinished: Path) -> Iterator[None]:
-    """Name `target` in errors about the temporary file, whose name nobody has given."""
+    """Name `target` in errors about the temporary file, whose name nobody has given.
+
+    A write that fails names no file, and safetensors has an exception of its own for it: both become an `OSError` with
+    the name.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename == str(unfinished) or error.filename == unfinished:
+        if error.errno is not None and error.filename in (None, str(unfinished), unfinished):
             error.filename, error.filename2 = str(target), None
         raise
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))  # as Rust has it
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(target)) from error
 
 
 def put_in_place(unfinished: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ class AveragingCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if args.average_decay > 0 and self.trainer.average is None:  # else it comes from the checkpoint
-            self.trainer.average = WeightAverage(self.trainer.model, args.average_decay)
+        if args.average_decay > 0:
+            self.trainer.begin_average()
 
     def on_optimizer_step(self, args, state, control, **kwargs) -> None:
         if self.trainer.average is not None:
@@ -76,6 +77,7 @@ class AveragingMixin(CheckpointMixin):
 
     args: FerPllTrainingArguments
     average: WeightAverage | None = None  # while training
+    _last_weights: Path | None = None  # of the checkpoint that the run goes on from
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -103,8 +105,17 @@ class AveragingMixin(CheckpointMixin):
             if self.average is not None:  # no other checkpoint was loaded as the best one
                 self.average.exchange()
         finally:
-            self.average = None
+            self.average = self._last_weights = None
         return output
+
+    def begin_average(self) -> None:
+        """Let the average start where the model is; in a resumed run, give the model its last weights after that.
+
+        Called once all of a checkpoint is loaded: a method may keep averaged parts of the model in a file of its own.
+        """
+        self.average = WeightAverage(self.model, self.args.average_decay)
+        if self._last_weights is not None:
+            self.model.load_state_dict(read_tensors(self._last_weights, ANOTHER), strict=False)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.averaged():
@@ -132,10 +143,7 @@ class AveragingMixin(CheckpointMixin):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if self.args.average_decay > 0:
-            self.average = WeightAverage(self.model, self.args.average_decay)
-            self.model.load_state_dict(
-                read_tensors(RunFolder(resume_from_checkpoint).last_weights, ANOTHER), strict=False
-            )
+            self._last_weights = RunFolder(resume_from_checkpoint).last_weights
 
     def _load_best_model(self) -> None:
         super()._load_best_model()

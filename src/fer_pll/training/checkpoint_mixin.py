@@ -1,5 +1,6 @@
 """Safety of long runs: whole checkpoints, exact resuming, and a stop before NaN spreads."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -23,6 +24,7 @@ from .checkpoints import (
     last_checkpoint,
     rotate,
     saving,
+    saving_model,
     seal,
     warn_if_processes_differ,
     write_processes,
@@ -193,9 +195,11 @@ class CheckpointMixin(RunTrainer):
             super()._load_callback_state()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            share_weights(output_dir or self.run_folder.path)
+        folder = Path(output_dir or self.run_folder.path)
+        with saving_model(folder) if folder == self.run_folder.path else nullcontext():  # a checkpoint has `saving`
+            super()._save(output_dir, state_dict)
+            if self.args.should_save:
+                share_weights(folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)

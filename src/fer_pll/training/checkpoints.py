@@ -18,12 +18,12 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import sort_checkpoints
 
 from ..hub.files import ADAPTER_WEIGHTS_NAME
-from ..io.atomic import sync, whole_file, write_json
+from ..io.atomic import UNFINISHED, sync, whole_file, write_json
 from ..io.errors import DataError
 from ..io.names import ADAPTER_FILE
 from ..io.pretrained import CONFIG_FILE, tensor_shapes
 from ..io.stored import read_json, read_tensor_shapes, read_torch, reading
-from .processes import decided_by_main
+from .processes import LOST, decided_by_main, is_lost
 from .run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,24 @@ _STATE = {
 
 
 def begin_checkpoint(checkpoint: str | Path) -> None:
-    """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten."""
+    """Make the folder, and mark it incomplete: it may hold an earlier run's checkpoint, which is now overwritten.
+
+    Until the checkpoint is sealed, its list of checksums is empty. None at all means one of an earlier version.
+    """
     Path(checkpoint).mkdir(parents=True, exist_ok=True)
+    write_json(RunFolder(checkpoint).checksums, {})
     RunFolder(checkpoint).trainer_state.unlink(missing_ok=True)
-    RunFolder(checkpoint).checksums.unlink(missing_ok=True)
+
+
+def is_unfinished(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint was begun and never came to its end. One that was finished and then damaged is not."""
+    run = RunFolder(checkpoint)
+    if not run.checksums.is_file():
+        return not run.trainer_state.exists()
+    try:
+        return not read_json(run.checksums, {str: str})
+    except DataError:
+        return False
 
 
 def seal(checkpoint: str | Path) -> None:
@@ -86,7 +100,7 @@ def seal(checkpoint: str | Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if path.is_file() and path != RunFolder(folder).checksums)
-    return sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith(".partial-"))
+    return sorted(path.relative_to(folder).as_posix() for path in files if not path.name.startswith(UNFINISHED))
 
 
 def _digest(path: Path) -> str:
@@ -100,8 +114,11 @@ def find_damage(checkpoint: str | Path) -> str | None:
     Files are compared with the checksums that were written with them. A checkpoint of an earlier version has none.
     """
     folder = Path(checkpoint)
+    half = "it is half-written (the run was killed meanwhile)"
+    if is_unfinished(folder):
+        return half
     if not is_complete(folder):
-        return "it is half-written (the run was killed meanwhile), or its trainer_state.json is damaged"
+        return f"{half}, or its trainer_state.json is damaged"
     if RunFolder(folder).checksums.is_file():
         try:
             expected = read_json(RunFolder(folder).checksums, {str: str})
@@ -159,7 +176,21 @@ def saving(checkpoint: str | Path) -> Iterator[None]:
         raise save_error(checkpoint, error) from error
 
 
+@contextmanager
+def saving_model(folder: str | Path) -> Iterator[None]:
+    """Context for the code that writes the model at the end of a run.
+
+    Raises:
+        SaveError: the model could not be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise save_error(Path(folder) / "model.safetensors", error) from error
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_WORDS = ("no space", "too large", "quota", "unexpected pos", "failed writing file")  # the last two of PyTorch
 
 
 def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
@@ -168,13 +199,13 @@ def save_error(checkpoint: str | Path, error: Exception) -> SaveError:
     free = shutil.disk_usage(folder).free
     reason = " ".join(str(error).split())[:200]
     number = getattr(error, "errno", None)
-    if any(word in reason.lower() for word in ("gloo", "nccl", "connection", "peer", "timed out")):
-        advice = "Another process of the run has ended or does not answer: see its own message. Then "
+    if is_lost(error):
+        advice = f"{LOST[0].upper()}{LOST[1:]}. Then "
     elif number == errno.EROFS or "read-only" in reason.lower():
         advice = "The disk is read-only: make it writable. Then "
     elif number in (errno.EACCES, errno.EPERM):
         advice = "The folder may not be written to: change its permissions. Then "
-    elif number in _FULL or any(word in reason.lower() for word in ("no space", "too large")) or free < 2**28:
+    elif number in _FULL or any(word in reason.lower() for word in _FULL_WORDS) or free < 2**28:
         advice = (
             f"{free / 2**20:,.0f} MiB are free there: make room (--save_total_limit 1 keeps one checkpoint). Then "
         )

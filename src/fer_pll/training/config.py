@@ -11,14 +11,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from huggingface_hub.errors import StrictDataclassError
 
-from ..io.atomic import check_writable, write_json
+from ..io.atomic import UNFINISHED, check_writable, write_json
 from ..io.errors import name_some
 from ..io.pretrained import load_image_processor, load_model_config
 from ..io.shipped import shipped_config, shipped_names
 from ..io.stored import read_json
 from ..model.configuration_fer_pll import FerPllConfig
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .checkpoints import last_checkpoint
+from .checkpoints import is_unfinished, last_checkpoint
 from .processes import decided_by_main
 from .run_folder import RunFolder
 from .run_trainer import RunTrainer
@@ -86,7 +86,8 @@ def _find_start(args: Any) -> str | None:
         if found is not None:
             return found
         checkpoints = sorted(path.name for path in folder.glob("checkpoint-*")) if folder.is_dir() else []
-        if checkpoints:
+        unfinished = {name for name in checkpoints if is_unfinished(folder / name)}
+        if checkpoints and not (wanted == "auto" and unfinished == set(checkpoints)):
             raise ValueError(
                 f"--resume_from_checkpoint {wanted}: none of the checkpoints in {folder} is whole "
                 f"({name_some(checkpoints)}). Start the run again with --overwrite, or in another folder."
@@ -100,7 +101,13 @@ def _find_start(args: Any) -> str | None:
     elif wanted is not None:
         return wanted
     held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
-    begun = {RunFolder(folder).settings_file.name, RunFolder(folder).candidate_sets.name}  # no checkpoint yet
+    # What a run has written that was killed before its first checkpoint was whole.
+    begun = {RunFolder(folder).settings_file.name, RunFolder(folder).candidate_sets.name}
+    begun |= {
+        name
+        for name in held
+        if name.startswith(UNFINISHED) or (name.startswith("checkpoint-") and is_unfinished(folder / name))
+    }
     if not held or (wanted == "auto" and held <= begun):
         return None
     if not args.overwrite:

@@ -17,6 +17,7 @@ from ..model.modeling_fer_pll import FerPllForPreTraining, FerPllPreTrainedModel
 from .arguments import FerPllPreTrainingArguments
 from .base_trainer import check_arguments
 from .callbacks import NUM_IMAGES, PreTrainingMonitor
+from .checkpoints import saving_model
 from .config import load_config
 from .finetuning import packaged_start
 from .initialization import initialize
@@ -158,8 +159,9 @@ class FerPllPreTrainer(StreamTrainer):
         # Key encoder and queue are for resuming; only the encoder is published.
         if output_dir is None and self.args.objective == "moco":
             if self.args.should_save:
-                self.published_model.save_pretrained(self.run_folder.path)
-                self.processing_class.save_pretrained(self.run_folder.path)
+                with saving_model(self.run_folder.path):
+                    self.published_model.save_pretrained(self.run_folder.path)
+                    self.processing_class.save_pretrained(self.run_folder.path)
             if self.args.push_to_hub and not _internal_call:
                 self.push_to_hub(commit_message="Model save")
         else:

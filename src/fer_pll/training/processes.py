@@ -1,4 +1,4 @@
-"""Decisions that the main process takes for all processes of a run."""
+"""The processes of a run: what the main one decides for all, and what to say when one is gone."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -6,6 +6,18 @@ from typing import Any, TypeVar
 from accelerate.utils import broadcast_object_list
 
 T = TypeVar("T")
+
+LOST = "another process of the run has ended or does not answer: see its own message"
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an exception of PyTorch says that another process cannot be reached."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        any(word in text for word in ("gloo", "nccl", "process group"))
+        or type(error).__module__.startswith("torch.distributed")
+        or type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError")
+    )
 
 
 def decided_by_main(args: Any, decide: Callable[[], T]) -> T:

@@ -39,6 +39,7 @@ class RunFolder:
         self.last_weights = path / "last_weights.safetensors"  # of a checkpoint whose model is an average
         self.adapter = path / ADAPTER_FOLDER  # of the adapters that the model was merged with
         self.processes = path / "processes.json"  # how many wrote a checkpoint
+        self.images_seen = path / "images.json"  # which images a pre-training goes through, if it has no stream
         # figures
         self.candidate_sets = path / "candidate_sets.png"
         self.training_curves = path / "training_curves.png"

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any, Self
 
@@ -10,6 +11,10 @@ from ..io.terminal import say
 
 STATUS_TO_REQUEUE = 75
 """Exit status of a run that a signal of the scheduler stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
+PASSED_ON = 10.0
+"""Seconds in which torchrun passes on a signal that Slurm or a terminal has sent to its processes as well."""
 
 
 class RunInterrupted(KeyboardInterrupt):
@@ -28,8 +33,9 @@ class StopSignals:
     """Context in which the first SIGTERM, SIGUSR1 or SIGINT only sets `received`. A second one ends the process.
 
     Slurm sends SIGTERM before it ends a job, and with `sbatch --signal=USR1@120` SIGUSR1 two minutes earlier. Child
-    processes, such as DataLoader workers, end at SIGTERM and SIGUSR1 as usual. Outside of the main thread the context
-    does nothing, because Python cannot handle signals there.
+    processes, such as DataLoader workers, end at SIGTERM and SIGUSR1 as usual. Under torchrun, which passes on what it
+    gets, more signals within `PASSED_ON` seconds are the same one; it ends its processes itself after half a minute.
+    Outside of the main thread the context does nothing, because Python cannot handle signals there.
 
     Attributes:
         received: the number of the signal, or 0.
@@ -39,6 +45,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._first = 0.0  # when the first came
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -57,9 +64,11 @@ class StopSignals:
                 self._end(number)
             return
         if self.received:
-            self._end(number)
+            passed_on = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self._first < PASSED_ON
+            if not passed_on:
+                self._end(number)
             return
-        self.received = number
+        self.received, self._first = number, time.monotonic()
         name = signal.Signals(number).name
         say(f"{name}: the run saves and stops after this step; a second signal ends it at once.", to_stderr=True)
 

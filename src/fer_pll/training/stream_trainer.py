@@ -1,6 +1,7 @@
 """Pre-training on a stream of images: it counts steps, and resumes at exactly the next image."""
 
 import csv
+import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ..data.dataset import Unreadable
+from ..data.row_ids import row_ids
 from ..data.streaming.stream import ImageStream, Position
 from ..io.atomic import write_json
 from ..io.errors import DataError
@@ -107,6 +109,31 @@ class StreamTrainer(ImageTrainer):
             if self._report.known:
                 logs["unreadable"] = len(self._report.known)
         super().log(logs, start_time)
+
+    def _images(self) -> dict[str, Any]:
+        """Which data set this is: its rows, and a digest of a hundred of them."""
+        dataset: Any = self.train_dataset
+        rows = len(dataset)
+        some = row_ids(dataset.select_columns("image").select(range(0, rows, -(-rows // 100) or 1)))
+        return {"rows": rows, "sha256": hashlib.sha256("\n".join(some).encode()).hexdigest()}
+
+    def save_with_checkpoint(self, checkpoint: str) -> None:
+        super().save_with_checkpoint(checkpoint)
+        if isinstance(self.train_dataset, Dataset):
+            write_json(RunFolder(checkpoint).images_seen, self._images())
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        super().check_checkpoint(checkpoint)
+        file = RunFolder(checkpoint).images_seen  # checkpoints of earlier versions have none
+        if not file.is_file() or not isinstance(self.train_dataset, Dataset):
+            return
+        before = read_json(file, {"rows": int, "sha256": str}, ANOTHER)
+        if before != self._images():
+            raise DataError(
+                f"{checkpoint} is of a run on other images ({before['rows']:,} of them; --data has "
+                f"{len(self.train_dataset):,}): resume it with the data that it had, or begin a new run from its "
+                "weights (--init_from, with another --output_dir)"
+            )
 
     def _must_stay(self, stream: ImageStream) -> dict[str, Any]:
         """What must be the same for the positions of a checkpoint to hold."""

@@ -29,7 +29,7 @@ from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments
 from .averaging import AveragingMixin
 from .base_trainer import ImageTrainer, check_arguments, first_model
-from .checkpoints import ANOTHER
+from .checkpoints import ANOTHER, saving_model
 from .idle_revision import idle_rule, idle_warmup, warmup_is_over
 from .lora import is_adapted
 from .methods import METHODS, Batch, Method, MethodOptions
@@ -615,7 +615,8 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             return
         adapted: Any = self.model
         if self.args.should_save:
-            adapted.save_pretrained(self.run_folder.adapter)
+            with saving_model(self.run_folder.path):
+                adapted.save_pretrained(self.run_folder.adapter)
             (self.run_folder.adapter / CARD_NAME).unlink(missing_ok=True)  # peft's, which says nothing
         self.model = self.model_wrapped = self.callback_handler.model = adapted.merge_and_unload()
 

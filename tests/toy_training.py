@@ -61,6 +61,7 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     """Train, and return losses, gradient norms, the table after every step, and what training ended with."""
     settings = DEFAULTS | settings
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
+    save = settings.pop("save", False)
     callbacks = [*callbacks, *([SignalSender(*settings.pop("signal_at"))] if "signal_at" in settings else [])]
     data = make_dataset(rows), make_dataset(24, seed=1)
     config, processor = tiny_config(), tiny_processor()
@@ -73,6 +74,8 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
     for callback in [watcher, *callbacks]:
         trainer.add_callback(callback)
     trainer.train(resume_from_checkpoint=resume)
+    if save:
+        trainer.save_model()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
@@ -84,8 +87,13 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
         "table": trainer.table.confidence,
         "revised_epoch": trainer.table.revised_epoch,
         "eval_loss": trainer.evaluate()["eval_loss"],
-        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "weights": {name: whole(p.detach()).clone() for name, p in model.named_parameters()},
     }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, of which FSDP2 has a part on each process. All of them call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def main() -> None:

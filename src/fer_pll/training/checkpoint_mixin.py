@@ -31,6 +31,7 @@ from .initialization import check_settings_taken_over
 from .lora import check_adapters, is_adapted, save_base
 from .processes import decided_by_main
 from .run_trainer import RunTrainer
+from .sharding import SHARDED, check_shared_folder, check_state_dict_type, own_class, prepare_sharding, state_dict_type
 from .signals import RunInterrupted, StopSignals
 
 
@@ -58,6 +59,7 @@ class CheckpointMixin(RunTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        prepare_sharding(self.accelerator, self.model, self.args)
         self.add_callback(StopCallback(self))
 
     @property
@@ -76,6 +78,7 @@ class CheckpointMixin(RunTrainer):
         """
         bring_checkpoint(self.args, checkpoint)
         check_checkpoint(checkpoint)
+        check_state_dict_type(checkpoint, state_dict_type(self.accelerator))
         if isinstance(model := unwrap_peft_model(self.model), FerPllPreTrainedModel):
             check_settings_taken_over(model.config, checkpoint)
         check_adapters(self.model, checkpoint)
@@ -86,6 +89,8 @@ class CheckpointMixin(RunTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
+        if state_dict_type(self.accelerator) == SHARDED:
+            check_shared_folder(self.args)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = decided_by_main(self.args, lambda: last_checkpoint(self.run_folder.path))
             if resume_from_checkpoint is None:
@@ -192,8 +197,14 @@ class CheckpointMixin(RunTrainer):
         with reading("trainer_state.json (its stateful_callbacks)", ANOTHER):
             super()._load_callback_state()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if state_dict_type(self.accelerator) == SHARDED:  # then Trainer saves none
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with own_class(self.model):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             share_weights(output_dir or self.run_folder.path)
 

@@ -73,6 +73,8 @@ class Method:
     """How many times each image is augmented, V."""
     trained_views: int = 1
     """How many of the views, counted from the first, go through the model with gradient."""
+    shardable: bool = True
+    """Whether it can train a model whose parameters are sharded over the processes (FSDP2)."""
     columns: tuple[str, ...] = ()
     """The columns it needs in `Batch.columns`: `labels` (the training set's `label`) and `votes`."""
 

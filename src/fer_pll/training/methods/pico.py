@@ -46,6 +46,7 @@ class PiCO(Method):
     revision = RevisionRule("prototype", "towards the candidate whose prototype is nearest", describe=_describe)
     revisions = ("prototype",)
     num_views = 2
+    shardable = False  # the key model follows the weights one by one
     DIM = 128
     QUEUE = 8192
     MOMENTUM = 0.999  # of the momentum encoder

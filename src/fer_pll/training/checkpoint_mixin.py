@@ -178,6 +178,8 @@ class CheckpointMixin(RunTrainer):
         if self.args.should_save:
             seal(checkpoint)
             rotate(self._get_output_dir(trial), self.state.global_step, limit, self.state.best_model_checkpoint)
+        # A launcher ends all processes once one has ended with an error, as after a signal. Until here, none may.
+        self.accelerator.wait_for_everyone()
         if pushes:
             self._push_from_checkpoint(checkpoint)
 

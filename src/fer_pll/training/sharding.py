@@ -112,7 +112,7 @@ def check_shared_folder(args: Any, seconds: float = 5.0) -> None:
         ValueError: some do not; on all of them.
     """
     folder = Path(args.output_dir)
-    mark = decided_by_main(args, lambda: _leave_mark(folder))
+    mark = folder / decided_by_main(args, lambda: _leave_mark(folder))
     end = time.monotonic() + seconds
     while not (seen := mark.is_file()) and time.monotonic() < end:
         time.sleep(0.1)
@@ -121,16 +121,16 @@ def check_shared_folder(args: Any, seconds: float = 5.0) -> None:
         mark.unlink(missing_ok=True)
     if without:
         raise ValueError(
-            f"--output_dir {folder}: {', '.join(without)} cannot see the folder of the main process, and with {SHARDED} "
-            "a checkpoint is whole only in one folder. Use a folder that all machines share, or FULL_STATE_DICT."
+            f"--output_dir {folder}: {', '.join(without)} cannot see the folder of the main process. With {SHARDED} a "
+            "checkpoint is whole in one folder only: use one that all machines share, or FULL_STATE_DICT."
         )
 
 
-def _leave_mark(folder: Path) -> Path:
+def _leave_mark(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    mark = folder / f".partial-{uuid.uuid4().hex}"
-    mark.touch()
-    return mark
+    name = f".partial-{uuid.uuid4().hex}"
+    (folder / name).touch()
+    return name
 
 
 @contextmanager

@@ -144,7 +144,7 @@ def size_of(table):
 
 
 def seconds_of_table_step(table, args, processes=1):
-    """Seconds of a step with a batch for each of so many processes: a mean of a hundred, of fewer for many processes."""
+    """Seconds of a step with a batch for each process: a mean of a hundred, or of fewer for many processes."""
     import torch
 
     size = args.batch_size * processes

@@ -1,4 +1,4 @@
-"""Two machines, as network namespaces joined by a cable, with real torchrun: trained, one killed, and gone on."""
+"""Two machines, as network namespaces joined by a cable, with real launchers: trained, one killed, and gone on."""
 
 import os
 import shutil
@@ -18,8 +18,9 @@ from fer_pll.data.dataset import save_dataset
 from fer_pll.training.checkpoints import last_checkpoint
 from tiny import make_dataset, tiny_config, tiny_processor
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
+CONFIGURATION = Path(__file__).parents[2] / "train_scripts" / "accelerate" / "two_machines.yaml"
 ADDRESSES = ["10.213.57.1", "10.213.57.2"]  # seen inside of the namespaces only
 SETTINGS = """\
 num_train_epochs: 30
@@ -79,15 +80,18 @@ def workspace(tmp_path_factory) -> Path:
 class Training:
     """One command line on both machines. The working folder is the same for both, or one for each."""
 
-    def __init__(self, machines: list[str], workspace: Path, folders: list[Path]):
-        self.machines, self.workspace, self.folders = machines, workspace, folders
+    def __init__(self, machines: list[str], workspace: Path, folders: list[Path], accelerate: bool = False):
+        self.machines, self.workspace, self.folders, self.accelerate = machines, workspace, folders, accelerate
 
     def command(self, number: int) -> list[str]:
-        launcher = ["--nnodes", "2", "--node_rank", str(number), "--nproc_per_node", "1"]
+        launcher = ["torch.distributed.run", "--nnodes", "2", "--node_rank", number, "--nproc_per_node", "1"]
         launcher += ["--master_addr", ADDRESSES[0], "--master_port", "29613"]
+        if self.accelerate:
+            launcher = ["accelerate.commands.launch", "--config_file", CONFIGURATION, "--num_processes", "2"]
+            launcher += ["--main_process_ip", ADDRESSES[0], "--machine_rank", number]
         options = ["--config", self.workspace / "config", "--data", self.workspace / "data", "--output_dir", "run"]
         options += ["--use_cpu", "--resume_from_checkpoint", "auto"]
-        inside = ["ip", "netns", "exec", self.machines[number], sys.executable, "-m", "torch.distributed.run"]
+        inside = ["ip", "netns", "exec", self.machines[number], sys.executable, "-m"]
         return [str(part) for part in [*inside, *launcher, "-m", "fer_pll.commands.finetune", *options]]
 
     def start(self) -> None:
@@ -101,7 +105,7 @@ class Training:
             )
 
     def ends(self) -> list[int]:
-        return [process.wait(timeout=500) for process in self.running]
+        return [process.wait(timeout=1200) for process in self.running]
 
     def said(self) -> str:
         return "\n".join((folder / f"output-{n}.txt").read_text()[-6000:] for n, folder in enumerate(self.folders))
@@ -140,7 +144,7 @@ def assert_equal(result: tuple[bytes, dict[str, torch.Tensor]], whole: tuple[byt
 
 
 def test_with_a_disk_for_each_they_learn_the_same(machines, workspace, whole, tmp_path):
-    training = Training(machines, workspace, [tmp_path / "first", tmp_path / "second"])
+    training = Training(machines, workspace, [tmp_path / "first", tmp_path / "second"], accelerate=True)
     training.start()
     assert training.ends() == [0, 0], training.said()
     assert_equal(training.result(), whole)

@@ -139,7 +139,7 @@ def own_class(model: Any) -> Iterator[None]:
 
     FSDP2 gives it a class made in torch, and `save_pretrained` would save torch's files as the code of the model.
     """
-    from torch.distributed.fsdp import FSDPModule  # not above: it takes long, and few runs shard
+    from torch.distributed.fsdp import FSDPModule  # not above: the settings import this module, and need none of it
 
     sharded = type(model)
     if isinstance(model, FSDPModule):

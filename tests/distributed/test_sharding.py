@@ -51,9 +51,7 @@ def launch(out: Path, *command: object, state_dict: str | None = None, fails: bo
         options += ["--fsdp_state_dict_type", state_dict, sharded_on_cpu.__file__]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, *command]
     out.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=1200, cwd=cwd or out
-    )
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=1200, cwd=out)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done.stdout + done.stderr
 

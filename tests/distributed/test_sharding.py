@@ -148,7 +148,7 @@ def workspace(root) -> Path:
     tiny_processor().save_pretrained(folder / "config")
     settings = "num_train_epochs: 2\nper_device_train_batch_size: 8\nlearning_rate: 3.0e-3\nsave_strategy: steps\n"
     (folder / "config" / "finetune.yaml").write_text(
-        settings + "save_steps: 3\nrevision: soft\neval_strategy: epoch\n"
+        settings + "save_steps: 3\neval_strategy: epoch\n"
     )
     (folder / "config" / "pretrain.yaml").write_text(settings + "save_steps: 3\n")
     save_dataset(DatasetDict({"train": make_dataset(48), "validation": make_dataset(16, 1)}), folder / "data")

@@ -1,6 +1,7 @@
 """A training on the toy data, for tests that need processes of their own. Each writes what it saw to OUT/NAME-rank.pt.
 
-python toy_training.py OUT SCENARIOS, where SCENARIOS is JSON: {name: [rows, settings]}.
+python toy_training.py OUT SCENARIOS, where SCENARIOS is JSON: {name: [rows, settings]}. "{rank}" in OUT stands for the
+number of the process: each then has a disk of its own.
 """
 
 import json
@@ -10,10 +11,12 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from backbones import SOURCES, queries_on
 from fer_pll import FerPllImageProcessor, FerPllTrainer
+from fer_pll.training.checkpoints import NonFiniteLossError
 from fer_pll.training.signals import RunInterrupted
 from tiny import make_dataset, make_trainer, tiny_config, tiny_processor
 
@@ -56,27 +59,41 @@ class WatchedTrainer(FerPllTrainer):
         self.seen.append([{key: batch[key].tolist() for key in ("index", "counts", "revisable")} for batch in batches])
         return batches, number
 
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        broken = model.training and self.state.global_step + 1 == self.break_at
+        return loss * float("nan") if broken else loss
+
 
 def run(folder: Path, rows: int, settings: dict) -> dict:
     """Train, and return losses, gradient norms, the table after every step, and what training ended with."""
     settings = DEFAULTS | settings
     resume, callbacks = settings.pop("resume", None), settings.pop("callbacks", [])
+    save, break_at = settings.pop("save", False), settings.pop("break_at", None)
     callbacks = [*callbacks, *([SignalSender(*settings.pop("signal_at"))] if "signal_at" in settings else [])]
     data = make_dataset(rows), make_dataset(24, seed=1)
-    config, processor = tiny_config(), tiny_processor()
+    config, processor = tiny_config(drop_path_rate=settings.pop("drop_path_rate", 0.0)), tiny_processor()
     if backbone := settings.pop("backbone", None):
         config = queries_on(SOURCES[backbone][1])
         processor = FerPllImageProcessor(size={"height": config.image_size, "width": config.image_size})
     trainer = make_trainer(folder, config, processor, *data, trainer_class=WatchedTrainer, **settings)
-    trainer.seen = []
+    trainer.seen, trainer.break_at = [], break_at
     watcher = Watcher(trainer)
     for callback in [watcher, *callbacks]:
         trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    except NonFiniteLossError as error:
+        if break_at is None:
+            raise
+        return {"error": str(error)}
+    if save:
+        trainer.save_model()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     model = trainer.accelerator.unwrap_model(trainer.model)
     return {
         "world_size": trainer.args.world_size,
+        "sharded": isinstance(model, FSDPModule),
         "losses": [log["loss"] for log in logs],
         "grad_norms": [log["grad_norm"] for log in logs],
         "seen": trainer.seen,
@@ -84,13 +101,18 @@ def run(folder: Path, rows: int, settings: dict) -> dict:
         "table": trainer.table.confidence,
         "revised_epoch": trainer.table.revised_epoch,
         "eval_loss": trainer.evaluate()["eval_loss"],
-        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "weights": {name: whole(p.detach()).clone() for name, p in model.named_parameters()},
         "state": {k: v for k, v in trainer.method.state_dict().items() if not isinstance(v, dict)},
     }
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, of which FSDP2 has a part on each process. All of them call it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def main() -> None:
-    out, scenarios = Path(sys.argv[1]), json.loads(sys.argv[2])
+    out, scenarios = Path(sys.argv[1].format(rank=os.environ.get("RANK"))), json.loads(sys.argv[2])
     for name, (rows, settings) in scenarios.items():
         result = run(out / name, rows, settings)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -5,6 +5,7 @@ import tempfile
 import time
 
 from .common import Result, fresh_process, take_turns, whole_numbers
+from .communication import gathers
 
 
 def add_options(parser):
@@ -17,6 +18,20 @@ def add_options(parser):
     )
     parser.add_argument("--classes", type=int, default=8, metavar="K", help="labels (default: 8)")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="rows of a step (default: 256)")
+    parser.add_argument(
+        "--processes",
+        type=whole_numbers,
+        default="1,2,4,1000",
+        metavar="N,N,...",
+        help="processes of a training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--most-processes",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with more, what a process gathers is computed from the measured sizes (default: %(default)s)",
+    )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="turns of each size (default: 5)")
 
 
@@ -29,6 +44,10 @@ def measure(args):
     memory runs short. Saving ends when the disk has confirmed. Loading reads a file that the system has in its cache.
     ratios, each at most the target: bytes_per_row of the table and MiB beyond it (build_mib, save_mib, load_mib), at
     the largest number of rows; step_growth, the time of a step at the largest number over that at the smallest.
+
+    The last rows say what a step costs with several processes, each with a batch: what a process gathers from all of
+    them besides the gradients, in a real training on this machine (the smallest model, gloo; the wait for the slowest
+    process does not count), and the step of the table with the rows of all, which each process does.
     """
     import torch
 
@@ -38,6 +57,8 @@ def measure(args):
         tables = {count: build_table(draw_candidates(count, args.classes)) for count in args.rows}
         paths = {count: table_path(folder, count) for count in args.rows}
         steps = take_turns({n: lambda n=n: seconds_of_table_step(tables[n], args) for n in args.rows}, args.repeats)
+        of_all = {n: lambda n=n: seconds_of_table_step(tables[args.rows[-1]], args, n) for n in args.processes}
+        of_all = take_turns(of_all, args.repeats)
         saving = take_turns({n: lambda n=n: tables[n].save(paths[n]) for n in args.rows}, args.repeats)
         loading = take_turns({n: lambda n=n: load_table(paths[n], args.classes) for n in args.rows}, args.repeats)
     fewest, most = args.rows[0], args.rows[-1]
@@ -62,8 +83,27 @@ def measure(args):
         row_of("load, s", loading, ".3f"),
         row_of(f"step of {args.batch_size} rows, ms", {n: steps[n] * 1e3 for n in args.rows}, ".3f"),
         row_of("step, over that of the fewest rows", growth, ".2f", "step_growth"),
+        *process_rows(args, of_all),
     ]
+    table = [(*line[:-1], *[""] * (max(map(len, table)) - len(line)), line[-1]) for line in table]
     return Result(table, ratios, targets, "none")
+
+
+def process_rows(args, seconds):
+    """Lines of the table: a step with several processes. Sizes that are not measured grow with the processes."""
+    measured = {
+        n: gathers(n, args.batch_size, args.classes) for n in args.processes if 1 < n <= args.most_processes
+    } or {2: gathers(2, args.batch_size, args.classes)}
+    most = max(measured)
+    calls, size, _ = measured[most]
+    sizes = {n: measured[n][1] if n in measured else size * n / most * (n > 1) for n in args.processes}
+    times = {n: f"{measured[n][2] * 1e3:.2f}" if n in measured else "-" for n in args.processes}
+    return [
+        (f"processes with {args.batch_size} rows each", *(f"{n:,}" for n in args.processes), ""),
+        (f"gathered by each ({calls} gathers), KiB", *(f"{sizes[n] / 1024:,.1f}" for n in args.processes), ""),
+        ("the same, ms", *times.values(), ""),
+        ("step of the rows of all, ms", *(f"{seconds[n] * 1e3:.3f}" for n in args.processes), ""),
+    ]
 
 
 def draw_candidates(count, classes):
@@ -103,13 +143,14 @@ def size_of(table):
     return sum(value.nbytes for value in vars(table).values() if isinstance(value, torch.Tensor))
 
 
-def seconds_of_table_step(table, args):
-    """Seconds of a step with a batch, mean of a hundred."""
+def seconds_of_table_step(table, args, processes=1):
+    """Seconds of a step with a batch for each process: a mean of a hundred, or of fewer for many processes."""
     import torch
 
-    logits = torch.randn(args.batch_size, args.classes)
+    size = args.batch_size * processes
+    logits = torch.randn(size, args.classes)
     # The rows are new in each step. Otherwise the processor's cache would hold those of a big table too.
-    batches = torch.randint(len(table), (100, args.batch_size)).unbind()
+    batches = torch.randint(len(table), (max(3, 100 // processes), size)).unbind()
     start = time.perf_counter()
     for index in batches:
         table.lookup(index)

@@ -16,6 +16,7 @@ from ..hub.card_settings import CardMark, OnCard, card_settings
 from ..labels.renamed import current_name
 from ..labels.revision import MOMENTUM, REVISION_RULES, THRESHOLD
 from .methods import METHODS
+from .sharding import refuse_deepspeed, refuse_fsdp1
 
 T = TypeVar("T")
 
@@ -79,9 +80,11 @@ class ImageTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        refuse_deepspeed(self)  # first: transformers would ask for the package
         # transformers refuses half precision on a CPU unless the CPU is asked for.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
+        refuse_fsdp1(self)
         if self.bf16 and self.use_cpu and torch.backends.cpu.get_cpu_capability() == "AVX2":
             warnings.warn(
                 "bf16 on this CPU, which has no instructions for it, can take fifty times as long as float32. "

@@ -81,10 +81,8 @@ class AveragingMixin(CheckpointMixin):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if self.args.average_decay > 0 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                "average_decay needs the whole model in each process: set it to 0 with FSDP or DeepSpeed."
-            )
+        if self.args.average_decay > 0 and self.is_fsdp_enabled:
+            raise ValueError("average_decay needs the whole model in each process: set it to 0 with FSDP.")
         self.add_callback(AveragingCallback(self))
 
     @contextmanager

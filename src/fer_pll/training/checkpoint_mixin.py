@@ -33,6 +33,7 @@ from .initialization import check_settings_taken_over
 from .lora import check_adapters, is_adapted, save_base
 from .processes import decided_by_main
 from .run_trainer import RunTrainer
+from .sharding import SHARDED, check_shared_folder, check_state_dict_type, own_class, prepare_sharding, state_dict_type
 from .signals import RunInterrupted, StopSignals
 
 
@@ -60,6 +61,7 @@ class CheckpointMixin(RunTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        prepare_sharding(self.accelerator, self.model, self.args)
         self.add_callback(StopCallback(self))
 
     @property
@@ -78,6 +80,7 @@ class CheckpointMixin(RunTrainer):
         """
         bring_checkpoint(self.args, checkpoint)
         check_checkpoint(checkpoint)
+        check_state_dict_type(checkpoint, state_dict_type(self.accelerator))
         if isinstance(model := unwrap_peft_model(self.model), FerPllPreTrainedModel):
             check_settings_taken_over(model.config, checkpoint)
         check_adapters(self.model, checkpoint)
@@ -88,6 +91,8 @@ class CheckpointMixin(RunTrainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
+        if state_dict_type(self.accelerator) == SHARDED:
+            check_shared_folder(self.args)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = decided_by_main(self.args, lambda: last_checkpoint(self.run_folder.path))
             if resume_from_checkpoint is None:
@@ -175,6 +180,8 @@ class CheckpointMixin(RunTrainer):
         if self.args.should_save:
             seal(checkpoint)
             rotate(self._get_output_dir(trial), self.state.global_step, limit, self.state.best_model_checkpoint)
+        # A launcher ends all processes once one has ended with an error, as after a signal. Until here, none may.
+        self.accelerator.wait_for_everyone()
         if pushes:
             self._push_from_checkpoint(checkpoint)
 
@@ -194,10 +201,16 @@ class CheckpointMixin(RunTrainer):
         with reading("trainer_state.json (its stateful_callbacks)", ANOTHER):
             super()._load_callback_state()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if state_dict_type(self.accelerator) == SHARDED:  # then Trainer saves none
+            self._save(output_dir, self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.run_folder.path)
         with saving_model(folder) if folder == self.run_folder.path else nullcontext():  # a checkpoint has `saving`
-            super()._save(output_dir, state_dict)
+            with own_class(self.model):
+                super()._save(output_dir, state_dict)
             if self.args.should_save:
                 share_weights(folder)
 

@@ -136,11 +136,11 @@ class FerPllPreTrainer(StreamTrainer):
         check_arguments(args, FerPllPreTrainingArguments)
         self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
-        whole = not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+        whole = not self.is_fsdp_enabled
         if not whole and (probe is not None or args.picture_steps):
-            raise ValueError(
-                "--probe and --picture_steps need the whole model on one process, so not FSDP or DeepSpeed."
-            )
+            raise ValueError("--probe and --picture_steps need the whole model on one process, so not FSDP.")
+        if not whole and args.objective == "moco":
+            raise ValueError("--objective moco needs the whole model in each process: train it without FSDP.")
         draws = whole and args.objective == "masked"
         self.monitor = PreTrainingMonitor(self, args.picture_steps if draws else 0, probe)
         self.add_callback(self.monitor)

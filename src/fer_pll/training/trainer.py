@@ -331,6 +331,15 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        if (
+            train_dataset is not None
+            and self.is_fsdp_enabled
+            and not (self.method.shardable and self.method.head is None)
+        ):
+            raise ValueError(
+                f"loss={self.method.name!r} needs the whole model in each process: choose another loss, or train it "
+                "without FSDP."
+            )
         self.distillation = distillation
         self.model_init = model_init  # type: ignore[assignment]  # as in the base class
         self.loss_is_scaled_for_ga = True  # by `compute_loss`

@@ -90,6 +90,8 @@ class Method:
     """Whether it needs `Batch.features`."""
     uses_maps: bool = False
     """Whether it needs `Batch.maps`."""
+    shardable: bool = True
+    """Whether it can train a model whose parameters are sharded over the processes (FSDP2)."""
     columns: tuple[str, ...] = ()
     """The columns it needs in `Batch.columns`: `labels` (the training set's `label`), `votes`, and `answers` (what
     each annotator said, -1 for nothing)."""

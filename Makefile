@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-long test-transformers lint format help-texts
+.PHONY: help demo test test-long test-transformers docs lint format help-texts
 
 help:
 	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
 	@echo "make test       the tests"
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make test-transformers  transformers' own shared tests on our models; fetches them"
+	@echo "make docs       the documentation, in build/docs/index.html"
 	@echo "make lint       what ruff and mypy find to object to"
 	@echo "make format     let ruff put it right"
 	@echo "make help-texts what fer-pll NAME --help prints, written anew from the commands' parsers"
@@ -45,6 +46,10 @@ test-transformers: $(INSTALLED)
 	HF_HUB_OFFLINE=1 RUN_SLOW=1 $(PYTEST) -o addopts=--import-mode=importlib -W ignore::pytest.PytestUnknownMarkWarning \
 		tests/transformers_suite/suite.py
 	HF_HUB_OFFLINE=1 PYTHONPATH=build/torchao $(PYTEST) tests/model/test_quantized.py
+
+# Strict: a broken link or anchor is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

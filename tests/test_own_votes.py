@@ -1,4 +1,4 @@
-"""docs/own_votes.md: its Python, run as it stands there, from votes in an array to a model on the Hub."""
+"""docs/guides/own-votes.md: its Python, run as it stands there, from votes in an array to a model on the Hub."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ repo = "someone/faces"
 
 
 def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_votes.md").read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "guides" / "own-votes.md").read_text(), re.DOTALL)
 
 
 def test_the_document_holds_one_program_of_twenty_lines():

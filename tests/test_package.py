@@ -110,6 +110,21 @@ def outside(wheel, tmp_path_factory):
     return site, {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
 
 
+def test_the_readme_on_pypi_has_no_link_to_a_file_that_is_not_there(wheel):
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", wheel], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        text = archive.read(name).decode()
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 20 and all(link.startswith(("https://", "#")) for link in links)
+    for link in links:
+        if "/OWNER/fer-pll/" in link:
+            assert (ROOT / re.split("/main/", link)[1].split("#")[0]).exists(), link
+
+
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     sources = {

@@ -94,7 +94,7 @@ assert "fer_pll" not in sys.modules
 
 
 def readme_section() -> str:
-    return (ROOT / "README.md").read_text().split("## From the Hub\n")[1].split("\n## ")[0]
+    return (ROOT / "docs" / "guides" / "hub.md").read_text()
 
 
 def code_of(section: str, language: str) -> str:

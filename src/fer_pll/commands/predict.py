@@ -17,7 +17,8 @@ EPILOG = """\
 examples:
   fer-pll predict photo.jpg
   fer-pll predict photos "more/*.png" --model runs/finetune --out faces.csv
-  fer-pll predict talk.mp4 --out talk.csv --save-video marked --save-timelines charts
+  fer-pll predict talk.mp4 --out talk.csv --save-timelines charts
+  fer-pll predict talk.mp4 --save-video marked
   fer-pll predict talk.mp4 --every 25 --model runs/finetune --out talk.parquet
   fer-pll predict --camera 0 --model runs/finetune-onnx
   fer-pll predict stadium.jpg --min-face 40
@@ -106,7 +107,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    whole = predict(**vars(make_parser().parse_args(argv)))
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if not args.sources and args.camera is None:
+        parser.error("name images or videos, or a camera with --camera N")
+    whole = predict(**vars(args))
     return 0 if whole else 130  # 128 + SIGINT, as shells have it
 
 

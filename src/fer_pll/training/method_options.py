@@ -30,6 +30,7 @@ def add_method_options(parser: HfArgumentParser) -> None:
         return
     for name, choices in (("loss", list(METHODS)), ("revision", revision_names())):
         actions[name].choices, actions[name].type = choices, partial(current_name, name)
+        actions[name].metavar = "NAME"  # the help has them all
     having: dict[str, list[str]] = {}
     for method in METHODS.values():
         for each in fields(method.Settings):

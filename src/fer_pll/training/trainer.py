@@ -331,11 +331,8 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        if (
-            train_dataset is not None
-            and self.is_fsdp_enabled
-            and not (self.method.shardable and self.method.head is None)
-        ):
+        shardable = train_dataset is None or (self.method.shardable and self.method.head is None)
+        if self.is_fsdp_enabled and not shardable:
             raise ValueError(
                 f"loss={self.method.name!r} needs the whole model in each process: choose another loss, or train it "
                 "without FSDP."

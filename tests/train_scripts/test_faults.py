@@ -104,7 +104,7 @@ def test_a_line_of_the_results_that_was_cut_off_is_left_out(tmp_path):
     (tmp_path / "results.jsonl").write_text(f"{line}\n{later}\n{line[:20]}")
     results = campaign.read_results(tmp_path / "results.jsonl")
     assert results["kill/finetune/random"]["result"] == EQUAL
-    with pytest.raises(ValueError, match="--seed 1: .* has results of seed 0"):
+    with pytest.raises(ValueError, match=r"--seed 1: .* has results of seed 0"):
         campaign.main(["--out", str(tmp_path), "--seed", "1", "--cells", "kill/finetune/random"])
     text = campaign.table(results, 0)
     assert "1 of" in text and "with 3 times SIGKILL" in text and "| finetune/random | equal | a \\| b |" in text

@@ -11,13 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PILImage
 
 from fer_pll.data.candidate_sets import add_candidates
-from fer_pll.data.dataset import (
-    alone_with_shards,
-    check_output_folder,
-    load_dataset,
-    save_dataset,
-    shards_folder,
-)
+from fer_pll.data.dataset import check_output_folder, load_dataset, save_dataset, shards_folder
 from fer_pll.data.provenance import Provenance
 from fer_pll.data.splits import keep_drawn_votes
 from fer_pll.io.errors import DataError
@@ -244,27 +238,3 @@ def test_candidates_come_from_votes_or_else_from_labels():
     assert np.array(add_candidates(labeled, flip_probability=0)["candidates"][:]).sum() == len(votes)
     own = labeled.add_column("candidates", list(np.ones_like(votes, dtype=bool)))
     assert add_candidates(own)["candidates"][:] == own["candidates"][:]
-
-
-HOLDING = """
-import sys
-from fer_pll.data.dataset import alone_with_shards
-with alone_with_shards(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_a_set_is_prepared_by_one_process_at_a_time(tmp_path):
-    out = tmp_path / "data"
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdout.readline() == "held\n"
-    with pytest.raises(DataError, match="data: another process prepares this set"), alone_with_shards(out):
-        pass
-    first.kill()  # a dead process keeps no lock
-    first.wait()
-    with alone_with_shards(out):
-        pass
-    assert list(tmp_path.iterdir()) == []

@@ -543,23 +543,6 @@ def two_at_once(ground: Ground, output: Path, job: str, pause: str) -> Outcome:
     return Outcome(REFUSED, "the second names the process of the first")
 
 
-def two_prepare(ground: Ground, output: Path) -> Outcome:
-    """Two commands prepare the same set at once."""
-    logs = [output.with_name(f"{output.name}-{number}.log") for number in range(2)]
-    running = [ground.commands.start(prepare_argv(output), log) for log in logs]
-    ends = [each.end() for each in running]
-    if sorted(status for status, _ in ends) != [0, 1]:
-        raise CellFailed(f"ended with {[status for status, _ in ends]}: {last_lines(ends[1][1])}")
-    error = expect_error(running[[status for status, _ in ends].index(1)], "another process prepares", "already")
-    for split in ("train", "validation"):
-        for path in (ground.root / "faces" / split).glob("*.arrow"):
-            if path.read_bytes() != (output / split / path.name).read_bytes():
-                raise CellFailed(f"{path.name} differs")
-    if left := [path.name for path in output.parent.glob(f".{output.name}*")]:
-        raise CellFailed(f"{left} are left")
-    return Outcome(REFUSED, error.partition(": ")[2].replace(f"{output}", "DIR")[:100])
-
-
 def late_rank(ground: Ground, output: Path, job: str, which: str) -> Outcome:
     """A rank starts late, or stops for seconds somewhere at the start, as on a busy machine."""
     ground.reference(job, 2)
@@ -742,7 +725,6 @@ def _cells() -> Iterator[tuple[str, Callable[..., Outcome]]]:
         yield f"disk/{when}/prepare", partial(prepare_full, when=when)
     for pause in ("at once", "later"):
         yield f"two runs/{pause}", partial(two_at_once, job="finetune", pause=pause)
-    yield "two runs/prepare", two_prepare
     yield "two runs/after a kill with workers", restarted_at_once
     for which in ("start", "0", "1"):
         yield f"late rank/{which}", partial(late_rank, job="finetune", which=which)

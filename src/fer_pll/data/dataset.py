@@ -1,8 +1,7 @@
 """Prepared data sets on disk: saving (whole or not at all) and loading (with errors that say what is wrong)."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,6 @@ from datasets import (
     concatenate_datasets,
     load_from_disk,
 )
-from filelock import FileLock, Timeout
 from PIL import Image as PILImage
 
 from ..io.atomic import check_writable, whole_folder
@@ -126,32 +124,6 @@ def shards_folder(path: str | Path) -> Path:
     if folder.is_symlink():
         raise DataError(f"{folder} is a symbolic link, which is not followed: remove it")
     return folder
-
-
-@contextmanager
-def alone_with_shards(path: str | Path) -> Iterator[None]:
-    """Context in which no other process prepares the set at `path`: two would delete each other's parts.
-
-    Raises:
-        DataError: another one does.
-    """
-    folder = shards_folder(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / ".lock"
-    lock = FileLock(file, timeout=0)  # a process that was killed holds none
-    try:
-        lock.acquire()
-    except Timeout:
-        raise DataError(
-            f"{path}: another process prepares this set: wait for its end, or name another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-        with suppress(OSError):  # there are parts, with which the same call goes on
-            file.unlink(missing_ok=True)
-            folder.rmdir()
 
 
 def _write_report(rows: Sequence[NamedTuple], path: Path) -> None:

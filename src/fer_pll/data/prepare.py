@@ -19,7 +19,6 @@ from .dataset import (
     COPIES,
     REPORT,
     Unreadable,
-    alone_with_shards,
     check_output_folder,
     load_dataset,
     prepared_features,
@@ -130,28 +129,27 @@ def prepare(
         raise DataError(f"--validation-share {validation_share}: the data have {there}; leave it out")
 
     said = [] if opened.read_as is None else [f"read as {opened.read_as}"]
-    with alone_with_shards(out):
-        dataset, unreadable, copies = _write(opened, out, num_proc, strict, follow_links, drop_copies)
-        if validation_share and len(dataset["train"]) > 1:
-            rows = len(dataset["train"])
-            dataset = draw_validation(dataset, validation_share, split_seed)
-            said.append(
-                f"validation: {len(dataset['validation'])} of {rows} training rows, {validation_share:g} of each "
-                "class (--validation-share sets another share, 0 none)"
-            )
-        if draw_votes is not None:
-            dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
-        if corrections is not None:
-            dataset, corrected = apply_corrections(dataset, corrections)
-            said.append(corrected)
-        if hold_out is not None:
-            dataset = hold_out_rows(dataset, hold_out)
-        listed = _in_their_splits(
-            copies.listed(), {split: dataset[split] for split in dataset if split not in opened.splits}
+    dataset, unreadable, copies = _write(opened, out, num_proc, strict, follow_links, drop_copies)
+    if validation_share and len(dataset["train"]) > 1:
+        rows = len(dataset["train"])
+        dataset = draw_validation(dataset, validation_share, split_seed)
+        said.append(
+            f"validation: {len(dataset['validation'])} of {rows} training rows, {validation_share:g} of each class "
+            "(--validation-share sets another share, 0 none)"
         )
-        said += _tell_copies(listed, dataset, Path(out) / COPIES)
-        save_dataset(dataset, out, overwrite, unreadable, listed)
-        shutil.rmtree(shards_folder(out), ignore_errors=True)
+    if draw_votes is not None:
+        dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
+    if corrections is not None:
+        dataset, corrected = apply_corrections(dataset, corrections)
+        said.append(corrected)
+    if hold_out is not None:
+        dataset = hold_out_rows(dataset, hold_out)
+    listed = _in_their_splits(
+        copies.listed(), {split: dataset[split] for split in dataset if split not in opened.splits}
+    )
+    said += _tell_copies(listed, dataset, Path(out) / COPIES)
+    save_dataset(dataset, out, overwrite, unreadable, listed)
+    shutil.rmtree(shards_folder(out), ignore_errors=True)
     if unreadable:
         first = unreadable[0]
         said.append(f"{len(unreadable)} images could not be used, see {Path(out) / REPORT}; the first:")

@@ -527,6 +527,13 @@ def test_a_training_set_with_answers_trains_annotators_of_its_own(tmp_path, toy_
     trainer.train()
     moved = (trainer.method.head.annotators.detach() != start).flatten(1).any(dim=1)
     assert len(moved) == 3 and moved.all()
+    for rows_of_answers, match in (
+        ([[0], [1, 2]] * 24, "rows of different lengths"),
+        ([[0, 4]] * 48, r"has \[0, 4\] in row 0: answers are classes, 0 .. 3, or -1"),
+    ):
+        bad = toy_train.add_column("answers", rows_of_answers)
+        with pytest.raises(ValueError, match=match):
+            tiny.make_trainer(tmp_path, toy_config, toy_processor, bad, loss="crowd_layer")
     with pytest.raises(ValueError, match="loss='crowd_layer' needs the column 'votes'"):
         tiny.make_trainer(tmp_path, toy_config, toy_processor, toy_train.remove_columns("votes"), loss="crowd_layer")
 

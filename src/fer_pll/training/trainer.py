@@ -140,6 +140,28 @@ def start_table(
     )
 
 
+def number_of_annotators(dataset: Dataset, num_classes: int) -> int:
+    """A of the column `answers`, (N, A): the label that each annotator gave, -1 for none. 0 without that column.
+
+    Raises:
+        ValueError: rows have different numbers of answers, or an answer is no class.
+    """
+    if "answers" not in dataset.column_names:
+        return 0
+    answers = dataset.with_format(None)["answers"][:]
+    if len({len(row) for row in answers}) > 1:
+        raise ValueError(
+            "The column 'answers' has rows of different lengths: give each row one number for each annotator, -1 "
+            "where one said nothing."
+        )
+    for number, row in enumerate(answers):
+        if not all(-1 <= answer < num_classes for answer in row):
+            raise ValueError(
+                f"The column 'answers' has {row} in row {number}: answers are classes, 0 .. {num_classes - 1}, or -1."
+            )
+    return len(answers[0])
+
+
 def make_method(
     model: PreTrainedModel,
     table: ConfidenceTable,
@@ -357,7 +379,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         self.balanced_sampler = None
         if args.class_balance == "sampler":
             self.balanced_sampler = ClassBalancedSampler(self.table, args.seed, args.sampler_power)
-        annotators = numpy_column(dataset, "answers").shape[1] if "answers" in dataset.column_names else 0
+        annotators = number_of_annotators(dataset, len(self.table.class_names))
         self.method = make_method(model, self.table, args, self._method, self._revision, annotators)
         warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
         for column in ("label" if name == "labels" else name for name in self.method.columns):

@@ -55,8 +55,8 @@ def add_head(model: nn.Module, name: str, head: nn.Module, method: str) -> None:
 
 def _tie_head(name: str, model: nn.Module, inputs: Any, output: Any) -> Any:
     if model.training and torch.is_grad_enabled():
-        nothing = sum(0.0 * parameter.sum() for parameter in getattr(model, name).parameters())
-        output.logits = output.logits + nothing.to(output.logits.dtype)  # type: ignore[union-attr]  # a tensor
+        nothing = torch.stack([0.0 * parameter.sum() for parameter in getattr(model, name).parameters()]).sum()
+        output.logits = output.logits + nothing.to(output.logits.dtype)
     return output
 
 

@@ -117,8 +117,8 @@ class SoLar(Method):
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
         num_classes = len(table.class_names)
-        total = sum(table.confidence[part].double().sum(dim=0) for part in table.chunks())
-        self.prior = (total / len(table)).float()  # type: ignore[operator,union-attr]  # there is a row
+        total = torch.stack([table.confidence[part].double().sum(dim=0) for part in table.chunks()]).sum(dim=0)
+        self.prior = (total / len(table)).float()
         self.counts = torch.zeros(num_classes, device=self.device)
         self.epoch = 0
         self.queue = torch.zeros(self.QUEUE, num_classes, device=self.device)

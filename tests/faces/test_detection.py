@@ -157,7 +157,7 @@ class TestSmallFaces:
             return retinaface(searched)
 
         faces = SmallFaces(counting, 40)(image)
-        assert len(shapes) == 16 and max(max(shape) for shape in shapes[1:]) <= 1280
+        assert len(shapes) == 13 and max(max(shape) for shape in shapes[1:]) <= 1280
         found = np.array([face.box for face in faces])
         assert len(faces) == len(expected)
         for box in expected:

@@ -153,6 +153,7 @@ BYTES = """const blob = (text) =>
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_crops_in_chromium(browser, crops, recognize):
     body = (
         BYTES
@@ -166,6 +167,7 @@ def test_crops_in_chromium(browser, crops, recognize):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_photographs_in_chromium(browser, photographs, recognize):
     body = (
         BYTES
@@ -189,6 +191,7 @@ def test_photographs_in_chromium(browser, photographs, recognize):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_visitor_sees_the_answers_and_sends_nothing(browser, tmp_path):
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import WebDriverWait
@@ -213,6 +216,7 @@ def test_a_visitor_sees_the_answers_and_sends_nothing(browser, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("dtype", ["fp32", "q8"])
 def test_crops_in_transformers_js(page, crops, recognize, tmp_path, dtype):
     installed = npm.fetch_transformers_js()

@@ -90,6 +90,9 @@ def export_web(
         validation = load_dataset(data, "validation")
         step = max(1, len(validation) // 500)
         images += validation[: 500 * step : step]["image"]
+    crops = [
+        image.resize((crop.size, crop.size), Image.Resampling.BICUBIC) for image in images
+    ]  # as the page has them
 
     with whole_folder(target) as folder:
         (folder / "onnx").mkdir(parents=True)
@@ -101,7 +104,7 @@ def export_web(
         closeness = []
         for path, dtype in ((exact, "float32"), (rounded, "int8")):
             _add_preparation(path, image_processor)
-            closeness.append(_compare(model, image_processor, path, images, dtype))
+            closeness.append(_compare(model, image_processor, path, crops, dtype))
         (folder / "onnx" / "face_detector.onnx").write_bytes(retinaface_weights())
         write_json(folder / "config.json", _config(model))
         write_json(folder / "preprocessor_config.json", _preprocessor(image_processor))

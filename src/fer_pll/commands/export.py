@@ -1,4 +1,4 @@
-"""Export a trained classifier to ONNX, for onnxruntime or a web page.
+"""Export a classifier to ONNX, for onnxruntime or a web page.
 
 `fer-pll predict --backend onnx` runs the exported folder without torch and
 transformers. --layout web writes a page that finds faces and names their

@@ -141,7 +141,7 @@ def own_class(model: Any) -> Iterator[None]:
     """
     from torch.distributed.fsdp import FSDPModule  # not above: the settings import this module, and need none of it
 
-    sharded: type = type(model)
+    sharded: Any = type(model)
     if isinstance(model, FSDPModule):
         model.__class__ = next(each for each in sharded.__mro__[1:] if not issubclass(each, FSDPModule))
     try:

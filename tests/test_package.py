@@ -131,7 +131,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
         str(path.relative_to(ROOT / "src"))
         for path in (ROOT / "src").rglob("*")
         if path.is_file()
-        and (path.suffix in (".py", ".pyi", ".html", ".txt") or path.name == "py.typed" or "checkpoints" in path.parts)
+        and (
+            path.suffix in (".py", ".pyi", ".html", ".js", ".txt")
+            or path.name == "py.typed"
+            or "checkpoints" in path.parts
+        )
     }
     configs = {f"fer_pll/{path.relative_to(ROOT)}" for path in (ROOT / "hub_configs").glob("*/*")}
     assert {

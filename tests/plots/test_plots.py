@@ -13,6 +13,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fer_pll import plots
+from fer_pll.inference.video import Timeline
 from fer_pll.labels.candidate_summary import CandidateSummary
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.plots import style
@@ -22,6 +23,7 @@ from fer_pll.plots.confusion_matrix import plot_confusion_matrix
 from fer_pll.plots.curves import plot_curves, plot_training_curves
 from fer_pll.plots.gallery import plot_gallery
 from fer_pll.plots.pretraining import plot_predictions
+from fer_pll.plots.timeline import plot_timeline
 
 
 @pytest.fixture
@@ -235,6 +237,16 @@ HOSTILE = (
     "_under",
     "%d {}",
 )
+
+
+def timeline_of(classes) -> Timeline:
+    """One person, whose classes are all as probable."""
+    timeline = Timeline(classes)
+    for frame in range(9):
+        timeline.add(0, frame / 10, *[np.full(len(classes), 1 / len(classes))] * 2)
+    return timeline
+
+
 FIGURES = {
     "plot_audit": lambda path: plot_audit(np.eye(10, dtype=int), np.eye(10), HOSTILE, path, HOSTILE[0]),
     "plot_candidate_sets": lambda path: plot_candidate_sets(
@@ -249,6 +261,7 @@ FIGURES = {
     "plot_predictions": lambda path: plot_predictions(
         np.zeros((1, 8, 8, 1)), np.ones((1, 2, 2)), *np.zeros((2, 1, 8, 8, 1)), path, HOSTILE[0]
     ),
+    "plot_timeline": lambda path: plot_timeline(timeline_of(HOSTILE), path),
     "plot_training_curves": lambda path: plot_training_curves(LOG, path),
 }
 

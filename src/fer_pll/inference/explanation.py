@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 GRID = 8
 """Rows and columns of a heat map."""
@@ -107,6 +107,8 @@ def draw_explanation(face: dict[str, Any], top: int = 3, side: int = 192) -> Ima
     """
     if "heat_maps" not in face:
         raise ValueError("this face has no heat maps: ask for them with explain=True")
+    from PIL import ImageDraw  # not above: `import fer_pll` needs none of it
+
     crop, best = face["crop"], face["expressions"][:top]
     pictures = [("what the model saw", crop.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))]
     for each in best:

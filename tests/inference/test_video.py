@@ -267,7 +267,6 @@ class TestCamera:
     @pytest.mark.parametrize(
         ("argv", "message"),
         [
-            ([], "name images or videos, or a camera"),
             (["a.mp4", "--camera", "0"], "and not both"),
             (["--camera", "0", "--cropped"], "--cropped looks for no faces"),
         ],

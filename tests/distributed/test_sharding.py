@@ -185,7 +185,10 @@ def test_losses_that_need_the_whole_model_are_refused(workspace, tmp_path):
     for options, message in (
         (["--loss", "pico"], "loss='pico' needs the whole model in each process"),
         (["--average_decay", 0.9], "average_decay needs the whole model in each process"),
-        (["--lora"], "Adapters (LoRA) need the whole model in each process"),
+        (
+            ["--lora", "--config", "fer-pll-tiny", "--init_from", "fer-pll-tiny-ferplus"],
+            "Adapters (LoRA) need the whole model in each process",
+        ),
     ):
         said = launch(tmp_path, "fer_pll.commands.finetune", *common, *options, state_dict=STATE_DICTS[0], fails=True)
         assert f"error: {message}" in said  # in one line; the traceback below it is the launcher's

@@ -152,21 +152,21 @@ def test_a_job_that_a_signal_stops_is_queued_again_and_ends_as_if_nothing_had_ha
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     job = slurm.submit(whole, workspace)
     wait_for(lambda: slurm.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), "the job hangs")
-    output = (whole / f"slurm-{job}.out").read_text()
+    output = (whole / f"slurm-{job}.out").read_text(errors="replace")
     assert slurm.state(job) == "COMPLETED", output[-3000:]
     assert (whole / "run" / "checkpoint-120" / "rng_state_1.pth").is_file()  # of the second process
 
     job = slurm.submit(stopped, workspace)
     said = stopped / f"slurm-{job}.out"
-    wait_for(lambda: said.is_file() and "'loss'" in said.read_text(), "the run does not start")
+    wait_for(lambda: said.is_file() and "'loss'" in said.read_text(errors="replace"), "the run does not start")
     slurm.run("scancel", "--signal", "USR1", job)
     wait_for(lambda: slurm.state(job) == "PENDING", "the job is not queued again")
-    assert "SIGUSR1 has stopped the run after step" in said.read_text()
-    assert f"job {job} is queued again" in said.read_text()
+    assert "SIGUSR1 has stopped the run after step" in said.read_text(errors="replace")
+    assert f"job {job} is queued again" in said.read_text(errors="replace")
     assert not (stopped / "run" / "model.safetensors").exists()
     slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
     wait_for(lambda: slurm.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), "the job hangs")
-    assert slurm.state(job) == "COMPLETED", said.read_text()[-3000:]
+    assert slurm.state(job) == "COMPLETED", said.read_text(errors="replace")[-3000:]
     for name in ("confidence.safetensors", "model.safetensors"):
         one, two = (load_file(folder / "run" / name) for folder in (whole, stopped))
         assert all(torch.equal(two[key], value) for key, value in one.items())
@@ -176,5 +176,5 @@ def test_a_job_that_fails_is_not_queued_again(slurm, workspace, tmp_path):
     job = slurm.submit(tmp_path / "job", tmp_path)  # no configuration is there
     wait_for(lambda: slurm.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), "the job hangs")
     assert slurm.state(job) == "FAILED"
-    said = (tmp_path / "job" / f"slurm-{job}.out").read_text()
+    said = (tmp_path / "job" / f"slurm-{job}.out").read_text(errors="replace")
     assert "error: " in said and "queued again" not in said

@@ -63,6 +63,7 @@ def workspace(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_from_drawn_faces_to_metrics(workspace):
     common = ("--config", workspace / "config", "--data", workspace / "data", "--bf16", "false")
     common += ("--per_device_train_batch_size", 32, "--logging_steps", 1)
@@ -213,7 +214,11 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
             {"compressed", "smaller", "mirrored", "cropped", "brighter", "recall", "precision", "time"},
             marks=pytest.mark.long,
         ),
-        (["table", "--rows", "10,100"], {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"}),
+        pytest.param(
+            ["table", "--rows", "10,100"],
+            {"bytes_per_row", "build_mib", "save_mib", "load_mib", "step_growth"},
+            marks=pytest.mark.long,
+        ),
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
         pytest.param(["imports"], {"import", "first_use"}, marks=pytest.mark.long),

@@ -351,7 +351,7 @@ def test_the_audit_of_predictions_that_know_the_answer():
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_every_table_runs(common, capsys):
     folder, arguments = common
     tables = [*TABLES, "cost", "audit"]

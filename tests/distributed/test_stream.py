@@ -12,7 +12,7 @@ import torch
 import toy_streaming
 from toy_streaming import encoded, write_folder, write_shards
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 DDP = Path(__file__).parents[2] / "train_scripts" / "accelerate" / "ddp.yaml"
 SHARED = {"shards": 48, "rows": 48 + 5}  # images, in 4 and in 5 shards
@@ -31,7 +31,7 @@ def results(tmp_path_factory) -> dict[str, list[dict]]:
     }
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(DDP)]
     command += [toy_streaming.__file__, str(out), json.dumps(scenarios)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "goes on with a new pass" not in done.stdout + done.stderr
     return {name: [torch.load(out / f"{name}-{rank}.pt") for rank in (0, 1)] for name in scenarios}

@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Image, List, Value
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from datasets.features import ClassLabel
 from PIL import Image as PILImage
 from torch.utils.data import IterableDataset
 from transformers import AutoModelForImageClassification, PreTrainedConfig, set_seed
 
 from fer_pll import FerPllConfig, FerPllImageProcessor, FerPllTrainer, FerPllTrainingArguments
+from fer_pll.data.dataset import save_dataset
 from fer_pll.training.arguments import FerPllPreTrainingArguments
+from fer_pll.training.methods import Batch
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 
 CLASSES = ["left", "right", "top", "bottom"]
@@ -107,6 +110,33 @@ def make_dataset(num_rows: int, seed: int = 0) -> Dataset:
         "candidates": candidates.tolist(),
     }
     return Dataset.from_dict(columns, features=features)
+
+
+def write_training(folder: Path, settings: str) -> Path:
+    """What the commands need to fine-tune: `config` with a configuration and its settings (YAML), and `data`."""
+    tiny_config(drop_path_rate=0.2).save_pretrained(folder / "config")
+    tiny_processor().save_pretrained(folder / "config")
+    (folder / "config" / "finetune.yaml").write_text(settings)
+    save_dataset(DatasetDict({"train": make_dataset(48)}), folder / "data")
+    return folder
+
+
+def make_batch(model, logits, epoch=0.0, progress=0.0, revising=True, features=None, maps=None, **columns) -> Batch:
+    """The first rows of a table with given logits (views, B, K), as a method sees them; without pixels."""
+    size = logits.shape[1]
+    return Batch(
+        logits=logits,
+        pixel_values=torch.empty(len(logits), size, 0),
+        index=torch.arange(size),
+        revisable=torch.ones(size, dtype=torch.bool),
+        columns=columns,
+        epoch=epoch,
+        progress=progress,
+        revising=revising,
+        model=model,
+        features=features,
+        maps=maps,
+    )
 
 
 def make_trainer(

@@ -3,20 +3,18 @@
 import base64
 import csv
 import io
-import os
 import re
-import shutil
 import time
 
 import numpy as np
 import pytest
 from datasets import DatasetDict
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from browser import start_browser
 from fer_pll import ConfidenceTable
 from fer_pll.audit.label_audit import LabelAudit
 from fer_pll.audit.page import write_page
@@ -26,11 +24,6 @@ from fer_pll.labels.candidates import dataset_fingerprint
 from tiny import CLASSES, make_dataset
 
 HOSTILE = '</script><img src=x onerror="window.hacked=1">'
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--window-size=1280,900",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +33,9 @@ def downloads(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory, downloads):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "no chromium with chromedriver: apt-get install chromium chromium-driver"
-        assert "FER_PLL_NEEDS_BROWSER" not in os.environ, missing
-        pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser = start_browser(
+        tmp_path_factory.mktemp("browser"), "1280,900", {"download.default_directory": str(downloads)}
+    )
     yield browser
     browser.quit()
 

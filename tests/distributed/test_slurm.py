@@ -12,11 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
 from safetensors.torch import load_file
 
-from fer_pll.data.dataset import save_dataset
-from tiny import make_dataset, tiny_config, tiny_processor
+from tiny import write_training
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
@@ -140,12 +138,7 @@ def slurm(tmp_path_factory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("training")
-    tiny_config(drop_path_rate=0.2).save_pretrained(folder / "config")
-    tiny_processor().save_pretrained(folder / "config")
-    (folder / "config" / "finetune.yaml").write_text(SETTINGS)
-    save_dataset(DatasetDict({"train": make_dataset(48)}), folder / "data")
-    return folder
+    return write_training(tmp_path_factory.mktemp("training"), SETTINGS)
 
 
 def test_a_job_that_a_signal_stops_is_queued_again_and_ends_as_if_nothing_had_happened(slurm, workspace, tmp_path):

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import DatasetDict
 from safetensors.torch import load_file
 
-from fer_pll.data.dataset import save_dataset
 from fer_pll.training.checkpoints import last_checkpoint
-from tiny import make_dataset, tiny_config, tiny_processor
+from tiny import write_training
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -69,12 +67,7 @@ def machines() -> Iterator[list[str]]:
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
     """A configuration and a data set, which both machines have."""
-    folder = tmp_path_factory.mktemp("machines")
-    tiny_config(drop_path_rate=0.2).save_pretrained(folder / "config")
-    tiny_processor().save_pretrained(folder / "config")
-    (folder / "config" / "finetune.yaml").write_text(SETTINGS)
-    save_dataset(DatasetDict({"train": make_dataset(48)}), folder / "data")
-    return folder
+    return write_training(tmp_path_factory.mktemp("machines"), SETTINGS)
 
 
 class Training:

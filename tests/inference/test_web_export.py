@@ -6,7 +6,6 @@ import http.server
 import io
 import json
 import os
-import shutil
 import subprocess
 import tarfile
 import threading
@@ -19,6 +18,7 @@ from skimage.data import astronaut
 
 import fer_pll_cli
 import npm
+from browser import start_browser
 from fer_pll import load_recognizer
 from fer_pll.data.sources.synthetic.dataset import Drawing
 from fer_pll.inference.web_export import RUNTIME_FILES
@@ -26,11 +26,6 @@ from fer_pll.inference.web_export import RUNTIME_FILES
 pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
-    "--window-size=1200,1000",
-)  # fmt: skip
 CROPS, PHOTOGRAPHS = 500, 50
 
 
@@ -114,19 +109,7 @@ class _Host(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory):
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        missing = "no chromium with chromedriver: apt-get install chromium chromium-driver"
-        assert "FER_PLL_NEEDS_BROWSER" not in os.environ, missing
-        pytest.skip(missing)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser = start_browser(tmp_path_factory.mktemp("browser"), "1200,1000")
     browser.set_script_timeout(900)
     _Host.asked = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(_Host, directory=str(page)))

@@ -70,20 +70,9 @@ def first_rows(trainer, rows) -> dict[str, torch.Tensor]:
     return trainer._prepare_inputs(trainer.data_collator(batch))
 
 
-def batch_of(trainer, logits, epoch=0.0, progress=0.0, **columns) -> Batch:
+def batch_of(trainer, logits, **given) -> Batch:
     """The first rows of the table with given logits (views, B, K), for methods that look at nothing else."""
-    size = logits.shape[1]
-    return Batch(
-        logits=logits,
-        pixel_values=torch.empty(len(logits), size, 0),
-        index=torch.arange(size),
-        revisable=torch.ones(size, dtype=torch.bool),
-        columns=columns,
-        epoch=epoch,
-        progress=progress,
-        revising=True,
-        model=trainer.model,
-    )
+    return tiny.make_batch(trainer.model, logits, **given)
 
 
 def soft(logits, candidates):

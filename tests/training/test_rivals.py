@@ -50,21 +50,8 @@ def make_method():
     return make
 
 
-def batch_of(method: Method, logits, features=None, maps=None, epoch=0.0, progress=0.0, revising=True, **columns):
-    size = logits.shape[1]
-    return Batch(
-        logits=logits,
-        pixel_values=torch.empty(len(logits), size, 0),
-        index=torch.arange(size),
-        revisable=torch.ones(size, dtype=torch.bool),
-        columns=columns,
-        epoch=epoch,
-        progress=progress,
-        revising=revising,
-        model=method.model,
-        features=features,
-        maps=maps,
-    )
+def batch_of(method: Method, logits, features=None, maps=None, **given) -> Batch:
+    return tiny.make_batch(method.model, logits, features=features, maps=maps, **given)
 
 
 def numbers(tensor):

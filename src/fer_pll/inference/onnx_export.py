@@ -216,12 +216,28 @@ def _compare(
         answers = exported.logits(exported.preprocess(batch))
         differences.append(np.abs(answers - expected).max())
         same += (answers.argmax(axis=1) == expected.argmax(axis=1)).tolist()
+    return judge(dtype, differences, same, "logits", TOLERANCE)
+
+
+def judge(dtype: str, differences: list[float], same: list[bool], what: str, tolerance: float) -> str:
+    """How close an exported model is to torch, in words.
+
+    Args:
+        dtype: of its weights: `float32`, judged by `tolerance`, or `int8`, judged by `AGREEMENT`.
+        differences: the largest ones, in whatever groups of images.
+        same: for each image, whether the most likely class is that of torch.
+        what: that the differences are of.
+        tolerance: largest difference allowed in float32.
+
+    Raises:
+        ValueError: not close enough.
+    """
     difference, agreement = max(differences), np.mean(same)
-    closeness = f"same class as torch for {agreement:.1%} of {len(images)} images, "
-    closeness += f"logits differ by at most {difference:.1g}"
+    closeness = f"same class as torch for {agreement:.1%} of {len(same)} images, "
+    closeness += f"{what} differ by at most {difference:.2g}"
     # In this form NaN fails too.
-    if not (difference <= TOLERANCE if dtype == "float32" else agreement >= AGREEMENT):
-        bound = f"at most {TOLERANCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the images"
+    if not (difference <= tolerance if dtype == "float32" else agreement >= AGREEMENT):
+        bound = f"at most {tolerance:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the images"
         raise ValueError(
             f"The exported model is not written, because it differs from torch: {closeness} ({bound} needed)"
         )

@@ -21,15 +21,15 @@ from ..faces.detection import open_session, retinaface_weights
 from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.errors import DataError
 from ..model.image_processing_fer_pll import FerPllImageProcessor
-from .onnx_export import drawn_images, load_classifier, quantize, write_model
+from .onnx_export import drawn_images, judge, load_classifier, quantize, write_model
 
 RUNTIME = "onnxruntime-web@1.30.0"
 """The npm package that runs the models in the browser, with the version that was tried."""
 
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 PAGE = Path(__file__).with_name("web")
-LARGEST_DIFFERENCE, AGREEMENT = 0.02, 0.98
-"""Of probabilities from torch's, in float32; and the share of images with the same class, in int8."""
+LARGEST_DIFFERENCE = 0.02
+"""Of probabilities from torch's, in float32."""
 
 _LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # ITU-R 601-2, as Pillow's mode L has it
 _FILTERS = {Image.Resampling.BILINEAR: "linear", Image.Resampling.BICUBIC: "cubic"}
@@ -262,13 +262,4 @@ def _compare(
         answer = np.exp(logits - logits.max())
         differences.append(np.abs(answer / answer.sum() - expected).max())
         same.append(answer.argmax() == expected.argmax())
-    agreement, difference = np.mean(same), max(differences)
-    closeness = f"{dtype}: same class as torch for {agreement:.1%} of {len(images)} images, "
-    closeness += f"probabilities differ by at most {difference:.2g}"
-    # In this form NaN fails too.
-    if not (difference <= LARGEST_DIFFERENCE if dtype == "float32" else agreement >= AGREEMENT):
-        bound = f"at most {LARGEST_DIFFERENCE:g}" if dtype == "float32" else f"{AGREEMENT:.0%} of the images"
-        raise ValueError(
-            f"The page is not written, because its model differs from torch: {closeness} ({bound} needed)"
-        )
-    return closeness
+    return f"{dtype}: {judge(dtype, differences, same, 'probabilities', LARGEST_DIFFERENCE)}"

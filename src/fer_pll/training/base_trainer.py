@@ -199,8 +199,12 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         epoch = inputs.pop("epoch", self.current_epoch)  # a stream knows each image's pass over the data
         if self.model.training:
             weak = self.num_views - self.strong_views
-            augmentations = [self.augmentation] * weak + [self.augmentation.stronger()] * self.strong_views
-            views = (each(pixels, inputs["index"], epoch, view) for view, each in enumerate(augmentations))
+            views = (
+                (self.augmentation if view < weak else self.augmentation.stronger())(
+                    pixels, inputs["index"], epoch, view
+                )
+                for view in range(self.num_views)
+            )
             pixels = torch.cat(list(views))  # (V * B, C, H, W), all images of a view together
         inputs["pixel_values"] = (pixels.float() - self._mean) / self._std
         return inputs

@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 from transformers.trainer_utils import unwrap_peft_model
 
+from ..io.atomic import UNFINISHED
 from .processes import decided_by_main
 
 SHARDED = "SHARDED_STATE_DICT"
@@ -128,7 +129,7 @@ def check_shared_folder(args: Any, seconds: float = 5.0) -> None:
 
 def _leave_mark(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
-    name = f".partial-{uuid.uuid4().hex}"
+    name = f"{UNFINISHED}{uuid.uuid4().hex}"
     (folder / name).touch()
     return name
 

@@ -154,12 +154,15 @@ def number_of_annotators(dataset: Dataset, num_classes: int) -> int:
             "The column 'answers' has rows of different lengths: give each row one number for each annotator, -1 "
             "where one said nothing."
         )
-    for number, row in enumerate(answers):
-        if not all(-1 <= answer < num_classes for answer in row):
-            raise ValueError(
-                f"The column 'answers' has {row} in row {number}: answers are classes, 0 .. {num_classes - 1}, or -1."
-            )
-    return len(answers[0])
+    table = np.array(answers)  # (N, A)
+    wrong = ((table < -1) | (table >= num_classes)).any(axis=1)
+    if wrong.any():
+        number = int(wrong.argmax())
+        raise ValueError(
+            f"The column 'answers' has {answers[number]} in row {number}: answers are classes, 0 .. "
+            f"{num_classes - 1}, or -1."
+        )
+    return table.shape[1]
 
 
 def make_method(
@@ -353,8 +356,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        shardable = train_dataset is None or (self.method.shardable and self.method.head is None)
-        if self.is_fsdp_enabled and not shardable:
+        if train_dataset is not None and self.is_fsdp_enabled and not self.method.shardable:
             raise ValueError(
                 f"loss={self.method.name!r} needs the whole model in each process: choose another loss, or train it "
                 "without FSDP."

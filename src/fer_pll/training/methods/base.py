@@ -158,11 +158,12 @@ class Method:
 
         They join the model, so that the optimizer trains them, DDP averages their gradients and the average of the
         weights has them. Checkpoints hold them beside the model (`state_dict`); the published model is without them.
+        The method then trains no sharded model, because its layers are called outside of the model's forward.
 
         Raises:
             ValueError: the model has adapters (LoRA), with which they would not be saved.
         """
-        self.head = head.to(self.device)
+        self.head, self.shardable = head.to(self.device), False
         add_head(self.model, self.head_name, self.head, self.name)
 
     def classify(self, features: Tensor) -> Tensor:

@@ -46,7 +46,6 @@ class PiCO(Method):
     num_views = 2
     uses_features = True
     head_name = "contrastive_head"
-    shardable = False  # the key model follows the weights one by one
     DIM = 128
     QUEUE = 8192
     MOMENTUM = 0.999  # of the momentum encoder

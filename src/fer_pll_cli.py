@@ -94,7 +94,20 @@ def next_command(*words: object) -> None:
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command's `main` and end the process with its `status`."""
-    sys.exit(status(main, argv))
+    code = status(main, argv)
+    if code in (0, 75):  # each process has got to its end, so none waits for another
+        _end_communication()
+    sys.exit(code)
+
+
+def _end_communication() -> None:
+    """End the threads of torch.distributed, if there are any.
+
+    One that frees a tensor while Python ends would abort the process, with a status of its own.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def help_file(command: str, argv: Sequence[str]) -> Path | None:

@@ -157,7 +157,8 @@ def test_a_job_that_a_signal_stops_is_queued_again_and_ends_as_if_nothing_had_ha
     assert "SIGUSR1 has stopped the run after step" in said.read_text(errors="replace")
     assert f"job {job} is queued again" in said.read_text(errors="replace")
     assert not (stopped / "run" / "model.safetensors").exists()
-    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm would wait two minutes
+    # Slurm would wait two minutes. In the second of the requeue it would refuse its own permit to start.
+    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now+5")
     wait_for(lambda: slurm.state(job) not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"), "the job hangs")
     assert slurm.state(job) == "COMPLETED", said.read_text(errors="replace")[-3000:]
     for name in ("confidence.safetensors", "model.safetensors"):

@@ -33,7 +33,6 @@ srun --kill-on-bad-exit=0 bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID 
 status=$?
 if [ "$status" -eq 75 ]; then
     echo "job $SLURM_JOB_ID is queued again (start ${SLURM_RESTART_COUNT:-0} has ended)"
-    # Slurm ends this script. If it ended by itself, its status could come after the requeue, and the job be FAILED.
-    scontrol requeue "$SLURM_JOB_ID" && sleep 300
+    scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -32,6 +32,7 @@ from fer_pll.faces.detection import (
     look_again,
     overlaps,
 )
+from siblings import siblings
 
 CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
 
@@ -252,7 +253,8 @@ def python(code: str, **environment: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("missing", "detector"), [("retinaface", "retinaface"), ("onnxruntime", "retinaface"), ("cv2", "yunet")]
+    ("missing", "detector"),
+    siblings(("retinaface", "retinaface"), ("onnxruntime", "retinaface"), ("cv2", "yunet")),
 )
 def test_a_missing_extra_says_how_to_install_it(missing, detector):
     code = f"""

@@ -17,7 +17,10 @@ from tests.fuzz.targets import TARGETS
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", TARGETS)
+SLOW = ("ONNX folder", "resume with adapters")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in TARGETS])
 def test_damage_is_an_error_that_names_the_file(name):
     result = run(TARGETS[name], 0, range(TARGETS[name].quick))
     assert result.counts.total() == TARGETS[name].quick
@@ -117,6 +120,7 @@ def test_it_runs_for_as_long_as_asked():
     assert 0 < run(target, 5, range(10**9), time.monotonic() + 3).counts.total() < 10**8
 
 
+@pytest.mark.long
 def test_the_command_prints_markdown():
     command = [sys.executable, "-m", "tests.fuzz", "--seed", "7", "--only", "fold of an audit", "--inputs", "50"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

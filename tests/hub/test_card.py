@@ -32,6 +32,7 @@ from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
 from fer_pll.training.pretraining import FerPllPreTrainer, pretraining_model
 from fer_pll.training.publishing import local_name
+from siblings import siblings
 from tiny import make_trainer
 
 CONFIGS = Path(__file__).parents[2] / "hub_configs"
@@ -338,7 +339,7 @@ print(folder_card(sys.argv[1], "toy"))
 """
 
 
-@pytest.mark.parametrize("reversible", [False, True])
+@pytest.mark.parametrize("reversible", siblings(False, True))
 def test_a_card_is_true_to_a_rule_and_a_method_of_ones_own(toy_config, toy_processor, toy_train, tmp_path, reversible):
     """Also where a process makes it that knows neither."""
     args = FerPllTrainingArguments(str(tmp_path), use_cpu=True, max_steps=1, reversible=reversible)

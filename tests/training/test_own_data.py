@@ -28,6 +28,7 @@ from fer_pll.training.config import check_output_folder, load_config
 from fer_pll.training.idle_revision import warmup_is_over
 from fer_pll.training.initialization import initialize
 from fer_pll.training.trainer import default_confidence_init, start_table
+from siblings import siblings
 from tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
 
 
@@ -287,7 +288,7 @@ AUDITED = [
 ]
 
 
-@pytest.mark.parametrize(("options", "reason"), AUDITED)
+@pytest.mark.parametrize(("options", "reason"), siblings(*AUDITED))
 def test_a_run_that_revises_nothing_says_so_and_its_audit_too(tmp_path, command, capfd, options, reason):
     said = command("finetune", {"train": make_dataset(48)}, "run", *options)
     warned = "No confidence is revised in this training: " in said
@@ -446,7 +447,7 @@ def test_losses_are_logged_as_before_where_epochs_are_long(tmp_path, toy_config,
     assert not any("loss" in entry for entry in quiet.state.log_history)
 
 
-@pytest.mark.parametrize("name", ["finetune", "pretrain"])
+@pytest.mark.parametrize("name", siblings("finetune", "pretrain"))
 def test_a_folder_that_cannot_be_written_is_one_line_before_anything_is_read(tmp_path, name):
     (tmp_path / "file").write_text("no folder")
     for folder in ("/proc/x", tmp_path / "file", tmp_path / "file" / "run"):

@@ -16,6 +16,7 @@ import toy_training
 from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.signals import STATUS_TO_REQUEUE, RunInterrupted, StopSignals
 from killed_processes import leave, result_of
+from siblings import siblings
 
 ROWS = 50
 SETTINGS = {"per_device_train_batch_size": 16, "save_strategy": "no", "eval_strategy": "steps", "eval_steps": 4}
@@ -65,12 +66,12 @@ def uninterrupted(processes, tmp_path_factory) -> dict:
 
 @pytest.mark.parametrize(
     ("number", "status", "workers"),
-    [
+    siblings(
         (signal.SIGTERM, STATUS_TO_REQUEUE, 0),
         (signal.SIGUSR1, STATUS_TO_REQUEUE, 0),
         (signal.SIGINT, 130, 0),
-        pytest.param(signal.SIGTERM, STATUS_TO_REQUEUE, 2, marks=pytest.mark.long),
-    ],
+        (signal.SIGTERM, STATUS_TO_REQUEUE, 2),
+    ),
 )
 def test_the_run_is_saved_after_the_step_and_goes_on_bit_for_bit(
     processes, tmp_path, uninterrupted, number, status, workers
@@ -101,7 +102,7 @@ with StopSignals() as signals:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", siblings(signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
 def test_a_second_signal_ends_the_process_at_once(number):
     process = subprocess.Popen(
         [sys.executable, "-c", CATCHING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

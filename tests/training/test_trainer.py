@@ -16,6 +16,7 @@ from fer_pll.labels.losses import pll_loss
 from fer_pll.training.numbered_rows import NumberedRows
 from fer_pll.training.pretraining import FerPllPreTrainer
 from fer_pll.training.trainer import start_table
+from siblings import siblings
 from tiny import CLASSES, make_dataset, make_pretrainer, make_trainer
 
 
@@ -114,7 +115,7 @@ def test_batches_are_normalized_as_the_image_processor_does(tmp_path, toy_config
     assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", siblings(2, 4))
 def test_gradient_accumulation_changes_nothing(tmp_path, toy_config, toy_processor, toy_train, accumulation):
     runs = {}
     for steps in (1, accumulation):

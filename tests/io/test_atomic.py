@@ -210,6 +210,17 @@ def test_a_folder_that_holds_something_is_replaced_only_if_asked(tmp_path):
         pytest.fail("it must not begin")
 
 
+def test_of_two_that_write_the_same_folder_the_slower_one_is_refused(tmp_path):
+    target = tmp_path / "set"
+    with pytest.raises(FileExistsError, match="set is there already"), whole_folder(target) as slow:
+        slow.mkdir()
+        with whole_folder(target) as quick:
+            quick.mkdir()
+            (quick / "quick.txt").touch()
+    assert [path.name for path in target.iterdir()] == ["quick.txt"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("made", [True, False])  # without a new folder the rename fails, when the former one is aside
 def test_a_failure_leaves_the_former_folder_and_nothing_else(tmp_path, made):
     (tmp_path / "set").mkdir()

@@ -61,8 +61,12 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
         OSError: the folder cannot be written.
     """
     target = Path(path).resolve()
-    if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
-        raise FileExistsError(f"{target} is there already")
+
+    def check_free() -> None:
+        if target.exists() and not (target.is_dir() and (overwrite or not any(target.iterdir()))):
+            raise FileExistsError(f"{target} is there already")
+
+    check_free()
     target.parent.mkdir(parents=True, exist_ok=True)
     workspace = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
     new, former = workspace / "new", workspace / "former"
@@ -76,6 +80,7 @@ def whole_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[P
                     file.chmod(mode)
                     sync(file)
             sync(Path(folder))
+        check_free()  # another process may have been quicker
         if target.exists():
             target.rename(former)
         try:

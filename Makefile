@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help demo test test-long test-transformers docs lint format help-texts
+.PHONY: help demo test test-long test-transformers test-lowest test-newest docs lint format help-texts
 
 help:
 	@echo "make demo       the whole method on drawn faces, in minutes; results in runs/demo"
 	@echo "make test       the tests"
 	@echo "make test-long  the tests that take minutes each"
 	@echo "make test-transformers  transformers' own shared tests on our models; fetches them"
+	@echo "make test-lowest, make test-newest  the tests with the lowest and the newest versions that pyproject.toml accepts"
 	@echo "make docs       the documentation, in build/docs/index.html"
 	@echo "make lint       what ruff and mypy find to object to"
 	@echo "make format     let ruff put it right"
@@ -32,7 +33,8 @@ demo: $(INSTALLED)
 	$(BIN)/fer-pll demo --out runs/demo
 
 # As many tests at a time as there are cores, each on one of them.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal
+PARALLEL = --numprocesses logical --maxprocesses 8 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test: $(INSTALLED)
 	$(PYTEST)
@@ -47,6 +49,25 @@ test-transformers: $(INSTALLED)
 		tests/transformers_suite/suite.py
 	HF_HUB_OFFLINE=1 PYTHONPATH=build/torchao $(PYTEST) tests/model/test_quantized.py
 
+# The lowest and the newest versions that pyproject.toml accepts, in environments of their own, with the version of torch
+# that constraints.txt names. The tests are those of what users run: data, training, inference, export.
+RANGE_TESTS = tests/test_cli.py tests/model tests/labels tests/metrics tests/data tests/audit tests/inference \
+	tests/training/test_trainer.py tests/training/test_methods.py tests/training/test_lora.py
+
+build/%/.installed: pyproject.toml constraints.txt $(INSTALLED)
+	$(PYTHON) -m venv --clear build/$*
+	grep '^torch==' constraints.txt > build/$*/torch.txt
+	$(BIN)/uv pip compile --quiet --resolution $* --constraints build/$*/torch.txt --extra crowd --extra faces --extra lora \
+		--extra onnx --extra test --output-file build/$*/versions.txt pyproject.toml
+	build/$*/bin/python -m pip install --disable-pip-version-check -c build/$*/versions.txt -e '.[crowd,faces,lora,onnx,test]'
+	touch $@
+
+test-lowest: build/lowest-direct/.installed
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest $(PARALLEL) $(RANGE_TESTS)
+
+test-newest: build/highest/.installed
+	OMP_NUM_THREADS=1 $(<D)/bin/python -m pytest $(PARALLEL) $(RANGE_TESTS)
+
 # Strict: a broken link or anchor is an error.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
@@ -54,6 +75,7 @@ docs: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: $(INSTALLED)

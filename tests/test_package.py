@@ -1,5 +1,6 @@
 """The wheel works outside the checkout, and importing the package costs no more than what it builds on."""
 
+import ast
 import csv
 import importlib
 import json
@@ -8,10 +9,11 @@ import re
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 import fer_pll
@@ -149,6 +151,26 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     content = {name for name in names if not name.startswith(metadata)}
     assert content == sources | configs | {"fer_pll/model_card.md"}
     assert f"{metadata}licenses/LICENSE" in names
+
+
+def test_what_the_package_imports_is_what_it_asks_for():
+    names = {Requirement(line).name.lower().replace("_", "-") for line in requires("fer-pll")}
+    names.add("opencv-python-headless")  # of the extra faces, see pyproject.toml
+    missing = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            else:
+                continue
+            tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+            for top in tops - {"fer_pll", "fer_pll_cli"}:
+                distributions = packages_distributions().get(top, [top])
+                if names.isdisjoint(name.lower().replace("_", "-") for name in distributions):
+                    missing.add((top, file.name))
+    assert missing == set()
 
 
 def test_one_version():

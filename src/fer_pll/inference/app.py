@@ -27,7 +27,7 @@ from .explanation import draw_explanation, explain
 from .marked import TimelineFolder, VideoFolder, marked
 from .media import VIDEOS, Shown, show
 from .predict import NO_FACE, backend_of, load_classifier, table_columns, table_rows
-from .recognizing import Classifier, Finder, recognize_faces
+from .recognizing import Answer, Classifier, Finder, recognize_faces
 
 HOST = "127.0.0.1"
 """Where the page is served unless another address is given: for this machine alone."""
@@ -106,7 +106,7 @@ class _Watcher:
         self._next: list[Shown] = []
         self._frames = 0
         self._start = time.monotonic()
-        self._answers = recognize_faces(self._each(), self._remember, model.classifier, batch_size=1)
+        self._answers: Iterator[Answer] | None = None
 
     def _each(self) -> Iterator[Shown]:
         while True:
@@ -125,8 +125,14 @@ class _Watcher:
         return self._see(shown)
 
     def _see(self, shown: Shown) -> _Seen:
+        if self._answers is None:
+            self._answers = recognize_faces(self._each(), self._remember, self.model.classifier, batch_size=1)
         self._next = [shown]
-        answered, faces = next(self._answers)
+        try:
+            answered, faces = next(self._answers)
+        except BaseException:
+            self._answers = None  # it ended with that
+            raise
         assert answered.image is not None
         return _Seen(answered.image, faces, [crop for _, crop in self._found])
 
@@ -303,10 +309,14 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
     answers = _Answers(loaded, load_detector(detector))
     classes = loaded(models[0]).classifier.classes
 
-    def part(kind: Callable[..., Any], label: str, **options: Any) -> Any:
+    def given(kind: Callable[..., Any], label: str, **options: Any) -> Any:
         made = kind(label=label, **options)
         made.preprocess = _as_uploaded
         return made
+
+    def picture(label: str, **options: Any) -> Any:
+        buttons = ["download", "fullscreen"]  # not the one that shares it with others
+        return gr.Image(label=label, format="png", interactive=False, buttons=buttons, **options)
 
     with gr.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown("# Facial expressions\nImages stay on the computer that serves this page, for an hour at most.")
@@ -321,40 +331,37 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
         with gr.Tab("Photograph", id="photograph"):
             state = gr.State(time_to_live=_KEPT)
             with gr.Row():
-                photograph = part(gr.Image, "Photograph", sources=["upload", "clipboard"], elem_id="photograph")
-                found = gr.Image(label="Faces", format="jpeg", interactive=False, elem_id="faces")
+                photograph = given(gr.Image, "Photograph", sources=["upload", "clipboard"], elem_id="photograph")
+                found = picture("Faces", elem_id="faces")
             with gr.Row():
                 crops = gr.Gallery(
-                    label="What the model saw: choose a face", format="png", columns=4, height=240, allow_preview=False,
-                    interactive=False, elem_id="crops",
+                    label="What the model saw: choose a face", format="png", columns=4, height=240, object_fit="contain",
+                    allow_preview=False, interactive=False, buttons=[], elem_id="crops",
                 )  # fmt: skip
                 bars = gr.Label(label="Probabilities", num_top_classes=len(classes), elem_id="bars")
             button = gr.Button("Why? Heat maps of this face", elem_id="why")
-            figure = gr.Image(label="Why", format="png", interactive=False, elem_id="heat-maps")
+            figure = picture("Why", elem_id="heat-maps")
         with gr.Tab("Webcam", id="webcam"):
             watcher = gr.State(time_to_live=_KEPT)
             with gr.Row():
-                camera = part(
+                camera = given(
                     gr.Image, "Webcam", sources=["webcam"], streaming=True,
                     webcam_options=gr.WebcamOptions(mirror=False), elem_id="camera",
                 )  # fmt: skip
-                live = gr.Image(label="Faces", format="jpeg", interactive=False, elem_id="live")
+                live = gr.Image(label="Faces", format="jpeg", interactive=False, buttons=[], elem_id="live")
             with gr.Row():
-                live_crop = gr.Image(
-                    label="What the model saw of the largest face", format="png", height=240, interactive=False,
-                    elem_id="live-crop",
-                )  # fmt: skip
+                live_crop = picture("What the model saw of the largest face", height=240, elem_id="live-crop")
                 live_bars = gr.Label(label="Probabilities", num_top_classes=len(classes), elem_id="live-bars")
         with gr.Tab("Video", id="video"):
-            video = part(gr.Video, "Video", sources=["upload"], elem_id="upload")
+            video = given(gr.Video, "Video", sources=["upload"], elem_id="upload")
             every = gr.Number(1, label="Use every Nth frame", precision=0, minimum=1, elem_id="every")
             with gr.Row():
                 start = gr.Button("Recognize", variant="primary", elem_id="start")
                 stop = gr.Button("Stop", elem_id="stop")
             note = gr.Markdown(elem_id="note")
             with gr.Row():
-                film = gr.Video(label="Faces", interactive=False, elem_id="film")
-                chart = gr.Image(label="Timeline", format="png", interactive=False, elem_id="timeline")
+                film = gr.Video(label="Faces", interactive=False, buttons=["download"], elem_id="film")
+                chart = picture("Timeline", elem_id="timeline")
             table = gr.File(label="Table", elem_id="table")
         gr.Markdown(LIMITS, elem_id="limits")
 

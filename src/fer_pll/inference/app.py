@@ -35,9 +35,9 @@ HOST = "127.0.0.1"
 LIMITS = """\
 ### What it must not be used for
 
-A face is not a feeling: the answers say what strangers would call a face in an image, not what a person feels, thinks or
-intends. They are often wrong, more often for rare expressions, and perhaps more often for some groups of people than for
-others.
+A face is not a feeling: the answers say what strangers would call a face in an image, not what a person feels, thinks
+or intends. They are often wrong, more often for rare expressions, and perhaps more often for some groups of people than
+for others.
 
 Do not use them to watch people without their knowledge, or to decide about them: on work, schooling, credit, insurance,
 health care, migration or policing. Some of this is forbidden by law. Ask the people whose faces you show to it.
@@ -45,6 +45,7 @@ health care, migration or policing. Some of this is forbidden by law. Ask the pe
 
 _EVERY_FRAME = 0.2  # seconds between the frames that the browser sends of a webcam
 _KEPT = 3600  # seconds for which what was uploaded is kept while the page runs
+_SIDE = 192  # in pixels, of a crop on the page
 _MODELS = 3  # that stay loaded
 
 
@@ -168,6 +169,12 @@ def _numbered(faces: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [face | {"person": number} for number, face in enumerate(faces)]
 
 
+def _enlarged(crop: Image.Image) -> Image.Image:
+    """A crop with its pixels as squares, large enough to be looked at."""
+    times = max(1, _SIDE // max(crop.size))
+    return crop.resize((crop.width * times, crop.height * times), Image.Resampling.NEAREST)
+
+
 def _largest(seen: _Seen) -> int | None:
     def area(number: int) -> float:
         box = seen.faces[number]["box"]
@@ -193,7 +200,7 @@ class _Answers:
             return seen.image, [], None, None, None
         chosen = _largest(seen)
         crops = [
-            (crop, _caption(number, face))
+            (_enlarged(crop), _caption(number, face))
             for number, (face, crop) in enumerate(zip(seen.faces, seen.crops, strict=True))
         ]
         picture = marked(seen.image, _numbered(seen.faces))
@@ -226,17 +233,18 @@ class _Answers:
         largest = _largest(seen)
         if largest is None:
             return seen.image, None, None, watcher
-        return marked(seen.image, seen.faces), seen.crops[largest], _bars(seen.faces[largest]), watcher
+        return marked(seen.image, seen.faces), _enlarged(seen.crops[largest]), _bars(seen.faces[largest]), watcher
 
     def video(self, source: str | None, model: str, every: float) -> Iterator[tuple[Any, ...]]:
         """How far it is; at the end also the marked video, the timeline and the table."""
-        with _said_on_the_page(), tempfile.TemporaryDirectory(prefix="fer-pll-video-", dir=_uploads()) as scratch:
+        with _said_on_the_page(), tempfile.TemporaryDirectory(prefix="fer-pll-video-") as scratch:
             if source is None:
                 raise DataError("choose a video first")
             if Path(source).suffix.lower() not in VIDEOS:
                 raise DataError(f"{Path(source).name}: name it as a video ({', '.join(sorted(VIDEOS))})")
             name, classifier, crop = self.models(model)
             folder = Path(scratch)
+            # Gradio copies the files of the last answer before this folder goes.
             videos = VideoFolder(str(folder / "marked"), overwrite=False)
             timelines = TimelineFolder(str(folder / "timelines"), False, classifier.classes)
             columns = table_columns(classifier.classes, moving=True)
@@ -267,13 +275,6 @@ class _Answers:
             yield note, *(None if file is None else str(file) for file in files), str(place)
 
 
-def _uploads() -> str:
-    """The folder of everything that is uploaded and shown, which Gradio reads from there as well."""
-    folder = os.environ.get("GRADIO_TEMP_DIR") or tempfile.gettempdir()
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _open(source: str) -> Image.Image:
     """An upload, or a frame as a data URL. A path is never taken for the address of another host."""
     if source.startswith("data:"):
@@ -285,7 +286,7 @@ def _open(source: str) -> Image.Image:
 
 
 def _as_uploaded(payload: Any) -> str | None:
-    """In the place of the preprocessing of Gradio's parts, which opens images without a limit and converts videos."""
+    """In place of the preprocessing of Gradio's parts, which opens images without a limit and converts videos."""
     if payload is None:
         return None
     url = payload.url if isinstance(payload.url, str) else ""
@@ -368,7 +369,7 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
         shown = [found, crops, bars, figure, state]
         gr.on([photograph.change, model.change], answers.photograph, [photograph, model], shown, api_name="photograph")
 
-        def choose(event: gr.SelectData, state: Any) -> tuple[Any, ...]:
+        def choose(event: gr.SelectData, state: Any) -> tuple[Any, ...]:  # type: ignore[name-defined]
             return answers.choose(event.index, state)
 
         crops.select(choose, [state], [bars, figure, state], api_visibility="private")

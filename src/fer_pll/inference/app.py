@@ -35,12 +35,12 @@ HOST = "127.0.0.1"
 LIMITS = """\
 ### What it must not be used for
 
-A face is not a feeling: the answers say what strangers would call a face in an image, not what a person feels, thinks
-or intends. They are often wrong, more often for rare expressions, and perhaps more often for some groups of people than
-for others.
+A face is not a feeling: the answers say what strangers would call a face in an image, not what a person feels,
+thinks or intends. They are often wrong, more often for rare expressions, and perhaps more often for some groups of
+people than for others.
 
-Do not use them to watch people without their knowledge, or to decide about them: on work, schooling, credit, insurance,
-health care, migration or policing. Some of this is forbidden by law. Ask the people whose faces you show to it.
+Do not use them to watch people without their knowledge, or to decide about them: on work, schooling, credit,
+insurance, health care, migration or policing. Some of this is forbidden by law. Ask the people whose faces you show.
 """
 
 _EVERY_FRAME = 0.2  # seconds between the frames that the browser sends of a webcam
@@ -336,7 +336,8 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
                 found = picture("Faces", elem_id="faces")
             with gr.Row():
                 crops = gr.Gallery(
-                    label="What the model saw: choose a face", format="png", columns=4, height=240, object_fit="contain",
+                    label="What the model saw: choose a face", format="png", columns=4, height=240,
+                    object_fit="contain",
                     allow_preview=False, interactive=False, buttons=[], elem_id="crops",
                 )  # fmt: skip
                 bars = gr.Label(label="Probabilities", num_top_classes=len(classes), elem_id="bars")

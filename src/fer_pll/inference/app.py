@@ -336,13 +336,12 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
                 found = picture("Faces", elem_id="faces")
             with gr.Row():
                 crops = gr.Gallery(
-                    label="What the model saw: choose a face", format="png", columns=4, height=240,
-                    object_fit="contain",
-                    allow_preview=False, interactive=False, buttons=[], elem_id="crops",
+                    label="What the model saw: choose a face", format="png", columns=4, height="auto",
+                    object_fit="contain", allow_preview=False, interactive=False, buttons=[], elem_id="crops",
                 )  # fmt: skip
                 bars = gr.Label(label="Probabilities", num_top_classes=len(classes), elem_id="bars")
             button = gr.Button("Why? Heat maps of this face", elem_id="why")
-            figure = picture("Why", elem_id="heat-maps")
+            figure = picture("Why", show_label=False, elem_id="heat-maps")
         with gr.Tab("Webcam", id="webcam"):
             watcher = gr.State(time_to_live=_KEPT)
             with gr.Row():

@@ -36,7 +36,7 @@ examples:
   fer-pll push runs/finetune YOUR-NAME/fer-pll-tiny-ferplus \\
       --with-confidences data/ferplus
 
-  # and a page to try it on; without the second name, the model lies in the Space
+  # and a page to try it on; without REPO, the model lies in the Space itself
   fer-pll push runs/finetune YOUR-NAME/fer-pll-tiny-ferplus \\
       --space YOUR-NAME/expressions
   fer-pll push runs/finetune --space YOUR-NAME/expressions

@@ -40,6 +40,7 @@ test: $(INSTALLED)
 	$(PYTEST)
 
 test-long: $(INSTALLED)
+	$(BIN)/python tests/gradio_beside.py
 	$(PYTEST) -m long
 
 # The options of pyproject.toml are for our tests; theirs have markers of their own.

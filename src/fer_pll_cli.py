@@ -27,6 +27,7 @@ COMMANDS = (
     "propose",
     "audit",
     "predict",
+    "app",
     "export",
     "push",
     "measure-crop",

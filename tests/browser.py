@@ -12,8 +12,8 @@ FLAGS = (
 )  # fmt: skip
 
 
-def start_browser(profile: Path, window: str, prefs: dict[str, str] | None = None):
-    """A driver of Chromium with a window of such a size (`"1280,900"`); it logs what the page logs.
+def start_browser(profile: Path, window: str, prefs: dict[str, str] | None = None, flags: tuple[str, ...] = ()):
+    """A driver of Chromium with a window of such a size (`"1280,900"`) and more flags; it logs what the page logs.
 
     Skips the test where there is none and none must be.
     """
@@ -26,7 +26,7 @@ def start_browser(profile: Path, window: str, prefs: dict[str, str] | None = Non
 
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f"--window-size={window}", f"--user-data-dir={profile}"):
+    for flag in (*FLAGS, *flags, f"--window-size={window}", f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.add_experimental_option("prefs", prefs or {})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

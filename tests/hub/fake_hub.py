@@ -37,7 +37,8 @@ class FakeHub:
     """`with FakeHub() as hub`: serves until the block ends.
 
     Attributes:
-        repos: files by repository, `repos["someone/tiny"]["config.json"]`; data sets as `"datasets/someone/tiny"`.
+        repos: files by repository, `repos["someone/tiny"]["config.json"]`; data sets as `"datasets/someone/tiny"`,
+            Spaces as `"spaces/someone/tiny"`.
         objects: large files by repository and SHA-256: they come before the commit that names them.
         commits: messages by repository, the last one last.
         faults: `Fault`s to come, by repository.
@@ -123,8 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.create()
         elif path == "/api/validate-yaml":
             self.validate(json.loads(self.body()))
-        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path):
-            repo = match[2] if match[1] == "models" else f"datasets/{match[2]}"
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)/(preupload|commit)/([^/]+)", path):
+            repo = match[2] if match[1] == "models" else f"{match[1]}/{match[2]}"
             if not self.fails(repo, match[3]):
                 self.preupload() if match[3] == "preupload" else self.commit(repo)
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
@@ -139,8 +140,12 @@ class _Handler(BaseHTTPRequestHandler):
     def create(self) -> None:
         asked = json.loads(self.body())
         name = f"{asked.get('organization') or self.hub.user}/{asked['name']}"
-        repo = name if asked.get("type", "model") == "model" else f"datasets/{name}"
+        kind = asked.get("type", "model")
+        repo = name if kind == "model" else f"{kind}s/{name}"
         if self.fails(repo, "create"):
+            return
+        if kind == "space" and asked.get("sdk") not in ("gradio", "docker", "static"):
+            self.answer(400, {"error": "a Space needs an SDK"})
             return
         exists = repo in self.hub.repos
         self.hub.repos.setdefault(repo, {})
@@ -211,12 +216,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def serve(self, head_only: bool) -> None:
         path = self.note()
-        if match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if match := re.fullmatch(r"/((?:datasets/|spaces/)?[^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             self.file(match[1], match[2], head_only)
         elif match := re.fullmatch(r"/storage/(.+)/(\w+)", path):
             self.answer(200, self.hub.objects[match[1]][match[2]], head_only)
-        elif match := re.fullmatch(r"/api/(models|datasets)/([^/]+/[^/]+)(/revision/.+|/tree/.+)?", path):
-            repo = match[2] if match[1] == "models" else f"datasets/{match[2]}"
+        elif match := re.fullmatch(r"/api/(models|datasets|spaces)/([^/]+/[^/]+)(/revision/.+|/tree/.+)?", path):
+            repo = match[2] if match[1] == "models" else f"{match[1]}/{match[2]}"
             files = self.hub.repos.get(repo)
             if files is None:
                 self.answer(404, {"error": "Repository not found"}, head_only, X_Error_Code="RepoNotFound")

@@ -216,7 +216,7 @@ def push_files(
         files: their paths inside `folder`.
         repo_id: `"name"` or `"owner/name"`.
         path_in_repo: folder of the repository to put them in; its root where not given.
-        repo_type: `"model"` or `"dataset"`.
+        repo_type: `"model"`, `"dataset"` or `"space"`, one of Gradio.
         token: where not given, HF_TOKEN or the token of `hf auth login`. It is never written anywhere.
         private: whether a new repository is private.
         revision: branch; `main` where not given.
@@ -229,7 +229,13 @@ def push_files(
     check_plain_files(folder, files)
     api = HfApi(token=token)
     with push_errors(repo_id):
-        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(
+            repo_id,
+            repo_type=repo_type,
+            private=private,
+            exist_ok=True,
+            space_sdk="gradio" if repo_type == "space" else None,
+        ).repo_id
         operations = [
             CommitOperationAdd(
                 path_in_repo=f"{path_in_repo}/{name}" if path_in_repo else name,

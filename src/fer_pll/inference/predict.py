@@ -114,7 +114,7 @@ def predict(
     if backend == "onnx" and model is None:
         raise ValueError("--backend onnx: name the folder that `fer-pll export` wrote with --model")
     model = find_checkpoint(DEFAULT_NAME if model is None else model)
-    backend = backend or ("onnx" if is_onnx_folder(model) else "torch")
+    backend = backend or backend_of(model)
     if backend == "onnx" and device is not None:
         raise ValueError(f"--device {device}: an exported model runs on the CPU; leave it out")
     Smoother(smooth)  # raises what it does not take
@@ -123,10 +123,10 @@ def predict(
     videos = None if save_video is None else VideoFolder(save_video, overwrite)
     loaded = None if cropped else load_detector(detector, min_face)
     face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
-    classifier, own_crop = _with_onnx(model) if backend == "onnx" else _with_torch(model, device)
+    classifier, own_crop = load_classifier(model, backend, device)
     timelines = None if save_timelines is None else TimelineFolder(save_timelines, overwrite, classifier.classes)
     moving = not cropped and (camera is not None or any(map(is_video, files)))
-    columns = _columns(classifier.classes, moving)
+    columns = table_columns(classifier.classes, moving)
     find: Callable[[Shown], list[tuple[Face | None, Image.Image]]]
     if loaded is None:
         find = _as_crop(_is_gray(own_crop, model))
@@ -161,7 +161,7 @@ def predict(
                     videos.add(shown, faces)
                 if timelines is not None:
                     timelines.add(shown, faces)
-                for row in _rows(shown, faces, columns, not_saved):
+                for row in table_rows(shown, faces, columns, not_saved):
                     if table is not None:
                         table.write(row)
                     elif camera is None or _is_news(row, said):
@@ -193,8 +193,8 @@ def predict(
     return whole
 
 
-def _columns(classes: Sequence[str], moving: bool) -> dict[str, type]:
-    """Of the table; `moving`: there are videos in it."""
+def table_columns(classes: Sequence[str], moving: bool) -> dict[str, type]:
+    """The columns of the table that `predict` writes; `moving`: there are videos in it."""
     columns: dict[str, type] = {}
     for name, kind in _COLUMNS.items():
         columns[name] = kind
@@ -205,8 +205,25 @@ def _columns(classes: Sequence[str], moving: bool) -> dict[str, type]:
     return columns | {"problem": str}
 
 
-def _with_torch(model: str, device: str | None) -> tuple[Classifier, Any]:
-    """The model, and the `face_crop` of its image processor."""
+def backend_of(model: str) -> str:
+    """What runs a model, `torch` or `onnx`: what `find_checkpoint` found says itself."""
+    return "onnx" if is_onnx_folder(model) else "torch"
+
+
+def load_classifier(model: str, backend: str, device: str | None = None) -> tuple[Classifier, Any]:
+    """A model, and the `face_crop` of its image processor.
+
+    Args:
+        model: what `find_checkpoint` found.
+        backend: `torch`, or `onnx`, which imports neither torch nor transformers.
+        device: see `predict`.
+
+    Raises:
+        ValueError, OSError: it is not there, damaged, or no trained classifier.
+    """
+    if backend == "onnx":
+        exported = OnnxClassifier(model)
+        return Classifier(exported.classes, exported), exported.face_crop
     # Imported here, because transformers loads torch.
     from .loading import class_names
     from .pipeline import load_recognizer
@@ -214,11 +231,6 @@ def _with_torch(model: str, device: str | None) -> tuple[Classifier, Any]:
     recognizer = load_recognizer(model, device)
     face_crop = getattr(recognizer.image_processor, "face_crop", None)
     return Classifier(class_names(recognizer.model.config), recognizer.probabilities), face_crop
-
-
-def _with_onnx(model: str) -> tuple[Classifier, Any]:
-    classifier = OnnxClassifier(model)
-    return Classifier(classifier.classes, classifier), classifier.face_crop
 
 
 def _is_gray(face_crop: dict[str, Any] | None, model: str) -> bool:
@@ -251,9 +263,10 @@ def _as_crop(gray: bool) -> Callable[[Shown], list[tuple[Face | None, Image.Imag
     return find
 
 
-def _rows(
+def table_rows(
     shown: Shown, faces: list[dict[str, Any]], columns: dict[str, type], not_saved: str | None = None
 ) -> Iterator[dict[str, Any]]:
+    """The rows of the table for something that was shown: one for each face, or one that says what is the matter."""
     empty = dict.fromkeys(columns)
     # File names need not be Unicode, tables must be.
     empty |= {"file": os.fsencode(shown.file).decode("utf-8", "backslashreplace"), "frame": shown.frame}

@@ -160,6 +160,7 @@ def test_what_the_package_imports_is_what_it_asks_for():
     asked = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
     names = {Requirement(line).name.lower().replace("_", "-") for line in asked}
     names.add("opencv-python-headless")  # of the extra faces, see pyproject.toml
+    installed = packages_distributions()
     missing = set()
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -171,7 +172,7 @@ def test_what_the_package_imports_is_what_it_asks_for():
                 continue
             tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
             for top in tops - {"fer_pll", "fer_pll_cli"}:
-                distributions = packages_distributions().get(top, [top])
+                distributions = installed.get(top, [top])
                 if names.isdisjoint(name.lower().replace("_", "-") for name in distributions):
                     missing.add((top, file.name))
     assert missing == set()

@@ -187,6 +187,8 @@ def video(tmp_path) -> Path:
         stream = container.add_stream("mpeg4", rate=5)
         stream.width = stream.height = 256
         stream.bit_rate = 4_000_000
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this version of av cannot write a rotation")
         stream.set_display_rotation(90)
         lying = np.ascontiguousarray(np.rot90(astronaut()[:256, 100:356], -1))
         for number in range(7):

@@ -3,13 +3,15 @@
 import ast
 import csv
 import importlib
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
-from importlib.metadata import packages_distributions, requires, version
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -154,8 +156,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 def test_what_the_package_imports_is_what_it_asks_for():
-    names = {Requirement(line).name.lower().replace("_", "-") for line in requires("fer-pll")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    names = {Requirement(line).name.lower().replace("_", "-") for line in asked}
     names.add("opencv-python-headless")  # of the extra faces, see pyproject.toml
+    installed = packages_distributions()
     missing = set()
     for file in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -167,7 +172,7 @@ def test_what_the_package_imports_is_what_it_asks_for():
                 continue
             tops = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
             for top in tops - {"fer_pll", "fer_pll_cli"}:
-                distributions = packages_distributions().get(top, [top])
+                distributions = installed.get(top, [top])
                 if names.isdisjoint(name.lower().replace("_", "-") for name in distributions):
                     missing.add((top, file.name))
     assert missing == set()

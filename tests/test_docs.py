@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,58 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(workspace, tmp_path, page):
             run(["bash", "-euo", "pipefail", "-c", block["code"]], tmp_path)
         elif block["language"] == "python" and not block["why"]:
             run([sys.executable, "-c", block["code"]], tmp_path)
+
+
+COPYLEFT = ("libavcodec", "libx264", "libx265", "libheif", "libde265")
+
+
+def test_the_page_about_licenses_names_what_the_wheels_bundle():
+    """What lies in the wheels that are installed here, no less and no more."""
+    table = (ROOT / "docs/licenses.md").read_text().partition("## Weights")[0]
+    rows = re.findall(r"^\| (?:`([\w-]+)`[^|]*)?\|([^|]+)\|", table, re.MULTILINE)
+    said: dict[str, str] = {}
+    for wheel, bundles in rows:
+        last = wheel or last  # noqa: F821  # a row without a name goes on with the one above
+        said[last] = said.get(last, "") + bundles
+    headless = said.pop("opencv-python")
+    for wheel, bundles in {**said, "opencv-python-headless": headless}.items():
+        try:
+            names = {Path(str(file)).name.partition("-")[0] for file in files(wheel) or ()}
+        except PackageNotFoundError:
+            pytest.skip(f"{wheel} is not installed")
+        assert names & set(COPYLEFT) == {name for name in COPYLEFT if name in bundles}, wheel
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"```.*?```", "", markdown, flags=re.DOTALL)
+    found: dict[str, int] = {}
+    names = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\- ]", "", plain.lower()).replace(" ", "-")
+        names.add(f"{name}-{found[name]}" if name in found else name)
+        found[name] = found.get(name, 0) + 1
+    return names
+
+
+EVERY_PAGE = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", ".github/**/*.md", "docs/**/*.md", "train_scripts/**/*.md", "tests/**/*.md", "src/**/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "model_card.md"  # a template; its cards are among those of src
+)
+
+
+@pytest.mark.parametrize("page", EVERY_PAGE)
+def test_no_link_of_the_repository_is_broken(page):
+    """Of pages as GitHub shows them; `make docs` checks its own."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text):
+        if re.match(r"(https?|mailto):", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file.read_text()), f"{page}: {target}"

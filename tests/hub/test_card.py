@@ -153,6 +153,16 @@ def test_a_data_set_of_the_hub_is_named_by_its_name_there(classifier):
     assert {result.dataset_type for result in card.data.eval_results} == {"someone/faces"}
 
 
+def test_the_metadata_name_the_data_sets_of_the_hub_that_it_learned_from(classifier):
+    faces = [Provenance(hub_id=name, split="train", kept=10) for name in ("someone/faces", "b/two", "someone/faces")]
+    for data, named in ((faces[0], ["someone/faces"]), (Provenance(parts=[*faces, TRAIN]), ["someone/faces", "b/two"])):
+        card = model_card(classifier, "toy", training=training_record({}, data=data))
+        assert yaml.safe_load(card.content.split("---")[1])["datasets"] == named
+    assert "datasets" not in model_card(classifier, "toy", training=training_record({}, data=TRAIN)).data.to_dict()
+    odd = Provenance(hub_id="../../else: where", split="train", kept=10)
+    assert "datasets" not in model_card(classifier, "toy", training=training_record({}, data=odd)).data.to_dict()
+
+
 def test_records_of_before_are_read(classifier):
     """training.json and metrics.json had prose, and the license in a field of its own."""
     pretraining = {"data": "Toys: 48 images", "objective": "hog", "epochs": 3}

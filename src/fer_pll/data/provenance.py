@@ -131,9 +131,16 @@ class Provenance:
 
     def dataset_type(self) -> str:
         """The name in the metadata of a model card: the name on the Hub or, without one, a name of that form."""
-        if self.hub_id is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hub_id, re.ASCII):
-            return self.hub_id
+        if not self.parts and (hub_ids := self.hub_ids()):
+            return hub_ids[0]
         return re.sub(r"[^a-z0-9]+", "-", self.title().lower().replace("+", "plus")).strip("-")
+
+    def hub_ids(self) -> list[str]:
+        """The names on the Hub of the sets that the rows come from, each once; those without one are left out."""
+        if self.parts:
+            return list(dict.fromkeys(name for part in self.parts for name in part.hub_ids()))
+        known = self.hub_id is not None and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.hub_id, re.ASCII)
+        return [self.hub_id] if self.hub_id and known else []
 
     def _rows(self) -> str:
         split = self.held_out["of"] if self.held_out else self.split

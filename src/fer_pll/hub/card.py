@@ -153,6 +153,7 @@ def model_card(
         pipeline_tag="image-feature-extraction" if pretraining else "image-classification",
         tags=TAGS,
         license=license and one_line(license),
+        datasets=(data and data.hub_ids()) or None,
         metrics=["accuracy"] if results or training.get("metrics") else None,
         model_name=one_line(model_id.split("/")[-1]) if results else None,
         eval_results=[entry for result in results for entry in _model_index(result)] or None,

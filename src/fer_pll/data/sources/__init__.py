@@ -12,7 +12,16 @@ from .votes import Votes
 
 SOURCES: dict[str, Source] = {
     source.name: source
-    for source in (FerPlus(), Fer2013(), RafDb(), AffectNet(), Votes(), ImageFolder(), HfDataset(), Synthetic())
+    for source in (
+        FerPlus(),
+        Fer2013(),
+        RafDb(),
+        AffectNet(),
+        Votes(),
+        ImageFolder(),
+        HfDataset(),
+        Synthetic(),
+    )
 }
 """The sources by name. A new one is a file and a name in this list."""
 

@@ -155,7 +155,8 @@ def test_a_data_set_of_the_hub_is_named_by_its_name_there(classifier):
 
 def test_the_metadata_name_the_data_sets_of_the_hub_that_it_learned_from(classifier):
     faces = [Provenance(hub_id=name, split="train", kept=10) for name in ("someone/faces", "b/two", "someone/faces")]
-    for data, named in ((faces[0], ["someone/faces"]), (Provenance(parts=[*faces, TRAIN]), ["someone/faces", "b/two"])):
+    several = Provenance(parts=[*faces, TRAIN])
+    for data, named in ((faces[0], ["someone/faces"]), (several, ["someone/faces", "b/two"])):
         card = model_card(classifier, "toy", training=training_record({}, data=data))
         assert yaml.safe_load(card.content.split("---")[1])["datasets"] == named
     assert "datasets" not in model_card(classifier, "toy", training=training_record({}, data=TRAIN)).data.to_dict()

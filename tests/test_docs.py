@@ -113,8 +113,10 @@ def write_ferplus(folder: Path) -> None:
     write_csv(folder, rows)
 
 
-def run(command: list[str], folder: Path) -> str:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+def run(command: list[str], folder: Path, source: Path = ROOT / "src") -> str:
+    """What a command prints, run in a folder with the package of `source`."""
+    paths = [str(source), *(path for path in sys.path if Path(path) != ROOT / "src")]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"

@@ -1,10 +1,8 @@
 """The walks of CONTRIBUTING.md: each is made in a copy of the repository, from the page as it stands, and runs."""
 
 import io
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from PIL import Image
 
 from fer_pll.data.sources.synthetic.dataset import drawn_faces
 from fer_pll.labels.expressions import EXPRESSIONS
-from test_docs import write_ferplus
+from test_docs import run, write_ferplus
 
 ROOT = Path(__file__).parents[1]
 STEP = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)```", re.DOTALL)
@@ -59,17 +57,8 @@ def copy(tmp_path_factory) -> Path:
         name = EXPRESSIONS[face.columns["label"]]
         Image.open(io.BytesIO(face.data())).save(faces / f"{name}_{number:03}.png")
     write_ferplus(folder / "path" / "to" / "ferplus")
-    run(["fer-pll", "prepare", "ferplus", "path/to/ferplus", "--out", "data/ferplus"], folder)
+    run(["fer-pll", "prepare", "ferplus", "path/to/ferplus", "--out", "data/ferplus"], folder, folder / "src")
     return folder
-
-
-def run(command: list[str], folder: Path) -> str:
-    paths = [str(folder / "src"), *(path for path in sys.path if Path(path) != ROOT / "src")]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, f"{command}\n{(done.stdout + done.stderr)[-4000:]}"
-    return done.stdout
 
 
 @pytest.mark.long
@@ -81,7 +70,7 @@ def test_each_walk_adds_what_it_says(copy):
         for step in steps:
             if step["file"] is None:
                 command = ["bash", "-euo", "pipefail", "-c"] if step["language"] == "sh" else [sys.executable, "-c"]
-                printed[title] += run([*command, step["code"]], copy)
+                printed[title] += run([*command, step["code"]], copy, copy / "src")
             elif step["language"] == "diff":
                 edit(copy / step["file"], step["code"])
             else:
@@ -98,6 +87,6 @@ def test_each_walk_adds_what_it_says(copy):
     (figure,) = (copy / "runs/waiting").rglob("waiting.png")
     assert figure.stat().st_size > 10_000
     # What holds the house together holds for what was added, too.
-    run([sys.executable, "-m", "ruff", "check", "src", "train_scripts"], copy)
-    run([sys.executable, "-m", "ruff", "format", "--check", "src", "train_scripts"], copy)
-    run([sys.executable, "-m", "pytest", "-q", "tests/test_layers.py"], copy)
+    run([sys.executable, "-m", "ruff", "check", "src", "train_scripts"], copy, copy / "src")
+    run([sys.executable, "-m", "ruff", "format", "--check", "src", "train_scripts"], copy, copy / "src")
+    run([sys.executable, "-m", "pytest", "-q", "tests/test_layers.py"], copy, copy / "src")

@@ -20,6 +20,7 @@ from fer_pll.data.prepare import prepare
 from fer_pll.data.provenance import Provenance
 from fer_pll.data.sources import SOURCES, Opened, Source
 from fer_pll.io.errors import DataError
+from siblings import siblings
 
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
 
@@ -331,7 +332,7 @@ def test_a_source_of_ones_own(tmp_path, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("command", ["ferplus", pytest.param("synthetic", marks=pytest.mark.long)])
+@pytest.mark.parametrize("command", siblings("ferplus", "synthetic"))
 def test_an_interruption_says_what_to_do_and_the_same_command_goes_on(command, source, tmp_path, monkeypatch, capsys):
     where = [str(source)] if command == "ferplus" else ["--num-train", "5", "--num-validation", "3"]
     argv = [command, *where, "--out", str(tmp_path / "set"), "--num-proc", "1", "--drop-copies", "none"]

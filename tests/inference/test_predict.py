@@ -21,6 +21,7 @@ import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.inference.media import list_files, show
 from fer_pll.io.tables import TableWriter
+from siblings import siblings
 from tiny import CLASSES
 
 FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
@@ -312,9 +313,7 @@ def test_ctrl_c_leaves_what_there_is_under_another_name(model, photos, tmp_path)
     assert len(rows) < 5000 and all(row["expression"] in CLASSES for row in rows)
 
 
-@pytest.mark.parametrize(
-    "ending", ["csv", *(pytest.param(each, marks=pytest.mark.long) for each in ("jsonl", "parquet"))]
-)
+@pytest.mark.parametrize("ending", siblings("csv", "jsonl", "parquet"))
 def test_a_full_disk_leaves_no_table_of_that_name(tmp_path, ending):
     """A limit on the size of files stands for the full disk: to the writer both are an OSError."""
     path = tmp_path / f"t.{ending}"

@@ -40,6 +40,7 @@ from fer_pll.model.modeling_fer_pll import (
     take_tokens,
 )
 from fer_pll.model.uniformity import uniformity_loss
+from siblings import siblings
 
 SIZES = {  # of ViT's configuration and of ours
     "hidden_size": 32,
@@ -800,12 +801,12 @@ class TestCompiling:
             {name: p.grad for name, p in model.named_parameters()}, gradients, atol=1e-5, rtol=1e-4
         )
 
-    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+    @pytest.mark.parametrize("backend", siblings("aot_eager", "inductor"))
     def test_classifier(self, backend):
         model = FerPllForImageClassification(tiny_config(drop_path_rate=0.1)).eval()
         self.check(model, {"pixel_values": PIXELS, "labels": LABELS}, backend)
 
-    @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+    @pytest.mark.parametrize("backend", siblings("aot_eager", "inductor"))
     @pretrainings
     def test_pretraining(self, changes, backend):
         model = FerPllForPreTraining(tiny_config(**changes)).train()

@@ -235,7 +235,7 @@ class _Answers:
             return seen.image, None, None, watcher
         return marked(seen.image, seen.faces), _enlarged(seen.crops[largest]), _bars(seen.faces[largest]), watcher
 
-    def video(self, source: str | None, model: str, every: float) -> Iterator[tuple[Any, ...]]:
+    def video(self, source: str | None, model: str, every: float | None) -> Iterator[tuple[Any, ...]]:
         """How far it is; at the end also the marked video, the timeline and the table."""
         with _said_on_the_page(), tempfile.TemporaryDirectory(prefix="fer-pll-video-") as scratch:
             if source is None:
@@ -252,7 +252,7 @@ class _Answers:
             frames, said, whole, problem = 0, 0.0, False, None
             try:
                 # The name in the table is that of the video alone: where it lies here says nothing.
-                shown = (each._replace(file=Path(source).name) for each in show(Path(source), max(1, int(every))))
+                shown = (each._replace(file=Path(source).name) for each in show(Path(source), max(1, int(every or 1))))
                 for each, faces in recognize_faces(shown, Finder(self.detector, crop), classifier):
                     problem = each.problem or problem
                     frames += each.image is not None

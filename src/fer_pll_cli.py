@@ -6,9 +6,12 @@ A command is a module of `fer_pll.commands` with the functions `make_parser()` a
 """
 
 import argparse
+import atexit
 import errno
+import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
@@ -95,20 +98,28 @@ def next_command(*words: object) -> None:
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command's `main` and end the process with its `status`."""
-    code = status(main, argv)
-    if code in (0, 75):  # each process has got to its end, so none waits for another
-        _end_communication()
-    sys.exit(code)
+    end_process(status(main, argv))
 
 
-def _end_communication() -> None:
-    """End the threads of torch.distributed, if there are any.
+def end_process(code: int) -> NoReturn:
+    """End this process with a status; a process of several that has got to its end, without taking Python down.
 
-    One that frees a tensor while Python ends would abort the process, with a status of its own.
+    A thread of torch.distributed that frees a tensor while Python ends aborts the process, with a status of its own.
+    `destroy_process_group` does not end all of these threads: a device mesh, as FSDP has, keeps its groups.
     """
     distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        sys.exit(code)
+    if code not in (0, 75):  # an error: the others may wait for this process
+        sys.exit(code)
+    distributed.destroy_process_group()
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def help_file(command: str, argv: Sequence[str]) -> Path | None:
@@ -167,5 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def program() -> NoReturn:
+    """The program `fer-pll`, also as what a launcher starts: `torchrun --no-python fer-pll finetune`."""
+    end_process(main())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

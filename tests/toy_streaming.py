@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
 
+import fer_pll_cli
 from fer_pll.data.streaming.stream import ImageStream
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
@@ -120,3 +121,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    fer_pll_cli.end_process(0)

@@ -14,6 +14,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
+import fer_pll_cli
 from backbones import SOURCES, queries_on
 from fer_pll import FerPllImageProcessor, FerPllTrainer
 from fer_pll.training.checkpoints import NonFiniteLossError
@@ -124,4 +125,5 @@ if __name__ == "__main__":
         main()
     except RunInterrupted as interrupt:
         print(interrupt)
-        sys.exit(interrupt.status)
+        fer_pll_cli.end_process(interrupt.status)
+    fer_pll_cli.end_process(0)

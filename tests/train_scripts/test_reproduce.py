@@ -14,9 +14,10 @@ import torch
 import yaml
 from datasets import Dataset
 
+from fer_pll.audit.label_quality import evaluate_suspicion, suspicion
 from fer_pll.data.dataset import numpy_column, prepared_features
 from fer_pll.data.prepare import prepare
-from train_scripts.comparisons import audit, report
+from train_scripts.comparisons import audit, crowds, report
 from train_scripts.comparisons.experiments import Experiments, label_fingerprint, settings_file
 from train_scripts.comparisons.flips import flip_labels
 from train_scripts.comparisons.main import main, parse_args
@@ -348,6 +349,58 @@ def test_the_audit_of_predictions_that_know_the_answer():
     assert figures["softmax-trained, inside the set"] == perfect
     # every tie is wrong, and only ties are; the prior says which of two labels, not that
     assert figures["majority, ties by class prior"]["average_precision"] == pytest.approx(1)
+    # CROWDLAB gets the votes: it keeps what two annotators agree on, and the predictions break the ties
+    for title in ("softmax-trained", "on our predictions"):
+        assert figures[f"CROWDLAB, {title}"] == perfect
+
+
+def test_answers_have_the_votes_that_they_are_drawn_from():
+    votes = np.array([[2, 0, 1], [0, 1, 0], [0, 0, 3], [4, 0, 0]])
+    answers = crowds.answers_of_votes(votes, seed=3)
+    assert answers.shape == (4, 4)
+    assert (np.stack([(answers == label).sum(axis=1) for label in range(3)], axis=1) == votes).all()
+    # who says it is drawn: each place has each of a row's answers as often as any other
+    many = crowds.answers_of_votes(np.tile([[3, 1, 0]], (4000, 1)))
+    assert (many == 1).mean(axis=0) == pytest.approx(np.full(4, 0.25), abs=0.03)
+    assert (many != crowds.answers_of_votes(np.tile([[3, 1, 0]], (4000, 1)), seed=1)).any()
+
+
+@pytest.mark.long
+def test_what_annotators_said_finds_the_labels_that_are_wrong():
+    """Three good annotators and two that mostly guess, of whom the last gave the labels to judge."""
+    generator = np.random.default_rng(0)
+    truth = generator.integers(4, size=200)
+    right = generator.random((200, 5)) < [0.9, 0.85, 0.9, 0.35, 0.3]
+    answers = np.where(right, truth[:, None], (truth[:, None] + generator.integers(1, 4, (200, 5))) % 4)
+    given = answers[:, 4].copy()
+    answers[:, :4][generator.random((200, 4)) < 0.2] = -1
+    wrong = given != truth
+    assert 0.6 < wrong.mean() < 0.8
+    votes = np.stack([(answers == label).sum(axis=1) for label in range(4)], axis=1)
+    corrected = {}
+    for model in crowds.CROWD_MODELS:
+        posterior = crowds.crowd_posterior(model, answers, 4)
+        assert evaluate_suspicion(suspicion(posterior, given), wrong)["average_precision"] > 0.97, model
+        corrected[model] = (posterior.argmax(axis=1) == truth).mean()
+    # whoever knows who said what does better than the count of the votes
+    majority = (votes.argmax(axis=1) == truth).mean()
+    assert min(corrected.values()) > majority, (corrected, majority)
+
+    predictions = 0.1 + 0.6 * np.eye(4)[np.where(generator.random(200) < 0.8, truth, (truth + 1) % 4)]
+    quality, consensus = crowds.crowdlab(answers, predictions, given)
+    assert evaluate_suspicion(1 - quality, wrong)["average_precision"] > 0.9
+    assert (consensus == truth).mean() > (~wrong).mean() + 0.3
+    # without predictions that tell anything, the answers still do
+    other, _ = crowds.crowdlab(answers, np.full((200, 4), 0.25), given)
+    assert evaluate_suspicion(1 - other, wrong)["average_precision"] > wrong.mean() + 0.1
+
+
+def test_a_class_that_nobody_chose_has_no_probability():
+    answers = np.array([[0, 0], [2, 2], [2, -1], [0, 2]])
+    for model in crowds.CROWD_MODELS:
+        posterior = crowds.crowd_posterior(model, answers, 4)
+        assert posterior.shape == (4, 4) and posterior.sum(axis=1) == pytest.approx(np.ones(4))
+        assert (posterior[:, [1, 3]] == 0).all() and posterior[[0, 1], [0, 2]].min() > 0.5
 
 
 @pytest.mark.long
@@ -393,6 +446,28 @@ def test_every_table_runs(common, capsys):
     other = r"audits.csv: in nano, two-votes with seed 0 was made with other settings \(folds 2, not 3\)"
     with pytest.raises(ValueError, match=other):
         main(["audit", *arguments, "--folds", "3", *OPTIONS])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_an_audit_from_before_annotators_answers_is_made_again_without_training(common, capsys, monkeypatch):
+    folder, arguments = common
+    monkeypatch.setattr(audit, "AUDITS", {"two-votes": audit.AUDITS["two-votes"]})
+    arguments = ["audit", *arguments, "--seeds", "1", "--folds", "2"]
+    main([*arguments, *OPTIONS])
+    rows = ("CROWDLAB, softmax-trained", "CROWDLAB, on our predictions", "Dawid-Skene", "GLAD", "MACE")
+    written = folder / "runs" / "nano" / "tables" / "audit.md"
+    assert all(f"| {row} | " in written.read_text() for row in rows)
+    audits = ResultTable(folder / "runs" / "results" / "audits.csv", AUDIT_COLUMNS)
+    new = audits.find("nano", "two-votes", 1)
+    audits.write("nano", "two-votes", new | {"figures": {k: v for k, v in new["figures"].items() if k not in rows}})
+    main([*arguments, "--finished", *OPTIONS])
+    assert "| ours | " in written.read_text() and "Dawid-Skene" not in written.read_text()
+    capsys.readouterr()
+    main([*arguments, *OPTIONS])
+    assert "fold 1 of 2" not in capsys.readouterr().out
+    again = audits.find("nano", "two-votes", 1)
+    assert again["figures"] == new["figures"] and again["seconds"] >= new["seconds"]
 
 
 @pytest.mark.long

@@ -1,4 +1,5 @@
-"""Comparison of our label audit with cleanlab, on labels that are known to be wrong. It is not in the paper."""
+"""Comparison of our label audit with cleanlab and crowd-kit, on labels that are known to be wrong. It is not in the
+paper."""
 
 import time
 from importlib.util import find_spec
@@ -19,12 +20,14 @@ from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
 from fer_pll.training.run_folder import RunFolder
 
+from .crowds import CROWD_MODELS, answers_of_votes, crowd_posterior, crowdlab
 from .experiments import Experiments, machine
 from .flips import flip_labels
 from .report import spread
 from .runs import Run
 
 FLIPPED = 0.2  # share of the labels
+PACKAGES = {"cleanlab": "cleanlab", "crowdkit": "crowd-kit"}
 AUDITS = {
     "two-votes": "Two drawn votes for each row",
     "uniform": f"{FLIPPED:.0%} of the labels flipped, to every class alike",
@@ -34,8 +37,11 @@ AUDITS = {
 
 def audit_tables(experiments: Experiments) -> str:
     """The tables of the audit: how well each method finds wrong labels."""
-    if find_spec("cleanlab") is None:
-        raise ValueError("the audit compares with cleanlab, which is not installed: pip install 'fer-pll[dev]'")
+    missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
+    if missing:
+        raise ValueError(
+            f"the audit compares with {' and '.join(missing)}, which is not installed: pip install 'fer-pll[dev]'"
+        )
     text = ""
     for labels in AUDITS:
         results = list(filter(None, (audit_labels(experiments, labels, seed) for seed in experiments.args.seeds)))
@@ -54,6 +60,8 @@ def audit_table(labels: str, results: list[dict]) -> str:
     text = f"{AUDITS[labels]}; seeds {seeds}; {results[0]['settings']['folds']} folds, {hours:.1f} hours.\n\n"
     text += f"| | {' | '.join(titles)} |\n" + "|---" * (len(titles) + 1) + "|\n"
     for method, figures in results[0]["figures"].items():
+        if any(method not in result["figures"] for result in results):
+            continue  # a result that is older than this row
         cells = [spread([result["figures"][method][figure] for result in results]) for figure in figures]
         text += f"| {method} | {' | '.join(cells)} |\n"
     return text
@@ -61,6 +69,9 @@ def audit_table(labels: str, results: list[dict]) -> str:
 
 def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | None:
     """The result of one of `AUDITS`. Missing runs are trained; with --finished, the result is `None` instead.
+
+    A result with votes that does not have what is made of annotators' answers, because it is older, is made again from
+    the predictions in its folder; where these are gone, they are trained again. --finished shows it as it is.
 
     In the first round, softmax trains on the given labels. In the second, ours trains on the posterior of the first:
     the classes that hold 95 % of it are the candidates, its probabilities their confidences. Random candidates around
@@ -77,7 +88,8 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     settings = experiments.settings(ours, seed) | {"flipped": FLIPPED, "folds": folds}
     settings["first_round"] = experiments.settings(softmax, seed)["experiment"]
     result = experiments.read(experiments.audits, labels, settings)
-    if result is not None or experiments.args.finished:
+    complete = result is not None and (labels != "two-votes" or set(CROWD_MODELS) <= set(result["figures"]))
+    if complete or experiments.args.finished:
         return result
     start = time.perf_counter()
     folder = experiments.folder / f"audit-{labels}-{folds}folds-seed{seed}"
@@ -92,8 +104,9 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
         belief = posterior_given_predictions(predictions["softmax"], votes).posterior
         save_dataset(DatasetDict(train=believe(rows, belief)), believed)
     predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
-    figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"))
-    seconds = round(time.perf_counter() - start)
+    answers = numpy_column(rows, "answers") if "answers" in rows.column_names else answers_of_votes(votes, seed)
+    figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"), answers)
+    seconds = round(time.perf_counter() - start) + (0 if result is None else result["seconds"])
     result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
     experiments.audits.write(experiments.group, labels, result)
     return experiments.read(experiments.audits, labels, settings)
@@ -130,18 +143,24 @@ def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
 
 
 def compare_audits(
-    predictions: dict[str, np.ndarray], votes: np.ndarray, given: np.ndarray, truth: np.ndarray
+    predictions: dict[str, np.ndarray],
+    votes: np.ndarray,
+    given: np.ndarray,
+    truth: np.ndarray,
+    answers: np.ndarray | None = None,
 ) -> dict[str, dict[str, float | None]]:
     """How well each method finds the wrong labels among N given ones, and how many are right after its corrections.
 
     cleanlab ranks in two ways: all rows by label quality, or the issues that it finds before all other rows. Issues
-    get the predicted label.
+    get the predicted label. Where rows have several votes, cleanlab's CROWDLAB gets all of them, and so do crowd-kit's
+    models, which do not look at the images. CROWDLAB corrects by its consensus.
 
     Args:
         predictions: out-of-fold predictions (N, K) of `"ours"` and `"softmax"`.
         votes: (N, K), whole numbers.
         given: (N,), the labels to judge.
         truth: (N,); -1 is unknown, and such rows are not counted.
+        answers: (N, A), what each annotator said, -1 for nothing; drawn from the votes where not given.
     """
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
@@ -177,4 +196,10 @@ def compare_audits(
         figures["majority, ties by class prior"] = by_belief(majority / majority.sum(axis=1, keepdims=True))
         inside = np.where(votes > 0, predictions["softmax"], 0)
         figures["softmax-trained, inside the set"] = by_belief(inside / inside.sum(axis=1, keepdims=True))
+        answers = answers_of_votes(votes) if answers is None else answers
+        for name, title in (("softmax", "softmax-trained"), ("ours", "on our predictions")):
+            quality, consensus = crowdlab(answers, predictions[name], given)
+            figures[f"CROWDLAB, {title}"] = judge(1 - quality, consensus)
+        for model in CROWD_MODELS:
+            figures[model] = by_belief(crowd_posterior(model, answers, votes.shape[1]))
     return figures

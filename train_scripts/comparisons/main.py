@@ -96,7 +96,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=f"tables:\n{tables}\n  cost         Section 4.2.2: time and memory of fine-tuning\n"
-        "  audit        finding wrong labels out of fold, ours and cleanlab (not in the paper)",
+        "  audit        finding wrong labels out of fold, ours, cleanlab, crowd-kit (not in the paper)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("table", nargs="+", choices=[*TABLES, "cost", "audit"], metavar="TABLE", help="see below")

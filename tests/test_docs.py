@@ -72,10 +72,8 @@ def test_every_public_name_is_in_the_reference():
     assert set(fer_pll.__all__) - documented == registries | {"__version__"} & set(fer_pll.__all__)
 
 
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory) -> Path:
-    """A folder with what the pages speak of: photographs, votes, the files of FER+, and a finished run."""
-    folder = tmp_path_factory.mktemp("docs")
+def write_files(folder: Path) -> None:
+    """What the pages speak of: photographs, votes, the files of FER+."""
     (folder / "photos").mkdir()
     for path in (folder / "group.jpg", folder / "face.png", folder / "photos" / "astronaut.jpg"):
         Image.fromarray(astronaut()).save(path)
@@ -91,6 +89,13 @@ def workspace(tmp_path_factory) -> Path:
     write_faces(mine, "votes")
     (mine / "table.csv").rename(mine / "votes.csv")
     write_ferplus(mine / "ferplus")
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with the files that the pages speak of, and a finished run."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_files(folder)
     for line in (
         "prepare ferplus path/to/ferplus --out data/ferplus",
         "finetune --config fer-pll-tiny-ferplus-quick --data data/ferplus --num_train_epochs 2"
@@ -139,6 +144,26 @@ def test_the_code_of_a_page_runs_from_top_to_bottom(workspace, tmp_path, page):
             run(["bash", "-euo", "pipefail", "-c", block["code"]], tmp_path)
         elif block["language"] == "python" and not block["why"]:
             run([sys.executable, "-c", block["code"]], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_the_first_ten_minutes_of_a_newcomer(tmp_path):
+    """A clone, an environment of its own that `make demo` makes, then the README's code as it stands there."""
+    run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], tmp_path)
+    clone = tmp_path / "clone"
+    (readme,) = re.findall(r"## Install\n.*?(?=## Train on FER)", (clone / "README.md").read_text(), re.DOTALL)
+    demo, _, *code = BLOCK.finditer(readme)
+    assert demo["code"] == "make demo\n"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = os.pathsep.join([str(clone / ".venv" / "bin"), environment["PATH"]])
+    write_files(clone)
+    for block in (demo, *code):
+        shell = ["bash", "-euo", "pipefail", "-c"] if block["language"] == "sh" else ["python", "-c"]
+        done = subprocess.run([*shell, block["code"]], cwd=clone, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, f"{block['code']}\n{(done.stdout + done.stderr)[-4000:]}"
+    for made in ("runs/demo/gallery.png", "faces.csv", "marked", "runs/mine/model.safetensors", "audit/audit.html"):
+        assert (clone / made).exists()
 
 
 COPYLEFT = ("libavcodec", "libx264", "libx265", "libheif", "libde265")

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from PIL import Image
+from readme_renderer import markdown
 
 import fer_pll
 from fer_pll.labels.expressions import EXPRESSIONS
@@ -122,6 +123,8 @@ def test_the_readme_on_pypi_has_no_link_to_a_file_that_is_not_there(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         text = archive.read(name).decode()
+    page = markdown.render(text.partition("\n\n")[2])  # None where there is no renderer, which twine lets pass
+    assert page.count("<img") == 1 and page.count("<table") >= 3 and "flowchart" not in page
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) > 20 and all(link.startswith(("https://", "#")) for link in links)
     for link in links:

@@ -160,7 +160,7 @@ def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
 
 
 def judge(score: np.ndarray, labels: np.ndarray, given: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Figures of suspicions (N,) of the given labels and of corrected labels (N,), on the rows whose truth is known."""
+    """Figures of suspicions (N,) of the given labels and of corrected ones (N,), on the rows whose truth is known."""
     known = truth >= 0
     wrong = (given != truth)[known]
     return evaluate_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
@@ -206,9 +206,7 @@ def compare_audits(
     rows = np.arange(len(given))
     none = {"average_precision": None, "precision_at_wrong": None}
     figures = {"labels as given": none | {"corrected": accuracy(given[truth >= 0], truth[truth >= 0])}}
-    figures["ours"] = judge_belief(
-        posterior_given_predictions(predictions["ours"], votes).posterior, given, truth
-    )
+    figures["ours"] = judge_belief(posterior_given_predictions(predictions["ours"], votes).posterior, given, truth)
     figures["our posterior, softmax-trained"] = judge_belief(
         posterior_given_predictions(predictions["softmax"], votes).posterior, given, truth
     )
@@ -225,9 +223,13 @@ def compare_audits(
     if votes.sum(axis=1).max() > 1:
         prior = votes.sum(axis=0) / votes.sum()
         majority = votes + prior / 2  # less than a vote, so it decides only ties
-        figures["majority, ties by class prior"] = judge_belief(majority / majority.sum(axis=1, keepdims=True), given, truth)
+        figures["majority, ties by class prior"] = judge_belief(
+            majority / majority.sum(axis=1, keepdims=True), given, truth
+        )
         inside = np.where(votes > 0, predictions["softmax"], 0)
-        figures["softmax-trained, inside the set"] = judge_belief(inside / inside.sum(axis=1, keepdims=True), given, truth)
+        figures["softmax-trained, inside the set"] = judge_belief(
+            inside / inside.sum(axis=1, keepdims=True), given, truth
+        )
         answers = answers_of_votes(votes) if answers is None else answers
         for name, title in CROWDLAB.items():
             quality, consensus = crowdlab(answers, predictions[name], given)

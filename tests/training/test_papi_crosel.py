@@ -202,10 +202,11 @@ def test_crosel_by_hand(make, candidates, selected):
     assert torch.equal(method.predicted[:, away], memory[:, away])
 
 
-def test_crosel_warms_up_by_cc_and_remembers(make, candidates):
-    method = make("crosel")
+@pytest.mark.parametrize(("revising", "progress"), [(False, 1.0), (True, 0.39)])
+def test_crosel_begins_with_cc_and_remembers(make, candidates, revising, progress):
+    method = make("crosel", selection_after=0.4)
     before = method.table.confidence.clone()
-    batch = batch_of(method, INDEX, revising=False)
+    batch = batch_of(method, INDEX, revising=revising, progress=progress)
     with torch.no_grad():
         losses = numbers(method.step(batch))
         second = numbers(method.head(pixel_values=batch.pixel_values[0]).logits)
@@ -213,7 +214,7 @@ def test_crosel_warms_up_by_cc_and_remembers(make, candidates):
     for i in range(B):
         p = [softmax(numbers(batch.logits[0]))[i], softmax(second)[i]]
         assert losses[i] == pytest.approx(-sum(np.log(each[candidates[rows[i]]].sum()) for each in p), abs=1e-5)
-    assert torch.equal(method.table.confidence, before)
+    assert torch.equal(method.table.confidence, before) != revising
     assert (method.predicted[:, INDEX, 2] >= 0).all() and (method.predicted[:, INDEX, :2] == -1).all()
     assert not method.select(INDEX)[0].any()
 
@@ -245,6 +246,7 @@ def test_the_second_network_of_crosel_is_another_one_that_trains_like_the_first(
         ("papi", "prototype_temperature", 0),
         ("crosel", "selection_visits", 0),
         ("crosel", "selection_threshold", 1.0),
+        ("crosel", "selection_after", 1.0),
         ("crosel", "comix_weight", -0.5),
     ],
 )

@@ -25,18 +25,21 @@ class CroSel(Method):
         t_i = one-hot(prediction of b) if selected, else (mean of both networks' p inside Y)^(1/T), normalized
         loss of network a = mean over the selected rows of -log p_a(prediction of b)
                             + lambda (1 - share of selected rows) * -sum_k t'_k log p_a,k(x')
-        x' = s x_i + (1 - s) x_j,  t' = s t_i + (1 - s) t_j,  s ~ Beta(4, 4), j in a random other order of the batch
-        until the warm-up is over: -log sum_{k in Y} p_k (CC) of each network
+        x' = s x_i + (1 - s) x_j,  t' = s t_i + (1 - s) t_j,  s = max(b, 1 - b), b ~ Beta(0.75, 0.75)
+        until a share of the training, and the warm-up, are over: -log sum_{k in Y} p_k (CC) of each network
         loss = sum over both networks
-        C' = mean of both networks' p inside Y (the rule `soft`), after the loss; the loss does not use it
+        C' = mean of both networks' p inside Y (the rule `soft`), which the loss does not use
 
     The first network is the model; the second one has a classifier of its own, drawn anew, and begins as a copy
     otherwise. It is trained along, costs as much again in time and memory, and is no part of the published model.
 
     Our reading: visits of the training itself stand in the place of a pass over all rows after each epoch, so the
     predictions of the last t visits are those of augmented views. Selection is done, and its share is counted, in each
-    micro-batch. The images that are mixed (co-mix) are strongly augmented. t and gamma are the paper's; lambda, T and
-    Beta are ours. The second network computes in float32 where the first one computes in less on a GPU.
+    micro-batch. The images that are mixed (co-mix) are strongly augmented, with row j in a random other order of the
+    batch; T = 1/2, b and max are those of MixMatch (Berthelot et al., 2019). t and gamma are the paper's, lambda is
+    ours. The authors begin to select after 10 of 200 epochs. Shorter trainings need a larger share: until a network is
+    right about most rows, few are selected, and CC teaches it more than sharpened guesses. The second network computes
+    in float32 where the first one computes in less on a GPU.
     """
 
     name = "crosel"
@@ -50,7 +53,7 @@ class CroSel(Method):
     strong_views = 1
     head_name = "second_network"
     SHARPEN = 0.5
-    BETA = 4.0
+    BETA = 0.75
 
     @dataclass(frozen=True)
     class Settings:
@@ -59,6 +62,9 @@ class CroSel(Method):
         )
         selection_threshold: OnCard[float] = field(
             default=0.9, metadata={"help": "Mean probability that selects an image, gamma."}
+        )
+        selection_after: OnCard[float] = field(
+            default=0.25, metadata={"help": "Share of the training before images are selected."}
         )
         comix_weight: OnCard[float] = field(
             default=1.0, metadata={"help": "Weight of the loss of the mixed images, lambda."}
@@ -69,6 +75,8 @@ class CroSel(Method):
                 raise ValueError(f"selection_visits={self.selection_visits} must be 1 or more.")
             if not 0 <= self.selection_threshold < 1:
                 raise ValueError(f"selection_threshold={self.selection_threshold} must lie in [0, 1).")
+            if not 0 <= self.selection_after < 1:
+                raise ValueError(f"selection_after={self.selection_after} must lie in [0, 1).")
             if self.comix_weight < 0:
                 raise ValueError(f"comix_weight={self.comix_weight} must not be negative.")
 
@@ -83,6 +91,7 @@ class CroSel(Method):
 
     def step(self, batch: Batch) -> Tensor:
         share = float(torch.distributions.Beta(self.BETA, self.BETA).sample())
+        share = max(share, 1 - share)
         return self.mixed_step(batch, share, torch.randperm(len(batch.index), device=self.device))
 
     def mixed_step(self, batch: Batch, share: float, other: Tensor) -> Tensor:
@@ -91,12 +100,14 @@ class CroSel(Method):
         logits = [batch.logits[0], self.adjust(self.head(pixel_values=batch.pixel_values[0]).logits)]
         candidates = self.table.candidates[batch.index]
         log_p = torch.stack([each.detach().float().log_softmax(dim=1) for each in logits])  # (2, B, K)
+        log_mean = log_p.logsumexp(dim=0)  # but for a constant
         selected, labels = self.select(batch.index)
         self.remember(batch, log_p)
-        if not batch.revising:
+        if batch.revising:
+            self.revise_by_rule(batch, log_mean)
+        if not batch.revising or batch.progress < self.settings.selection_after:
             return cc_loss(logits[0], candidates) + cc_loss(logits[1], candidates)
 
-        log_mean = log_p.logsumexp(dim=0)  # but for a constant
         guess = soft_response(log_mean, candidates, log_mean / self.SHARPEN)
         mixed = share * batch.pixel_values[1] + (1 - share) * batch.pixel_values[1][other]
         losses = torch.zeros_like(log_p[0, :, 0])
@@ -110,7 +121,6 @@ class CroSel(Method):
             of_mixed = self.adjust(network(pixel_values=mixed).logits)
             weight = self.settings.comix_weight * (1 - chosen.float().mean())
             losses = losses + weight * pll_loss(of_mixed, share * target + (1 - share) * target[other])
-        self.revise_by_rule(batch, log_mean)
         return losses
 
     def select(self, index: Tensor) -> tuple[Tensor, Tensor]:

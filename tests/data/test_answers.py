@@ -131,7 +131,7 @@ def check_rows(rows):
     return answers, expected, number
 
 
-@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize("num_proc", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_rows_keep_their_answers_through_all_splits_and_copies(folder, tmp_path, num_proc):
     options = {"validation_share": 0.25, "hold_out": 0.2, "classes": ",".join(CLASSES), "num_proc": num_proc}
     data = prepare("votes", folder / "wide.csv", out=tmp_path / "set", annotators=PEOPLE, **options)

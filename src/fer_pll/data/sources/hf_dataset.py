@@ -236,12 +236,12 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
     row_id = columns.row_id or ("row_id" if "row_id" in features else None)
     if row_id is not None:
         check("row-id", row_id, lambda feature: _is_text(feature) or _is_number(feature), "texts or numbers")
-    answers, named = columns.answers, class_names is not None or _is_class_label(features.get(label))
+    answers, known_classes = columns.answers, class_names is not None or _is_class_label(features.get(label))
     if answers is not None:
         check("answers", answers, _is_list_of_answers, "lists of names or whole numbers")
-        if not named and not _is_text(features[answers].feature):
+        if not known_classes and not _is_text(features[answers].feature):
             raise DataError(f"{source}: column {answers!r} has numbers; name their classes from 0 with --classes")
-    elif named and _is_list_of_answers(features.get("answers")) and not _is_text(features["answers"].feature):
+    elif known_classes and _is_list_of_answers(features.get("answers")) and not _is_text(features["answers"].feature):
         answers = "answers"  # as prepared sets have it; texts under that name may be anything
     if label is None and votes is None and candidates is None and answers is None:
         raise DataError(

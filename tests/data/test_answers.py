@@ -14,9 +14,8 @@ from fer_pll.data.sources.hf_dataset import Columns, list_dataset
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.data.splits import draw_validation, hold_out, keep_drawn_votes
 from fer_pll.io.errors import DataError
-from fer_pll.labels.crowd import count_answers
 from fer_pll.training.trainer import number_of_annotators
-from tiny import make_dataset
+from tiny import count_answers, make_dataset
 
 CLASSES = ["bored", "awake", "asleep"]
 PEOPLE = ["ann", "bob", "eve", "Zoë"]

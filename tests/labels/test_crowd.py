@@ -13,7 +13,8 @@ from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError, MissingExtra
 from fer_pll.labels.candidates import draw_votes, from_posterior
 from fer_pll.labels.confidence_table import ConfidenceTable
-from fer_pll.labels.crowd import count_answers, dawid_skene_posterior, keep_answers
+from fer_pll.labels.crowd import dawid_skene_posterior, keep_answers
+from tiny import count_answers
 
 CLASSES = ["neutral", "happiness", "surprise", "sadness"]
 SHARE_RIGHT = {"ann": 0.95, "bob": 0.85, "eve": 0.4, "joe": 0.35, "sue": 0.3}

@@ -43,11 +43,6 @@ def dawid_skene_posterior(
     return probabilities.reindex(index=range(num_rows), columns=range(num_classes), fill_value=0.0).to_numpy()
 
 
-def count_answers(answers: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many annotators chose each class, int64 (N, K), from answers (N, A), -1 for none."""
-    return (answers[:, :, None] == np.arange(num_classes)).sum(axis=1)
-
-
 def keep_answers(answers: np.ndarray, votes: np.ndarray, seed: int = 0) -> np.ndarray:
     """The answers without those that were not drawn, (N, A): of each class as many as there are votes for it.
 

@@ -10,6 +10,7 @@ from PIL import Image as PILImage
 from fer_pll.data.corrections import apply_corrections
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.data.prepare import prepare
+from fer_pll.data.sources.arrays import from_arrays
 from fer_pll.data.sources.hf_dataset import Columns, list_dataset
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.data.splits import draw_validation, hold_out, keep_drawn_votes
@@ -189,6 +190,28 @@ def test_a_prepared_set_is_prepared_again(folder, tmp_path):
     answers = numpy_column(turned["train"], "answers")
     assert (np.where(answers >= 0, 2 - answers, -1) == numpy_column(data["train"], "answers")).all()
     assert (numpy_column(turned["train"], "votes") == count_answers(answers, 3)).all()
+
+
+def test_answers_in_memory(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8), dtype=np.uint8)
+    names = ["sadness", "neutral", "happiness"]  # the set has FER+'s order: neutral, happiness, sadness
+    said = np.array([[0, 0, -1], [1, 2, 1], [-1, -1, -1]])
+    listed = from_arrays(list(images), class_names=names, answers=said)
+    data = prepare(listed, out=tmp_path / "set", num_proc=1)["train"]
+    assert data.features["label"].names == ["neutral", "happiness", "sadness"]
+    assert data["answers"][:] == [[2, 2, -1], [0, 1, 0]] and data["votes"][:] == [[0, 0, 2], [2, 1, 0]]
+    assert data["label"][:] == [2, 0]  # and the row without answers is left out
+    for wrong, reason in (
+        ({}, "give either votes, or answers"),
+        ({"answers": said, "votes": np.ones((3, 3))}, "give either votes, or answers"),
+        ({"answers": said[:2]}, r"answers have the shape \(2, 3\), but 3 images need \(3, annotators\)"),
+        ({"answers": [0, 1, 2]}, r"answers have the shape \(3,\)"),
+        ({"answers": np.where(said == 2, 3, said)}, "annotator 1 for image 1 is .*3.*, but answers are whole numbers"),
+        ({"answers": said / 2}, "annotator 0 for image 0 is .*, but answers are whole numbers from 0 to 2, or -1"),
+        ({"answers": said - 1}, "annotator 2 for image 0 is .*-2"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            from_arrays(list(images), class_names=names, **wrong)
 
 
 def dataset_with(answers, feature, **columns):

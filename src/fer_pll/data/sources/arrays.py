@@ -41,7 +41,8 @@ def from_arrays(
 
     Raises:
         DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 up;
-            answers are no numbers of classes; two classes or two rows have the same name; or one of the two splits would have no rows.
+            answers are no numbers of classes; two classes or two rows have the same name; or one of the two splits
+            would have no rows.
     """
     if class_names is None and not isinstance(votes, pd.DataFrame):
         raise DataError("class_names are needed where votes are not a data frame, whose columns name the classes")
@@ -94,7 +95,7 @@ def _answers(answers: Any, num_images: int, num_classes: int) -> np.ndarray:
     if len(wrong):
         row, annotator = wrong[0]
         raise DataError(
-            f"the answer of annotator {annotator} for image {row} is {said[row, annotator]!r}, but answers are whole "
+            f"the answer of annotator {annotator} for image {row} is {said[row, annotator]}, but answers are whole "
             f"numbers from 0 to {num_classes - 1}, or -1 for none"
         )
     return said.astype(np.int64)

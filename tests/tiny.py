@@ -175,3 +175,8 @@ def make_pretrainer(
     model = pretraining_model(config, args)
     data = train(args) if callable(train) else train
     return trainer_class(model, args, processing_class=processor, train_dataset=data)
+
+
+def count_answers(answers: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many annotators chose each class, int64 (N, K), from answers (N, A), -1 for none."""
+    return (answers[:, :, None] == np.arange(num_classes)).sum(axis=1)

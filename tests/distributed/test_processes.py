@@ -42,6 +42,7 @@ SCENARIOS = {
 SAME_TABLE_ONLY = {
     "pico": (ROWS, {"per_device_train_batch_size": 16, "loss": "pico"}),
     "solar": (ROWS, {"per_device_train_batch_size": 16, "loss": "solar"}),
+    "papi": (ROWS, {"per_device_train_batch_size": 16, "loss": "papi"}),
     # Layers of their own, called outside of the forward, in a model in which DDP looks for unused parameters.
     "scn": (
         ROWS,
@@ -53,6 +54,7 @@ SAME_TABLE_ONLY = {
         },
     ),
     "rul": (ROWS, {"per_device_train_batch_size": 16, "loss": "rul", "backbone": "dinov2"}),
+    "crosel": (ROWS, {"per_device_train_batch_size": 16, "loss": "crosel", "backbone": "dinov2"}),
 }
 
 

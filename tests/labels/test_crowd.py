@@ -1,15 +1,20 @@
 """Answers weighed by the quality of their annotators, from the table of answers to the confidences of a training."""
 
 import sys
+from itertools import combinations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.io.errors import DataError, MissingExtra
-from fer_pll.labels.candidates import from_posterior
+from fer_pll.labels.candidates import draw_votes, from_posterior
 from fer_pll.labels.confidence_table import ConfidenceTable
-from fer_pll.labels.crowd import dawid_skene_posterior
+from fer_pll.labels.crowd import dawid_skene_posterior, keep_answers
+from tiny import count_answers
 
 CLASSES = ["neutral", "happiness", "surprise", "sadness"]
 SHARE_RIGHT = {"ann": 0.95, "bob": 0.85, "eve": 0.4, "joe": 0.35, "sue": 0.3}
@@ -100,3 +105,30 @@ def test_without_crowd_kit_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "crowdkit.aggregation.classification", None)
     with pytest.raises(MissingExtra, match=r"pip install 'fer-pll\[crowd\]'"):
         dawid_skene_posterior([0], ["ann"], [0], 1, 2)
+
+
+@given(
+    hnp.arrays(np.int16, st.tuples(st.integers(1, 12), st.integers(1, 6)), elements=st.integers(-1, 3)),
+    st.integers(1, 6),
+    st.integers(0, 3),
+)
+def test_drawn_answers_are_a_part_of_the_answers_and_count_as_the_drawn_votes(answers, number, seed):
+    answers[(answers < 0).all(axis=1), 0] = 0
+    drawn = draw_votes(count_answers(answers, 4), number, seed)
+    kept = keep_answers(answers, drawn, seed)
+    assert kept.dtype == answers.dtype and ((kept == answers) | (kept == -1)).all()
+    assert (count_answers(kept, 4) == drawn).all()
+    assert (kept == keep_answers(answers, drawn, seed)).all()
+
+
+def test_every_pair_of_annotators_is_drawn_as_often():
+    answers = np.tile(np.array([0, 0, 1, -1, 2], dtype=np.int16), (6000, 1))
+    kept = keep_answers(answers, draw_votes(count_answers(answers, 3), 2), seed=1) >= 0
+    assert not kept[:, 3].any() and (kept.sum(axis=1) == 2).all()
+    pairs = [(kept[:, a] & kept[:, b]).mean() for a, b in combinations((0, 1, 2, 4), 2)]
+    assert np.abs(np.array(pairs) - 1 / 6).max() < 0.02
+
+
+def test_more_votes_than_answers_keep_all_of_them():
+    answers = np.array([[1, -1, 0]], dtype=np.int16)
+    assert keep_answers(answers, np.array([[5, 5]])).tolist() == answers.tolist()

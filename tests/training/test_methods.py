@@ -42,6 +42,8 @@ WITHOUT_CANDIDATES = [name for name, method in METHODS.items() if not method.use
 WITH_STATE = (
     "pico",
     "solar",
+    "papi",
+    "crosel",
     "scn",
     "rul",
     "dmue",
@@ -136,8 +138,8 @@ def test_a_revision_that_does_not_go_with_the_loss_is_refused(tmp_path, loss):
 
     allowed = METHODS[loss].revisions or tuple(REVISION_RULES)
     assert arguments().revision == METHODS[loss].find_rule().name in allowed
-    assert revision_names() == [*REVISION_RULES, "prototype"]
-    for revision in (*REVISION_RULES, "prototype", "guess"):
+    assert revision_names() == [*REVISION_RULES, "prototype", "classifier"]
+    for revision in (*REVISION_RULES, "prototype", "classifier", "guess"):
         if revision in allowed:
             assert arguments(revision=revision).revision == revision
             continue

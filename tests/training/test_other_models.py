@@ -58,7 +58,9 @@ def test_other_models_learn_and_revise(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", siblings(*CONFIGS))
-@pytest.mark.parametrize("loss", ["rc", "pico", "crpll"])
+@pytest.mark.parametrize(
+    "loss", ["rc", "pico", "crpll", *(pytest.param(n, marks=pytest.mark.long) for n in ("papi", "crosel"))]
+)
 def test_methods_that_need_more_than_logits_find_it_in_other_models(tmp_path, name, loss):
     trainer = trainer_of(tmp_path, name, loss=loss)
     trainer.train()

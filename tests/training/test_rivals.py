@@ -620,7 +620,7 @@ def same_state(one, other):
         "scn",
         *(
             pytest.param(n, marks=pytest.mark.long)
-            for n in ("solar", "rul", "dmue", "dacl", "dda", "ldl", "ada_cm", "crowd_layer", "pico")
+            for n in ("solar", "papi", "crosel", "rul", "dmue", "dacl", "dda", "ldl", "ada_cm", "crowd_layer", "pico")
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the methods of given labels, of crowds and SoLar reach on handwritten digits whose labels are wrong.
+"""What the later methods reach on handwritten digits whose labels are wrong, or that have several candidates.
 
 A small convolutional network and a plain loop of steps stand in the place of model and trainer, which other tests
 train: the methods see the same batches of features, maps, views and columns, and each training takes seconds.
@@ -156,14 +156,26 @@ def test_scn_relabels_wrong_labels(labels):
     assert changed.sum() > 100 and right > 0.7
 
 
+@pytest.fixture(scope="module")
+def candidates(labels) -> np.ndarray:
+    """The true labels and three of ten others."""
+    sets = np.random.default_rng(3).random((TRAINING_ROWS, K)) < 0.3
+    sets[np.arange(TRAINING_ROWS), labels["truth"]] = True
+    return sets
+
+
 @pytest.mark.long
-def test_solar_finds_the_labels_in_candidate_sets(labels, full_supervision):
-    rng = np.random.default_rng(3)
-    candidates = rng.random((TRAINING_ROWS, K)) < 0.3
-    candidates[np.arange(TRAINING_ROWS), labels["truth"]] = True
-    accuracy, method = train("solar", {}, candidates)
+@pytest.mark.parametrize("name", ["cc", "solar", "papi", "crosel"])
+def test_labels_are_found_in_candidate_sets(labels, full_supervision, candidates, name):
+    accuracy, method = train(name, {}, candidates)
     recovered = (method.table.confidence.argmax(dim=1) == labels["truth"]).float().mean()
-    print(f"solar: {accuracy:.4f}, right labels: {full_supervision:.4f}, labels found: {recovered:.3f}")
-    assert accuracy > full_supervision - 0.03 and recovered > 0.95
-    shares = labels["truth"].bincount(minlength=K) / TRAINING_ROWS
-    assert (method.prior - shares).abs().max() < 0.02
+    print(f"{name}: {accuracy:.4f}, right labels: {full_supervision:.4f}, labels found: {recovered:.3f}")
+    # CroSel lost 2.3 points: in twelve epochs half of the images are selected.
+    assert accuracy > full_supervision - (0.04 if name == "crosel" else 0.03)
+    assert recovered > 0.95 or name == "cc"  # which revises nothing
+    if name == "solar":
+        shares = labels["truth"].bincount(minlength=K) / TRAINING_ROWS
+        assert (method.prior - shares).abs().max() < 0.02
+    if name == "crosel":
+        chosen, found = method.select(torch.arange(TRAINING_ROWS))
+        assert (chosen.float().mean(dim=1) > 0.3).all() and (found == labels["truth"])[chosen].float().mean() > 0.98

@@ -28,6 +28,7 @@ from .runs import Run
 
 FLIPPED = 0.2  # share of the labels
 PACKAGES = {"cleanlab": "cleanlab", "crowdkit": "crowd-kit"}
+CROWDLAB = {"softmax": "CROWDLAB, softmax-trained", "ours": "CROWDLAB, on our predictions"}  # by its predictions
 AUDITS = {
     "two-votes": "Two drawn votes for each row",
     "uniform": f"{FLIPPED:.0%} of the labels flipped, to every class alike",
@@ -70,8 +71,9 @@ def audit_table(labels: str, results: list[dict]) -> str:
 def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | None:
     """The result of one of `AUDITS`. Missing runs are trained; with --finished, the result is `None` instead.
 
-    A result with votes that does not have what is made of annotators' answers, because it is older, is made again from
-    the predictions in its folder; where these are gone, they are trained again. --finished shows it as it is.
+    A result with votes that is older than the rows of `by_answers` gets them, also with --finished, because they need
+    no training. If it is older than CROWDLAB, it is made again from the predictions in its folder; where these are
+    gone, they are trained again, and --finished shows it without.
 
     In the first round, softmax trains on the given labels. In the second, ours trains on the posterior of the first:
     the classes that hold 95 % of it are the candidates, its probabilities their confidences. Random candidates around
@@ -88,24 +90,26 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     settings = experiments.settings(ours, seed) | {"flipped": FLIPPED, "folds": folds}
     settings["first_round"] = experiments.settings(softmax, seed)["experiment"]
     result = experiments.read(experiments.audits, labels, settings)
-    complete = result is not None and (labels != "two-votes" or set(CROWD_MODELS) <= set(result["figures"]))
+    start = time.perf_counter()
+    voted = labels == "two-votes"
+    if result is not None and voted and not set(CROWD_MODELS) <= set(result["figures"]):
+        figures = result["figures"] | by_answers(*labels_of(wrong_labels(experiments, labels, seed), seed)[1:])
+        seconds = round(time.perf_counter() - start) + result["seconds"]
+        experiments.audits.write(experiments.group, labels, result | {"figures": figures, "seconds": seconds})
+        result, start = experiments.read(experiments.audits, labels, settings), time.perf_counter()
+    complete = result is not None and (not voted or set(CROWDLAB.values()) <= set(result["figures"]))
     if complete or experiments.args.finished:
         return result
-    start = time.perf_counter()
     folder = experiments.folder / f"audit-{labels}-{folds}folds-seed{seed}"
     data = wrong_labels(experiments, labels, seed)
     predictions = {"softmax": out_of_fold(experiments, softmax, seed, data, folder / "softmax")}
-    rows = load_dataset(data, "train")
-    given = numpy_column(rows, "label")
-    one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
-    votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
+    rows, votes, given, truth, answers = labels_of(data, seed)
     believed = folder / "data"
     if not believed.is_dir():
         belief = posterior_given_predictions(predictions["softmax"], votes).posterior
         save_dataset(DatasetDict(train=believe(rows, belief)), believed)
     predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
-    answers = numpy_column(rows, "answers") if "answers" in rows.column_names else answers_of_votes(votes, seed)
-    figures = compare_audits(predictions, votes, given, numpy_column(rows, "true_label"), answers)
+    figures = compare_audits(predictions, votes, given, truth, answers)
     seconds = round(time.perf_counter() - start) + (0 if result is None else result["seconds"])
     result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
     experiments.audits.write(experiments.group, labels, result)
@@ -125,6 +129,19 @@ def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
     return str(folder)
 
 
+def labels_of(data: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The training rows, and of them votes (N, K), given (N,) and true (N,) labels, and answers (N, A).
+
+    Without votes, the label is the only one. Without answers, votes are dealt to annotators by `answers_of_votes`.
+    """
+    rows = load_dataset(data, "train")
+    given = numpy_column(rows, "label")
+    one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
+    votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
+    answers = numpy_column(rows, "answers") if "answers" in rows.column_names else answers_of_votes(votes, seed)
+    return rows, votes, given, numpy_column(rows, "true_label"), answers
+
+
 def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
     """Predictions (N, K) by models that have not seen the rows. Finished folds are not trained again."""
     argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
@@ -140,6 +157,27 @@ def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
     size = belief.shape[1]
     dataset = dataset.add_column("candidates", list(candidates), feature=List(Value("bool"), length=size))
     return dataset.add_column("confidence", list(confidence), feature=List(Value("float32"), length=size))
+
+
+def judge(score: np.ndarray, labels: np.ndarray, given: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Figures of suspicions (N,) of the given labels and of corrected ones (N,), on the rows whose truth is known."""
+    known = truth >= 0
+    wrong = (given != truth)[known]
+    return evaluate_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
+
+
+def judge_belief(belief: np.ndarray, given: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Figures of a belief (N, K)."""
+    return judge(suspicion(belief, given), believed_labels(belief, given), given, truth)
+
+
+def by_answers(
+    votes: np.ndarray, given: np.ndarray, truth: np.ndarray, answers: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """What crowd-kit's models find. They do not look at the images, so they need no predictions."""
+    return {
+        model: judge_belief(crowd_posterior(model, answers, votes.shape[1]), given, truth) for model in CROWD_MODELS
+    }
 
 
 def compare_audits(
@@ -165,41 +203,36 @@ def compare_audits(
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
-    known, rows = truth >= 0, np.arange(len(given))
-    wrong = (given != truth)[known]
-
-    def judge(score: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return evaluate_suspicion(score[known], wrong) | {"corrected": accuracy(labels[known], truth[known])}
-
-    def by_belief(belief: np.ndarray) -> dict[str, float]:
-        return judge(suspicion(belief, given), believed_labels(belief, given))
-
+    rows = np.arange(len(given))
     none = {"average_precision": None, "precision_at_wrong": None}
-    figures = {"labels as given": none | {"corrected": float(1 - wrong.mean())}}
-    figures["ours"] = by_belief(posterior_given_predictions(predictions["ours"], votes).posterior)
-    figures["our posterior, softmax-trained"] = by_belief(
-        posterior_given_predictions(predictions["softmax"], votes).posterior
+    figures = {"labels as given": none | {"corrected": accuracy(given[truth >= 0], truth[truth >= 0])}}
+    figures["ours"] = judge_belief(posterior_given_predictions(predictions["ours"], votes).posterior, given, truth)
+    figures["our posterior, softmax-trained"] = judge_belief(
+        posterior_given_predictions(predictions["softmax"], votes).posterior, given, truth
     )
     for name, probabilities in predictions.items():
         for method in ("self_confidence", "normalized_margin"):
             issues = find_label_issues(given, probabilities, return_indices_ranked_by=method, n_jobs=1)
             score = 1 - get_label_quality_scores(given, probabilities, method=method)
             title = f"{method.replace('_', ' ')}, {'on our predictions' if name == 'ours' else 'softmax-trained'}"
-            figures[f"cleanlab, label quality by {title}"] = judge(score, given) | {"corrected": None}
+            figures[f"cleanlab, label quality by {title}"] = judge(score, given, given, truth) | {"corrected": None}
             score[issues] = 2 - rows[: len(issues)] / len(rows)
             labels = given.copy()
             labels[issues] = probabilities[issues].argmax(axis=1)
-            figures[f"cleanlab, issues by {title}"] = judge(score, labels)
+            figures[f"cleanlab, issues by {title}"] = judge(score, labels, given, truth)
     if votes.sum(axis=1).max() > 1:
         prior = votes.sum(axis=0) / votes.sum()
         majority = votes + prior / 2  # less than a vote, so it decides only ties
-        figures["majority, ties by class prior"] = by_belief(majority / majority.sum(axis=1, keepdims=True))
+        figures["majority, ties by class prior"] = judge_belief(
+            majority / majority.sum(axis=1, keepdims=True), given, truth
+        )
         inside = np.where(votes > 0, predictions["softmax"], 0)
-        figures["softmax-trained, inside the set"] = by_belief(inside / inside.sum(axis=1, keepdims=True))
+        figures["softmax-trained, inside the set"] = judge_belief(
+            inside / inside.sum(axis=1, keepdims=True), given, truth
+        )
         answers = answers_of_votes(votes) if answers is None else answers
-        for name, title in (("softmax", "softmax-trained"), ("ours", "on our predictions")):
+        for name, title in CROWDLAB.items():
             quality, consensus = crowdlab(answers, predictions[name], given)
-            figures[f"CROWDLAB, {title}"] = judge(1 - quality, consensus)
-        for model in CROWD_MODELS:
-            figures[model] = by_belief(crowd_posterior(model, answers, votes.shape[1]))
+            figures[title] = judge(1 - quality, consensus, given, truth)
+        figures |= by_answers(votes, given, truth, answers)
     return figures

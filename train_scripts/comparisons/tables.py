@@ -49,6 +49,8 @@ RESNET18 = Run(None, "pll", backbone="resnet18")
 RAF = "{} (RAF-DB)".format
 RIVALS = (  # the title of a row, its settings, and the accuracy of the paper's Table 4, which is of a ResNet-18
     ("SoLar", "solar", ""),
+    ("PaPi", "papi", ""),
+    ("CroSel", "crosel", ""),
     ("SCN", "scn", "88.01"),
     ("RUL", "rul", ""),
     ("DMUE", "dmue", "88.64"),

@@ -15,7 +15,7 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-_LABEL_COLUMNS = ("label", "votes", "candidates", "majority")  # those that a relabeled row changes
+_LABEL_COLUMNS = ("label", "votes", "answers", "candidates", "majority")  # those that a relabeled row changes
 
 
 class Correction(NamedTuple):
@@ -55,8 +55,9 @@ def read_corrections(path: str | Path) -> list[Correction]:
 def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDict, str]:
     """The data set with the corrections of a file, and a report of what changed.
 
-    A relabeled row gets the new class as its `label`. All its `votes` go to that class, and where the set has
-    `candidates`, it is the only one. The row counts as `majority`. A dropped row is left out. `true_label` stays.
+    A relabeled row gets the new class as its `label`. All its `votes` and `answers` become that class, and where the
+    set has `candidates`, it is the only one. The row counts as `majority`. A dropped row is left out. `true_label`
+    stays.
 
     Args:
         dataset: all splits of a prepared set; row ids are looked for in each.
@@ -124,6 +125,8 @@ def _correct(rows: Dataset, relabeled: dict[int, int], dropped: list[int]) -> Da
             total = columns["votes"][row].sum()
             columns["votes"][row] = 0
             columns["votes"][row, label] = total
+        if "answers" in columns:
+            columns["answers"][row][columns["answers"][row] >= 0] = label
         if "candidates" in columns:
             columns["candidates"][row] = np.arange(columns["candidates"].shape[1]) == label
         if "majority" in columns:

@@ -29,7 +29,7 @@ from ..io.stored import reading
 COLUMNS = ("image", "row_id", "label")
 """The columns that every prepared set has."""
 
-OPTIONAL_COLUMNS = ("votes", "candidates", "confidence", "majority", "true_label")
+OPTIONAL_COLUMNS = ("votes", "answers", "candidates", "confidence", "majority", "true_label")
 """The columns that a source may add."""
 
 REPORT = "unreadable.csv"
@@ -47,11 +47,14 @@ _DICT_FILE = "dataset_dict.json"
 
 
 def prepared_features(class_names: Sequence[str], columns: Sequence[str] = ()) -> Features:
-    """Features of `COLUMNS` and of some of `OPTIONAL_COLUMNS`, for K classes."""
+    """Features of `COLUMNS` and of some of `OPTIONAL_COLUMNS`, for K classes.
+
+    `answers` has a number for each annotator: the class that they chose, or -1 where they said nothing.
+    """
     label = ClassLabel(names=list(class_names))
     of_each_class = {"votes": "int32", "candidates": "bool", "confidence": "float32"}
     optional = {name: List(Value(kind), length=len(class_names)) for name, kind in of_each_class.items()}
-    optional |= {"majority": Value("bool"), "true_label": label}
+    optional |= {"answers": List(Value("int16")), "majority": Value("bool"), "true_label": label}
     features = {"image": Image(), "row_id": Value("string"), "label": label}
     return Features(features | {name: optional[name] for name in OPTIONAL_COLUMNS if name in columns})
 
@@ -213,8 +216,8 @@ def check_columns(rows: Dataset) -> None:
     """Check that the columns of a data set with labels fit each other. No image is read.
 
     Raises:
-        ValueError: labels have no names, or are no numbers of classes; or another column has not a value for each
-            class.
+        ValueError: labels have no names, or are no numbers of classes; another column has not a value for each class;
+            or `answers` has not a class, or -1, for each annotator.
         ArrowInvalid: the places of the values in the file are damaged.
     """
     rows.data.table.validate(full=True)
@@ -237,6 +240,18 @@ def check_columns(rows: Dataset) -> None:
             ends = pc.min_max(pc.list_value_length(column)).as_py() if not column.null_count else None
             if ends != {"min": len(label.names), "max": len(label.names)}:
                 raise ValueError(f"{name} has not a value for each of {len(label.names)} classes")
+    if "answers" in rows.features and len(rows):
+        _check_answers(rows.data.table.column("answers"), len(label.names))
+
+
+def _check_answers(column: pa.ChunkedArray, num_classes: int) -> None:
+    lengths = pc.min_max(pc.list_value_length(column)).as_py()
+    if column.null_count or lengths["min"] != lengths["max"]:
+        raise ValueError("answers has rows of different lengths, but needs a number for each annotator")
+    given = pc.list_flatten(column)
+    ends = pc.min_max(given).as_py() if pa.types.is_integer(given.type) and not given.null_count else {}
+    if len(given) and not (ends and -1 <= ends["min"] <= ends["max"] < num_classes):
+        raise ValueError(f"answers has a value that is neither -1 nor one of {num_classes} classes")
 
 
 def check_own_files(path: str | Path, dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, Image
 
 from ..io.errors import DataError
 from ..labels.candidates import draw_votes
+from ..labels.crowd import keep_answers
 from .dataset import HELD_OUT, numpy_column
 from .provenance import Provenance
 
@@ -86,6 +87,7 @@ def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
     """The data set as if only `number` annotators had been asked, to see how many lost labels training recovers.
 
     `votes` becomes the draw that `labels.candidates.draw_votes` makes from it, and `label` the first top of that draw.
+    Of `answers`, those of annotators who were drawn stay (`labels.crowd.keep_answers`).
     A set without `true_label` gets one: the winner of all votes, or -1 where several labels share the top.
 
     Raises:
@@ -100,6 +102,9 @@ def keep_drawn_votes(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
     columns = {"votes": (list(drawn), dataset.features["votes"]), "label": (drawn.argmax(axis=1), label)}
     if "true_label" not in dataset.column_names:
         columns["true_label"] = (np.where(unique, votes.argmax(axis=1), -1), label)
+    if "answers" in dataset.column_names:
+        kept = keep_answers(numpy_column(dataset, "answers"), drawn, seed)
+        columns["answers"] = (list(kept), dataset.features["answers"])
     for name, (values, feature) in columns.items():
         if name in dataset.column_names:
             dataset = dataset.remove_columns(name)

@@ -18,6 +18,10 @@ NO_DECAY = (
 )
 
 
+SECOND = "second_network"
+"""The name of a second network that a method trains along, in the model (`Method.head_name`)."""
+
+
 def stage_names(network: nn.Module) -> list[str]:
     """The modules that a network computes one after another: its stages or, where it has none, its blocks.
 
@@ -65,10 +69,11 @@ def depths(model: nn.Module) -> dict[str, int]:
         for stage in stage_names(network)
     ]
     places = [each for each in places if each]  # timm also takes maps from modules without parameters
-    return {
+    found = {
         name: 0 if place < places[0][0] else 1 + sum(place > each[-1] for each in places)
         for place, name in enumerate(names)
     }
+    return found | {f"{SECOND}.{name}": depth for name, depth in found.items() if f"{SECOND}.{name}" in found}
 
 
 def parameter_groups(
@@ -111,7 +116,9 @@ def parameter_groups(
 
 def encoder_modules(model: nn.Module) -> list[nn.Module]:
     """The modules of a classifier that others may have pre-trained: all but what turns features into classes."""
+    second = getattr(model, SECOND, None)
+    others = [] if second is None else encoder_modules(second)
     base: Any = getattr(model, "base_model", model)
     if hasattr(base, "backbone"):
-        return [base.backbone]
-    return [module for name, module in base.named_children() if name != "query_decoder"]
+        return [base.backbone, *others]
+    return [module for name, module in base.named_children() if name != "query_decoder"] + others

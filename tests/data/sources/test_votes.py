@@ -258,7 +258,7 @@ def test_classes_may_have_the_names_of_columns(tmp_path, name):
         f"path,annotator,label\na.png,ann,{name}\na.png,bob,other\na.png,eve,{name}\n"
     )
     (row,) = list_votes(tmp_path / "answers.csv", class_names=classes)["train"]
-    assert row.columns == {"votes": [2, 1], "label": 0}
+    assert row.columns == {"votes": [2, 1], "label": 0, "answers": [0, 1, 0]}
     (tmp_path / "sets.csv").write_text(f"path,candidates\na.png,other|{name}\n")
     (row,) = list_votes(tmp_path / "sets.csv", class_names=classes)["train"]
     assert row.columns == {"candidates": [True, True], "label": -1}

@@ -18,11 +18,12 @@ from .base import Opened
 
 def from_arrays(
     images: Sequence[Any],
-    votes: Any,
+    votes: Any = None,
     class_names: Sequence[str] | None = None,
     row_ids: Sequence[str] | None = None,
     validation_share: float = 0.0,
     seed: int = 0,
+    answers: Any = None,
 ) -> Opened:
     """Images in memory with their votes, to be prepared by `fer_pll.prepare(from_arrays(...), out=...)`.
 
@@ -35,15 +36,21 @@ def from_arrays(
         row_ids: N names of the rows; `row:0`, `row:1` and so on where not given.
         validation_share: share of the rows, drawn at random, for a split `validation`.
         seed: seed of that draw.
+        answers: in the place of votes, where it is known who gave which: (N, A), for each annotator the number of a
+            class, from 0 in the order of class_names, or -1 for none. The votes are counted.
 
     Raises:
-        DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 up; two
-            classes or two rows have the same name; or one of the two splits would have no rows.
+        DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 up;
+            answers are no numbers of classes; two classes or two rows have the same name; or one of the two splits
+            would have no rows.
     """
     if class_names is None and not isinstance(votes, pd.DataFrame):
         raise DataError("class_names are needed where votes are not a data frame, whose columns name the classes")
     names = [canonical_name(str(name)) for name in (votes.columns if class_names is None else class_names)]
-    counts = np.asarray(votes)
+    if (votes is None) == (answers is None):
+        raise DataError("give either votes, or answers, which votes are counted from")
+    said = None if answers is None else _answers(answers, len(images), len(names))
+    counts = np.asarray(votes) if said is None else (said[:, :, None] == np.arange(len(names))).sum(axis=1)
     if counts.shape != (len(images), len(names)):
         raise DataError(
             f"votes have the shape {counts.shape}, but {len(images)} images and {len(names)} classes need "
@@ -65,20 +72,47 @@ def from_arrays(
         )
     ordered = in_order_of_expressions(names)
     whole = whole[:, [names.index(name) for name in ordered]]
+    if said is not None:
+        said = np.where(said >= 0, np.array([ordered.index(name) for name in names])[said], -1)
     drawn = np.zeros(len(images), dtype=bool)
     drawn[np.random.default_rng(seed).permutation(len(images))[: round(validation_share * len(images))]] = True
     if not 0 <= validation_share < 1 or drawn.all() or (validation_share and not drawn.any()):
         raise DataError(f"validation_share {validation_share} of {len(images)} rows: both parts need rows, try 0.1")
     parts = {"train": np.flatnonzero(~drawn), "validation": np.flatnonzero(drawn)}
-    splits = {split: _Records(images, whole, rows, part.tolist()) for split, part in parts.items() if len(part)}
-    return Opened(ordered, splits, ("votes",))
+    splits = {split: _Records(images, whole, said, rows, part.tolist()) for split, part in parts.items() if len(part)}
+    return Opened(ordered, splits, ("votes",) if said is None else ("votes", "answers"))
+
+
+def _answers(answers: Any, num_images: int, num_classes: int) -> np.ndarray:
+    """Answers (N, A) as int64, after checking them."""
+    said = np.asarray(answers)
+    if said.ndim != 2 or len(said) != num_images:
+        raise DataError(
+            f"answers have the shape {said.shape}, but {num_images} images need ({num_images}, annotators)"
+        )
+    fits = said.dtype.kind in "iu" and (said >= -1) & (said < num_classes)
+    wrong = np.argwhere(~np.broadcast_to(fits, said.shape))
+    if len(wrong):
+        row, annotator = wrong[0]
+        raise DataError(
+            f"the answer of annotator {annotator} for image {row} is {said[row, annotator]}, but answers are whole "
+            f"numbers from 0 to {num_classes - 1}, or -1 for none"
+        )
+    return said.astype(np.int64)
 
 
 class _Records(Sequence[ImageRecord]):
     """The records of some rows, each made when it is asked for."""
 
-    def __init__(self, images: Sequence[Any], votes: np.ndarray, row_ids: list[str], rows: list[int]) -> None:
-        self.images, self.votes, self.row_ids, self.rows = images, votes, row_ids, rows
+    def __init__(
+        self,
+        images: Sequence[Any],
+        votes: np.ndarray,
+        answers: np.ndarray | None,
+        row_ids: list[str],
+        rows: list[int],
+    ) -> None:
+        self.images, self.votes, self.answers, self.row_ids, self.rows = images, votes, answers, row_ids, rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,6 +124,8 @@ class _Records(Sequence[ImageRecord]):
         row = self.rows[place]
         image, votes = self.images[row], self.votes[row].astype(int).tolist()
         columns = {"votes": votes, "label": votes.index(max(votes))}
+        if self.answers is not None:
+            columns["answers"] = self.answers[row].tolist()
         problem = None if any(votes) else "has no votes at all: remove the row or add some"
         if isinstance(image, (str, os.PathLike)):
             return ImageRecord(Path(image), self.row_ids[row], columns, problem=problem)

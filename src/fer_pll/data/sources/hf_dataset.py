@@ -35,6 +35,8 @@ class Columns:
         votes: a list of K votes, or several columns, each named after a class, with the votes for it.
         candidates: a list of K booleans, of names or of numbers, or names with `|` between them.
         row_id: names of the rows, each of them once. Without it, `row_id` is like `train[17]`, counted from 0.
+        answers: a list of what each annotator chose: names, or numbers as of `label`; -1 or nothing where they did not
+            answer.
     """
 
     image: str | None = None
@@ -42,6 +44,7 @@ class Columns:
     votes: str | Sequence[str] | None = None
     candidates: str | None = None
     row_id: str | None = None
+    answers: str | None = None
 
 
 def open_dataset(
@@ -172,11 +175,13 @@ def list_dataset(
     reader = _Reader(columns, class_names, of_source, root)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
     counts = {split: len(rows) for split, rows in opened.items() if isinstance(rows, Dataset)}
-    found = [name for name in ("votes", "candidates") if getattr(columns, name) is not None]
+    found = [name for name in ("votes", "answers", "candidates") if getattr(columns, name) is not None]
     hub_id = None if Path(source).exists() else str(source)
     license = next(iter(opened.values())).info.license
     provenance = Provenance(source=HfDataset.name, hub_id=hub_id, license=license or None)
     read_as = f"a data set of `datasets` ({', '.join(filter(None, (columns.image, columns.label, *found)))})"
+    if "answers" in found and "votes" not in found:
+        found.append("votes")  # the answers are counted
     return Opened(class_names, splits, found, provenance, counts=counts, read_as=read_as, root=root)
 
 
@@ -231,12 +236,19 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
     row_id = columns.row_id or ("row_id" if "row_id" in features else None)
     if row_id is not None:
         check("row-id", row_id, lambda feature: _is_text(feature) or _is_number(feature), "texts or numbers")
-    if label is None and votes is None and candidates is None:
+    answers, known_classes = columns.answers, class_names is not None or _is_class_label(features.get(label))
+    if answers is not None:
+        check("answers", answers, _is_list_of_answers, "lists of names or whole numbers")
+        if not known_classes and not _is_text(features[answers].feature):
+            raise DataError(f"{source}: column {answers!r} has numbers; name their classes from 0 with --classes")
+    elif known_classes and _is_list_of_answers(features.get("answers")) and not _is_text(features["answers"].feature):
+        answers = "answers"  # as prepared sets have it; texts under that name may be anything
+    if label is None and votes is None and candidates is None and answers is None:
         raise DataError(
-            f"{source} has the columns {', '.join(features)}, none of which is known to hold labels, votes or "
-            "candidates: name one with --label, --votes or --candidates"
+            f"{source} has the columns {', '.join(features)}, none of which is known to hold labels, votes, answers "
+            "or candidates: name one with --label, --votes, --answers or --candidates"
         )
-    return Columns(image, label, votes, candidates, row_id)
+    return Columns(image, label, votes, candidates, row_id, answers)
 
 
 def _is_class_label(feature: Any) -> bool:
@@ -260,6 +272,10 @@ def _is_list(feature: Any) -> bool:
     return isinstance(feature, List) and isinstance(feature.feature, Value | ClassLabel)
 
 
+def _is_list_of_answers(feature: Any) -> bool:
+    return _is_list(feature) and (_is_text(feature.feature) or getattr(feature.feature, "dtype", "")[:3] == "int")
+
+
 def _is_image(feature: Any) -> bool:
     if isinstance(feature, Mapping):  # an Image that lost its type on the way, as in pandas
         feature = feature.get("bytes")
@@ -270,7 +286,7 @@ def _list_rows(source: str, split: str, rows: Dataset | IterableDataset, reader:
     if isinstance((rows.features or {}).get(reader.columns.image), Image):
         rows = rows.cast_column(reader.columns.image, Image(decode=False))
     wanted = reader.columns
-    needed = [wanted.image, wanted.label, wanted.candidates, wanted.row_id]
+    needed = [wanted.image, wanted.label, wanted.answers, wanted.candidates, wanted.row_id]
     needed += [wanted.votes] if isinstance(wanted.votes, str) else wanted.votes or []
     rows = rows.select_columns([name for name in dict.fromkeys(needed) if name is not None])
     seen: set[str] = set()
@@ -314,6 +330,7 @@ class _Reader:
         self.columns = columns
         self.class_names = class_names
         self.of_source = of_source
+        self.annotators: int | None = None  # as many as the first row has
 
     def read(self, row: dict[str, Any], row_id: str) -> ImageRecord:
         wanted, problem = self.columns, None
@@ -329,10 +346,16 @@ class _Reader:
                 path = self._inside(wanted.image, path)
             if wanted.label is not None:
                 values["label"] = self._label(wanted.label, row[wanted.label])
-                if values["label"] < 0 and wanted.votes is None and wanted.candidates is None:
+                if values["label"] < 0 and wanted.votes is wanted.answers is wanted.candidates is None:
                     raise _Problem(f"column {wanted.label!r} is {row[wanted.label]!r}, which is not a label")
+            if wanted.answers is not None:
+                values["answers"] = self._answers(wanted.answers, row[wanted.answers])
+                values["votes"] = [values["answers"].count(label) for label in range(len(self.class_names))]
             if wanted.votes is not None:
                 values["votes"] = self._votes(wanted.votes, row)
+            if "votes" in values:
+                if not any(values["votes"]):
+                    raise _Problem(f"has no votes for {', '.join(self.class_names)}: remove the row or add some")
                 if wanted.label is None:
                     values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
             if wanted.candidates is not None:
@@ -379,9 +402,17 @@ class _Reader:
                     votes[self.class_names.index(name)] = whole_number(where, name, value)
                 except DataError as error:
                     raise _Problem(str(error)) from error
-        if not any(votes):
-            raise _Problem(f"has no votes for {', '.join(self.class_names)}: remove the row or add some")
         return votes
+
+    def _answers(self, column: str, value: Any) -> list[int]:
+        answers = [-1 if entry == "" else self._label(column, entry) for entry in value or ()]
+        self.annotators = len(answers) if self.annotators is None else self.annotators
+        if len(answers) != self.annotators:
+            raise _Problem(
+                f"column {column!r} has {len(answers)} entries, but {self.annotators} in the first row: give each row "
+                "one for each annotator"
+            )
+        return answers
 
     def _candidates(self, column: str, value: Any) -> list[bool]:
         entries = value.split("|") if isinstance(value, str) else value
@@ -423,6 +454,8 @@ class HfDataset(Source):
             "ClassLabel)",
             "candidates": "candidate sets: booleans, names, or names with | between them (default: candidates, if "
             "any)",
+            "answers": "lists of what each annotator chose, names or numbers, -1 for nothing (default: answers, if "
+            "it has numbers)",
             "row-id": "the names of the rows (default: row_id, if any, else the row's number)",
         }.items():
             parser.add_argument(f"--{option}", metavar="COLUMN", help=f"column with {what}")
@@ -435,6 +468,8 @@ class HfDataset(Source):
         add_classes_argument(parser, "those that the label names, else the eight expressions of FER+")
 
     def open(self, options: argparse.Namespace) -> Opened:
-        columns = Columns(options.image, options.label, options.votes, options.candidates, options.row_id)
+        columns = Columns(
+            options.image, options.label, options.votes, options.candidates, options.row_id, options.answers
+        )
         classes = parse_classes(options.classes)
         return list_dataset(options.source, columns, classes, options.config, options.revision)

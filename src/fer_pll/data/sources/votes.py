@@ -4,10 +4,9 @@ import argparse
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,14 +30,17 @@ def list_votes(
     root: str | Path | None = None,
     class_names: Sequence[str] = EXPRESSIONS,
     coverage: float | None = None,
+    annotators: Sequence[str] | None = None,
 ) -> dict[str, list[ImageRecord]]:
     """Lists the images of a table of votes: CSV (or with tabs or semicolons), JSON lines or Parquet.
 
-    The table has one of three forms:
+    The table has one of four forms:
 
     - one row for each image: `path`, and a column for each class, by its name, with the number of votes. Classes
       without a column have no votes;
     - one row for each answer: `path`, `annotator`, `label` (a class name);
+    - one row for each image: `path`, and a column for each of `annotators`, with the class name that they chose, or
+      nothing;
     - candidate sets: `path` and `candidates` (class names with `|` between them), and `label` where it is known.
 
     Names of classes may be capitalized, or synonyms (see `expressions.SYNONYMS`). A column `split` says train,
@@ -52,10 +54,13 @@ def list_votes(
         coverage: weigh the answers by the quality of their annotators (`labels.crowd.dawid_skene_posterior`), over all
             splits together. `candidates` are then the most probable labels that hold this share of the probability,
             `confidence` has their probabilities, and `label` is the most probable label.
+        annotators: the columns of a table that has one for each annotator.
 
     Returns:
         records by split, with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
-        where it is not known). An image without any vote or candidate has a `problem`.
+        where it is not known). Where the table says who gave which answer, they have `answers` as well: for each of
+        all annotators, sorted by name, the class, or -1 where they did not answer for this image. An image without any
+        vote or candidate has a `problem`.
 
     Raises:
         DataError: `read_rows` refuses the table, a column is missing, a name is not a class, votes are not whole
@@ -71,21 +76,27 @@ def list_votes(
     first_row = next(rows)
     first = first_row[1]
     answers = "annotator" in first and "label" in first
+    annotators = list(annotators or ())
     classes = {
         name: class_names.index(canonical_name(name))
         for name in first
-        if canonical_name(name) in class_names and name not in OWN_COLUMNS
+        if canonical_name(name) in class_names and name not in (*OWN_COLUMNS, *annotators)
     }
     sets = "candidates" in first
-    if "path" not in first or not (answers or classes or sets):
+    if "path" not in first or not (answers or annotators or classes or sets):
         raise DataError(
             f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
-            f"candidates; or path and a column for each class ({', '.join(class_names)})"
+            f"candidates; or path and a column for each class ({', '.join(class_names)}); or path and columns that "
+            "--annotators names"
         )
-    if answers + bool(classes) + sets > 1:
+    unfit = next((name for name in annotators if name not in first or name in ("path", "split")), None)
+    if unfit is not None or len(set(annotators)) < len(annotators):
+        fault = "names a column twice" if unfit is None else f"names {unfit!r}, which is no annotator's column"
+        raise DataError(f"--annotators {','.join(annotators)} {fault}; {file} has {', '.join(first)}")
+    if answers + bool(annotators) + bool(classes) + sets > 1:
         raise DataError(
-            f"{file} has more than one of annotator, candidates, and columns of classes ({', '.join(classes)}): keep "
-            "one of them"
+            f"{file} has more than one of annotator, candidates, columns of annotators ({', '.join(annotators)}), and "
+            f"columns of classes ({', '.join(classes)}): keep one of them"
         )
     taken = next((name for name in class_names if name in OWN_COLUMNS), None) if classes else None
     if taken is not None:
@@ -99,14 +110,22 @@ def list_votes(
     if len(set(classes.values())) < len(classes):
         raise DataError(f"{file}: two of the columns {', '.join(classes)} are the same class: join them")
 
-    if coverage is not None and not answers:
+    if coverage is not None and not (answers or annotators):
         raise DataError(
             f"{file} does not say who gave which answer, so annotators cannot be weighed: it needs the columns "
-            f"{', '.join(ANSWER_COLUMNS)}"
+            f"{', '.join(ANSWER_COLUMNS)}, or columns that --annotators names"
         )
-    listed = partial(_count_answers, coverage=coverage) if answers else _read_sets if sets else _read_counts
+    rows = chain([first_row], rows)
+    if answers:
+        listed = _count_answers(file, _answers_in_rows(file, rows, class_names), class_names, coverage)
+    elif annotators:
+        listed = _count_answers(file, _answers_in_columns(file, rows, class_names, annotators), class_names, coverage)
+    elif sets:
+        listed = _read_sets(file, rows, class_names)
+    else:
+        listed = _read_counts(file, rows, class_names, classes)
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
-    for place, path, given, columns in listed(file, chain([first_row], rows), class_names, classes):
+    for place, path, given, columns in listed:
         image = _resolve(file, place, root, path)
         split = given or "train"
         if split not in SPLITS:
@@ -130,7 +149,7 @@ def _read_counts(
 
 
 def _read_sets(
-    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str]
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
     """(place, path, split, columns) of each row of a table of candidate sets."""
     for place, path, row in _one_row_each(file, rows):
@@ -167,53 +186,92 @@ def _class(where: Path, name: str, class_names: list[str]) -> int:
     return class_names.index(canonical_name(name))
 
 
-def _count_answers(
-    file: Path,
-    rows: Iterator[tuple[str, dict[str, Any]]],
-    class_names: list[str],
-    classes: dict[str, int],
-    coverage: float | None,
-) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """(place, path, split, columns) of each image of a table that has a row for each answer."""
-    given: list[tuple[str, str, int]] = []  # path, annotator, label
-    images: dict[str, tuple[str, str | None, np.ndarray]] = {}
-    answered: dict[tuple[str, str], str] = {}
+class _Answer(NamedTuple):
+    """What an annotator said of an image; a row of a table without any answer has one without annotator."""
+
+    place: str
+    path: str
+    split: str | None
+    annotator: str | None
+    label: int
+
+
+def _answers_in_rows(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str]
+) -> Iterator[_Answer]:
+    """The answers of a table that has a row for each."""
     for place, row in rows:
         where = file.parent / place
         path, annotator = _path(where, row), _text(where, row, "annotator")
-        label = _class(where, _text(where, row, "label"), class_names)
-        if (path, annotator) in answered:
-            raise DataError(
-                f"{where}: annotator {annotator} already answered for {path}, in {answered[path, annotator]}: "
-                "remove one of the answers"
-            )
-        answered[path, annotator] = place
-        split = _split(row)
-        first = images.setdefault(path, (place, split, np.zeros(len(class_names), dtype=np.int32)))
+        yield _Answer(place, path, _split(row), annotator, _class(where, _text(where, row, "label"), class_names))
+
+
+def _answers_in_columns(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], annotators: Sequence[str]
+) -> Iterator[_Answer]:
+    """The answers of a table that has a column for each annotator. An empty cell is no answer."""
+    for place, path, row in _one_row_each(file, rows):
+        where = file.parent / place
+        given = {name: str(row[name]).strip() for name in annotators if row.get(name) is not None}
+        said = {name: text for name, text in given.items() if text}
+        for name, text in said.items():
+            yield _Answer(place, path, _split(row), name, _class(where, text, class_names))
+        if not said:
+            yield _Answer(place, path, _split(row), None, -1)
+
+
+def _count_answers(
+    file: Path, given: Iterator[_Answer], class_names: list[str], coverage: float | None
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each image that was answered for."""
+    images: dict[str, tuple[str, str | None, dict[str, int]]] = {}  # the last: labels by annotator
+    answered: dict[tuple[str, str], str] = {}
+    for place, path, split, annotator, label in given:
+        where = file.parent / place
+        first = images.setdefault(path, (place, split, {}))
         if first[1] != split:
             raise DataError(
                 f"{where}: {path} is in split {split}, but {first[0]} has it in {first[1]}: correct one of them"
             )
-        first[2][label] += 1
-        if coverage is not None:
-            given.append((path, annotator, label))
-    columns = [_columns_of(votes) for _, _, votes in images.values()]
+        if annotator is None:
+            continue
+        if annotator in first[2]:
+            raise DataError(
+                f"{where}: annotator {annotator} already answered for {path}, in {answered[path, annotator]}: "
+                "remove one of the answers"
+            )
+        first[2][annotator] = label
+        answered[path, annotator] = place
+    annotators = sorted({annotator for _, _, said in images.values() for annotator in said})
+    columns = []
+    for _, _, said in images.values():
+        votes = np.bincount(list(said.values()), minlength=len(class_names)) if said else np.zeros(len(class_names))
+        columns.append(_columns_of(votes.astype(int)) | {"answers": [said.get(name, -1) for name in annotators]})
     if coverage is not None:
-        _weigh_annotators(columns, given, list(images), coverage)
+        _weigh_annotators(columns, [said for _, _, said in images.values()], coverage)
     for (path, (place, split, _)), values in zip(images.items(), columns, strict=True):
         yield place, path, split, values
 
 
-def _weigh_annotators(
-    columns: list[dict[str, Any]], given: list[tuple[str, str, int]], paths: list[str], coverage: float
-) -> None:
-    """Sets `label`, `candidates` and `confidence` in the images' columns, as `list_votes` says of `coverage`."""
-    number = {path: row for row, path in enumerate(paths)}
-    rows, annotators, labels = zip(*((number[path], who, label) for path, who, label in given), strict=True)
-    posterior = dawid_skene_posterior(rows, annotators, labels, len(paths), len(columns[0]["votes"]))
-    candidates = from_posterior(posterior, coverage)
+def _weigh_annotators(columns: list[dict[str, Any]], said: list[dict[str, int]], coverage: float) -> None:
+    """Sets `label`, `candidates` and `confidence` in the images' columns, as `list_votes` says of `coverage`.
+
+    Args:
+        columns: of each image.
+        said: for each image, labels by annotator. Those of an image without any stay all zero.
+        coverage: see `list_votes`.
+    """
+    answered = [row for row, answers in enumerate(said) if answers]
+    if not answered:
+        return
+    given = [(number, who, label) for number, row in enumerate(answered) for who, label in said[row].items()]
+    rows, annotators, labels = zip(*given, strict=True)
+    shape = len(columns), len(columns[0]["votes"])
+    posterior, candidates = np.zeros(shape), np.zeros(shape, dtype=bool)
+    posterior[answered] = dawid_skene_posterior(rows, annotators, labels, len(answered), shape[1])
+    candidates[answered] = from_posterior(posterior[answered], coverage)
     confidence = np.where(candidates, posterior, 0)
-    confidence /= confidence.sum(axis=1, keepdims=True)
+    confidence[answered] /= confidence[answered].sum(axis=1, keepdims=True)
     for row, values in enumerate(columns):
         values["label"] = int(posterior[row].argmax())
         values["candidates"] = candidates[row].tolist()
@@ -280,31 +338,40 @@ class Votes(Source):
             "source",
             metavar="table",
             help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class; or path, annotator, "
-            "label; or path and candidates (class names with | between them)",
+            "label; or path and --annotators; or path and candidates (class names with | between them)",
         )
         parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
         add_classes_argument(parser, "the eight expressions of FER+")
+        parser.add_argument(
+            "--annotators",
+            metavar="COLUMN,COLUMN,...",
+            help="columns of the table with the class that each annotator chose, or nothing",
+        )
         parser.add_argument(
             "--weigh-annotators",
             nargs="?",
             type=float,
             const=0.95,
             metavar="SHARE",
-            help="for a table with a row for each answer: let good annotators count for more (Dawid-Skene). "
+            help="for a table that says who gave which answer: let good annotators count for more (Dawid-Skene). "
             "Candidates are the most probable labels that hold SHARE (default: 0.95) of the probability. Train with "
             "--confidence_init column to start from the probabilities. Needs the extra `crowd`",
         )
 
     def open(self, options: argparse.Namespace) -> Opened:
         names = parse_classes(options.classes) or EXPRESSIONS
+        annotators = options.annotators
         splits = list_votes(
             options.source,
             options.root,
             names,
             options.weigh_annotators,
+            [name.strip() for name in annotators.split(",")] if isinstance(annotators, str) else annotators,
         )
-        columns = tuple(next(iter(splits.values()))[0].columns)
+        first = next(iter(splits.values()))[0].columns
+        columns = tuple(first)
         form = "candidate sets" if columns[0] == "candidates" else "votes"
+        form += f" of {len(first['answers'])} annotators" if "answers" in first else ""
         return Opened(
             names,
             splits,

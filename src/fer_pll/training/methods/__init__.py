@@ -10,6 +10,7 @@ from .annotator_confusion import AnnotatorConfusion
 from .base import Batch, Method, MethodOptions
 from .baselines import CrossEntropy, SoftVotes
 from .cc import CC
+from .crosel import CroSel
 from .crowd_layer import CrowdLayer
 from .crpll import CRPLL
 from .dacl import DACL
@@ -19,6 +20,7 @@ from .eac import EAC
 from .ldl import NeighborLDL
 from .lw import LW, LWC
 from .mcr import MCR
+from .papi import PaPi
 from .pico import PiCO
 from .pll import PLL
 from .proden import PRODEN
@@ -31,7 +33,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         *(CrossEntropy, SoftVotes),
-        *(PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL, SoLar),  # of candidate sets
+        *(PLL, CC, RC, PRODEN, LW, LWC, PiCO, CRPLL, SoLar, PaPi, CroSel),  # of candidate sets
         *(SCN, RUL, DMUE, EAC, DACL, DDA, NeighborLDL, MCR, AdaCM),  # of one label for each row
         *(CrowdLayer, AnnotatorConfusion),  # of annotators' answers
     )

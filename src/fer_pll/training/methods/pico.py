@@ -12,25 +12,25 @@ from transformers import PreTrainedModel
 from ...hub.card_settings import OnCard
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss, supervised_contrastive_loss
-from ...labels.revision import RevisionRule, describe_each_visit, response_margin
-from .base import Batch, Method, MethodOptions
-from .network import Taps, last_linear
+from ...labels.revision import RevisionRule, describe_each_visit
+from .base import Batch, MethodOptions
+from .network import Taps
+from .prototypes import PrototypeMethod
 
 
 def _describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
     return describe_each_visit(settings, candidate_sets, "they move towards the candidate whose prototype is nearest")
 
 
-class PiCO(Method):
+class PiCO(PrototypeMethod):
     """Class prototypes, in a space shaped by a contrastive loss, decide between the candidates.
 
         loss: -sum_k C_k log p_k + 0.5 * supervised contrastive(q; k and the queue)
         C' = phi C + (1 - phi) one-hot(argmax_{k in Y} q . mu_k), before the loss
         mu_c = unit(m mu_c + (1 - m) q) for the rows with predicted candidate c
 
-    q is the embedding of the first view. k is that of the second view, by a copy of the model that follows slowly
-    (momentum encoder). phi falls from 0.95 to 0.8 over the run. A small network makes the embeddings from the input of
-    the model's `classifier`; it is trained too, but is no part of the published checkpoint.
+    q is the embedding of the first view, see `PrototypeMethod`. k is that of the second view, by a copy of the model
+    that follows slowly (momentum encoder).
 
     After the warm-up, a row is revised once all its candidates have prototypes. Each process compares
     its rows with its own keys and the common queue, so the contrastive loss depends on the number of processes.
@@ -44,14 +44,10 @@ class PiCO(Method):
     revision = RevisionRule("prototype", "towards the candidate whose prototype is nearest", describe=_describe)
     revisions = ("prototype",)
     num_views = 2
-    uses_features = True
     head_name = "contrastive_head"
-    DIM = 128
     QUEUE = 8192
     MOMENTUM = 0.999  # of the momentum encoder
-    PROTOTYPE_MOMENTUM = 0.99
     CONTRASTIVE_WEIGHT = 0.5
-    PHI = (0.95, 0.8)
 
     @dataclass(frozen=True)
     class Settings:
@@ -65,28 +61,17 @@ class PiCO(Method):
 
     def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
-        width = last_linear(model, self.name).in_features
         key_model: nn.Module = copy.deepcopy(model)
-        self.add_head(nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.DIM)))
-        key_model.add_module(self.head_name, copy.deepcopy(self.head))
         key_model.to(self.device)  # type: ignore[arg-type]  # transformers' wrapper of it lost its self
         self.key_model = key_model.requires_grad_(False).train()
         self.key_taps = Taps(self.key_model, self.name, features=True)
-        num_classes = len(table.class_names)
-        self.prototypes = torch.zeros(num_classes, self.DIM, device=self.device)
         self.queue = torch.zeros(self.QUEUE, self.DIM, device=self.device)
         self.queue_labels = torch.zeros(self.QUEUE, dtype=torch.int64, device=self.device)
         self.queued = 0  # how many keys have entered the queue so far
 
-    def embed(self, encoder: nn.Module, features: Tensor | None) -> Tensor:
-        """Unit vectors (B, DIM) from what enters the encoder's classifier, (B, d) or (B, K, d)."""
-        assert features is not None  # see `uses_features`
-        return nn.functional.normalize(getattr(encoder, self.head_name)(self.pooled(features)).float(), dim=1)
-
     def step(self, batch: Batch) -> Tensor:
         queries = self.embed(self.model, None if batch.features is None else batch.features[0])
-        candidates = self.table.candidates[batch.index]
-        labels = batch.logits[0].detach().masked_fill(~candidates, float("-inf")).argmax(dim=1)
+        labels = self.predicted_candidates(batch)
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed(self.key_model, self.key_taps.take()[0])
@@ -108,22 +93,14 @@ class PiCO(Method):
         index, queries = self.gather_revisable(batch, queries)
         candidates = self.table.candidates[index]
         similarity = (queries @ self.prototypes.T).masked_fill(~candidates, float("-inf"))
-        nearest = nn.functional.one_hot(similarity.argmax(dim=1), similarity.shape[1])
-        phi = self.PHI[0] + (self.PHI[1] - self.PHI[0]) * batch.progress
-        without_prototype = ~self.prototypes.any(dim=1)
-        ready = (candidates.sum(dim=1) > 1) & ~(candidates & without_prototype).any(dim=1)
-        index, nearest = index[ready], nearest[ready]
-        confidence = phi * self.table.lookup(index) + (1 - phi) * nearest
-        self.table.write(index, confidence, int(batch.epoch))
-        self.margins += torch.stack([response_margin(confidence).sum(), confidence.new_tensor(len(index))])
+        ready = ~(candidates & ~self.prototypes.any(dim=1)).any(dim=1)
+        self.move_towards(batch, index[ready], similarity.argmax(dim=1)[ready])
 
     @torch.no_grad()
     def remember(self, batch: Batch, queries: Tensor, keys: Tensor, labels: Tensor) -> None:
         """Move the prototypes and fill the queue with the rows of all processes, in the same order on each."""
         _, queries, keys, labels = self.gather_revisable(batch, queries, keys, labels)
-        for query, label in zip(queries, labels.tolist(), strict=True):
-            moved = self.PROTOTYPE_MOMENTUM * self.prototypes[label] + (1 - self.PROTOTYPE_MOMENTUM) * query
-            self.prototypes[label] = nn.functional.normalize(moved, dim=0)
+        self.move_prototypes(queries, labels)
         places = (self.queued + torch.arange(len(keys), device=keys.device)) % self.QUEUE
         self.queue[places], self.queue_labels[places] = keys, labels
         self.queued += len(keys)
@@ -138,7 +115,6 @@ class PiCO(Method):
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "key_model": self.key_model.state_dict(),
-            "prototypes": self.prototypes,
             "queue": self.queue,
             "queue_labels": self.queue_labels,
             "queued": self.queued,
@@ -147,5 +123,5 @@ class PiCO(Method):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.key_model.load_state_dict(state["key_model"])
-        self.prototypes, self.queue, self.queue_labels = state["prototypes"], state["queue"], state["queue_labels"]
+        self.queue, self.queue_labels = state["queue"], state["queue_labels"]
         self.queued = state["queued"]

@@ -32,7 +32,7 @@ LAYERS = (
 
 # What `fer-pll predict --backend onnx` runs on.
 WITHOUT_TORCH = (
-    "io", "faces", "plots.timeline", "inference.predict", "inference.media", "inference.answers",
+    "io", "faces", "plots.timeline", "inference.predict", "inference.media", "model.face_answers",
     "inference.onnx_runtime", "inference.explanation", "inference.recognizing", "inference.video", "inference.marked",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas", "evaluate"}

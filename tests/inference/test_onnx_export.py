@@ -16,11 +16,11 @@ from transformers import AutoConfig
 
 import fer_pll_cli
 from fer_pll import FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor
-from fer_pll.faces.alignment import FaceCrop
-from fer_pll.faces.detection import open_session
 from fer_pll.inference.onnx_export import drawn_images, export_onnx, write_model
 from fer_pll.inference.onnx_runtime import OnnxClassifier, Preprocessing
 from fer_pll.inference.web_export import _add_preparation, _preprocessor
+from fer_pll.model.face_alignment import FaceCrop
+from fer_pll.model.face_detection import open_session
 from tiny import tiny_config, tiny_processor
 
 onnx = pytest.importorskip("onnx")

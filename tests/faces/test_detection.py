@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
 
-from fer_pll.faces import detection
 from fer_pll.faces.crops import load_crop
+from fer_pll.model import face_detection as detection
 from fer_pll.model.face_alignment import FaceCrop, align_face, similarity_transform
 from fer_pll.model.face_detection import (
     WEIGHTS_SHA256,

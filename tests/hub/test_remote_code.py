@@ -399,8 +399,9 @@ def alike(faces: list[dict]) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("trust_remote_code", [None, True])
-@pytest.mark.parametrize("task", [None, TASK])
+@pytest.mark.parametrize(
+    ("task", "trust_remote_code"), [(None, None), (None, True), *((TASK, each) for each in (None, True, False))]
+)
 def test_where_the_package_is_imported_its_own_pipeline_is_used(photographs, task, trust_remote_code):
     model = str(photographs / "model")
     recognize = pipeline(task, model=model, trust_remote_code=trust_remote_code, device="cpu")

@@ -32,7 +32,8 @@ LAYERS = (
 
 # What `fer-pll predict --backend onnx` runs on.
 WITHOUT_TORCH = (
-    "io", "faces", "plots.timeline", "inference.predict", "inference.media", "inference.answers",
+    "io", "faces", "plots.timeline", "inference.predict", "inference.media", "model.face_answers",
+    "model.face_alignment", "model.face_detection",
     "inference.onnx_runtime", "inference.explanation", "inference.recognizing", "inference.video", "inference.marked",
 )  # fmt: skip
 NEEDS_TORCH = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas", "evaluate"}

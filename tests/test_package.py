@@ -15,6 +15,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+import trove_classifiers
 from packaging.requirements import Requirement
 from PIL import Image
 from readme_renderer import markdown
@@ -179,6 +180,15 @@ def test_what_the_package_imports_is_what_it_asks_for():
                 if names.isdisjoint(name.lower().replace("_", "-") for name in distributions):
                     missing.add((top, file.name))
     assert missing == set()
+
+
+def test_classifiers_are_those_of_pypi_and_name_this_python():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    given = project["classifiers"]
+    assert set(given) <= trove_classifiers.classifiers and given == sorted(given)
+    assert "Programming Language :: Python :: {}.{}".format(*sys.version_info) in given
+    # With an SPDX expression as `license`, PyPI takes no classifier for it.
+    assert project["license"] == "Apache-2.0" and not [each for each in given if each.startswith("License ::")]
 
 
 def test_one_version():

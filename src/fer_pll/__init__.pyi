@@ -7,7 +7,7 @@ from .data.copies import find_copies as find_copies
 from .data.dataset import load_dataset as load_dataset
 from .data.prepare import prepare as prepare
 from .data.sources.arrays import from_arrays as from_arrays
-from .faces.alignment import FaceCrop as FaceCrop
+from .faces.crops import load_crop as load_crop
 from .hub.push import push_checkpoint as push_checkpoint
 from .inference.explanation import draw_explanation as draw_explanation
 from .inference.loading import load_default as load_default
@@ -20,6 +20,7 @@ from .labels.revision import RevisionRule as RevisionRule
 from .metrics.fer_metrics import FerMetrics as FerMetrics
 from .model.configuration_fer_pll import FerPllConfig as FerPllConfig
 from .model.configuration_fer_pll_resnet import FerPllResNetConfig as FerPllResNetConfig
+from .model.face_alignment import FaceCrop as FaceCrop
 from .model.image_processing_fer_pll import FerPllImageProcessor as FerPllImageProcessor
 from .model.modeling_fer_pll import FerPllBackbone as FerPllBackbone
 from .model.modeling_fer_pll import FerPllForImageClassification as FerPllForImageClassification

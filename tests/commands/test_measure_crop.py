@@ -11,13 +11,12 @@ from skimage.data import astronaut
 import fer_pll_cli
 from fer_pll import FerPllImageProcessor
 from fer_pll.data.dataset import prepared_features, save_dataset
-from fer_pll.faces.alignment import FaceCrop, align_face
-from fer_pll.faces.detection import RetinaFace, find_faces
+from fer_pll.faces.crops import load_crop
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll.model.face_alignment import FaceCrop, align_face
+from fer_pll.model.face_detection import RetinaFace, find_faces
 
-LARGE = FaceCrop(
-    "large", FaceCrop.from_pretrained("fer-pll-tiny-ferplus").template, size=288, color="rgb", margin=0.25
-)
+LARGE = FaceCrop("large", load_crop("fer-pll-tiny-ferplus").template, size=288, color="rgb", margin=0.25)
 
 
 def prepared(images: list[Image.Image], folder: Path) -> Path:
@@ -35,7 +34,7 @@ def measure(*argv: object) -> int:
 
 
 def test_the_crop_is_found_again(tmp_path, capsys):
-    crop = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
+    crop = load_crop("fer-pll-tiny-ferplus")
     photograph = Image.fromarray(astronaut())
     (face,) = find_faces(photograph, RetinaFace())
     rng = np.random.default_rng(0)

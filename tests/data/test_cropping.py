@@ -12,11 +12,12 @@ from fer_pll.commands.prepare import main
 from fer_pll.data.cropping import CropToBox, CropToTemplate
 from fer_pll.data.dataset import REPORT, load_dataset
 from fer_pll.data.image_writer import ImageRecord
-from fer_pll.faces.alignment import FaceCrop, align_face
-from fer_pll.faces.detection import RetinaFace, find_faces
+from fer_pll.faces.crops import load_crop
 from fer_pll.io.errors import DataError
+from fer_pll.model.face_alignment import align_face
+from fer_pll.model.face_detection import RetinaFace, find_faces
 
-CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
+CROP = load_crop("fer-pll-tiny-ferplus")
 
 
 def listed(**known):

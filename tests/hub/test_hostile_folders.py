@@ -21,7 +21,7 @@ import fer_pll_cli
 from fer_pll import FerPllForImageClassification
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.data.provenance import Provenance
-from fer_pll.faces.alignment import FaceCrop
+from fer_pll.faces.crops import load_crop
 from fer_pll.hub.card import folder_card, training_record, weights_digest
 from fer_pll.hub.confidences import confidence_dataset
 from fer_pll.hub.markdown import code, escaped, link, one_line, prose
@@ -497,7 +497,7 @@ def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     load_model(AutoModelForImageClassification, checkpoint)
     load_image_processor(checkpoint)
-    FaceCrop.from_pretrained(str(checkpoint))
+    load_crop(str(checkpoint))
     folder_card(checkpoint, "someone/x")
     assert not asked
     with pytest.raises(DataError, match="someone/nothing"):  # a name on the Hub does ask

@@ -11,13 +11,14 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.data
 import torch
 from datasets import DatasetDict
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from fer_pll import FerPllForImageClassification, FerPllImageProcessor
+from fer_pll import FerPllForImageClassification, FerPllImageProcessor, load_recognizer
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.data.row_ids import row_ids
 from fer_pll.hub.card import weights_digest
@@ -39,14 +40,19 @@ CODE = {
     "configuration_fer_pll.py",
     "configuration_fer_pll_resnet.py",
     "drop_path.py",
+    "face_alignment.py",
+    "face_answers.py",
+    "face_crop.py",
+    "face_detection.py",
     "feature_tokens.py",
     "hog.py",
-    "face_crop.py",
-    "preprocessing.py",
     "image_processing_fer_pll.py",
     "masking.py",
+    "missing_extra.py",
     "modeling_fer_pll.py",
     "modeling_fer_pll_resnet.py",
+    "pipeline_fer_pll.py",
+    "preprocessing.py",
     "uniformity.py",
 }
 NEEDED = CODE | {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
@@ -70,12 +76,14 @@ CLASSIFIERS = ("fer-pll-tiny-ferplus", "every-save", "with-checkpoint", "at-end"
 
 # Loads every repository that is named, and writes the logits for face.png to pulled.safetensors.
 PULL = """
+import json
 import sys
+from pathlib import Path
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers import AutoModelForPreTraining
+from transformers import AutoModelForPreTraining, pipeline
 
 trust = {"trust_remote_code": True}
 logits = {}
@@ -89,6 +97,8 @@ for repo in sys.argv[1:]:
         if head is AutoModelForImageClassification:
             logits[repo] = model(**inputs).logits
 save_file(logits, "pulled.safetensors")
+recognize = pipeline(model=sys.argv[1], device="cpu", **trust)
+Path("faces.json").write_text(json.dumps([recognize.task, recognize("group.jpg")]))
 assert "fer_pll" not in sys.modules
 """
 
@@ -114,6 +124,7 @@ def hub():
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     Image.linear_gradient("L").resize((40, 30)).save(folder / "face.png")
+    Image.fromarray(skimage.data.astronaut()).save(folder / "group.jpg")
     return folder
 
 
@@ -189,13 +200,24 @@ def test_a_stranger_gets_what_was_pushed(pulled, pushed, folder, name):
     torch.testing.assert_close(pulled[f"someone/{name}"], logits, atol=1e-6, rtol=0)
 
 
+def test_a_stranger_recognizes_faces_in_photographs(pulled, folder):
+    task, faces = json.loads((folder / "faces.json").read_text())
+    assert task == "facial-expression-recognition" and len(faces) == 1
+    (expected,) = load_recognizer(folder / "runs" / "finetune", device="cpu")(folder / "group.jpg")
+    scores = {each["label"]: pytest.approx(each["score"], abs=1e-6) for each in expected.pop("expressions")}
+    assert {each["label"]: each["score"] for each in faces[0].pop("expressions")} == scores
+    assert faces == [expected]
+
+
 def test_what_was_pulled_once_loads_offline(hub, folder, pulled):
     environment = hub.environment(folder / "stranger", HF_HUB_OFFLINE="1")
     requests = len(hub.requests)
-    (folder / "pulled.safetensors").unlink()
+    for name in ("pulled.safetensors", "faces.json"):
+        (folder / name).unlink()
     run_stranger(PULL, "someone/at-end", environment=environment, cwd=folder)
     assert torch.equal(load_file(folder / "pulled.safetensors")["someone/at-end"], pulled["someone/at-end"])
     assert len(hub.requests) == requests
+    assert len(json.loads((folder / "faces.json").read_text())[1]) == 1
 
 
 def test_half_trained_pushes_say_so_and_survive_a_failure(hub, pushed, messages, folder):

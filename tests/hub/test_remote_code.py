@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -21,7 +22,18 @@ from transformers import (
 from transformers.dynamic_module_utils import get_imports
 
 import fer_pll.model
-from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllImageProcessor, FerPllModel
+from fer_pll import (
+    FacialExpressionPipeline,
+    FerPllConfig,
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllModel,
+    load_default,
+    load_recognizer,
+)
+from fer_pll.model.face_alignment import FaceCrop
+from fer_pll.model.pipeline_fer_pll import TASK, PhotographPipeline
 from hub.stranger import run_stranger
 from tiny import tiny_config, tiny_processor
 
@@ -29,11 +41,18 @@ CODE_FILES = {
     "configuration_fer_pll.py",
     "configuration_fer_pll_resnet.py",
     "drop_path.py",
+    "face_alignment.py",
+    "face_answers.py",
+    "face_crop.py",
+    "face_detection.py",
     "feature_tokens.py",
     "hog.py",
     "masking.py",
+    "missing_extra.py",
     "modeling_fer_pll.py",
     "modeling_fer_pll_resnet.py",
+    "pipeline_fer_pll.py",
+    "preprocessing.py",
     "uniformity.py",
 }
 CROP = {
@@ -174,8 +193,6 @@ def test_saved_files(folder):
     assert files(folder / "pretrained") == CODE_FILES | weights
     assert files(folder / "classifier") == CODE_FILES | weights | {
         "preprocessor_config.json",
-        "face_crop.py",
-        "preprocessing.py",
         "image_processing_fer_pll.py",
     }
 
@@ -186,9 +203,21 @@ def test_auto_maps_name_every_class(folder):
     assert auto_map(folder / "classifier", "preprocessor_config.json") == image_processor
 
 
-@pytest.mark.parametrize(
-    "name", sorted(CODE_FILES | {"face_crop.py", "preprocessing.py", "image_processing_fer_pll.py"})
-)
+def test_a_classifier_names_its_pipeline_and_nothing_else_does(models, folder, tmp_path):
+    named = json.loads((folder / "classifier" / "config.json").read_text())["custom_pipelines"]
+    assert named == {TASK: {"impl": "pipeline_fer_pll.PhotographPipeline", "pt": ["AutoModelForImageClassification"]}}
+    assert "custom_pipelines" not in json.loads((folder / "pretrained" / "config.json").read_text())
+    models[0].fer_pll.save_pretrained(tmp_path)
+    assert "custom_pipelines" not in json.loads((tmp_path / "config.json").read_text())
+
+
+@pytest.mark.parametrize("tasks", [5, ["task"], {"task": "impl"}, "text"])
+def test_custom_pipelines_of_another_kind_are_refused(tasks):
+    with pytest.raises(ValueError, match=r"custom_pipelines=.*give the `impl` and `pt` of each task"):
+        FerPllConfig(custom_pipelines=tasks)
+
+
+@pytest.mark.parametrize("name", sorted(CODE_FILES | {"image_processing_fer_pll.py"}))
 def test_code_needs_nothing_that_transformers_does_not(name):
     imports = set(get_imports(Path(fer_pll.model.__file__).with_name(name))) - set(sys.stdlib_module_names)
     assert imports <= {"torch", "transformers", "huggingface_hub", "numpy", "PIL"}
@@ -261,8 +290,6 @@ def test_saving_twice_into_one_folder(models, tmp_path):
         "config.json",
         "model.safetensors",
         "preprocessor_config.json",
-        "face_crop.py",
-        "preprocessing.py",
         "image_processing_fer_pll.py",
     }
     assert auto_map(tmp_path) == AUTO_MAP
@@ -284,3 +311,107 @@ def test_a_users_subclass_is_saved_with_its_own_file(models, tmp_path, monkeypat
         "AutoModelForImageClassification": "their_model.Theirs",
     }
     assert {"their_model.py", "configuration_fer_pll.py"} <= files(tmp_path / "saved")
+
+
+# Writes what the checkpoint, and a copy of it that the pipeline saved, answer for photographs.
+PHOTOGRAPHS = """
+import json
+import sys
+from pathlib import Path
+import numpy as np
+from PIL import Image
+from transformers import pipeline
+
+folder = Path(sys.argv[1])
+photo = folder / "photo.png"
+pixels = np.asarray(Image.open(photo))
+recognize = pipeline(model=str(folder / "model"), trust_remote_code=True, device="cpu")
+assert type(recognize).__module__.startswith("transformers_modules."), type(recognize)
+recognize.model.config.to_json_string()  # transformers leaves classes in what it reads
+answers = {"path": recognize(photo), "array": recognize(pixels)}
+answers["several"] = recognize([str(photo), pixels[:9]], top_k=2)
+turned = Image.fromarray(np.rot90(pixels))
+exif = turned.getexif()
+exif[0x0112] = 6
+turned.save(folder / "turned.jpg", quality=100, exif=exif)
+answers["turned"] = recognize(str(folder / "turned.jpg"), detector="retinaface", min_face=40, batch_size=2)
+by_task = pipeline("facial-expression-recognition", model=str(folder / "model"), trust_remote_code=True, device="cpu")
+answers["by task"] = by_task(Image.open(photo))
+answers["wider"] = by_task(str(photo), crop={**by_task.image_processor.face_crop, "margin": 0.3})
+by_task.save_pretrained(folder / "again")
+again = pipeline(model=str(folder / "again"), trust_remote_code=True, device="cpu")
+answers["again"] = again(str(photo))
+for problem, options in (("top_k=0", {"top_k": 0}), ("min_face=1.5", {"min_face": 1.5}), ("face_crop", {"crop": {}})):
+    try:
+        recognize(str(photo), **options)
+    except ValueError as error:
+        assert problem in str(error), error
+    else:
+        sys.exit(f"{options} was taken")
+sys.modules["onnxruntime"] = None
+try:
+    pipeline(model=str(folder / "model"), trust_remote_code=True, device="cpu")(str(photo))
+except ValueError as error:
+    answers["without onnxruntime"] = str(error)
+assert "fer_pll" not in sys.modules
+(folder / "answers.json").write_text(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """The package's own checkpoint as others get it, and a photograph."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for part in load_default():
+        part.save_pretrained(folder / "model")
+    Image.fromarray(skimage.data.astronaut()).save(folder / "photo.png")
+    return folder
+
+
+def test_a_stranger_recognizes_faces_in_photographs(photographs):
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(photographs / "hf_home"),
+        "HF_MODULES_CACHE": str(photographs / "hf_modules"),
+    }
+    run_stranger(PHOTOGRAPHS, photographs, environment=environment, cwd=photographs)
+    answers = json.loads((photographs / "answers.json").read_text())
+    ours = load_recognizer(device="cpu")
+    photo, turned = (str(photographs / name) for name in ("photo.png", "turned.jpg"))
+    expected = ours(photo)
+    assert len(expected) == 1 and expected[0]["expressions"][0]["label"] == "happiness"
+    for name in ("path", "array", "by task", "again"):
+        assert answers[name] == alike(expected), name
+    assert answers["several"] == [alike([expected[0] | {"expressions": expected[0]["expressions"][:2]}]), []]
+    assert len(answers["turned"]) == 1 and answers["turned"] == alike(ours(turned, min_face=40))
+    crop = FaceCrop.from_dict({**ours.image_processor.face_crop, "margin": 0.3}, "this")
+    assert answers["wider"] == alike(ours(photo, crop=crop)) != expected
+    assert "pip install 'fer-pll[faces]'" in answers["without onnxruntime"]
+    assert files(photographs / "again") == files(photographs / "model")
+
+
+def alike(faces: list[dict]) -> list[dict]:
+    """The same faces, with what sums in another order change in the last digits of the scores."""
+    scores = [[pytest.approx(each["score"], abs=1e-6) for each in face["expressions"]] for face in faces]
+    return [
+        face | {"expressions": [each | {"score": score} for each, score in zip(face["expressions"], own, strict=True)]}
+        for face, own in zip(faces, scores, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("task", "trust_remote_code"), [(None, None), (None, True), *((TASK, each) for each in (None, True, False))]
+)
+def test_where_the_package_is_imported_its_own_pipeline_is_used(photographs, task, trust_remote_code):
+    model = str(photographs / "model")
+    recognize = pipeline(task, model=model, trust_remote_code=trust_remote_code, device="cpu")
+    assert type(recognize) is FacialExpressionPipeline
+    assert type(recognize.model) is FerPllForImageClassification
+    classify = pipeline("image-classification", model=model, trust_remote_code=trust_remote_code, device="cpu")
+    assert not isinstance(classify, PhotographPipeline)
+
+
+def test_what_the_packages_pipeline_saves_names_the_one_that_travels(photographs, tmp_path):
+    load_recognizer(str(photographs / "model")).save_pretrained(tmp_path)
+    assert files(tmp_path) == files(photographs / "model")
+    assert json.loads((tmp_path / "config.json").read_text())["custom_pipelines"][TASK]["impl"].startswith("pipeline_")

@@ -16,10 +16,10 @@ from skimage.data import astronaut
 import fer_pll_cli
 from browser import start_browser
 from fer_pll import load_recognizer
-from fer_pll.faces.detection import load_detector
 from fer_pll.inference.app import _Answers, _Models, _open, _Watcher
 from fer_pll.io.errors import DataError
 from fer_pll.io.names import DEFAULT_NAME
+from fer_pll.model.face_detection import load_detector
 from gradio_beside import ask, served
 from videos import place, write_frames
 

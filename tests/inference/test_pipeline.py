@@ -10,9 +10,10 @@ from skimage.data import astronaut
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from fer_pll import FacialExpressionPipeline, FerPllForImageClassification, FerPllImageProcessor
-from fer_pll.faces.alignment import FaceCrop, align_face
-from fer_pll.faces.detection import RetinaFace, find_faces
+from fer_pll.faces.crops import load_crop
 from fer_pll.io.images import ImageError
+from fer_pll.model.face_alignment import align_face
+from fer_pll.model.face_detection import RetinaFace, find_faces
 
 FERPLUS = Path(__file__).parents[2] / "hub_configs" / "fer-pll-tiny-ferplus"
 TASK = "facial-expression-recognition"
@@ -53,7 +54,7 @@ def test_it_is_its_parts_in_turn(checkpoint, recognize, images):
     assert answer["score"] == face.score
     np.testing.assert_allclose(answer["landmarks"], face.landmarks)
 
-    crop = align_face(images[0], face.landmarks, FaceCrop.from_pretrained(checkpoint))
+    crop = align_face(images[0], face.landmarks, load_crop(checkpoint))
     model = AutoModelForImageClassification.from_pretrained(checkpoint, trust_remote_code=False).eval()
     with torch.no_grad():
         logits = model(**AutoImageProcessor.from_pretrained(checkpoint)(crop, return_tensors="pt")).logits[0]
@@ -113,9 +114,9 @@ def test_a_checkpoint_without_a_crop_needs_one(toy_config, toy_processor, images
     with pytest.raises(ValueError, match=f"{tmp_path} does not say how its faces are cropped"):
         recognize(images[0])
     by_name = recognize(images[0], crop="fer-pll-tiny-ferplus")
-    by_value = pipeline(
-        TASK, model=str(tmp_path), trust_remote_code=False, crop=FaceCrop.from_pretrained("fer-pll-tiny-ferplus")
-    )(images[0])
+    by_value = pipeline(TASK, model=str(tmp_path), trust_remote_code=False, crop=load_crop("fer-pll-tiny-ferplus"))(
+        images[0]
+    )
     assert len(by_name) == 1 and by_name == by_value
 
 

@@ -437,8 +437,8 @@ def test_a_long_video_takes_the_memory_of_a_short_one_without_torch(exported, tm
 )
 def test_expressions_are_those_of_each_frame_alone(moods, least, tmp_path):
     """By the checkpoint of the package, of a drawn person who sways, with a steady face and with one that changes."""
-    from fer_pll.faces.alignment import FaceCrop, align_face
-    from fer_pll.faces.detection import RetinaFace, find_faces
+    from fer_pll.model.face_alignment import FaceCrop, align_face
+    from fer_pll.model.face_detection import RetinaFace, find_faces
     from videos import drawn
 
     person, count = drawn(3, moods), round(moods[-1][0] * 25)

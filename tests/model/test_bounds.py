@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from fer_pll import FaceCrop, FerPllConfig, FerPllImageProcessor
-from fer_pll.faces.alignment import align_face
-from fer_pll.faces.detection import Face, find_faces
 from fer_pll.model.configuration_fer_pll import LARGEST
+from fer_pll.model.face_alignment import align_face
+from fer_pll.model.face_detection import Face, find_faces
 from fer_pll.model.preprocessing import MAX_SIDE, check_preprocessing
 
 TEMPLATE = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))

@@ -109,7 +109,7 @@ def test_a_state_of_something_else_is_named(checkpoint, name, content):
         *({"epoch": value} for value in ("x", -1, float("nan"), [])),
         *({"log_history": value} for value in (5, None, [5], {})),
         *({"stateful_callbacks": value} for value in (5, [], {"TrainerControl": 5})),
-        *({"train_batch_size": value} for value in ("x", [])),
+        *({"train_batch_size": value} for value in ("x", None, [])),
         *({"max_steps": "x"}, {"save_steps": "x"}, {"best_model_checkpoint": 5}, {"nobody knows": 1}),
     ],
     ids=str,

@@ -33,14 +33,15 @@ def measure(args):
     import yaml
 
     from fer_pll.data.augmentation import BatchAugmentation
-    from fer_pll.faces.alignment import FaceCrop, align_face
+    from fer_pll.faces.crops import load_crop
+    from fer_pll.model.face_alignment import align_face
     from fer_pll.training.config import config_folder
 
     folder = config_folder(SCALES[args.scale][0])
     settings = yaml.safe_load((folder / "finetune.yaml").read_text())
     settings = {name: settings[name] for name in vars(BatchAugmentation()) if name in settings}
     images = encoded_images(args.scale, BATCHES * args.batch_size)
-    crop = FaceCrop.from_pretrained(str(folder))
+    crop = load_crop(str(folder))
     photo, landmarks = encode(photo_crops(1, 512, 3)[0], "JPEG"), np.array(ASTRONAUT_LANDMARKS)
 
     torch.set_num_threads(1)

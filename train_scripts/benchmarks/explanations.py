@@ -211,7 +211,7 @@ def face_regions(image):
     """Boxes (left, top, right, bottom), in shares of the side, of the mouth and of the brows; None without a face."""
     from PIL import Image
 
-    from fer_pll.faces.detection import find_faces, load_detector
+    from fer_pll.model.face_detection import find_faces, load_detector
 
     if not hasattr(face_regions, "detector"):
         face_regions.detector = load_detector("retinaface")

@@ -60,8 +60,8 @@ def measure(args):
     import transformers
 
     from fer_pll import FerPllConfig
-    from fer_pll.faces.detection import open_session
     from fer_pll.inference.onnx_export import write_model
+    from fer_pll.model.face_detection import open_session
     from fer_pll.training.config import config_folder
 
     torch.manual_seed(0)

@@ -200,10 +200,10 @@ def opened(files, most):
 
 def our_sides(folder, threads):
     import fer_pll
-    from fer_pll.faces.alignment import FaceCrop
-    from fer_pll.faces.detection import RetinaFace
     from fer_pll.inference.onnx_runtime import OnnxClassifier
     from fer_pll.inference.recognizing import Classifier, Finder, recognize_faces
+    from fer_pll.model.face_alignment import FaceCrop
+    from fer_pll.model.face_detection import RetinaFace
 
     exported, _ = fer_pll.export_onnx("fer-pll-tiny-ferplus", out=Path(folder, "onnx"))
     onnx = OnnxClassifier(exported, threads)

@@ -9,9 +9,9 @@ from datasets import Dataset
 from transformers import AutoModelForImageClassification
 
 from ..inference.explanation import heat_maps
-from ..inference.loading import class_names
 from ..inference.pipeline import FacialExpressionPipeline
 from ..io.pretrained import load_image_processor, load_model
+from ..model.face_answers import class_names
 from .label_audit import LabelAudit
 
 

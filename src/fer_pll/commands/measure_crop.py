@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 import fer_pll_cli
 
 from ..data.dataset import load_dataset
-from ..faces.alignment import LANDMARKS
-from ..faces.detection import find_faces, load_detector
 from ..io.terminal import say
+from ..model.face_alignment import LANDMARKS
+from ..model.face_detection import find_faces, load_detector
 from .options import AtLeast
 
 EPILOG = """\

@@ -6,9 +6,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from ..faces.alignment import FaceCrop, align_face
-from ..faces.detection import Detector, find_faces, load_detector
 from ..io.errors import DataError
+from ..model.face_alignment import FaceCrop, align_face
+from ..model.face_detection import Detector, find_faces, load_detector
 from .image_writer import ImageRecord
 
 
@@ -40,7 +40,7 @@ class CropToBox:
 
 @dataclass(frozen=True)
 class CropToTemplate:
-    """Moves the face's landmarks to those of a crop, see `faces.alignment`.
+    """Moves the face's landmarks to those of a crop, see `model.face_alignment`.
 
     The landmarks are those of the data set. Where it has none, a detector finds those of the largest face.
     """

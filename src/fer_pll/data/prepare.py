@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from ..faces.alignment import FaceCrop
+from ..faces.crops import load_crop
 from ..io.errors import DataError
 from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
@@ -110,7 +110,7 @@ def prepare(
         raise DataError(f"--drop-copies {drop_copies}: choose {', '.join(DROP_COPIES)}")
     if draw_votes is not None and draw_votes < 1:
         raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
-    face_crop = None if crop is None else CropToTemplate(FaceCrop.from_pretrained(crop), detector)
+    face_crop = None if crop is None else CropToTemplate(load_crop(crop), detector)
     opened = name if isinstance(name, Opened) else SOURCES[name].open(parsed)
     if draw_votes is not None and "votes" not in opened.columns:
         raise DataError(

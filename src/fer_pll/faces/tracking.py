@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from .alignment import similarity_transform
-from .detection import Detector, Face, has_landmarks, look_again, overlaps, refine
+from ..model.face_alignment import similarity_transform
+from ..model.face_detection import Detector, Face, has_landmarks, look_again, overlaps, refine
 
 _REACH, _GROWTH = 1.0, 2.0
 _SETTLED = 0.04  # of the window's side: landmarks that moved further are looked at once more
@@ -43,7 +43,7 @@ class FaceTracker:
     """Follows the faces of one video. Call it with each frame, in order.
 
     Args:
-        detector: see `fer_pll.faces.detection`.
+        detector: see `fer_pll.model.face_detection`.
         search_every: seconds between searches of whole frames; 0 searches each. A face that appears between two
             searches is found at the second.
         longest_gap: seconds for which a face may be hidden and remain the same person.

@@ -284,6 +284,7 @@ def _sentence(data: dict[str, Any] | str | None) -> str | None:
 
 
 def _model_index(result: Mapping[str, Any]) -> list[EvalResult]:
+    """Entries of the card's metadata. Files in `.eval_results/` the Hub takes for its registered benchmarks only."""
     shared = {
         "task_type": "image-classification",
         "dataset_type": result["data"].dataset_type(),

@@ -74,10 +74,11 @@ def push_errors(repo_id: str) -> Iterator[None]:
 def published_files(folder: str | Path) -> list[str]:
     """The files of a checkpoint that belong in its repository, as paths inside its folder.
 
-    These are the config, the safetensors weights, the image processor, and the code that `auto_map` names, with all
-    that it imports; and, if they are there, the card, what it was made from (`training.json`, the metrics of these
-    weights), the adapters that are merged into the weights, and the confusion matrices. Everything else stays:
-    optimizers, settings with paths of this machine, pickles, predictions, galleries of images.
+    These are the config, the safetensors weights, the image processor, and the code that `auto_map` and
+    `custom_pipelines` name, with all that it imports; and, if they are there, the card, what it was made from
+    (`training.json`, the metrics of these weights), the adapters that are merged into the weights, and the confusion
+    matrices. Everything else stays: optimizers, settings with paths of this machine, pickles, predictions, galleries
+    of images.
 
     Raises:
         DataError: a file that the checkpoint needs to load is missing or damaged, weights are NaN, or a file does not
@@ -128,14 +129,17 @@ def check_plain_files(folder: str | Path, files: Sequence[str]) -> None:
 
 
 def _code(folder: Path) -> list[str]:
-    """The Python files that `auto_map` names and those that they import, each once."""
+    """The Python files that `auto_map` and `custom_pipelines` name and those that they import, each once."""
     files = set()
     for name in (CONFIG_NAME, PREPROCESSOR_NAME):
-        for reference in read_json(folder / name, {"auto_map?": {str: str}}).get("auto_map", {}).values():
+        settings = read_json(folder / name, {"auto_map?": {str: str}, "custom_pipelines?": {str: {"impl": str}}})
+        named = [("auto_map", reference) for reference in settings.get("auto_map", {}).values()]
+        named += [("custom_pipelines", each["impl"]) for each in settings.get("custom_pipelines", {}).values()]
+        for key, reference in named:
             if "--" in reference:  # code of another repository
                 continue
             if not re.fullmatch(r"\w+\.\w+", reference):
-                raise DataError(f"{folder / name}: auto_map names {reference!r}, no class of a file in its folder")
+                raise DataError(f"{folder / name}: {key} names {reference!r}, no class of a file in its folder")
             module = folder / f"{reference.split('.')[0]}.py"
             check_plain_files(folder, [module.name] if os.path.lexists(module) else [])
             try:

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from ..faces.alignment import FaceCrop
-from ..faces.detection import Detector, Face, load_detector
 from ..io.errors import DataError, MissingExtra
 from ..io.images import MAX_BYTES, open_image
 from ..io.names import DEFAULT_NAME, find_checkpoint
 from ..io.tables import TableWriter
 from ..io.terminal import number_of, say
+from ..model.face_alignment import FaceCrop
+from ..model.face_detection import Detector, Face, load_detector
 from .explanation import draw_explanation, explain
 from .marked import TimelineFolder, VideoFolder, marked
 from .media import VIDEOS, Shown, show

@@ -1,21 +1,14 @@
-"""The classifier that comes with the package, and the classes of any classifier. See `io.pretrained` for loading."""
+"""The classifier that comes with the package, and devices. See `io.pretrained` for loading others."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from ..io.errors import DataError
 from ..io.pretrained import load_image_processor, load_model
 from ..io.shipped import DEFAULT_CHECKPOINT
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
-
-
-def class_names(config: PreTrainedConfig) -> list[str]:
-    """Names of a classifier's K classes, in the order of its logits."""
-    names = cast(dict[int, str], config.id2label)  # the config turns the keys that JSON made text into numbers
-    return [names[k] for k in range(len(names))]
 
 
 def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:

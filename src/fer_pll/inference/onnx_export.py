@@ -93,7 +93,8 @@ def export_onnx(
             ("config", model.config.to_diff_dict()),
             ("preprocessor_config", image_processor.to_dict()),
         ):
-            settings.pop("auto_map", None)  # the code that it names is not in this folder
+            for key in ("auto_map", "custom_pipelines"):  # the code that they name is not in this folder
+                settings.pop(key, None)
             write_json(folder / f"{name}.json", settings)
         closeness = _compare(model, image_processor, OnnxClassifier(folder), images, dtype)
     return target, closeness

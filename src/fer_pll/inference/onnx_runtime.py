@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..faces.alignment import FaceCrop
-from ..faces.detection import open_session
 from ..io.errors import DataError, MissingExtra
 from ..io.names import ONNX_FILE
 from ..io.stored import read_json, reading
+from ..model.face_alignment import FaceCrop
+from ..model.face_detection import open_session
 from ..model.preprocessing import check_preprocessing
 from .onnx_operators import check_operators, one_line
 
@@ -93,7 +93,7 @@ class OnnxClassifier:
 
     Args:
         folder: one that `fer-pll export` wrote.
-        threads: see `fer_pll.faces.detection.open_session`.
+        threads: see `fer_pll.model.face_detection.open_session`.
 
     Raises:
         MissingExtra: onnxruntime is not installed.

@@ -8,18 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageClassification, BaseImageProcessor
-from transformers.pipelines.base import ChunkPipeline
+from transformers import AutoModelForImageClassification
 
-from ..faces.alignment import FaceCrop, align_face
-from ..faces.detection import Detector, find_faces, load_detector
+from ..faces.crops import load_crop
 from ..io.errors import DataError
 from ..io.images import ImageError, open_image
 from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
-from .answers import describe_face
+from ..model.face_alignment import FaceCrop
+from ..model.face_answers import class_names
+from ..model.face_detection import Detector
+from ..model.pipeline_fer_pll import TASK, PhotographPipeline, check_count
 from .explanation import explain as explain_face
-from .loading import check_device, class_names
+from .loading import check_device
 from .media import Shown, is_video, show
 from .recognizing import Classifier, Finder, recognize_faces
 from .video import SMOOTHING, Smoother
@@ -27,7 +28,6 @@ from .video import SMOOTHING, Smoother
 _FOR_THE_HUB = (
     "revision", "token", "trust_remote_code", "local_files_only", "code_revision", "cache_dir", "_from_pipeline",
 )  # fmt: skip
-TASK = "facial-expression-recognition"
 
 
 class _Refused(NamedTuple):
@@ -59,7 +59,7 @@ class NamedClassifier(AutoModelForImageClassification):
         return model
 
 
-class FacialExpressionPipeline(ChunkPipeline):
+class FacialExpressionPipeline(PhotographPipeline):
     """Finds the faces of a photograph, crops them as the model's training images were, and names their expressions.
 
         recognize = fer_pll.load_recognizer("runs/finetune")
@@ -84,7 +84,7 @@ class FacialExpressionPipeline(ChunkPipeline):
     A list with videos gives a list in which they are iterators.
 
     Args (to `pipeline(...)` or to each call):
-        detector: a name for `load_detector`, or a callable (see `fer_pll.faces.detection`); default `"retinaface"`.
+        detector: a name for `load_detector`, or a callable (see `model.face_detection`); default `"retinaface"`.
         crop: a `FaceCrop`, or a checkpoint to take it from; default: that of the model's image processor.
         timeout: seconds to wait for a server.
         every: use the frames 0, `every`, 2 `every` ... of a video.
@@ -99,15 +99,6 @@ class FacialExpressionPipeline(ChunkPipeline):
             cannot be read, there is no such device, or the extra `faces` is not installed.
     """
 
-    # Pipeline declares these as None; its own subclasses assign them alike.
-    _load_processor = False  # type: ignore[assignment]
-    _load_image_processor = True  # type: ignore[assignment]
-    _load_feature_extractor = False  # type: ignore[assignment]
-    _load_tokenizer = False  # type: ignore[assignment]
-
-    image_processor: BaseImageProcessor
-    _default_detector: Detector | None = None
-
     def __init__(self, model: Any, *, device: Any = None, **options: Any) -> None:
         if isinstance(model, _Refused):
             raise model.error
@@ -118,7 +109,7 @@ class FacialExpressionPipeline(ChunkPipeline):
         check_device(device)
         super().__init__(model, device=device, **options)
 
-    # The four methods below narrow the signatures of Pipeline, as its own subclasses do.
+    # These methods narrow the signatures of Pipeline, as its own subclasses do.
     def _sanitize_parameters(  # type: ignore[override]
         self,
         detector: str | Detector | None = None,
@@ -130,25 +121,14 @@ class FacialExpressionPipeline(ChunkPipeline):
         min_face: int | None = None,
         explain: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        for name, number in (("every", every), ("top_k", top_k), ("min_face", min_face)):
-            if number is not None and not (isinstance(number, int) and number >= 1):
-                raise ValueError(f"{name}={number!r} must be a whole number from 1 up")
+        check_count("every", every)
         if smooth is not None:
             Smoother(smooth)  # raises what it does not take
-        if min_face is not None:
-            detector = detector or "retinaface"
-            if not isinstance(detector, str):
-                raise ValueError("min_face is for a detector by name: wrap your own in SmallFaces")
-        given = {
-            "detector": load_detector(detector, min_face) if isinstance(detector, str) else detector,
-            "crop": FaceCrop.from_pretrained(crop) if isinstance(crop, str) else crop,
-            "timeout": timeout,
-            "every": every,
-            "smooth": smooth,
-        }
-        before = {name: value for name, value in given.items() if value is not None}
-        after = {"top_k": top_k, "explain": explain}
-        return before, {}, {name: value for name, value in after.items() if value is not None}
+        before, forward, after = super()._sanitize_parameters(
+            detector, load_crop(crop) if isinstance(crop, str) else crop, timeout, min_face, top_k
+        )
+        before |= {name: value for name, value in (("every", every), ("smooth", smooth)) if value is not None}
+        return before, forward, after | ({} if explain is None else {"explain": explain})
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if is_video(inputs):
@@ -182,16 +162,6 @@ class FacialExpressionPipeline(ChunkPipeline):
         )
         return ({"frame": shown.frame, "time": shown.time, "faces": faces} for shown, faces in answers)
 
-    def _detector_and_crop(self, detector: Detector | None, crop: FaceCrop | None) -> tuple[Detector, FaceCrop]:
-        """What was given, or else the default."""
-        crop = crop or FaceCrop.from_image_processor(
-            self.image_processor, self.model.name_or_path or "The model's image processor"
-        )
-        detector = detector or self._default_detector
-        if detector is None:
-            detector = self._default_detector = load_detector("retinaface")
-        return detector, crop
-
     @torch.inference_mode()
     def probabilities(self, crops: Sequence[Image.Image]) -> np.ndarray:
         """Class probabilities, float64 (B, K), of images that show one face each."""
@@ -199,46 +169,31 @@ class FacialExpressionPipeline(ChunkPipeline):
         logits = self.model(pixel_values=pixel_values.to(self.device, self.dtype)).logits
         return logits.double().softmax(dim=1).cpu().numpy()
 
-    def preprocess(  # type: ignore[override]
-        self,
-        image: Any,
-        detector: Detector | None = None,
-        crop: FaceCrop | None = None,
-        timeout: float | None = 30,
-        every: int = 1,
-        smooth: float = SMOOTHING,
-    ) -> Iterator[dict[str, Any]]:
-        """One item for each face. An image without a face gets one blank item, so that it has an answer too."""
+    def open_image(self, image: Any, timeout: float | None) -> Image.Image:
+        """A photograph, upright and RGB, see `io.images.open_image`."""
         if is_video(image):
             raise ImageError(f"{os.fspath(image)}: a video is given by itself or in a list, not by a generator")
-        detector, crop = self._detector_and_crop(detector, crop)
-        opened = open_image(image, timeout)
-        faces = find_faces(opened, detector)
-        crops = [align_face(opened, face.landmarks, crop) for face in faces] or [Image.new("L", (crop.size,) * 2)]
-        pixel_values = self.image_processor(crops, return_tensors="pt")["pixel_values"].to(self.dtype)
-        for number, face in enumerate(faces or [None]):
-            last = number + 1 >= len(faces)
-            values = pixel_values[number : number + 1]
-            yield {"is_last": last, "face": face, "crop": crops[number], "pixel_values": values}
+        return open_image(image, timeout)
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        outputs = self.model(pixel_values=model_inputs.pop("pixel_values"))
-        return {**model_inputs, "logits": outputs.logits}
+    def preprocess(  # type: ignore[override]
+        self, image: Any, every: int = 1, smooth: float = SMOOTHING, **options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """As in `PhotographPipeline`; `every` and `smooth` are for videos."""
+        return super().preprocess(image, **options)
 
     def postprocess(  # type: ignore[override]
         self, answers: list[dict[str, Any]], top_k: int | None = None, explain: bool = False
     ) -> list[dict[str, Any]]:
-        classes = class_names(self.model.config)
-        faces = []
-        for answer in answers:
-            if answer["face"] is not None:
-                probabilities = answer["logits"][0].double().softmax(dim=0).tolist()
-                face = describe_face(answer["face"], probabilities, classes, top_k)
-                faces.append(face | (explain_face(self.probabilities, answer["crop"], classes) if explain else {}))
+        faces = super().postprocess(answers, top_k)
+        if explain:
+            classes = class_names(self.model.config)
+            crops = [answer["crop"] for answer in answers if answer["face"] is not None]
+            for face, crop in zip(faces, crops, strict=True):
+                face.update(explain_face(self.probabilities, crop, classes))
         return faces
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save model and image processor. This task needs the package, so its code is not saved with them."""
+        """Save model and image processor; the part of this task that travels comes with the model."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.image_processor.save_pretrained(save_directory, **kwargs)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from ..faces.alignment import FaceCrop
-from ..faces.detection import Face, load_detector
+from ..faces.crops import load_crop
 from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
 from ..io.tables import TableWriter, check_new_table
 from ..io.terminal import number_of, say
+from ..model.face_alignment import FaceCrop
+from ..model.face_detection import Face, load_detector
 from .marked import ExplanationFolder, ImageFolder, TimelineFolder, VideoFolder
 from .media import Shown, is_video, list_files, show, show_camera
 from .onnx_runtime import OnnxClassifier
@@ -78,7 +79,7 @@ def predict(
             comment. Each has a name of its own.
         cropped: each image is a face crop already; no faces are searched for.
         crop: checkpoint whose crop is used where `model` has none.
-        detector: see `fer_pll.faces.detection.load_detector`.
+        detector: see `fer_pll.model.face_detection.load_detector`.
         every: use the frames 0, `every`, 2 `every` ... of a video.
         batch_size: number of faces that go through the model together.
         device: `cpu`, `cuda` ... (default: the GPU, where there is one). For torch only.
@@ -122,7 +123,7 @@ def predict(
     explanations = None if save_explanations is None else ExplanationFolder(save_explanations, overwrite)
     videos = None if save_video is None else VideoFolder(save_video, overwrite)
     loaded = None if cropped else load_detector(detector, min_face)
-    face_crop = None if crop is None or cropped else FaceCrop.from_pretrained(crop)
+    face_crop = None if crop is None or cropped else load_crop(crop)
     classifier, own_crop = load_classifier(model, backend, device)
     timelines = None if save_timelines is None else TimelineFolder(save_timelines, overwrite, classifier.classes)
     moving = not cropped and (camera is not None or any(map(is_video, files)))
@@ -225,7 +226,7 @@ def load_classifier(model: str, backend: str, device: str | None = None) -> tupl
         exported = OnnxClassifier(model)
         return Classifier(exported.classes, exported), exported.face_crop
     # Imported here, because transformers loads torch.
-    from .loading import class_names
+    from ..model.face_answers import class_names
     from .pipeline import load_recognizer
 
     recognizer = load_recognizer(model, device)

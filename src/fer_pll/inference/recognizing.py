@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..faces.alignment import FaceCrop, align_face
-from ..faces.detection import Detector, Face, find_faces
 from ..faces.tracking import FaceTracker
 from ..io.images import max_pixels
-from .answers import describe_face, rank_expressions
+from ..model.face_alignment import FaceCrop, align_face
+from ..model.face_answers import describe_face, rank_expressions
+from ..model.face_detection import Detector, Face, find_faces
 from .explanation import explain as explain_face
 from .media import Shown
 from .video import SMOOTHING, Smoother
@@ -34,7 +34,7 @@ class Finder:
     """The faces of what is shown, cut out. Those of a video are followed, see `fer_pll.faces.tracking`.
 
     Args:
-        detector: see `fer_pll.faces.detection`.
+        detector: see `fer_pll.model.face_detection`.
         crop: how the model's training images show a face.
     """
 

@@ -16,10 +16,10 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.dataset import load_dataset
-from ..faces.alignment import FaceCrop
-from ..faces.detection import open_session, retinaface_weights
 from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.errors import DataError
+from ..model.face_alignment import FaceCrop
+from ..model.face_detection import open_session, retinaface_weights
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from .onnx_export import drawn_images, judge, load_classifier, quantize, write_model
 

@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..model.missing_extra import MissingExtra as MissingExtra
+
 
 class DataError(ValueError):
     """Files, folders or options are not usable as they are; the message names the place and says what to do."""
-
-
-class MissingExtra(ImportError, ValueError):
-    """A package of an optional extra is not installed; the message says how to install it."""
 
 
 @contextmanager

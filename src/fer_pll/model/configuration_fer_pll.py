@@ -1,5 +1,6 @@
 """Configuration of the fer-pll models."""
 
+import copy
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -8,6 +9,8 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_fer_pll_resnet import FerPllResNetConfig
+
+TASK = "facial-expression-recognition"
 
 RETIRED = {
     "query_self_attention": (False, "its label queries attend to each other, which this version cannot compute"),
@@ -210,6 +213,25 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def custom_pipelines(self) -> dict[str, dict[str, Any]]:
+        """By task, what `pipeline(..., trust_remote_code=True)` makes of a checkpoint: its `impl`, a class in a file
+        beside the weights, and `pt`, classes of transformers that load the model; empty where there is none.
+
+        A copy, because transformers writes into it. Where the package has registered its own task, the code beside the
+        weights is not asked for.
+        """
+        kept = copy.deepcopy(vars(self).get("custom_pipelines", {}))
+        return _OursIsRegistered(kept) if __name__.endswith(".model.configuration_fer_pll") else kept
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, tasks: dict[str, dict[str, Any]] | None) -> None:
+        if not (tasks is None or (isinstance(tasks, dict) and all(isinstance(each, dict) for each in tasks.values()))):
+            raise ValueError(f"custom_pipelines={tasks!r}: give the `impl` and `pt` of each task, or leave it out.")
+        vars(self).pop("custom_pipelines", None)
+        if tasks:
+            vars(self)["custom_pipelines"] = copy.deepcopy(dict(tasks))
+
+    @property
     def stage_names(self) -> list[str]:
         """What `out_features` can name: the stem, and one stage for each block of the encoder."""
         return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
@@ -363,6 +385,13 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)} needs one value for each of {self.num_channels} channels."
                 )
+
+
+class _OursIsRegistered(dict):
+    """Custom pipelines of which transformers learns the names of the tasks, but takes ours from its own registry."""
+
+    def __contains__(self, task: object) -> bool:
+        return task != TASK and super().__contains__(task)
 
 
 FerPllConfig.register_for_auto_class()

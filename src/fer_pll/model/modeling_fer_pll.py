@@ -441,6 +441,12 @@ class FerPllPreTrainedModel(PreTrainedModel):
                 "AutoModelForImageClassification": "modeling_fer_pll.FerPllForImageClassification",
                 "AutoBackbone": "modeling_fer_pll.FerPllBackbone",
             }
+            self.config.custom_pipelines = {}
+            if isinstance(self, FerPllForImageClassification):
+                # Here, so that loading a model takes no longer. It also makes transformers bring that file along.
+                from .pipeline_fer_pll import CUSTOM_PIPELINES
+
+                self.config.custom_pipelines = CUSTOM_PIPELINES
         if self.config.backbone_config is not None:
             # transformers would give a backbone's weights the names that files of its kind have had, and Trainer,
             # which loads checkpoints by their present names, would leave them random.

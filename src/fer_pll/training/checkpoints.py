@@ -51,7 +51,7 @@ _STATE = {
     "best_model_checkpoint?": (str, type(None)),
     "best_metric?": (float, type(None)),
     "best_global_step?": (int, type(None)),
-    "train_batch_size?": (int, type(None)),
+    "train_batch_size": int,
     "logging_steps?": float,
     "eval_steps?": float,
     "save_steps?": float,

@@ -16,13 +16,13 @@ from typing import NamedTuple, TypeVar
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ViTMAEModel, ViTModel
 
-from ..inference.loading import class_names
 from ..io.errors import MissingExtra
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, load_model_config, make_model
 from ..io.terminal import printable_lines
 from ..labels.expressions import canonical_name
 from ..model.configuration_fer_pll import FerPllConfig
+from ..model.face_answers import class_names
 from ..model.modeling_fer_pll import (
     FerPllForImageClassification,
     FerPllForPreTraining,

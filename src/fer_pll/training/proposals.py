@@ -11,10 +11,11 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 from ..data.candidate_sets import add_candidates
 from ..data.dataset import find_split, load_dataset, numpy_column, prepared_features
 from ..data.provenance import Provenance
-from ..inference.loading import check_device, class_names
+from ..inference.loading import check_device
 from ..io.pretrained import load_model_config
 from ..labels.candidates import from_posterior
 from ..labels.confidence_table import ConfidenceTable
+from ..model.face_answers import class_names
 from .teachers import Teacher
 
 

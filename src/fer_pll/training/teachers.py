@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.image_processing_backends import PilBackend
 
-from ..inference.loading import class_names
 from ..inference.predictions import predict_logits
 from ..io.atomic import whole_file
 from ..io.errors import DataError
 from ..io.pretrained import load_image_processor, load_model
 from ..io.stored import reading
 from ..labels.expressions import canonical_name
+from ..model.face_answers import class_names
 from .backbones import Images
 
 _LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow's conversion to gray

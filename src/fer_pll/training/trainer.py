@@ -18,12 +18,12 @@ from ..data.dataset import numpy_column
 from ..data.row_ids import row_ids
 from ..hub.card_settings import card_settings
 from ..hub.files import CARD_NAME
-from ..inference.loading import class_names as class_names_of
 from ..io.stored import read_torch, reading
 from ..labels.candidates import dataset_fingerprint
 from ..labels.confidence_table import ConfidenceTable, first_occurrences, warn_if_threshold_cannot_fire
 from ..labels.revision import RevisionRule
 from ..metrics.classification import classification_report
+from ..model.face_answers import class_names as class_names_of
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.uniformity import uniformity_loss
 from .arguments import FerPllTrainingArguments

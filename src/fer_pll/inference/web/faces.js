@@ -100,7 +100,7 @@ function cubic(a, b, c, d, t) {  // as Pillow's transform has it
   return b + t * (c - a + t * (2 * (a - b) + c - d + t * (b - a + d - c)));
 }
 
-// The face as a crop shows it, RGBA; gray ones have three equal channels. As fer_pll.faces.alignment.align_face.
+// The face as a crop shows it, RGBA; gray ones have three equal channels. As fer_pll.model.face_alignment.align_face.
 export function alignFace(image, landmarks, crop) {
   let toCrop = faceTransform(image, landmarks, crop);
   const reduction = Math.ceil(crop.size / Math.hypot(toCrop[0], toCrop[1]) / LONGEST_SIDE);

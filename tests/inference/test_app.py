@@ -1,7 +1,7 @@
 """The page of `fer-pll app`: answers as from Python, in Chromium with a webcam, and messages about hostile files."""
 
-import io
 import json
+import math
 import sys
 import time
 import urllib.request
@@ -118,11 +118,18 @@ def files(tmp_path_factory, photograph) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def scratch(tmp_path_factory) -> Path:
+    """Where the page keeps its files."""
+    return tmp_path_factory.mktemp("scratch")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, scratch):
     folder = tmp_path_factory.mktemp("app")
     command = ("-m", "fer_pll_cli", "app")
-    with served(*command, log=folder / "log", cwd=folder) as address:
+    with served(*command, log=folder / "log", cwd=folder, TMPDIR=str(scratch)) as address:
         yield address
+    assert not list(scratch.glob("fer-pll-*"))  # they are gone with it
 
 
 def raw_call(page: str, path: str) -> str:
@@ -170,10 +177,12 @@ def test_a_video_is_marked_charted_and_listed(page, files):
 @pytest.fixture(scope="module")
 def browser(page, tmp_path_factory, photograph):
     folder = tmp_path_factory.mktemp("chromium")
-    frame, jpeg = Image.new("RGB", (640, 480), (60, 70, 80)), io.BytesIO()
-    frame.paste(photograph.crop((30, 0, 510, 480)), (80, 0))
-    frame.save(jpeg, "JPEG", quality=90)
-    (folder / "camera.mjpeg").write_bytes(jpeg.getvalue() * 20)
+    with (folder / "camera.mjpeg").open("wb") as film:
+        for k in range(50):  # around a circle
+            frame = Image.new("RGB", (640, 480), (60, 70, 80))
+            place = 80 + 40 * math.cos(k * math.tau / 50), 20 * math.sin(k * math.tau / 50)
+            frame.paste(photograph.crop((30, 0, 510, 480)), tuple(map(round, place)))
+            frame.save(film, "JPEG", quality=90)
     flags = (
         "--use-fake-device-for-media-stream",
         "--use-fake-ui-for-media-stream",
@@ -187,6 +196,8 @@ def browser(page, tmp_path_factory, photograph):
         ".filter((name) => !name.startsWith(location.origin))"
     )
     assert others == []  # no fonts, no counters
+    kept = browser.execute_script("return Object.entries(localStorage)")
+    assert not any("history" in name.lower() or "data:image" in value for name, value in kept)
     browser.quit()
 
 
@@ -220,8 +231,17 @@ def test_a_photograph_in_chromium(browser, files):
     wait_for(lambda: browser.find_element(By.CSS_SELECTOR, "#heat-maps img").get_attribute("naturalWidth") > "700")
 
 
+# Collects the images that the page shows.
+COUNT = """
+window.shown = new Set();
+const live = document.getElementById("live");
+const note = () => live.querySelectorAll("img").forEach((image) => shown.add(image.src));
+new MutationObserver(note).observe(live, {subtree: true, childList: true, attributes: true});
+"""
+
+
 @pytest.mark.long
-def test_a_webcam_in_chromium(browser):
+def test_a_webcam_in_chromium(browser, scratch, capsys):
     from selenium.webdriver.common.by import By
 
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "button[role=tab]"))
@@ -231,12 +251,15 @@ def test_a_webcam_in_chromium(browser):
     record = (By.CSS_SELECTOR, "#camera .capture-button, #camera button[aria-label='capture photo']")
     wait_for(lambda: browser.find_element(*record).click() is None)
     wait_for(lambda: "happiness" in browser.find_element(By.ID, "live-bars").text)
-    seen = set()
-
-    def moves() -> bool:
-        seen.add(browser.find_element(By.CSS_SELECTOR, "#live img").get_attribute("src"))
-        return len(seen) >= 5
-
-    wait_for(moves)
+    files = sorted(scratch.rglob("*"))
+    browser.execute_script(COUNT)
+    start = time.monotonic()
+    wait_for(lambda: browser.execute_script("return shown.size") >= 5)
+    time.sleep(10)
+    rate = browser.execute_script("return shown.size") / (time.monotonic() - start)
+    with capsys.disabled():
+        print(f"\nwebcam: {rate:.1f} frames/s")
+    assert all(each.startswith("data:image/jpeg") for each in browser.execute_script("return [...shown]"))
+    assert sorted(scratch.rglob("*")) == files  # frames are kept nowhere
     crop = browser.find_element(By.CSS_SELECTOR, "#live-crop img")
     assert crop.get_attribute("naturalWidth") == "192"

@@ -289,6 +289,20 @@ def test_names_from_the_data_are_drawn_as_they_are(name, tmp_path, figures):
         assert all(any(text.startswith(each) for text in drawn) for each in expected)
 
 
+def test_curves_of_seeds_that_logged_at_other_steps_or_never(tmp_path, figures):
+    curves = {"some": [[(1, 0.2), (2, 0.4)], [(2, 0.8)], []], "none": [[], []], "no seed": []}
+    plot_curves(curves, tmp_path / "a.png", "a title", "epoch", "share")
+    axes = figures[0].axes[0]
+    assert [(line.get_label(), line.get_xydata().tolist()) for line in axes.lines] == [
+        ("some", [[1, 0.2], [2, pytest.approx(0.6)]])
+    ]
+    band = {tuple(point) for point in axes.collections[0].get_paths()[0].vertices.tolist()}
+    assert band == {(1, 0.2), (2, 0.4), (2, 0.8)}
+    with pytest.raises(ValueError, match="a title: there is nothing to draw, no curve has a point"):
+        plot_curves({"none": [[], []]}, tmp_path / "b.png", "a title", "epoch", "share")
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_an_audit_without_doubt_says_so(tmp_path, figures):
     plot_audit(np.diag([3, 4]), np.eye(2), ["a", "b"], tmp_path / "a.png", "its run")
     assert [text.get_text() for text in texts_of(figures[0].axes[0])] == ["no row"]

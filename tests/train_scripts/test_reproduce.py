@@ -91,6 +91,25 @@ def test_a_table_its_figure_and_a_second_call(common, capsys):
         main(["figure4", *arguments, "--seeds", "0", "--finished", "--group", "nano", "--scale", "tiny", *OPTIONS])
 
 
+@pytest.mark.long
+def test_a_curve_that_no_run_logged_and_a_seed_that_one_row_lacks(common, capsys):
+    folder, arguments = common
+    arguments = [*arguments, "--results", str(folder / "short")]
+    silent = [*OPTIONS[:-2], "--logging_strategy", "no"]
+    main(["figure5", *arguments, "--group", "silent", "--seeds", "0", *silent])
+    said = capsys.readouterr().out
+    rows = "random weights, PLL (ours), HOG pre-training, PLL (ours)"
+    assert f"not in the figure, as no label_recovery was logged (see --logging_strategy): {rows}\n" in said
+    tables = folder / "runs" / "silent" / "tables"
+    assert [path.name for path in tables.iterdir()] == ["figure5.md"]
+
+    run = ["section4.5", *arguments, "--group", "sizes"]
+    main([*run, "--seeds", "0", "--rows", "1", *OPTIONS])
+    main([*run, "--seeds", "0", "1", "--rows", "2", *OPTIONS])
+    main([*run, "--seeds", "0", "1", "--finished", *OPTIONS])
+    assert (folder / "runs" / "sizes" / "tables" / "section4.5.png").stat().st_size > 10_000
+
+
 def test_the_rows_of_a_table(common, capsys):
     main(["table7", "section4.5", "--list"])
     printed = capsys.readouterr().out

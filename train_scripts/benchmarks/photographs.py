@@ -261,6 +261,9 @@ def fer_sides(args, folder):
     yield {"fer": side}, version("fer")
 
 
+DEEPFACE_DETECTORS = ("opencv", "retinaface")
+
+
 @contextmanager
 def deepface_sides(args, folder):
     import numpy as np
@@ -269,6 +272,10 @@ def deepface_sides(args, folder):
         from importlib.metadata import version
 
         from deepface import DeepFace
+
+        DeepFace.build_model("Emotion", "facial_attribute")  # fetches the weights, which are in no package
+        for name in DEEPFACE_DETECTORS:
+            DeepFace.build_model(name, "face_detector")
     except Exception as error:  # as above
         raise Missing(f"{type(error).__name__}: {error}") from error
 
@@ -281,7 +288,7 @@ def deepface_sides(args, folder):
             regions = [[face["region"][key] for key in "xywh"] for face in faces]
             yield corners(regions), [face["dominant_emotion"] for face in faces], None
 
-    yield {f"deepface, {name}": partial(side, name) for name in ("opencv", "retinaface")}, version("deepface")
+    yield {f"deepface, {name}": partial(side, name) for name in DEEPFACE_DETECTORS}, version("deepface")
 
 
 @contextmanager

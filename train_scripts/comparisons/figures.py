@@ -41,13 +41,18 @@ Figure = Callable[[Drawing], list[Path]]
 
 
 def over_epochs(curve: str) -> Figure:
-    """One of `results.CURVES` over the epochs, one line per row."""
+    """One of `results.CURVES` over the epochs, one line per row. None where short runs logged it at no step."""
 
     def draw(drawing: Drawing) -> list[Path]:
         curves = {
             row.title: [drawing.experiments.curve(row.run, result["settings"]["seed"], curve) for result in found]
             for row, found in zip(drawing.rows, drawing.results, strict=True)
         }
+        unlogged = [name for name, seeds in curves.items() if not any(seeds)]
+        if unlogged:
+            print(f"not in the figure, as no {curve} was logged (see --logging_strategy): {', '.join(unlogged)}")
+        if len(unlogged) == len(curves):
+            return []
         plot_curves(curves, drawing.path(), drawing.title, "epoch", "share of the rows")
         return [drawing.path()]
 
@@ -55,16 +60,12 @@ def over_epochs(curve: str) -> Figure:
 
 
 def over_rows(axis: str) -> Figure:
-    """Accuracy over the rows, one line per seed. The titles of the rows are the numbers on the axis."""
+    """Mean accuracy of the seeds over the rows. The titles of the rows are the numbers on the axis."""
 
     def draw(drawing: Drawing) -> list[Path]:
         points = [
-            [
-                [float(row.title), COLUMNS["all"](found[number])]
-                for row, found in zip(drawing.rows, drawing.results, strict=True)
-                if number < len(found)
-            ]
-            for number in range(len(drawing.results[0]))
+            [(float(row.title), COLUMNS["all"](result)) for result in found]
+            for row, found in zip(drawing.rows, drawing.results, strict=True)
         ]
         plot_curves({"accuracy, protocol all": points}, drawing.path(), drawing.title, axis, "accuracy")
         return [drawing.path()]

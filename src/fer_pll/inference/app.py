@@ -4,13 +4,17 @@ It asks no other host for anything, and sends nothing anywhere. What is uploaded
 goes when the page ends.
 """
 
+import base64
 import html
+import io
 import os
+import signal
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +47,9 @@ Do not use them to watch people without their knowledge, or to decide about them
 insurance, health care, migration or policing. Some of this is forbidden by law. Ask the people whose faces you show.
 """
 
-_EVERY_FRAME = 0.2  # seconds between the frames that the browser sends of a webcam
+_EVERY_FRAME = 0.05  # seconds between the frames that the browser sends of a webcam
 _KEPT = 3600  # seconds for which what was uploaded is kept while the page runs
+_QUALITY = 85  # of JPEG, of what goes back to the browser of a webcam
 _SIDE = 192  # in pixels, of a crop on the page
 _MODELS = 3  # that stay loaded
 
@@ -293,6 +298,16 @@ def _as_uploaded(payload: Any) -> str | None:
     return url if url.startswith("data:") else payload.path
 
 
+def _as_data_url(image: Image.Image | None, format: str) -> Any:
+    """In place of the postprocessing of Gradio's images, which writes a file that the browser must ask for."""
+    if image is None:
+        return None
+    written = io.BytesIO()
+    image.save(written, format, quality=_QUALITY)
+    url = f"data:image/{format};base64,{base64.b64encode(written.getvalue()).decode()}"
+    return _gradio().data_classes.ImageData(url=url)
+
+
 def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, detector: str = "retinaface") -> Any:
     """The page, a `gradio.Blocks`. The first model is loaded at once.
 
@@ -318,6 +333,11 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
     def picture(label: str, **options: Any) -> Any:
         buttons = ["download", "fullscreen"]  # not the one that shares it with others
         return gr.Image(label=label, format="png", interactive=False, buttons=buttons, **options)
+
+    def moving(label: str, format: str, **options: Any) -> Any:
+        made = gr.Image(label=label, interactive=False, buttons=[], **options)
+        made.postprocess = partial(_as_data_url, format=format)
+        return made
 
     with gr.Blocks(title="Facial expressions", analytics_enabled=False, delete_cache=(600, _KEPT)) as page:
         gr.Markdown("# Facial expressions\nImages stay on the computer that serves this page, for an hour at most.")
@@ -349,9 +369,9 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
                     gr.Image, "Webcam", sources=["webcam"], streaming=True,
                     webcam_options=gr.WebcamOptions(mirror=False), elem_id="camera",
                 )  # fmt: skip
-                live = gr.Image(label="Faces", format="jpeg", interactive=False, buttons=[], elem_id="live")
+                live = moving("Faces", "jpeg", elem_id="live")
             with gr.Row():
-                live_crop = picture("What the model saw of the largest face", height=240, elem_id="live-crop")
+                live_crop = moving("What the model saw of the largest face", "png", height=240, elem_id="live-crop")
                 live_bars = gr.Label(label="Probabilities", num_top_classes=len(classes), elem_id="live-bars")
         with gr.Tab("Video", id="video"):
             video = given(gr.Video, "Video", sources=["upload"], elem_id="upload")
@@ -387,6 +407,55 @@ def make_page(models: Sequence[str] = (DEFAULT_NAME,), any_model: bool = False, 
     return page
 
 
+@contextmanager
+def _only_uploads() -> Iterator[None]:
+    """What the page shows was uploaded to it, into a folder that goes at the end.
+
+    Gradio fetches the addresses that its clients name, in place of uploads and as files, with the two functions of
+    safehttpx that are replaced here.
+    """
+    import safehttpx
+
+    async def refuse(address: str, *_: Any, **__: Any) -> Any:
+        raise _gradio().Error("upload the file: this page fetches no address", print_exception=False)
+
+    fetching, place = (safehttpx.get, safehttpx.async_validate_url), tempfile.tempdir
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with (
+        _ended_by_a_signal(),
+        tempfile.TemporaryDirectory(prefix="fer-pll-app-", ignore_cleanup_errors=True) as folder,
+    ):
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "uploads"))  # read when the parts of a page are made
+        tempfile.tempdir = folder  # of videos that are being marked
+        safehttpx.get = safehttpx.async_validate_url = refuse
+        try:
+            yield
+        finally:
+            safehttpx.get, safehttpx.async_validate_url = fetching
+            tempfile.tempdir = place
+            if before is None:
+                os.environ.pop("GRADIO_TEMP_DIR", None)
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+@contextmanager
+def _ended_by_a_signal() -> Iterator[None]:
+    """SIGTERM, as of whoever runs a service, ends the block as Ctrl-C does, and not before its end is tidy."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may say what a signal does
+        yield
+        return
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)  # as shells have it
+
+    handler = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def serve(
     models: Sequence[str] = (DEFAULT_NAME,),
     host: str = HOST,
@@ -405,20 +474,12 @@ def serve(
         ValueError, OSError: as `make_page`; or the port is taken.
     """
     gr = _gradio()
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="fer-pll-app-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # read when the parts of a page are made
-        try:
-            page = make_page(models, any_model, detector)
-            theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-            _, address, _ = page.launch(
-                server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-                max_file_size=MAX_BYTES, enable_monitoring=False, footer_links=[], theme=theme,
-            )  # fmt: skip
-            say(f"{address} shows the page; Ctrl-C ends it")
-            page.block_thread()
-        finally:
-            if before is None:
-                os.environ.pop("GRADIO_TEMP_DIR", None)
-            else:
-                os.environ["GRADIO_TEMP_DIR"] = before
+    with _only_uploads():
+        page = make_page(models, any_model, detector)
+        theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
+            max_file_size=MAX_BYTES, enable_monitoring=False, run_history=False, footer_links=[], theme=theme,
+        )  # fmt: skip
+        say(f"{address} shows the page; Ctrl-C ends it")
+        page.block_thread()

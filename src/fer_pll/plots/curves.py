@@ -80,17 +80,27 @@ def plot_curves(
     """Write curves of several runs as PNG: the mean over the seeds, and a band from the lowest to the highest.
 
     Args:
-        curves: for each name in the legend, one curve for each seed: points (x, share), the same x for all seeds.
+        curves: for each name in the legend, one curve for each seed: points (x, share). The mean and the band at an x
+            are those of the seeds that have it. A name whose curves have no points is left out.
         path: PNG file to write.
         title, x_label, y_label: texts of the figure.
+
+    Raises:
+        ValueError: no curve has a point.
     """
+    shares: dict[str, dict[float, list[float]]] = {}
+    for name, seeds in curves.items():
+        for x, share in itertools.chain.from_iterable(seeds):
+            shares.setdefault(name, {}).setdefault(x, []).append(share)
+    if not shares:
+        raise ValueError(f"{title}: there is nothing to draw, no curve has a point")
     with drawing(path, dpi=150, figsize=(7.2, 4.2), layout="constrained") as figure:
         axes = figure.add_subplot()
-        for color, (name, seeds) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), curves.items()):
-            points = np.array([list(curve) for curve in seeds], dtype=float)  # (seeds, points, 2)
-            x, y = points[0, :, 0], points[:, :, 1]
-            axes.plot(x, y.mean(axis=0), color=color, linewidth=2, marker="o", markersize=4, label=name)
-            axes.fill_between(x, y.min(axis=0), y.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        for color, (name, at) in zip(itertools.cycle((BLUE, ORANGE, GREEN, RED, MUTED)), shares.items()):
+            xs = sorted(at)
+            axes.plot(xs, [np.mean(at[x]) for x in xs], color=color, linewidth=2, marker="o", markersize=4, label=name)
+            low, high = [min(at[x]) for x in xs], [max(at[x]) for x in xs]
+            axes.fill_between(xs, low, high, color=color, alpha=0.15, linewidth=0)
         axes.set_title(title, color=INK, fontsize=12, pad=10)
         axes.set_xlabel(x_label, color=MUTED)
         axes.set_ylabel(y_label, color=MUTED)

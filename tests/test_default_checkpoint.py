@@ -158,6 +158,8 @@ def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
     said = run()
     assert "fer-pll pretrain" not in said and "fer-pll finetune" not in said
     assert files_of(tmp_path / "packaged") == FILES
+    config = json.loads((tmp_path / "packaged" / "config.json").read_text())
+    assert not {"auto_map", "custom_pipelines"} & config.keys()  # whose code is the package's
     weights = (tmp_path / "packaged" / "model.safetensors").read_bytes()
     (tmp_path / "out" / "finetune" / "README.md").unlink()  # as if it had been cut off at the end
     said = run()

@@ -54,7 +54,8 @@ def package(checkpoint: Path, to: Path) -> None:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("config.json"):
             config = json.loads((checkpoint / name).read_text())
-            config.pop("auto_map", None)  # it names the code
+            for key in ("auto_map", "custom_pipelines"):  # they name the code
+                config.pop(key, None)
             (to / name).write_text(json.dumps(config, indent=2) + "\n")
         else:
             shutil.copyfile(checkpoint / name, to / name)

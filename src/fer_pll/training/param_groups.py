@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from .methods.network import SECOND_NETWORK
+
 # Not matrices of a linear map: nothing speaks for pulling them towards zero.
 NO_DECAY = (
     "cls_token",
@@ -16,10 +18,6 @@ NO_DECAY = (
     "stage_embeddings",
     "method_head.annotators",
 )
-
-
-SECOND = "second_network"
-"""The name of a second network that a method trains along, in the model (`Method.head_name`)."""
 
 
 def stage_names(network: nn.Module) -> list[str]:
@@ -73,7 +71,9 @@ def depths(model: nn.Module) -> dict[str, int]:
         name: 0 if place < places[0][0] else 1 + sum(place > each[-1] for each in places)
         for place, name in enumerate(names)
     }
-    return found | {f"{SECOND}.{name}": depth for name, depth in found.items() if f"{SECOND}.{name}" in found}
+    return found | {
+        f"{SECOND_NETWORK}.{name}": depth for name, depth in found.items() if f"{SECOND_NETWORK}.{name}" in found
+    }
 
 
 def parameter_groups(
@@ -116,7 +116,7 @@ def parameter_groups(
 
 def encoder_modules(model: nn.Module) -> list[nn.Module]:
     """The modules of a classifier that others may have pre-trained: all but what turns features into classes."""
-    second = getattr(model, SECOND, None)
+    second = getattr(model, SECOND_NETWORK, None)
     others = [] if second is None else encoder_modules(second)
     base: Any = getattr(model, "base_model", model)
     if hasattr(base, "backbone"):

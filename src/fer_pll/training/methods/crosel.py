@@ -14,7 +14,7 @@ from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cc_loss, cross_entropy_loss, pll_loss
 from ...labels.revision import soft_response
 from .base import Batch, Method, MethodOptions
-from .network import last_linear
+from .network import SECOND_NETWORK, last_linear
 
 
 class CroSel(Method):
@@ -51,7 +51,7 @@ class CroSel(Method):
     revisions = ("soft",)
     num_views = 2
     strong_views = 1
-    head_name = "second_network"
+    head_name = SECOND_NETWORK
     SHARPEN = 0.5
     BETA = 0.75
 

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.trainer_utils import unwrap_peft_model
 
+SECOND_NETWORK = "second_network"
+"""`Method.head_name` of a network that is trained along as the model is: with its rates by depth, frozen like it."""
+
 
 def last_linear(model: nn.Module, method: str) -> nn.Linear:
     """The linear layer that gives a model's logits.

@@ -26,10 +26,17 @@ from transformers import (
 
 import fer_pll_cli
 from backbones import FEATURES, IMAGENET, OURS, SIDE, SOURCES, queries_on, save_source
-from fer_pll import FerPllForImageClassification, FerPllImageProcessor, FerPllTrainingArguments
+from fer_pll import (
+    FerPllForImageClassification,
+    FerPllForPreTraining,
+    FerPllImageProcessor,
+    FerPllTrainingArguments,
+)
 from fer_pll.data.dataset import save_dataset
 from fer_pll.training.backbones import read_config, read_images
+from fer_pll.training.config import load_config
 from fer_pll.training.finetuning import FineTuningOptions
+from fer_pll.training.initialization import initialize
 from fer_pll.training.param_groups import depths, parameter_groups
 from hub.fake_hub import FakeHub
 from timm_alone import import_timm
@@ -127,18 +134,38 @@ def test_a_configuration_of_transformers_takes_weights_too(sources, tmp_path):
 
 
 @torch.no_grad()
-def test_a_run_of_ours_on_a_backbone_is_gone_on_with(sources, tmp_path):
+@pytest.mark.parametrize("start", ["backbone", "init_from", "init_from and its config"])
+def test_a_run_of_ours_on_a_backbone_is_gone_on_with(start, sources, tmp_path):
+    """Whichever option names it: the kind of network comes with a checkpoint of ours."""
     model, image_processor = make_model(sources["swin"][0], tmp_path)
     torch.nn.init.normal_(model.classifier.weight)
     for saved in (model, image_processor):
         saved.save_pretrained(tmp_path / "run")
     pixels = image_processor(faces(), return_tensors="pt").pixel_values
-    for options in ({"backbone": str(tmp_path / "run")}, {"config": str(tmp_path / "run"), "init_from": "run"}):
-        if "init_from" in options:
-            options |= {"backbone": None, "init_from": str(tmp_path / "run")}
-        folder = options.pop("backbone")
-        again, _ = make_model(folder, tmp_path, **options)
+    run = str(tmp_path / "run")
+    named = {"backbone": None, start.partition(" ")[0]: run}
+    for config in [run] if "config" in start else ["fer-pll-resnet18", "fer-pll-tiny"]:
+        again, processor = make_model(None, tmp_path, config=config, **named)
         assert torch.equal(again(pixels).logits, model(pixels).logits)
+        assert processor.size == image_processor.size and processor.image_mean == image_processor.image_mean
+    if "config" not in start:
+        linear, _ = make_model(None, tmp_path, add_query_decoder=False, **named)
+        assert not linear.config.add_query_decoder
+
+
+def test_a_run_of_our_encoder_is_gone_on_with_whatever_the_config_has(tmp_path):
+    config = tiny_config()
+    model = FerPllForImageClassification(config)
+    side = {"height": config.image_size, "width": config.image_size}
+    processor = FerPllImageProcessor(
+        num_channels=config.num_channels, size=side, image_mean=config.image_mean, image_std=config.image_std
+    )
+    for saved in (model, processor):
+        saved.save_pretrained(tmp_path / "run")
+    again, _ = make_model(None, tmp_path, config="fer-pll-resnet18", init_from=str(tmp_path / "run"))
+    assert again.config.backbone_config is None
+    name = "fer_pll.layers.0.mlp.fc2.weight"
+    assert torch.equal(again.state_dict()[name], model.state_dict()[name])
 
 
 def test_what_images_a_checkpoint_was_trained_on(tmp_path):
@@ -188,14 +215,9 @@ def test_refusals_name_option_and_checkpoint(sources, tmp_path):
 
     run = tmp_path / "run"
     FerPllForImageClassification(tiny_config()).save_pretrained(run)
-    assert "has the ViT encoder of fer-pll, --config has not" in refused(
-        None, config="fer-pll-resnet18", init_from=str(run)
-    )
     FerPllForImageClassification(queries_on(OURS)).save_pretrained(run)
-    assert "has another network as its encoder" in refused(None, config="fer-pll-tiny-ferplus", init_from=str(run))
-    assert "backbone of the kind 'fer_pll_resnet', --config one of 'resnet'" in refused(
-        None, config="fer-pll-resnet18", init_from=str(run)
-    )
+    with pytest.raises(ValueError, match=r"another network as its encoder.*Pre-training is of the ViT"):
+        initialize(FerPllForPreTraining, load_config("fer-pll-tiny")[0], str(run))
     assert "need another backbone_config in config.json: depths [1, 1], not [2, 2, 2, 2]" in refused(
         None, config="fer-pll-resnet18", init_from=folder
     )
@@ -380,6 +402,22 @@ def test_every_loss_learns_on_a_backbone(tmp_path, loss):
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     assert np.isfinite(losses).all()
     assert not torch.equal(before, trainer.model.fer_pll.backbone.stem.convolution.weight)
+
+
+def test_convolutions_train_with_the_channels_last_in_memory(tmp_path):
+    """Which files and answers do not show."""
+    trainer = trainer_on(tmp_path / "run", queries_on(OURS), num_train_epochs=1)
+    convolutions = [module.weight for module in trainer.model.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions
+    trainer.train()
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in convolutions)
+    trainer.save_model()
+    again = FerPllForImageClassification.from_pretrained(tmp_path / "run").eval()
+    assert all(weight.is_contiguous() for weight in again.parameters())
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = trainer.model.eval()(pixels).logits
+        torch.testing.assert_close(again(pixels).logits, expected, rtol=0, atol=1e-5)
 
 
 def test_gradient_checkpointing_gives_the_same_or_says_that_it_does_nothing(tmp_path):

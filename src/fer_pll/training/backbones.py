@@ -245,6 +245,14 @@ def configure(source: str, base: FerPllConfig, images: Images, features: list[st
     )
 
 
+def has_other_network(source: str, config: FerPllConfig) -> bool:
+    """Whether a checkpoint is one of ours whose encoder is another kind of network than that of `config`."""
+    content = config_content(source)
+    kind = (content.get("backbone_config") or {}).get("model_type")
+    wanted = getattr(config.backbone_config, "model_type", None)
+    return content.get("model_type") == FerPllConfig.model_type and kind != wanted
+
+
 def load_classifier(source: str, config: PreTrainedConfig) -> tuple[PreTrainedModel, list[str]]:
     """A plain classifier of transformers with a checkpoint's weights, and the names of those that are new.
 

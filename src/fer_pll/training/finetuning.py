@@ -31,6 +31,7 @@ from .arguments import FerPllTrainingArguments
 from .backbones import (
     Images,
     configure,
+    has_other_network,
     is_timm,
     load_classifier,
     read_images,
@@ -76,8 +77,9 @@ class FineTuningOptions:
         default=None,
         metadata={
             "help": "Weights to start from: folder or Hub name of a checkpoint of fer-pll pretrain or finetune, ViT "
-            "(such as DINO) or ViTMAE, or where --config has another network, of that kind; fer-pll-tiny-ferplus is "
-            "the one in the package; none: random weights. Default: what the config says, else random weights."
+            "(such as DINO) or ViTMAE, or where --config has another network, of that kind; fer-pll-tiny-ferplus and "
+            "fer-pll-tiny-vit-ferplus are in the package; none: random weights. A checkpoint of fer-pll brings its "
+            "kind of network along. Default: what the config says, else random weights."
         },
     )
     teacher: list[str] | None = field(
@@ -234,23 +236,24 @@ class FineTuningOptions:
         is_ours = isinstance(load_model_config(config_folder(self.config)), FerPllConfig)
         if self.architecture == "plain" or not (is_ours or self.backbone):
             return self._make_plain(args, classes)
-        start = self.init_from
-        if self.backbone is None:
-            config, image_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
-        else:
-            if not is_ours:
-                raise ValueError(f"--config {self.config} is no model of fer-pll: leave it out, or --backbone.")
-            base, base_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
-            with naming("--backbone", self.backbone):
-                images = self._images(
-                    self.backbone, Images.from_processor(base_processor, base_processor.num_channels)
-                )
-                config = configure(self.backbone, base, images, self.backbone_features)
-            image_processor = images.processor(base_processor.face_crop)
+        if not is_ours:
+            raise ValueError(f"--config {self.config} is no model of fer-pll: leave it out, or --backbone.")
+        config, image_processor = load_config(self.config, add_query_decoder=self.add_query_decoder, **classes)
+        start, network, option = self.init_from, self.backbone, "--backbone"
+        if network is None and start not in (None, "none"):
+            option = "--init_from"
+            with naming(option, start):
+                network = start if has_other_network(start, config) else None
+        if network is not None:
+            with naming(option, network):
+                images = self._images(network, Images.from_processor(image_processor, image_processor.num_channels))
+                config = configure(network, config, images, self.backbone_features)
+                if self.add_query_decoder is not None:  # else as in a checkpoint of ours
+                    config.add_query_decoder = self.add_query_decoder
+            image_processor = images.processor(image_processor.face_crop)
             if self.backbone_weights == "pretrained":
-                start = self.backbone
+                start = network
         set_drop_path(config, args.drop_path_rate)
-        option = "--init_from" if self.backbone is None else "--backbone"
         model, initialization = initialize(FerPllForImageClassification, config, start, option)
         if initialization is not None and args.should_log:
             say(initialization)
@@ -269,10 +272,7 @@ class FineTuningOptions:
                 "--add_query_decoder."
             )
         if self.backbone is not None and self.init_from is not None:
-            raise ValueError(
-                "--init_from and --backbone are two checkpoints to start from: give one of them. A run of ours on "
-                "another network is continued with --backbone RUN as well."
-            )
+            raise ValueError("--init_from and --backbone are two checkpoints to start from: give one of them.")
 
     def _images(self, source: str, otherwise: Images) -> Images:
         """What the images of a model on `source` are like."""

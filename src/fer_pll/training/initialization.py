@@ -232,7 +232,7 @@ def check_sizes(source: Source, config: FerPllConfig) -> None:
     """Raise `ValueError` if weights and configuration do not fit each other. The message says what to change."""
     if (source.config_of_backbone is None) != (config.backbone_config is None):
         has = "another network as its encoder" if config.backbone_config is None else "the ViT encoder of fer-pll"
-        raise ValueError(f"this checkpoint has {has}, --config has not: take the checkpoint as --backbone.")
+        raise ValueError(f"this checkpoint has {has}, the model's configuration has not. Pre-training is of the ViT.")
     if config.backbone_config is not None:
         check_backbone(source, config)
     sizes = SIZES if config.backbone_config is None else SIZES_OF_DECODER

@@ -1,6 +1,7 @@
 """What each method does in a step, by hand, and what all of them reach on handwritten digits."""
 
 import copy
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -754,6 +755,8 @@ def test_the_power_of_the_sampler_lies_between_the_rows_and_equal_classes(unequa
         ({"votes_temperature": 0.5, "confidence_init": "uniform"}, "no effect with confidence_init=uniform"),
         ({"sampler_power": 1.5, "class_balance": "sampler"}, r"sampler_power=1.5 must lie in \[0, 1\]"),
         ({"sampler_power": 0.5}, "no effect without class_balance=sampler"),
+        ({"sampler_after": 0.5}, "sampler_after=0.5 has no effect without class_balance=sampler"),
+        ({"sampler_after": 1.5, "class_balance": "sampler"}, r"sampler_after=1.5 is .* must lie in \[0, 1\]"),
     ],
 )
 def test_settings_of_votes_and_sampler_that_cannot_be_are_refused(tmp_path, settings, message):
@@ -797,25 +800,49 @@ def test_two_processes_draw_the_global_batches_of_one(unequal):
     assert one == [left + right for left, right in zip(*ranks, strict=True)]
 
 
-def test_the_trainer_draws_as_the_sampler_says_in_every_epoch(tmp_path, toy_config, toy_processor, unequal):
-    trainer = make_trainer(
-        tmp_path, toy_config, toy_processor, unequal, class_balance="sampler", seed=7, per_device_train_batch_size=64
-    )
-    seen = []
-    step = trainer.method.step
+@pytest.fixture
+def drawn(tmp_path, toy_config, toy_processor, unequal):
+    """`drawn(resume, **settings)`: the row numbers that a training sees, epoch by epoch."""
 
-    def observed(batch):
-        seen.append(batch.index)
-        return step(batch)
+    def train(resume: str | None = None, **settings) -> list[list[int]]:
+        settings = {"seed": 7, "per_device_train_batch_size": 64} | settings  # 5 steps an epoch
+        trainer = make_trainer(tmp_path, toy_config, toy_processor, unequal, **settings)
+        seen = []
+        step = trainer.method.step
 
-    trainer.method.step = observed
-    trainer.train()
+        def observed(batch):
+            seen.append(batch.index)
+            return step(batch)
+
+        trainer.method.step = observed
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / resume))
+        return torch.cat(seen).tolist()
+
+    return train
+
+
+def test_the_trainer_draws_as_the_sampler_says_in_every_epoch(drawn, unequal):
     expected = []
     sampler = sampler_of(unequal, seed=7)
     for epoch in range(2):
         sampler.set_epoch(epoch)
         expected += list(sampler)
-    assert torch.cat(seen).tolist() == expected
+    assert drawn(class_balance="sampler") == expected
+
+
+@pytest.mark.parametrize("after", [0.5, 0.6])  # 0.6: an epoch is the one or the other as a whole
+def test_classes_are_balanced_after_a_share_of_the_training(after, drawn, unequal):
+    """Before, rows come as without balance; then as the sampler draws; an interrupted run goes on likewise."""
+    plain = drawn(num_train_epochs=4)
+    settings = {"class_balance": "sampler", "sampler_after": after, "num_train_epochs": 4}
+    rows = drawn(**settings, save_strategy="steps", save_steps=7)
+    first = math.ceil(4 * after)
+    assert rows[: 320 * first] == plain[: 320 * first]
+    sampler = sampler_of(unequal, seed=7)
+    for epoch in range(first, 4):
+        sampler.set_epoch(epoch)
+        assert rows[320 * epoch : 320 * (epoch + 1)] == list(sampler)
+    assert drawn("checkpoint-7", **settings) == rows[7 * 64 :]
 
 
 def test_logit_adjustment_adds_the_log_prior_in_training_only(tmp_path, toy_config, toy_processor, unequal):

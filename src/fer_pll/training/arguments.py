@@ -289,6 +289,13 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             "1: each class equally often; 0.5: by the square roots of the shares."
         },
     )
+    sampler_after: OnCard[float] = field(
+        default=0.0,
+        metadata={
+            "help": "With class_balance sampler: share of the training after which it draws; before, each row comes "
+            "once an epoch (deferred re-sampling)."
+        },
+    )
     uniform_weight: OnCard[float] = field(
         default=1.0,
         metadata={"help": "Weight of the uniformity loss on the label queries (Eq. 3); 0 switches it off."},
@@ -343,8 +350,11 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             )
         if not 0 <= self.sampler_power <= 1:
             raise ValueError(f"sampler_power={self.sampler_power} must lie in [0, 1].")
-        if self.sampler_power != 1 and self.class_balance != "sampler":
-            raise ValueError(f"sampler_power={self.sampler_power} has no effect without class_balance=sampler.")
+        if not 0 <= self.sampler_after <= 1:
+            raise ValueError(f"sampler_after={self.sampler_after} is a share of the training: it must lie in [0, 1].")
+        for name, default in (("sampler_power", 1), ("sampler_after", 0)):
+            if getattr(self, name) != default and self.class_balance != "sampler":
+                raise ValueError(f"{name}={getattr(self, name)} has no effect without class_balance=sampler.")
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay={self.average_decay} must lie in [0, 1).")
 

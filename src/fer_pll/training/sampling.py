@@ -24,6 +24,9 @@ class ClassBalancedSampler(Sampler[int]):
     weights come from the confidences at the start of the run, so that a resumed epoch has the draws of the interrupted
     one. The draws depend only on (seed, epoch), so they are the same on all processes.
 
+    Before `first_epoch` each row comes once, in the order that Trainer would have them in: features are learned from
+    all rows alike, and only then the rare classes come more often (deferred re-sampling: Cao et al., 2019).
+
     Args:
         table: the confidences at the start.
         seed: of the run.
@@ -35,7 +38,7 @@ class ClassBalancedSampler(Sampler[int]):
         weights = torch.cat([table.confidence[part].cpu().double() @ inverse for part in table.chunks()])
         self.cumulative = weights.numpy().cumsum()
         self.seed = seed
-        self.epoch = 0
+        self.epoch = self.first_epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -44,6 +47,9 @@ class ClassBalancedSampler(Sampler[int]):
         return len(self.cumulative)
 
     def __iter__(self) -> Iterator[int]:
+        if self.epoch < self.first_epoch:  # as accelerate's SeedableRandomSampler
+            generator = torch.Generator().manual_seed(self.seed + self.epoch)
+            return iter(torch.randperm(len(self), generator=generator).tolist())
         draws = np.random.default_rng((self.seed, self.epoch)).random(len(self)) * self.cumulative[-1]
         rows = self.cumulative.searchsorted(draws, side="right").clip(max=len(self) - 1)
         return iter(rows.tolist())

@@ -1,6 +1,7 @@
 """Training with candidate sets: a Trainer that holds and revises confidences (paper, Algorithm 1)."""
 
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -266,6 +267,9 @@ class StepCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         self.trainer.warn_if_nothing_is_revised()
+        if self.trainer.balanced_sampler is not None:
+            epochs = state.max_steps / self.trainer.steps_per_epoch
+            self.trainer.balanced_sampler.first_epoch = math.ceil(args.sampler_after * epochs)
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         # Trainer does the same, but on several processes it does not reach our sampler when it skips to the middle

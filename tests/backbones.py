@@ -98,7 +98,13 @@ def timm_config(architecture: str, **settings) -> TimmBackboneConfig:
 
 
 OURS = FerPllResNetConfig(
-    hidden_sizes=[8, 16], depths=[1, 1], stem_size=8, squeeze_ratio=0.25, drop_path_rate=0.1, num_channels=3
+    hidden_sizes=[8, 16],
+    depths=[1, 1],
+    stem_size=8,
+    squeeze_ratio=0.25,
+    drop_path_rate=0.1,
+    num_channels=3,
+    standardize_images=True,
 )
 
 

@@ -31,6 +31,7 @@ from fer_pll import (
 from fer_pll.inference.onnx_export import write_model
 from fer_pll.model.feature_tokens import grid_positions
 from fer_pll.model.modeling_fer_pll import sincos_positions
+from fer_pll.model.modeling_fer_pll_resnet import standardized
 from hub.stranger import run_stranger
 from timm_alone import import_timm
 from tiny import make_dataset, make_trainer, tiny_config
@@ -210,6 +211,26 @@ def test_a_stranger_gets_equal_answers(tmp_path):
     }
     run_stranger(STRANGER, tmp_path, environment=environment, cwd=tmp_path)
     torch.testing.assert_close(load_file(tmp_path / "answers.safetensors"), expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_images_are_standardized_one_by_one():
+    """Light and contrast change nothing then, an image without contrast is no division by zero."""
+    pixels = images(channels=3) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
+    exact = pixels.numpy().astype(np.float64)
+    mean, variance = (of(exact, axis=(1, 2, 3), keepdims=True) for of in (np.mean, np.var))
+    expected = torch.from_numpy((exact - mean) / np.sqrt(variance + 0.05**2)).float()
+    torch.testing.assert_close(standardized(pixels), expected, rtol=1e-5, atol=1e-6)
+    plain = FerPllResNetBackbone(type(OURS).from_dict(OURS.to_dict() | {"standardize_images": False})).eval()
+    model = FerPllResNetBackbone(OURS).eval()
+    model.load_state_dict(plain.state_dict())
+    features = model(pixels).feature_maps[0]
+    torch.testing.assert_close(features, plain(expected).feature_maps[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        model(40 * pixels - 7).feature_maps[0], model(10 * pixels).feature_maps[0], rtol=0, atol=1e-3
+    )
+    assert not torch.equal(plain(pixels + 1).feature_maps[0], plain(pixels).feature_maps[0])
+    assert standardized(torch.full((1, 1, 4, 4), 3.0)).abs().max() == 0
 
 
 def test_backbones_are_named_by_dictionaries_too():

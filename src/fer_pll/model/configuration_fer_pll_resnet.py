@@ -16,6 +16,8 @@ class FerPllResNetConfig(BackboneConfigMixin, PreTrainedConfig):
 
     Args:
         num_channels (`int`, defaults to 1): 1 for gray images, 3 for color.
+        standardize_images (`bool`, defaults to `False`): subtract from each image the mean of its pixels and divide it
+            by their standard deviation, so that light and contrast do not have to be learned away.
         stem_size (`int`, defaults to 32): channels of the first convolution.
         stem_stride (`int`, defaults to 1): 1 or 2.
         hidden_sizes (`list[int]`, defaults to `[48, 96, 192]`): channels of each stage.
@@ -35,6 +37,7 @@ class FerPllResNetConfig(BackboneConfigMixin, PreTrainedConfig):
     model_type = "fer_pll_resnet"
 
     num_channels: int = 1
+    standardize_images: bool = False
     stem_size: int = 32
     stem_stride: int = 1
     hidden_sizes: list[int] | tuple[int, ...] = (48, 96, 192)

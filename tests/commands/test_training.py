@@ -221,6 +221,11 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
         ),
         pytest.param(["finetune", "--batch-size", 2], {"time", "memory", "trainer"}, marks=pytest.mark.long),
         pytest.param(["inference", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
+        pytest.param(
+            ["finetune", "--scale", "resnet18", "--batch-size", 1],
+            {"time", "memory", "trainer"},
+            marks=pytest.mark.long,
+        ),
         pytest.param(["imports"], {"import", "first_use"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(
@@ -238,4 +243,4 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
-    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "ViT", "faces")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "faces")

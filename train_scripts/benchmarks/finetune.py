@@ -10,11 +10,12 @@ __all__ = ["add_options", "measure"]
 
 
 def measure(args):
-    """A step of fine-tuning (forward, backward, AdamW) against transformers' ViTForImageClassification, and
-    FerPllTrainer against transformers' Trainer.
+    """A step of fine-tuning (forward, backward, AdamW) against transformers' ViTForImageClassification or
+    ResNetForImageClassification, and FerPllTrainer against transformers' Trainer.
 
-    The peer of the model has the same encoder, attention and precision, and a linear layer on the class token instead
-    of the query decoder. Both trainers train FerPllForImageClassification on the same rows.
+    The peer of the model has the same encoder, attention and precision, and a linear layer on the class token, or on
+    the mean of the map, instead of the query decoder. Both trainers train FerPllForImageClassification on the same
+    rows.
     ratios, each at most the target: time and peak memory of our model's step over theirs; trainer, time of a step in
     FerPllTrainer (revision of the confidences and loss of the label queries included) over one in Trainer.
     """
@@ -32,7 +33,7 @@ def measure(args):
         "trainer": trainer_seconds["ours"] / trainer_seconds["theirs"],
     }
     targets = {"trainer": 1.03}
-    if args.scale == "base":
+    if args.scale != "tiny":
         # The memory of the query decoder's weights, gradients and moments matters less at larger batch sizes.
         targets |= {"time": 1.05, "memory": 1.05 if args.batch_size >= 64 else 1.12}
     table = [

@@ -1,9 +1,12 @@
 """A pre-training step against transformers' ViTMAEForPreTraining."""
 
 from .common import Result, device, row, synchronized, take_turns
-from .training_step import SCALES, add_options, make_sides, settings_of, step_rows
+from .training_step import SCALES, make_sides, settings_of, step_rows
+from .training_step import add_options as add_options_of_step
 
-__all__ = ["add_options", "measure"]
+
+def add_options(parser):
+    add_options_of_step(parser, ("tiny", "base"))
 
 
 def measure(args):

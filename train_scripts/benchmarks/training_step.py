@@ -5,14 +5,25 @@ import sys
 from .common import device, fresh_process, photo_crops, row, synchronized
 
 # Configuration and batch size.
-SCALES = {"tiny": ("fer-pll-tiny-ferplus-quick", 64), "base": ("fer-pll-vit-base-ferplus", 8)}
+SCALES = {
+    "tiny": ("fer-pll-tiny-ferplus-quick", 64),
+    "base": ("fer-pll-vit-base-ferplus", 8),
+    "resnet18": ("fer-pll-resnet18", 8),  # classifiers only
+}
 
 
-def add_options(parser):
+def add_scale(parser, scales=tuple(SCALES)):
     parser.add_argument(
-        "--scale", choices=list(SCALES), default="tiny", help="model sizes, of hub_configs: tiny (default) or base"
+        "--scale",
+        choices=scales,
+        default="tiny",
+        help=f"model sizes, of hub_configs: {' or '.join(scales)} (default: %(default)s)",
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images (default: 64 at tiny, 8 at base)")
+
+
+def add_options(parser, scales=tuple(SCALES)):
+    add_scale(parser, scales)
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images (default: 64 at tiny, else 8)")
     parser.add_argument("--repeats", type=int, default=9, metavar="N", help="turns of each side (default: 9)")
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on both sides (default: float32)")
     parser.add_argument(
@@ -58,12 +69,17 @@ def make_pretraining_model(side, config):
 
 
 def make_classifier(side, config):
-    from transformers import ViTConfig, ViTForImageClassification
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
     from fer_pll import FerPllForImageClassification
 
     if side == "ours":
         return FerPllForImageClassification(config)
+    if config.backbone_config is not None:
+        network = type(config.backbone_config).from_dict(
+            config.backbone_config.to_dict() | {"id2label": config.id2label}
+        )
+        return AutoModelForImageClassification.from_config(network)
     return ViTForImageClassification(like(config, ViTConfig, [*ENCODER, "num_labels"]))
 
 

@@ -1,4 +1,4 @@
-"""fer-pll-tiny-ferplus, the checkpoint that comes with the package: complete, as its card says, and of use at once."""
+"""The checkpoints that come with the package: complete, as their cards say, and of use at once."""
 
 import csv
 import io
@@ -20,11 +20,11 @@ import fer_pll
 import fer_pll_cli
 from fer_pll.data.sources.synthetic.dataset import Drawing
 from fer_pll.hub.card import folder_card, read_evaluations
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.io.errors import DataError
+from fer_pll.io.shipped import CHECKPOINTS, DEFAULT_NAME, VIT_NAME
 from fer_pll.labels.expressions import EXPRESSIONS
 
 ROOT = Path(__file__).parents[1]
-FOLDER = Path(DEFAULT_CHECKPOINT)
 FILES = {
     "README.md",
     "config.json",
@@ -41,40 +41,51 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_is_complete_and_small():
-    assert files_of(FOLDER) == FILES
-    assert (FOLDER / "model.safetensors").stat().st_size <= 8_000_000
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_it_is_complete_and_small(name):
+    assert files_of(Path(CHECKPOINTS[name])) == FILES
+    assert Path(CHECKPOINTS[name], "model.safetensors").stat().st_size <= 8_000_000
 
 
-def test_load_default_is_ready_to_predict():
-    model, image_processor = fer_pll.load_default()
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_it_is_ready_to_predict(name):
+    model, image_processor = fer_pll.load_default(name)
     assert not model.training and model.dtype == torch.float32
     assert list(model.config.id2label.values()) == list(EXPRESSIONS)
     assert image_processor.face_crop["name"] == "FER+"
     crop = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8))
     with torch.no_grad():
         probabilities = model(**image_processor(crop, return_tensors="pt")).logits.softmax(dim=1)[0]
-    classify = pipeline("image-classification", model=DEFAULT_CHECKPOINT, trust_remote_code=False)
+    classify = pipeline("image-classification", model=CHECKPOINTS[name], trust_remote_code=False)
     said = {answer["label"]: answer["score"] for answer in classify(crop, top_k=8)}
     assert said == pytest.approx(dict(zip(EXPRESSIONS, probabilities.tolist(), strict=True)), abs=1e-6)
 
 
-LOGITS = [
-    [2.381242, 0.765376, 1.496372, 0.055979, -3.945979, -3.531584, -0.221818, 1.005989],
-    [3.356513, -3.465632, 2.547290, -0.767144, -4.387341, -4.155022, -2.603154, -0.991103],
-    [3.493561, -5.503231, 1.230812, 1.808133, -2.960345, -2.525063, 1.284559, -0.805723],
-    [0.197330, -0.419050, 5.936619, -4.050691, -2.312010, -2.940752, 0.945487, -2.974013],
-]
+LOGITS = {
+    DEFAULT_NAME: [
+        [2.420274, -2.073361, 2.991157, -2.983378, -3.004190, -4.243093, 1.533435, -2.082332],
+        [2.084331, -1.426420, 1.017049, -0.550071, -5.518854, -4.797269, -1.105968, -2.881287],
+        [0.700739, -6.487594, 1.046299, 0.534005, -2.307624, -1.138703, 2.385997, 0.042785],
+        [-1.086652, 1.220798, 5.662839, -4.517884, -2.785980, -3.334680, 1.981226, -3.695083],
+    ],
+    VIT_NAME: [
+        [2.381242, 0.765376, 1.496372, 0.055979, -3.945979, -3.531584, -0.221818, 1.005989],
+        [3.356513, -3.465632, 2.547290, -0.767144, -4.387341, -4.155022, -2.603154, -0.991103],
+        [3.493561, -5.503231, 1.230812, 1.808133, -2.960345, -2.525063, 1.284559, -0.805723],
+        [0.197330, -0.419050, 5.936619, -4.050691, -2.312010, -2.940752, 0.945487, -2.974013],
+    ],
+}
 """Of version 0.1.0, on four drawn faces."""
 
 
-def test_its_logits_stay_the_same():
-    model, image_processor = fer_pll.load_default()
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_its_logits_stay_the_same(name):
+    model, image_processor = fer_pll.load_default(name)
     faces = [Image.open(io.BytesIO(Drawing("test", number)())) for number in range(4)]
     with torch.no_grad():
         logits = model(**image_processor(faces, return_tensors="pt")).logits
     # Across processors the order of the sums differs: relative to the largest logits.
-    torch.testing.assert_close(logits, torch.tensor(LOGITS), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits, torch.tensor(LOGITS[name]), rtol=1e-5, atol=1e-5)
 
 
 def test_the_astronaut_is_happy(tmp_path, monkeypatch):
@@ -114,21 +125,31 @@ def test_the_first_lines_that_anyone_runs_add_no_words_of_libraries(program, tmp
     assert "happiness" in run.stdout if program is FIRST_SNIPPET else "torch.Size([1, 8])" in run.stdout
 
 
-def test_card_and_readme_say_what_was_measured_of_these_weights():
-    (report,) = read_evaluations(FOLDER).values()  # of other weights it would not be read
-    card = (FOLDER / "README.md").read_text()
-    assert card == str(folder_card(FOLDER, FOLDER.name, license="apache-2.0", packaged=True))
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_card_and_readme_say_what_was_measured_of_these_weights(name):
+    folder = Path(CHECKPOINTS[name])
+    (report,) = read_evaluations(folder).values()  # of other weights it would not be read
+    card = (folder / "README.md").read_text()
+    assert card == str(folder_card(folder, name, license="apache-2.0", packaged=True))
     assert report["protocols"]["all"]["rows"] == 3553 and report["split"] == "validation"
-    temperature = json.loads((FOLDER / "training.json").read_text())["calibration"]["temperature"]
-    assert f"the temperature {temperature:.3f}, fitted on" in card and "load_default()" in card
+    temperature = json.loads((folder / "training.json").read_text())["calibration"]["temperature"]
+    assert f"the temperature {temperature:.3f}, fitted on" in card
+    assert "load_default()" in card if name == DEFAULT_NAME else f'load_default("{name}")' in card
     readme = (ROOT / "README.md").read_text()
     for metrics in report["protocols"].values():
         figures = f"{metrics['accuracy']:.1%} | {metrics['mean_class_accuracy']:.1%}".replace("%", " %")
         assert figures in card and figures in readme
 
 
+def test_other_names_are_refused():
+    with pytest.raises(DataError, match="tiny: the package has fer-pll-tiny-ferplus and fer-pll-tiny-vit-ferplus"):
+        fer_pll.load_default("tiny")
+
+
 @pytest.mark.long
-def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_checkpoint_is_made_in_one_command_that_goes_on(name, tmp_path):
+    pretrained = name == VIT_NAME
     rng = np.random.default_rng(0)
     rows = [(usage, image) for usage, count in (("Training", 64), ("PublicTest", 16)) for image in range(count)]
     (tmp_path / "raw").mkdir()
@@ -144,7 +165,17 @@ def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
             counts[rng.permutation(8)[:2]] = 8 - number % 4, 2 + number % 4  # one in four is no majority
             print(",".join([usage, f"{usage}{number}.png", *map(str, counts), "0", "0"]), file=votes)
     command = [sys.executable, ROOT / "train_scripts" / "default_checkpoint.py", tmp_path / "raw"]
-    command += ["--out", tmp_path / "out", "--to", tmp_path / "packaged", "--", "--num_train_epochs", "1"]
+    command += [
+        "--name",
+        name,
+        "--out",
+        tmp_path / "out",
+        "--to",
+        tmp_path / "packaged",
+        "--",
+        "--num_train_epochs",
+        "1",
+    ]
 
     def run() -> str:
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -153,8 +184,9 @@ def test_default_checkpoint_is_made_in_one_command_that_goes_on(tmp_path):
         return done.stdout
 
     said = run()
-    for name in ("prepare", "pretrain", "finetune", "calibrate", "evaluate"):
-        assert f"$ fer-pll {name} " in said
+    for step in ("prepare", "finetune", "calibrate", "evaluate"):
+        assert f"$ fer-pll {step} " in said
+    assert ("$ fer-pll pretrain " in said) == pretrained
     said = run()
     assert "fer-pll pretrain" not in said and "fer-pll finetune" not in said
     assert files_of(tmp_path / "packaged") == FILES

@@ -40,7 +40,7 @@ added = sorted({name.partition(".")[0] for name in set(sys.modules) - before} - 
 
 from fer_pll.io.shipped import shipped
 from fer_pll.training.config import config_folder
-folder = config_folder("fer-pll-tiny-ferplus")
+folder = config_folder("fer-pll-tiny-vit-ferplus")
 config = AutoConfig.from_pretrained(folder)
 classes = [type(config), type(AutoImageProcessor.from_pretrained(folder))]
 classes += [type(auto.from_config(config)) for auto in
@@ -219,7 +219,7 @@ def test_installed_wheel_works_outside_the_checkout(outside):
     package = site / "fer_pll"
     assert found["package"] == str(package / "__init__.py")
     assert found["version"] == fer_pll.__version__
-    assert found["config_folder"] == str(package / "hub_configs" / "fer-pll-tiny-ferplus")
+    assert found["config_folder"] == str(package / "hub_configs" / "fer-pll-tiny-vit-ferplus")
     assert found["settings"] == ["config.json", "finetune.yaml", "preprocessor_config.json", "pretrain.yaml"]
     assert found["template"] == str(package / "model_card.md")
     assert found["classes"] == [

@@ -1,12 +1,14 @@
-"""Make fer-pll-tiny-ferplus, the checkpoint that comes with the package.
+"""Make a checkpoint that comes with the package.
 
-    python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default -- --bf16 true
+    python train_scripts/default_checkpoint.py path/to/ferplus --out runs/default
+    python train_scripts/default_checkpoint.py path/to/ferplus --out runs/vit \\
+        --name fer-pll-tiny-vit-ferplus -- --bf16 true
 
-The script pre-trains on the images of FER+'s Training, fine-tunes on the candidate sets of 96 % of them, fits a
-temperature on the rest, and evaluates on PublicTest. Then it copies weights in float16, configuration, card and
-figures to --to. It does not use the test split, PrivateTest. It skips finished steps and resumes an interrupted run.
-The settings are those of hub_configs/fer-pll-tiny-ferplus. Options after `--` go to both runs and must not change what
-is learned.
+The script trains on the candidate sets of 96 % of FER+'s Training, fits a temperature on the rest, and evaluates on
+PublicTest. Then it copies weights in float16, configuration, card and figures to --to. The settings are those of
+--name in hub_configs; where these have a pretrain.yaml, it pre-trains first, on all images of Training. PrivateTest is
+not used. It skips finished steps and resumes an interrupted run. Options after `--` go to the runs and
+must not change what is learned.
 """
 
 import argparse
@@ -22,11 +24,13 @@ from fer_pll.commands import calibrate, evaluate, finetune, prepare, pretrain
 from fer_pll.hub.card import folder_card
 from fer_pll.hub.files import CARD_NAME
 from fer_pll.hub.push import published_files
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.io.shipped import CHECKPOINTS, DEFAULT_NAME, VIT_NAME
 from fer_pll.training.checkpoints import last_checkpoint
+from fer_pll.training.config import config_folder
 
 HELD_OUT_SHARE = 0.04
-BALANCE = 0.3  # of fer-pll calibrate; above it, the accuracy loses more than the mean class accuracy gains
+BALANCE = {DEFAULT_NAME: 0.1, VIT_NAME: 0.3}
+"""Of fer-pll calibrate; above it, the accuracy loses more than the mean class accuracy gains."""
 
 
 def run(command: ModuleType, *argv: object) -> None:
@@ -43,23 +47,23 @@ def train(command: ModuleType, folder: Path, *argv: object) -> None:
     run(command, *argv, "--output_dir", folder, *again)
 
 
-def package(checkpoint: Path, to: Path) -> None:
-    """Copy the files of a checkpoint, without the package's code, with a card that says how to load it.
+def package(checkpoint: Path, to: Path, name: str) -> None:
+    """Copy the files of a checkpoint, without the package's code, with a card that says how to load it by `name`.
 
     It replaces the files of an earlier copy in `to` and no others.
     """
-    for name in published_files(checkpoint):
-        if name.endswith(".py") or name == CARD_NAME:
+    for file in published_files(checkpoint):
+        if file.endswith(".py") or file == CARD_NAME:
             continue
-        (to / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith("config.json"):
-            config = json.loads((checkpoint / name).read_text())
-            for key in ("auto_map", "custom_pipelines"):  # they name the code
+        (to / file).parent.mkdir(parents=True, exist_ok=True)
+        if file.endswith("config.json"):
+            config = json.loads((checkpoint / file).read_text())
+            for key in ("auto_map", "custom_pipelines"):  # they file the code
                 config.pop(key, None)
-            (to / name).write_text(json.dumps(config, indent=2) + "\n")
+            (to / file).write_text(json.dumps(config, indent=2) + "\n")
         else:
-            shutil.copyfile(checkpoint / name, to / name)
-    folder_card(to, to.name, license="apache-2.0", packaged=True).save(to / CARD_NAME)
+            shutil.copyfile(checkpoint / file, to / file)
+    folder_card(to, name, license="apache-2.0", packaged=True).save(to / CARD_NAME)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -68,25 +72,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("ferplus", help="folder with the files of FER+; see fer-pll prepare ferplus --help")
     parser.add_argument("--out", type=Path, required=True, help="folder for data, runs and the checkpoint")
-    parser.add_argument(
-        "--to", type=Path, default=Path(DEFAULT_CHECKPOINT), help="folder to copy it to (default: that in the package)"
-    )
+    parser.add_argument("--name", choices=list(BALANCE), default=DEFAULT_NAME, help="which one (default: %(default)s)")
+    parser.add_argument("--to", type=Path, help="folder to copy it to (default: that in the package)")
     args, options = parser.parse_args(argv[:at]), argv[at + 1 :]
 
     images, data, calibrated = args.out / "pictures", args.out / "data", args.out / "calibrated"
-    if not images.is_dir():
+    pretrained = (config_folder(args.name) / "pretrain.yaml").is_file()
+    if pretrained and not images.is_dir():
         run(prepare, "ferplus", args.ferplus, "--out", images)
     if not data.is_dir():
         run(prepare, "ferplus", args.ferplus, "--out", data, "--hold-out", HELD_OUT_SHARE)
-    common = ("--config", "fer-pll-tiny-ferplus", *options)
-    train(pretrain, args.out / "pretrain", *common, "--data", images)
-    train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", args.out / "pretrain")
+    common = ("--config", args.name, *options)
+    if pretrained:
+        train(pretrain, args.out / "pretrain", *common, "--data", images)
+    start = args.out / "pretrain" if pretrained else "none"
+    train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", start)
     if calibrated.is_dir():
         shutil.rmtree(calibrated)
-    run(calibrate, args.out / "finetune", data, "--out", calibrated, "--half", "--balance", BALANCE)
+    run(calibrate, args.out / "finetune", data, "--out", calibrated, "--half", "--balance", BALANCE[args.name])
     run(evaluate, calibrated, data, "--split", "validation", "--out", calibrated / "evaluation")
-    package(calibrated, args.to)
-    print(f"written to {args.to}")
+    to = args.to or Path(CHECKPOINTS[args.name])
+    package(calibrated, to, args.name)
+    print(f"written to {to}")
 
 
 if __name__ == "__main__":

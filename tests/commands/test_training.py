@@ -226,6 +226,7 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
             {"time", "memory", "trainer"},
             marks=pytest.mark.long,
         ),
+        pytest.param(["checkpoints", "--batch-sizes", 1], {"torch_1", "onnx_1", "int8_1"}, marks=pytest.mark.long),
         pytest.param(["imports"], {"import", "first_use"}, marks=pytest.mark.long),
         pytest.param(["start"], {"start"}, marks=pytest.mark.long),
         pytest.param(
@@ -243,4 +244,5 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["ratios"].keys() == ratios and all(ratio >= 0 for ratio in result["ratios"].values())
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
-    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "faces")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "int8", "faces")
+    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "int8", "faces")

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 from fer_pll.commands import finetune, pretrain
-from fer_pll.io.shipped import BACKBONE_CONFIG, DEFAULT_CHECKPOINT, DEFAULT_CONFIG, shipped_config
+from fer_pll.io.shipped import BACKBONE_CONFIG, CHECKPOINTS, DEFAULT_CONFIG, DEFAULT_NAME, VIT_NAME, shipped_config
 from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.base_trainer import check_image_processor
 from fer_pll.training.pretraining import pretraining_model
@@ -24,11 +24,10 @@ OBJECTIVES = ("hog", "maskfeat", "mae", "simmim", "moco")
 PRETRAINING = [f"fer-pll-{size}-{objective}" for size in ("tiny", "vit-base") for objective in OBJECTIVES]
 PRETRAINING.append("fer-pll-vit-base-hog-table1")
 DATA_SETS = ("ferplus", "rafdb", "affectnet7", "affectnet8")
-RECIPE = "fer-pll-tiny-ferplus"  # of the checkpoint in the package: pre-training as well
-DEFAULT = "fer-pll-tiny"  # for data of one's own, with the sizes of the recipe
+DEFAULT = "fer-pll-tiny"  # for data of one's own, with the sizes of VIT_NAME
 CLASSIFIERS = [
     DEFAULT,
-    RECIPE,
+    *CHECKPOINTS,
     "fer-pll-tiny-ferplus-quick",
     BACKBONE_CONFIG,
     *(f"fer-pll-vit-base-{data}" for data in DATA_SETS),
@@ -50,7 +49,7 @@ def test_every_folder_is_complete():
     common = {"config.json", "preprocessor_config.json"}
     expected = {name: common | {"pretrain.yaml"} for name in PRETRAINING}
     expected |= {name: common | {"finetune.yaml"} for name in CLASSIFIERS}
-    for name in (DEFAULT, RECIPE):
+    for name in (DEFAULT, VIT_NAME):
         expected[name] |= {"pretrain.yaml"}
     found = {folder.name: {path.name for path in folder.iterdir()} for folder in CONFIGS.iterdir()}
     assert found == expected
@@ -68,9 +67,13 @@ def test_image_processors_are_made_for_every_config_and_have_four_contents():
     assert len({image_processor(folder) for folder in folders()}) == 4
 
 
-def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name():
-    both = (DEFAULT_CHECKPOINT, CONFIGS / RECIPE)
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_the_recipe_of_a_checkpoint_in_the_package_is_the_config_of_its_name(checkpoint):
+    both = (CHECKPOINTS[checkpoint], CONFIGS / checkpoint)
     packaged, recipe = (AutoConfig.from_pretrained(folder).to_dict() for folder in both)
+    for network in (packaged.get("backbone_config"), recipe.get("backbone_config")):
+        if network is not None:
+            del network["dtype"]
     of_training = {"calibration_temperature", "drop_path_rate", "dtype", "problem_type", "_name_or_path"}
     for name in set(packaged) - of_training:
         assert packaged[name] == recipe[name], name
@@ -78,13 +81,16 @@ def test_the_recipe_of_the_checkpoint_in_the_package_is_the_config_of_its_name()
     assert packaged == recipe
 
 
-def test_the_default_takes_the_weights_of_the_checkpoint_in_the_package():
+def test_the_default_takes_the_weights_of_the_checkpoints_in_the_package(settings):
+    """Fine-tuning the best of them, whatever network it has; pre-training the ViT, which alone can be pre-trained."""
     assert shipped_config(DEFAULT_CONFIG) == CONFIGS / DEFAULT
-    default, recipe = (json.loads((CONFIGS / name / "config.json").read_text()) for name in (DEFAULT, RECIPE))
+    default, recipe = (json.loads((CONFIGS / name / "config.json").read_text()) for name in (DEFAULT, VIT_NAME))
     assert default == recipe
+    assert settings(CONFIGS / DEFAULT, "finetune")[0].init_from == DEFAULT_NAME
+    assert settings(CONFIGS / DEFAULT, "pretrain")[0].init_from == VIT_NAME
 
 
-@pytest.mark.parametrize("name", [*PRETRAINING, DEFAULT, RECIPE])
+@pytest.mark.parametrize("name", [*PRETRAINING, DEFAULT, VIT_NAME])
 def test_pretraining_config(name, settings):
     """Every key of the YAML is a setting, and nothing in it contradicts the model's config."""
     config = AutoConfig.from_pretrained(CONFIGS / name)
@@ -93,7 +99,7 @@ def test_pretraining_config(name, settings):
     with torch.device("meta"):
         model = pretraining_model(config, args)
     check_image_processor(model, AutoImageProcessor.from_pretrained(CONFIGS / name))
-    if name not in (DEFAULT, RECIPE):  # whose config.json is that of the classifier
+    if name not in (DEFAULT, VIT_NAME):  # whose config.json is that of the classifier
         assert config.architectures == (["FerPllModel"] if name.endswith("moco") else [type(model).__name__])
 
 

@@ -18,7 +18,7 @@ from browser import start_browser
 from fer_pll import load_recognizer
 from fer_pll.inference.app import _Answers, _Models, _open, _Watcher
 from fer_pll.io.errors import DataError
-from fer_pll.io.names import DEFAULT_NAME
+from fer_pll.io.shipped import DEFAULT_NAME
 from fer_pll.model.face_detection import load_detector
 from gradio_beside import ask, served
 from videos import place, write_frames

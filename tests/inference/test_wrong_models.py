@@ -18,7 +18,7 @@ from fer_pll import FerPllForImageClassification, FerPllForPreTraining
 from fer_pll.hub.push import published_files
 from fer_pll.inference.onnx_export import export_onnx
 from fer_pll.inference.pipeline import TASK
-from fer_pll.io.names import DEFAULT_NAME
+from fer_pll.io.shipped import DEFAULT_NAME
 from fer_pll.training.calibrated import calibrate
 from fer_pll.training.evaluation import evaluate
 from fer_pll.training.initialization import initialize

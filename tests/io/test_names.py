@@ -9,9 +9,9 @@ from transformers import AutoModelForImageClassification
 from fer_pll import FerPllForImageClassification
 from fer_pll.hub.push import published_files
 from fer_pll.io.errors import DataError
-from fer_pll.io.names import DEFAULT_NAME, check_folder, find_checkpoint, is_onnx_folder
+from fer_pll.io.names import check_folder, find_checkpoint, is_onnx_folder
 from fer_pll.io.pretrained import load_model
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.io.shipped import DEFAULT_CHECKPOINT, DEFAULT_NAME
 from tiny import tiny_config
 
 

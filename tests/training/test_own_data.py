@@ -22,9 +22,9 @@ from fer_pll.commands import finetune, prepare, pretrain
 from fer_pll.data.candidate_sets import add_candidates
 from fer_pll.data.dataset import save_dataset
 from fer_pll.data.provenance import Provenance
-from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+from fer_pll.io.shipped import CHECKPOINTS, DEFAULT_NAME
 from fer_pll.labels.candidates import from_votes
-from fer_pll.training.config import check_output_folder, load_config
+from fer_pll.training.config import check_output_folder
 from fer_pll.training.idle_revision import warmup_is_over
 from fer_pll.training.initialization import initialize
 from fer_pll.training.trainer import default_confidence_init, start_table
@@ -401,19 +401,24 @@ def test_a_config_need_not_be_known():
     assert (options.config, options.init_from) == ("fer-pll-tiny", "fer-pll-tiny-ferplus")
     assert args.revision_warmup == 0.5
     options, args = pretrain.make_parser().parse_settings(["--data", "d", "--output_dir", "run", "--use_cpu"])
-    assert (options.config, options.init_from) == ("fer-pll-tiny", "fer-pll-tiny-ferplus")
+    assert (options.config, options.init_from) == ("fer-pll-tiny", "fer-pll-tiny-vit-ferplus")
 
 
-def test_the_default_starts_from_the_weights_in_the_package_with_the_classes_of_the_data(tmp_path, monkeypatch):
+@pytest.mark.parametrize("start", [None, "fer-pll-tiny-vit-ferplus"])
+def test_the_default_starts_from_weights_in_the_package_with_the_classes_of_the_data(
+    start, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    classes = {"id2label": {0: "calm", 1: "tense"}, "label2id": {"calm": 0, "tense": 1}}
-    config, _ = load_config("fer-pll-tiny", **classes)
-    model, initialization = initialize(FerPllForImageClassification, config, "fer-pll-tiny-ferplus")
-    theirs = load_file(Path(DEFAULT_CHECKPOINT) / "model.safetensors")
-    name = "fer_pll.layers.5.mlp.fc2.weight"
-    assert torch.equal(model.state_dict()[name], theirs[name].float())
-    assert model.classifier.weight.shape[0] == 2 and "other classes: " in str(initialization)
-    assert initialize(FerPllForImageClassification, config, "none")[1] is None
+    argv = ["--data", "d", "--output_dir", "run", "--use_cpu", *(("--init_from", start) if start else ())]
+    options, args = finetune.make_parser().parse_settings(argv)
+    model, image_processor = options.make_model(args, ["calm", "tense"])
+    theirs = load_file(Path(CHECKPOINTS[start or DEFAULT_NAME]) / "model.safetensors")
+    ours = {name: tensor for name, tensor in model.state_dict().items() if name in theirs}
+    different = {name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name].to(tensor.dtype))}
+    assert different == {"fer_pll.query_decoder.label_queries", "classifier.weight", "classifier.bias"}
+    assert len(ours) == len(theirs) == len(model.state_dict()) and model.classifier.out_features == 2
+    assert "other classes: " in capsys.readouterr().out and image_processor.face_crop is None
+    assert initialize(FerPllForImageClassification, model.config, "none")[1] is None
 
 
 def test_data_of_fer_plus_are_not_judged_in_silence_by_weights_that_saw_them(tmp_path, toy_train, caplog):

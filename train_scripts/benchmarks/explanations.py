@@ -11,7 +11,7 @@ def add_options(parser):
     parser.add_argument(
         "--checkpoint",
         metavar="PATH_OR_NAME",
-        help="a classifier with label queries and the ViT encoder (default: the checkpoint in the package)",
+        help="a classifier with label queries and the ViT encoder (default: fer-pll-tiny-vit-ferplus)",
     )
     parser.add_argument(
         "--data", default="data/ferplus", metavar="DIR", help="a prepared data set (default: %(default)s)"
@@ -44,10 +44,10 @@ def measure(args):
 
     from fer_pll.data.dataset import load_dataset
     from fer_pll.io.pretrained import load_image_processor, load_model
-    from fer_pll.io.shipped import DEFAULT_CHECKPOINT
+    from fer_pll.io.shipped import CHECKPOINTS, VIT_NAME
 
     torch.set_num_threads(args.threads)
-    checkpoint = args.checkpoint or str(DEFAULT_CHECKPOINT)
+    checkpoint = args.checkpoint or CHECKPOINTS[VIT_NAME]
     model = load_model(AutoModelForImageClassification, checkpoint, attn_implementation="eager").eval()
     image_processor = load_image_processor(checkpoint)
     dataset = load_dataset(args.data, args.split)

@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 from . import (
+    checkpoints,
     copies,
     data,
     explanations,
@@ -39,6 +40,9 @@ examples:
   # a forward in torch and in onnxruntime (float32 and int8) against transformers' ViTForImageClassification
   python train_scripts/benchmark.py inference
   python train_scripts/benchmark.py inference --scale base --repeats 10
+
+  # a forward of the checkpoints in the package beside each other, in torch and in onnxruntime
+  python train_scripts/benchmark.py checkpoints --threads 1
 
   # the CPU time of `import fer_pll` against that of the classes of transformers that it builds on
   python train_scripts/benchmark.py imports
@@ -77,6 +81,7 @@ BENCHMARKS = {
     "pretrain": pretrain,
     "finetune": finetune,
     "inference": inference,
+    "checkpoints": checkpoints,
     "imports": imports,
     "start": start,
     "data": data,

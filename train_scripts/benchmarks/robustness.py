@@ -56,7 +56,7 @@ def measure(args):
     from fer_pll.metrics.classification import classification_report
 
     torch.set_num_threads(args.threads)
-    checkpoint = args.checkpoint or str(DEFAULT_CHECKPOINT)
+    checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     model = load_model(AutoModelForImageClassification, checkpoint).eval()
     image_processor = load_image_processor(checkpoint)
     dataset = load_dataset(args.data, args.split)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..inference.app import HOST, serve
-from ..io.names import DEFAULT_NAME
+from ..io.shipped import DEFAULT_NAME
 from .options import AtLeast
 
 EPILOG = """\

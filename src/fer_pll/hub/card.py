@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..data.provenance import Provenance
 from ..io.errors import DataError
 from ..io.pretrained import CONFIG_FILE, load_image_processor, load_model_config, make_model, tensor_shapes
-from ..io.shipped import shipped
+from ..io.shipped import DEFAULT_NAME, shipped
 from ..io.stored import check_shape, read_json, reading
 from ..labels.confidence_table import ConfidenceTable
 from ..labels.renamed import current_name
@@ -166,6 +166,7 @@ def model_card(
         link=link,
         prose=prose,
         model_id=model_id,
+        default_name=DEFAULT_NAME,
         model_text=json.dumps(model_id),
         pretraining=pretraining,
         has_head=not isinstance(model, FerPllModel),

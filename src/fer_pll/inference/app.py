@@ -22,7 +22,8 @@ from PIL import Image
 
 from ..io.errors import DataError, MissingExtra
 from ..io.images import MAX_BYTES, open_image
-from ..io.names import DEFAULT_NAME, find_checkpoint
+from ..io.names import find_checkpoint
+from ..io.shipped import DEFAULT_NAME
 from ..io.tables import TableWriter
 from ..io.terminal import number_of, say
 from ..model.face_alignment import FaceCrop

@@ -1,4 +1,4 @@
-"""The classifier that comes with the package, and devices. See `io.pretrained` for loading others."""
+"""The classifiers that come with the package, and devices. See `io.pretrained` for loading others."""
 
 from typing import Any
 
@@ -6,19 +6,27 @@ import torch
 
 from ..io.errors import DataError
 from ..io.pretrained import load_image_processor, load_model
-from ..io.shipped import DEFAULT_CHECKPOINT
+from ..io.shipped import CHECKPOINTS, DEFAULT_NAME
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllForImageClassification
 
 
-def load_default() -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
-    """The classifier that comes with the package, ready to predict, and its image processor.
+def load_default(name: str = DEFAULT_NAME) -> tuple[FerPllForImageClassification, FerPllImageProcessor]:
+    """A classifier that comes with the package, ready to predict, and its image processor.
 
-    fer-pll-tiny-ferplus tells the eight expressions of FER+ apart, logits (B, 8), on faces cropped as its card
-    describes. It is read from the package's own files: no network, no download.
+    It tells the eight expressions of FER+ apart, logits (B, 8), on faces cropped as its card describes. It is read
+    from the package's own files: no network, no download.
+
+    Args:
+        name: fer-pll-tiny-ferplus, the best, or fer-pll-tiny-vit-ferplus, whose ViT encoder was pre-trained on HOG.
+
+    Raises:
+        DataError: the package has none of that name.
     """
-    model = load_model(FerPllForImageClassification, DEFAULT_CHECKPOINT)
-    return model.eval(), load_image_processor(DEFAULT_CHECKPOINT, FerPllImageProcessor)
+    if name not in CHECKPOINTS:
+        raise DataError(f"{name}: the package has {' and '.join(CHECKPOINTS)}")
+    model = load_model(FerPllForImageClassification, CHECKPOINTS[name])
+    return model.eval(), load_image_processor(CHECKPOINTS[name], FerPllImageProcessor)
 
 
 def check_device(device: Any) -> None:

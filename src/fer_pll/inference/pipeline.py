@@ -13,8 +13,8 @@ from transformers import AutoModelForImageClassification
 from ..faces.crops import load_crop
 from ..io.errors import DataError
 from ..io.images import ImageError, open_image
-from ..io.names import DEFAULT_NAME
 from ..io.pretrained import check_finite, load_image_processor, load_model, quiet
+from ..io.shipped import DEFAULT_NAME
 from ..model.face_alignment import FaceCrop
 from ..model.face_answers import class_names
 from ..model.face_detection import Detector

@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from ..faces.crops import load_crop
-from ..io.names import DEFAULT_NAME, find_checkpoint, is_onnx_folder
+from ..io.names import find_checkpoint, is_onnx_folder
+from ..io.shipped import DEFAULT_NAME
 from ..io.tables import TableWriter, check_new_table
 from ..io.terminal import number_of, say
 from ..model.face_alignment import FaceCrop

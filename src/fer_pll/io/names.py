@@ -5,9 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from .errors import DataError
-from .shipped import DEFAULT_CHECKPOINT, shipped_config, shipped_names
-
-DEFAULT_NAME = Path(DEFAULT_CHECKPOINT).name
+from .shipped import CHECKPOINTS, shipped_config, shipped_names
 
 ONNX_FILE = "model.onnx"
 """The model in a folder that `fer-pll export` wrote."""
@@ -19,7 +17,7 @@ ADAPTER_FILE = "adapter_config.json"
 def find_checkpoint(name: str | os.PathLike, configs: bool = False) -> str:
     """The folder or Hub name of a model.
 
-    In this order: a folder, `fer-pll-tiny-ferplus` (in the package), a name on the Hub (`OWNER/NAME`). A name that can
+    In this order: a folder, a name in the package (`CHECKPOINTS`), a name on the Hub (`OWNER/NAME`). A name that can
     only be a path is not looked up on the Hub: one without or with several slashes, that begins with `.`, `/` or `~`,
     has a backslash, or lies in a folder that is there.
 
@@ -37,11 +35,11 @@ def find_checkpoint(name: str | os.PathLike, configs: bool = False) -> str:
         return str(path)
     if path.exists():
         raise DataError(f"{text} is a file: name the folder of the model")
-    if text == DEFAULT_NAME:
-        return DEFAULT_CHECKPOINT
+    if text in CHECKPOINTS:
+        return CHECKPOINTS[text]
     if configs and (folder := shipped_config(text)) is not None:
         return str(folder)
-    known = f"nor one of {', '.join(shipped_names())}" if configs else f"nor {DEFAULT_NAME}, the package's own"
+    known = f"nor one of {', '.join(shipped_names() if configs else CHECKPOINTS)}, which the package has"
     owner, _, model = text.partition("/")
     if not model and "\\" not in text and not text.startswith(("/", ".", "~")):
         raise DataError(

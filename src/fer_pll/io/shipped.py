@@ -4,11 +4,19 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 
-DEFAULT_CHECKPOINT = str(_PACKAGE / "checkpoints" / "fer-pll-tiny-ferplus")
-"""Folder of a classifier for the eight expressions of FER+; its README.md is its model card."""
+DEFAULT_NAME = "fer-pll-tiny-ferplus"
+"""The classifier that is taken by default: the best."""
+
+VIT_NAME = "fer-pll-tiny-vit-ferplus"
+"""The classifier with the ViT encoder, which was pre-trained on HOG."""
+
+CHECKPOINTS = {name: str(_PACKAGE / "checkpoints" / name) for name in (DEFAULT_NAME, VIT_NAME)}
+"""Folders of the classifiers for the eight expressions of FER+, by name; their README.md are their model cards."""
+
+DEFAULT_CHECKPOINT = CHECKPOINTS[DEFAULT_NAME]
 
 DEFAULT_CONFIG = "fer-pll-tiny"
-"""The name in `hub_configs` that training takes by default: for one's own data, as small as `DEFAULT_CHECKPOINT`."""
+"""The name in `hub_configs` that training takes by default: for one's own data, with the sizes of `VIT_NAME`."""
 
 BACKBONE_CONFIG = "fer-pll-resnet18"
 """The name in `hub_configs` that fine-tuning takes by default with `--backbone`: for pre-trained networks."""

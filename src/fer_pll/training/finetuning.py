@@ -20,7 +20,7 @@ from ..data.transition import read_transition
 from ..hub.card import weights_digest
 from ..hub.card_settings import CardMark, OnCard, card_settings
 from ..io.pretrained import load_image_processor, load_model_config, make_model
-from ..io.shipped import DEFAULT_CHECKPOINT, DEFAULT_CONFIG
+from ..io.shipped import CHECKPOINTS, DEFAULT_CONFIG
 from ..io.stored import reading
 from ..io.terminal import say
 from ..labels.candidates import dataset_fingerprint
@@ -52,8 +52,8 @@ _OfLora = Annotated[T, CardMark(only_with=("lora", True))]
 
 
 def packaged_start(init_from: str | None) -> dict[str, str]:
-    """The setting `init_from` for the card, where it names the checkpoint in the package and no path."""
-    return {"init_from": init_from} if init_from == Path(DEFAULT_CHECKPOINT).name else {}
+    """The setting `init_from` for the card, where it names a checkpoint in the package and no path."""
+    return {"init_from": init_from} if init_from in CHECKPOINTS else {}
 
 
 @dataclass

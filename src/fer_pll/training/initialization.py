@@ -119,7 +119,7 @@ def initialize(
         config: of the model. It takes the settings in `TAKEN_OVER` from the checkpoint, and learns positions if the
             checkpoint did.
         init_from: folder or Hub name of a checkpoint of fer-pll, ViT or ViTMAE, or, if `config` has a
-            `backbone_config`, of fer-pll or of that kind of network; or the name of the checkpoint in the package.
+            `backbone_config`, of fer-pll or of that kind of network; or the name of a checkpoint in the package.
             `None` or `"none"` for random weights.
         option: that named the checkpoint, for messages.
 

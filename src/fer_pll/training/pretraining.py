@@ -65,7 +65,7 @@ class PreTrainingOptions:
         default=None,
         metadata={
             "help": "Weights to start from: folder or Hub name of a checkpoint of ours, ViT (such as DINO) or ViTMAE; "
-            "fer-pll-tiny-ferplus is the one in the package; none: random weights. Default: what the config says, "
+            "fer-pll-tiny-vit-ferplus is in the package; none: random weights. Default: what the config says, "
             "else random weights."
         },
     )

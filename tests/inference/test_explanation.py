@@ -72,8 +72,9 @@ def drawn(number: int) -> Image.Image:
 
 
 def test_hiding_what_speaks_for_a_class_costs_more_than_hiding_the_rest(recognize):
-    worse = []
-    for number in range(6):
+    """For most images: what a window's loss is alone, does not add up exactly."""
+    lost = []
+    for number in range(12):
         crop = drawn(number)
         before = recognize.probabilities([crop])[0]
         k = int(before.argmax())
@@ -84,8 +85,9 @@ def test_hiding_what_speaks_for_a_class_costs_more_than_hiding_the_rest(recogniz
             for row, column in (divmod(int(cell), GRID) for cell in cells):
                 pixels[row * 6 : row * 6 + 6, column * 6 : column * 6 + 6] = round(pixels.mean())
             after.append(recognize.probabilities([Image.fromarray(pixels)])[0, k])
-        worse.append(after[0] < after[1])
-    assert all(worse)
+        lost.append(before[k] - after)
+    of_strongest, of_weakest = np.transpose(lost)
+    assert (of_strongest > of_weakest).mean() > 0.8 and of_strongest.mean() > 3 * max(of_weakest.mean(), 0)
 
 
 def test_a_recognizer_explains_when_asked(recognize):

@@ -54,7 +54,10 @@ def test_other_models_learn_and_revise(tmp_path, name):
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(loaded.eval()(pixels).logits, trainer.model.eval()(pixels).logits)
+        # Its convolutions trained with the channels last in memory, so sums are rounded in another order.
+        torch.testing.assert_close(
+            loaded.eval()(pixels).logits, trainer.model.eval()(pixels).logits, rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("name", siblings(*CONFIGS))

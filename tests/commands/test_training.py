@@ -245,4 +245,3 @@ def test_benchmark_ends_with_one_json_object(options, ratios):
     assert result["targets"].keys() <= ratios
     assert {"cpu", "cores", "threads", "torch", "peer"} <= result["machine"].keys()
     assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "int8", "faces")
-    assert output.splitlines()[0].split()[-1] in ("target", "difference", "ratio", "transformers", "int8", "faces")

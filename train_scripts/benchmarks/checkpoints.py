@@ -4,21 +4,12 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from .common import Result, take_turns, whole_numbers
-from .inference import processor_seconds
+from .common import Result, take_turns
+from .inference import add_turns, processor_seconds
 
 
 def add_options(parser):
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=50,
-        metavar="N",
-        help="turns of each side with one image; with more, a tenth of that, at least 3 (default: 50)",
-    )
-    parser.add_argument(
-        "--batch-sizes", type=whole_numbers, default="1,32", metavar="N,N,...", help="images (default: %(default)s)"
-    )
+    add_turns(parser)
 
 
 def measure(args):

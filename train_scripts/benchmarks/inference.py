@@ -12,8 +12,7 @@ from .common import Result, take_turns, whole_numbers
 from .training_step import SCALES, add_scale, make_classifier
 
 
-def add_options(parser):
-    add_scale(parser)
+def add_turns(parser):
     parser.add_argument(
         "--repeats",
         type=int,
@@ -24,6 +23,11 @@ def add_options(parser):
     parser.add_argument(
         "--batch-sizes", type=whole_numbers, default="1,32", metavar="N,N,...", help="images (default: %(default)s)"
     )
+
+
+def add_options(parser):
+    add_scale(parser)
+    add_turns(parser)
     parser.add_argument(
         "--attn-implementation", default="sdpa", help="of both sides in torch: sdpa (default) or eager"
     )

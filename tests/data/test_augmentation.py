@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fer_pll.data.augmentation import BatchAugmentation, keyed_uniform, sampling_grid
 from fer_pll.data.collator import PixelCollator
+from fer_pll.data.jpeg import jpeg_compressed
 from tiny import make_dataset
 
 
@@ -52,7 +53,7 @@ def test_flip_mirrors_about_half_of_the_images_exactly():
 
 
 def test_a_row_is_augmented_alike_in_every_batch_and_otherwise_in_another_epoch():
-    augment = BatchAugmentation(seed=5, crop_scale=0.5, crop_ratio=1.3, rotation=15, light=0.3, erase=0.5)
+    augment = BatchAugmentation(seed=5, crop_scale=0.5, crop_ratio=1.3, rotation=15, light=0.3, jpeg=0.5, erase=0.5)
     pixels, index = random_pixels(), torch.tensor([9, 4, 7, 1, 0, 3])
     whole = augment(pixels, index, epoch=2)
     parts = torch.cat([augment(pixels[i : i + 2], index[i : i + 2], epoch=2) for i in (0, 2, 4)])
@@ -70,7 +71,7 @@ def test_views_of_a_image_differ_and_the_first_is_the_image_of_a_training_with_o
 
 
 def test_values_stay_whole_and_in_range():
-    augment = BatchAugmentation(crop_scale=0.5, crop_ratio=1.3, rotation=20, light=0.9, erase=0.5)
+    augment = BatchAugmentation(crop_scale=0.5, crop_ratio=1.3, rotation=20, light=0.9, jpeg=0.5, erase=0.5)
     out = augment(random_pixels(50), torch.arange(50), epoch=0)
     assert torch.equal(out, out.round()) and out.min() >= 0 and out.max() <= 255
 
@@ -104,6 +105,17 @@ def test_erasing_replaces_a_rectangle_by_the_mean():
     assert 110 < hit.sum() < 190 and share.max() < 0.25 and share[hit].mean() > 0.05
     first = int(hit.nonzero()[0])
     assert torch.all(out[first][changed[first]] == pixels[first].float().mean().round())
+
+
+def test_jpeg_compresses_a_share_of_the_images_with_different_qualities():
+    pixels = random_pixels(300)
+    out = BatchAugmentation(flip=False, jpeg=0.5)(pixels, torch.arange(300), epoch=0)
+    hit = (out != pixels).flatten(1).any(dim=1)
+    assert 120 < hit.sum() < 180
+    change = (out - pixels)[hit].abs().mean(dim=(1, 2, 3))
+    worst, best = (jpeg_compressed(pixels, torch.full((300,), quality)) for quality in (30, 95))
+    least, most = ((each - pixels)[hit].abs().mean(dim=(1, 2, 3)) for each in (best, worst))
+    assert (change <= most * 1.05).all() and (change >= least * 0.95).all() and change.std() > 1
 
 
 def test_collator_yields_bytes_and_rows(toy_processor):

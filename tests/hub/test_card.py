@@ -445,7 +445,7 @@ def test_only_marked_settings_are_on_the_card(tmp_path):
         "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "seed", "crop_scale",
         "crop_scale_max", "shift", "average_decay", "votes_temperature", "sampler_power", "sampler_after",
         "freeze_backbone",
-        "crop_ratio", "rotation", "flip", "light", "erase", "layer_decay", "loss", "revision",
+        "crop_ratio", "rotation", "flip", "light", "jpeg", "erase", "layer_decay", "loss", "revision",
         "revision_threshold", "revision_warmup", "revision_momentum", "reversible", "class_balance",
         "uniform_weight", "uniform_temperature", "drop_path_rate",
     }  # fmt: skip

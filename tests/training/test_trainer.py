@@ -249,6 +249,7 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(tmp_path, monkeypatch, c
         ({"crop_scale": 0.0}, r"crop_scale=0.0 must lie in \(0, 1\]"),
         ({"layer_decay": 0.0}, r"layer_decay=0.0 must lie in \(0, 1\]"),
         ({"erase": 1.5}, r"erase=1.5 must lie in \[0, 1\]"),
+        ({"jpeg": 30}, r"jpeg=30 must lie in \[0, 1\]"),
         ({"erase": -1e-12}, r"erase=-1e-12 must lie in \[0, 1\]"),
         ({"light": -0.1}, r"light=-0.1 must lie in \[0, 1\]"),
         ({"uniform_temperature": 0.0}, "uniform_temperature"),

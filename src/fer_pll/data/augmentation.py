@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .jpeg import jpeg_compressed
+
 
 def keyed_uniform(seed: int, epoch: int | np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
     """Random numbers in [0, 1) that depend only on their key.
@@ -69,6 +71,7 @@ class BatchAugmentation:
         rotation: largest angle in degrees, either way.
         flip: mirror half of the images.
         light: largest relative change of contrast, and of brightness as a share of the full scale.
+        jpeg: share of the images that are compressed as by JPEG, with a quality from 30 to 95.
         erase: share of the images in which a rectangle of 2 % to 20 % of the area becomes the image's mean.
     """
 
@@ -80,6 +83,7 @@ class BatchAugmentation:
     rotation: float = 0.0
     flip: bool = True
     light: float = 0.0
+    jpeg: float = 0.0
     erase: float = 0.0
 
     def __call__(
@@ -97,9 +101,11 @@ class BatchAugmentation:
             float32 (B, C, H, W) with whole values 0..255, as in an 8-bit image (HOG targets need them).
         """
         epochs = epoch.cpu().numpy() if isinstance(epoch, torch.Tensor) else epoch
-        numbers = keyed_uniform(self.seed, epochs, index.cpu().numpy(), 12 * (view + 1))[:, 12 * view :]
+        numbers = keyed_uniform(self.seed, epochs, index.cpu().numpy(), 14 * (view + 1))[:, 14 * view :]
         draws = torch.from_numpy(numbers).to(pixels.device)
-        scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y = draws.unbind(dim=1)
+        scale, ratio, x, y, angle, flip, contrast, brightness, erase, area, erase_x, erase_y, jpeg, quality = (
+            draws.unbind(dim=1)
+        )
         grid = sampling_grid(self.affine(scale, ratio, x, y, angle, flip), *pixels.shape[2:])
         pixels = nn.functional.grid_sample(
             pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
@@ -109,6 +115,10 @@ class BatchAugmentation:
             gain = 1 + self.light * (2 * contrast - 1)
             shift = 255 * self.light * (2 * brightness - 1)
             pixels.sub_(mean).mul_(gain.view(-1, 1, 1, 1)).add_(mean + shift.view(-1, 1, 1, 1))
+        if self.jpeg:
+            whole = pixels.round().clamp(0, 255)
+            compressed = jpeg_compressed(whole, 30 + (65 * quality).round())
+            pixels = torch.where((jpeg < self.jpeg).view(-1, 1, 1, 1), compressed, pixels)
         if self.erase:
             pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
         return pixels.round_().clamp_(0, 255)

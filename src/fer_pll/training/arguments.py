@@ -54,6 +54,10 @@ class ImageTrainingArguments(TrainingArguments):
     rotation: OnCard[float] = field(default=0.0, metadata={"help": "Largest random rotation, in degrees either way."})
     flip: OnCard[bool] = field(default=True, metadata={"help": "Mirror half of the images."})
     light: OnCard[float] = field(default=0.0, metadata={"help": "Largest random change of contrast and brightness."})
+    jpeg: OnCard[float] = field(
+        default=0.0,
+        metadata={"help": "Share of the images that are compressed as by JPEG, with a quality of 30 to 95."},
+    )
     erase: OnCard[float] = field(default=0.0, metadata={"help": "Share of the images that lose a random rectangle."})
     layer_decay: OnCard[float] = field(
         default=1.0,
@@ -112,6 +116,7 @@ class ImageTrainingArguments(TrainingArguments):
             ("crop_scale", "("),
             ("layer_decay", "("),
             ("light", "["),
+            ("jpeg", "["),
             ("erase", "["),
             ("shift", "["),
         ):
@@ -145,6 +150,7 @@ class ImageTrainingArguments(TrainingArguments):
             rotation=self.rotation,
             flip=self.flip,
             light=self.light,
+            jpeg=self.jpeg,
             erase=self.erase,
         )
 

@@ -78,7 +78,7 @@ def check_training_set(dataset: Any, class_names: list[str], confidence_init: Co
         raise ValueError(
             "The training set has a transform (set_transform or with_transform), which would also change the columns "
             "that the trainer reads. Take it off with reset_format(), and augment by the settings crop_scale, "
-            "rotation, flip, light and erase."
+            "rotation, flip, light, jpeg and erase."
         )
     if "candidates" not in dataset.column_names:
         raise ValueError(

@@ -6,9 +6,10 @@
 
 The script trains on the candidate sets of 96 % of FER+'s Training, fits a temperature on the rest, and evaluates on
 PublicTest. Then it copies weights in float16, configuration, card and figures to --to. The settings are those of
---name in hub_configs; where these have a pretrain.yaml, it pre-trains first, on all images of Training. PrivateTest is
-not used. It skips finished steps and resumes an interrupted run. Options after `--` go to the runs and
-must not change what is learned.
+--name in hub_configs; where these have a pretrain.yaml, it pre-trains first, on all images of Training.
+fer-pll-tiny-ferplus goes on from fer-pll-tiny-ferplus-teacher, which is trained on the same rows before, and learns
+from it and the ViT in the package. PrivateTest is not used. It skips finished steps and resumes an interrupted run.
+Options after `--` go to the runs and must not change what is learned.
 """
 
 import argparse
@@ -31,6 +32,9 @@ from fer_pll.training.config import config_folder
 HELD_OUT_SHARE = 0.04
 BALANCE = {DEFAULT_NAME: 0.1, VIT_NAME: 0.3}
 """Of fer-pll calibrate; above it, the accuracy loses more than the mean class accuracy gains."""
+
+TEACHER = f"{DEFAULT_NAME}-teacher"
+"""In hub_configs: where the default checkpoint starts from, and one of its two teachers; the other is VIT_NAME."""
 
 
 def run(command: ModuleType, *argv: object) -> None:
@@ -85,8 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     common = ("--config", args.name, *options)
     if pretrained:
         train(pretrain, args.out / "pretrain", *common, "--data", images)
-    start = args.out / "pretrain" if pretrained else "none"
-    train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", start)
+    start, taught = args.out / "pretrain" if pretrained else "none", ()
+    if args.name == DEFAULT_NAME:
+        start = args.out / TEACHER
+        train(finetune, start, "--config", TEACHER, *options, "--data", data, "--init_from", "none")
+        taught = ("--teacher", start, VIT_NAME, "--teacher_cache", args.out / "teachers.safetensors")
+    train(finetune, args.out / "finetune", *common, "--data", data, "--init_from", start, *taught)
     if calibrated.is_dir():
         shutil.rmtree(calibrated)
     run(calibrate, args.out / "finetune", data, "--out", calibrated, "--half", "--balance", BALANCE[args.name])

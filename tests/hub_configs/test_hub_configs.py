@@ -14,6 +14,7 @@ from fer_pll.labels.expressions import EXPRESSIONS
 from fer_pll.training.base_trainer import check_image_processor
 from fer_pll.training.pretraining import pretraining_model
 from train_scripts.comparisons.tables import TABLES
+from train_scripts.default_checkpoint import TEACHER
 from train_scripts.image_processors import folders, image_processor
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,7 @@ DEFAULT = "fer-pll-tiny"  # for data of one's own, with the sizes of VIT_NAME
 CLASSIFIERS = [
     DEFAULT,
     *CHECKPOINTS,
+    TEACHER,
     "fer-pll-tiny-ferplus-quick",
     BACKBONE_CONFIG,
     *(f"fer-pll-vit-base-{data}" for data in DATA_SETS),

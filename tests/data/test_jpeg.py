@@ -45,3 +45,10 @@ def test_each_image_has_its_own_quality():
     both = jpeg_compressed(images, torch.tensor([20, 90]))
     assert torch.equal(both[:1], jpeg_compressed(images[:1], torch.tensor([20])))
     assert torch.equal(both[1:], jpeg_compressed(images[1:], torch.tensor([90])))
+
+
+def test_it_is_exact_under_autocast():
+    images, quality = torch.from_numpy(faces_and_noise(3, 48, 48)), torch.tensor([50, 80])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = jpeg_compressed(images, quality)
+    assert found.dtype == torch.float32 and torch.equal(found, jpeg_compressed(images, quality))

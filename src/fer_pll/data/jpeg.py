@@ -41,15 +41,20 @@ def jpeg_compressed(pixels: torch.Tensor, quality: torch.Tensor) -> torch.Tensor
         quality: (B,), 1..100.
 
     Returns:
-        float32, whole values 0..255, of the shape of `pixels`.
+        float32, whole values 0..255, of the shape of `pixels`; also under autocast.
     """
+    with torch.autocast(pixels.device.type, enabled=False):
+        return _compressed(pixels.float(), quality)
+
+
+def _compressed(pixels: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     (channels, height, width), device = pixels.shape[1:], pixels.device
     tables = torch.tensor([_OF_GRAY, _OF_COLOR, _OF_COLOR][:channels], dtype=torch.float32, device=device)
     quality = quality.to(device, torch.float32).view(-1, 1, 1, 1)
     percent = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)
     steps = ((tables * percent + 50) / 100).floor().clamp(1, 255)[:, :, None, :, None]  # (B, C, 1, 8, 1, 8)
 
-    values = pixels.float() - 128
+    values = pixels - 128
     if channels == 3:
         to_ycbcr = torch.tensor(_YCBCR, device=device)
         # 128 is off R, G and B, and so off Y, whose weights have the sum 1; Cb and Cr, with the sum 0, lie around 0.

@@ -112,6 +112,8 @@ def test_jpeg_compresses_a_share_of_the_images_with_different_qualities():
     out = BatchAugmentation(flip=False, jpeg=0.5)(pixels, torch.arange(300), epoch=0)
     hit = (out != pixels).flatten(1).any(dim=1)
     assert 120 < hit.sum() < 180
+    nothing_chosen = BatchAugmentation(flip=False, jpeg=1e-9)(pixels, torch.arange(300), epoch=0)
+    assert torch.equal(nothing_chosen, pixels.float())
     change = (out - pixels)[hit].abs().mean(dim=(1, 2, 3))
     worst, best = (jpeg_compressed(pixels, torch.full((300,), quality)) for quality in (30, 95))
     least, most = ((each - pixels)[hit].abs().mean(dim=(1, 2, 3)) for each in (best, worst))

@@ -116,9 +116,8 @@ class BatchAugmentation:
             shift = 255 * self.light * (2 * brightness - 1)
             pixels.sub_(mean).mul_(gain.view(-1, 1, 1, 1)).add_(mean + shift.view(-1, 1, 1, 1))
         if self.jpeg:
-            whole = pixels.round().clamp(0, 255)
-            compressed = jpeg_compressed(whole, 30 + (65 * quality).round())
-            pixels = torch.where((jpeg < self.jpeg).view(-1, 1, 1, 1), compressed, pixels)
+            chosen = (jpeg < self.jpeg).nonzero()[:, 0]
+            pixels[chosen] = jpeg_compressed(pixels[chosen].round().clamp(0, 255), 30 + (65 * quality[chosen]).round())
         if self.erase:
             pixels = self.erase_rectangles(pixels, erase, area, erase_x, erase_y)
         return pixels.round_().clamp_(0, 255)

@@ -10,16 +10,16 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
-import yaml
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
 from fer_pll.audit.label_quality import evaluate_suspicion, suspicion
-from fer_pll.data.dataset import numpy_column, prepared_features
+from fer_pll.data.dataset import load_dataset, numpy_column, prepared_features, save_dataset
 from fer_pll.data.prepare import prepare
-from train_scripts.comparisons import audit, crowds, report
-from train_scripts.comparisons.experiments import Experiments, label_fingerprint, settings_file
+from train_scripts.comparisons import audit, beliefs, crowds, report
+from train_scripts.comparisons.experiments import Experiments, experiment, label_fingerprint
 from train_scripts.comparisons.flips import flip_labels
 from train_scripts.comparisons.main import main, parse_args
 from train_scripts.comparisons.results import AUDIT_COLUMNS, CURVE_COLUMNS, RUN_COLUMNS, ResultTable
@@ -217,7 +217,7 @@ def test_every_result_is_of_a_run_that_a_table_has_now_with_its_settings_and_cur
     for group, name, seed in keys:
         result, run = runs.find(group, name, seed), known[name]
         settings = result["settings"]
-        assert settings["experiment"] == yaml.safe_load(settings_file(run).read_text()) | dict(run.overrides)
+        assert settings["experiment"] == experiment(run, settings["experiment"].get("folds"))
         of_run = (settings["backbone"], settings["pretraining"], settings["votes"], settings["seed"])
         assert of_run == (run.backbone, run.pretraining, run.votes, seed)
         assert group == settings["scale"] or group.startswith(f"{settings['scale']}-")
@@ -341,6 +341,25 @@ def test_the_robustness_table_trains_on_wrong_labels(common):
     )
     assert result["settings"]["experiment"]["flipped"] == 0.1
     assert result["coverage"]["label_inside"] == pytest.approx(0.9, abs=0.06)
+
+
+def test_a_second_round_learns_what_votes_and_first_predictions_say_together(voted, tmp_path):
+    """Where a row's votes are a tie, the predictions decide; what its annotators agreed on stays."""
+    images = [PIL.Image.new("L", (2, 2))] * len(voted)
+    voted = Dataset.from_dict(voted.to_dict() | {"image": images}, voted.features)
+    ties = np.arange(0, len(voted), 30)
+    predictions = np.full((len(voted), 3), 0.02)
+    predictions[np.arange(len(voted)), np.arange(len(voted)) % 3] = 0.96
+    predictions[1] = [0.9, 0.05, 0.05]  # nobody said so
+    save_dataset(DatasetDict(train=voted, validation=voted.select(range(9))), tmp_path / "data")
+    beliefs.believed_rows(tmp_path / "data", predictions, tmp_path / "believed")
+    splits = load_dataset(tmp_path / "believed")
+    rows, confidence = splits["train"], numpy_column(splits["train"], "confidence")
+    assert len(splits["validation"]) == 9 and "confidence" not in splits["validation"].column_names
+    np.testing.assert_allclose(confidence.sum(axis=1), 1, rtol=1e-6)
+    assert (confidence[~numpy_column(rows, "candidates")] == 0).all()
+    assert (confidence[ties].argmax(axis=1) == 0).all() and confidence[ties, 0].min() > 0.9
+    assert confidence[1].argmax() == 1
 
 
 def test_the_audit_of_predictions_that_know_the_answer():

@@ -3,11 +3,9 @@ paper."""
 
 import time
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, List, Value
-from safetensors.numpy import load_file
+from datasets import DatasetDict
 
 from fer_pll.audit.label_quality import (
     believed_labels,
@@ -16,10 +14,9 @@ from fer_pll.audit.label_quality import (
     suspicion,
 )
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
-from fer_pll.labels.candidates import from_posterior
 from fer_pll.metrics.classification import accuracy
-from fer_pll.training.run_folder import RunFolder
 
+from .beliefs import believed_rows, votes_of
 from .crowds import CROWD_MODELS, answers_of_votes, crowd_posterior, crowdlab
 from .experiments import Experiments, machine
 from .flips import flip_labels
@@ -93,7 +90,7 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
     start = time.perf_counter()
     voted = labels == "two-votes"
     if result is not None and voted and not set(CROWD_MODELS) <= set(result["figures"]):
-        figures = result["figures"] | by_answers(*labels_of(wrong_labels(experiments, labels, seed), seed)[1:])
+        figures = result["figures"] | by_answers(*labels_of(wrong_labels(experiments, labels, seed), seed))
         seconds = round(time.perf_counter() - start) + result["seconds"]
         experiments.audits.write(experiments.group, labels, result | {"figures": figures, "seconds": seconds})
         result, start = experiments.read(experiments.audits, labels, settings), time.perf_counter()
@@ -102,13 +99,12 @@ def audit_labels(experiments: Experiments, labels: str, seed: int) -> dict | Non
         return result
     folder = experiments.folder / f"audit-{labels}-{folds}folds-seed{seed}"
     data = wrong_labels(experiments, labels, seed)
-    predictions = {"softmax": out_of_fold(experiments, softmax, seed, data, folder / "softmax")}
-    rows, votes, given, truth, answers = labels_of(data, seed)
+    predictions = {"softmax": experiments.out_of_fold(softmax, seed, data, folder / "softmax")}
+    votes, given, truth, answers = labels_of(data, seed)
     believed = folder / "data"
     if not believed.is_dir():
-        belief = posterior_given_predictions(predictions["softmax"], votes).posterior
-        save_dataset(DatasetDict(train=believe(rows, belief)), believed)
-    predictions["ours"] = out_of_fold(experiments, ours, seed, believed, folder / "ours")
+        believed_rows(data, predictions["softmax"], believed)
+    predictions["ours"] = experiments.out_of_fold(ours, seed, believed, folder / "ours")
     figures = compare_audits(predictions, votes, given, truth, answers)
     seconds = round(time.perf_counter() - start) + (0 if result is None else result["seconds"])
     result = {"settings": settings, "figures": figures, "seconds": seconds, "machine": machine()}
@@ -129,34 +125,15 @@ def wrong_labels(experiments: Experiments, labels: str, seed: int) -> str:
     return str(folder)
 
 
-def labels_of(data: str, seed: int) -> tuple[Dataset, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The training rows, and of them votes (N, K), given (N,) and true (N,) labels, and answers (N, A).
+def labels_of(data: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Votes (N, K), given (N,) and true (N,) labels, and answers (N, A) of the training rows.
 
     Without votes, the label is the only one. Without answers, votes are dealt to annotators by `answers_of_votes`.
     """
     rows = load_dataset(data, "train")
-    given = numpy_column(rows, "label")
-    one_hot = np.eye(rows.features["label"].num_classes, dtype=int)[given]
-    votes = numpy_column(rows, "votes") if "votes" in rows.column_names else one_hot
+    votes = votes_of(rows)
     answers = numpy_column(rows, "answers") if "answers" in rows.column_names else answers_of_votes(votes, seed)
-    return rows, votes, given, numpy_column(rows, "true_label"), answers
-
-
-def out_of_fold(experiments: Experiments, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
-    """Predictions (N, K) by models that have not seen the rows. Finished folds are not trained again."""
-    argv = ["--data", data, *experiments.training_options(run, seed), "--folds", experiments.args.folds]
-    experiments.run("out-of-fold", [*argv, "--output_dir", folder, *experiments.args.options])
-    return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
-
-
-def believe(dataset: Dataset, belief: np.ndarray) -> Dataset:
-    """The rows with a belief (N, K) as `confidence`, and the classes that hold 95 % of it as `candidates`."""
-    candidates = from_posterior(belief)
-    confidence = np.where(candidates, belief, 0)
-    confidence /= confidence.sum(axis=1, keepdims=True)
-    size = belief.shape[1]
-    dataset = dataset.add_column("candidates", list(candidates), feature=List(Value("bool"), length=size))
-    return dataset.add_column("confidence", list(confidence), feature=List(Value("float32"), length=size))
+    return votes, numpy_column(rows, "label"), numpy_column(rows, "true_label"), answers
 
 
 def judge(score: np.ndarray, labels: np.ndarray, given: np.ndarray, truth: np.ndarray) -> dict[str, float]:

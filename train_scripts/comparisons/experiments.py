@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from datasets import Dataset, DatasetDict
+from safetensors.numpy import load_file
 
 from fer_pll.commands import evaluate, finetune, out_of_fold, pretrain
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
@@ -24,6 +25,7 @@ from fer_pll.training.checkpoints import last_checkpoint
 from fer_pll.training.config import config_folder
 from fer_pll.training.run_folder import RunFolder
 
+from .beliefs import believed_rows
 from .flips import flip_labels
 from .results import AUDIT_COLUMNS, CURVE_COLUMNS, CURVES, RUN_COLUMNS, ResultTable, check_same
 from .runs import Run
@@ -137,6 +139,22 @@ class Experiments:
         save_dataset(DatasetDict(train=train, validation=validation), folder)
         return str(folder)
 
+    def run_data(self, run: Run, seed: int) -> str:
+        """Folder of the data of a run. A missing first round is made."""
+        data = self.data(run.votes, seed, run.flipped)
+        if run.first_round is None:
+            return data
+        folder = self.run_folder(run, seed).with_name(f"{run.name}-seed{seed}-first-round-{self.args.folds}folds")
+        if not (folder / "data").is_dir():
+            believed_rows(data, self.out_of_fold(run.first_round, seed, data, folder), folder / "data")
+        return str(folder / "data")
+
+    def out_of_fold(self, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
+        """Predictions (N, K) by models that have not seen the rows. Finished folds are not trained again."""
+        argv = ["--data", data, *self.training_options(run, seed), "--folds", self.args.folds]
+        self.run("out-of-fold", [*argv, "--output_dir", folder, *self.args.options])
+        return load_file(RunFolder(folder).out_of_fold_predictions)["probabilities"].astype(np.float64)
+
     def epochs_option(self, epochs: int | None) -> list:
         return [] if epochs is None else ["--num_train_epochs", epochs]
 
@@ -188,10 +206,7 @@ class Experiments:
             "backbone": run.backbone,
             "pretraining": run.pretraining,
             "votes": run.votes,
-            "experiment": yaml.safe_load(settings_file(run).read_text())
-            | dict(run.overrides)
-            | ({} if run.teacher is None else {"teacher": run.teacher.name})
-            | ({"flipped": run.flipped} if run.flipped else {}),
+            "experiment": experiment(run, self.args.folds),
             "max_samples": self.args.max_samples,
             "pretrain_epochs": self.pretrain_epochs if run.pretraining else None,
             "epochs": self.epochs,
@@ -240,9 +255,9 @@ class Experiments:
         if result is not None:
             return result
         folder, settings = self.run_folder(run, seed), self.settings(run, seed)
-        argv = ["--data", self.data(run.votes, seed, run.flipped), *self.training_options(run, seed)]
-        seconds = self.train("finetune", folder, argv, settings)
-        self.run("evaluate", [folder, self.data(run.votes, seed, run.flipped), "--out", folder / "evaluation"])
+        data = self.run_data(run, seed)
+        seconds = self.train("finetune", folder, ["--data", data, *self.training_options(run, seed)], settings)
+        self.run("evaluate", [folder, data, "--out", folder / "evaluation"])
         metrics = json.loads((folder / "evaluation" / "metrics.json").read_text())
         logs = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         curves = {
@@ -292,7 +307,18 @@ class Experiments:
 
     def confidences(self, run: Run, seed: int) -> tuple[ConfidenceTable, Dataset]:
         """The run's confidences and its training rows, in the same order."""
-        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.data(run.votes, seed, run.flipped))
+        return RunFolder(self.run_folder(run, seed)).table_and_rows(self.run_data(run, seed))
+
+
+def experiment(run: Run, folds: int | None) -> dict:
+    """What is learned, and from what. `folds` are those of a first round."""
+    return (
+        yaml.safe_load(settings_file(run).read_text())
+        | dict(run.overrides)
+        | ({} if run.teacher is None else {"teacher": run.teacher.name})
+        | ({"flipped": run.flipped} if run.flipped else {})
+        | ({} if run.first_round is None else {"first_round": run.first_round.name, "folds": folds})
+    )
 
 
 def settings_file(run: Run) -> Path:

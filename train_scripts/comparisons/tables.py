@@ -45,6 +45,7 @@ OURS = Run("hog", "full")
 OURS_UNTRAINED = Run(None, "full")
 SOFT = Run("hog", "full", options(revision="soft"))
 SOFT_MOMENTUM = Run("hog", "full", options(revision="soft", revision_momentum=0.9))
+SECOND_ROUND = Run("hog", "decoder-uniform", options(confidence_init="column"), first_round=CROSS_ENTROPY)
 RESNET18 = Run(None, "pll", backbone="resnet18")
 RAF = "{} (RAF-DB)".format
 RIVALS = (  # the title of a row, its settings, and the accuracy of the paper's Table 4, which is of a ResNet-18
@@ -193,6 +194,7 @@ TABLES: dict[str, Table] = {
             Row("normalized", Run("hog", "full", options(revision="margin_softmax", revision_threshold=0.5))),
             Row("soft", SOFT),
             Row("soft, momentum .9", SOFT_MOMENTUM),
+            Row("none, second round (posterior of votes and out-of-fold predictions)", SECOND_ROUND),
         ),
         votes=(None, 2),
     ),

@@ -362,6 +362,18 @@ def test_a_second_round_learns_what_votes_and_first_predictions_say_together(vot
     assert confidence[1].argmax() == 1
 
 
+def test_expected_shares_are_nearer_to_those_of_many_votes_than_two_votes_are():
+    """Faces whose shares are drawn around a prediction, as the formula has it: s = 5 is found again."""
+    generator = np.random.default_rng(0)
+    predictions = generator.dirichlet(np.ones(4), size=4000)
+    shares = np.stack([generator.dirichlet(5 * row) for row in predictions])
+    votes = np.stack([generator.multinomial(2, row) for row in shares])
+    expected = beliefs.expected_shares(predictions, votes)
+    np.testing.assert_allclose(expected, (votes + 5 * predictions) / 7, atol=0.03)
+    errors = [np.square(guess - shares).sum(axis=1).mean() for guess in (expected, votes / 2, predictions)]
+    assert errors[0] < min(errors[1:])
+
+
 def test_the_audit_of_predictions_that_know_the_answer():
     """Of 400 rows each fifth is wrong; one model sees that, the other tells nothing."""
     truth = np.arange(400) % 4

@@ -4,21 +4,54 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, DatasetDict, List, Value
+from scipy.optimize import minimize_scalar
+from scipy.special import gammaln
 
 from fer_pll.audit.label_quality import posterior_given_predictions
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.labels.candidates import from_posterior
 
 
-def believed_rows(data: str | Path, predictions: np.ndarray, folder: Path) -> None:
-    """Write the data set `data` to `folder`, with what is believed of the labels of its training rows.
+def true_label(predictions: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """The probability (N, K) that a class is a row's true label, see `posterior_given_predictions`."""
+    return posterior_given_predictions(predictions, votes).posterior
+
+
+def expected_shares(predictions: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """The shares (N, K) that the votes of many annotators of a row are expected to have.
+
+        q_ik = (v_ik + s p_ik) / (n_i + s),  n_i = sum_k v_ik
+
+    the mean of a Dirichlet distribution with parameters s p_i, once the votes v_i are known. The votes stay, as
+    evidence, and s says how many votes a prediction p is worth: it makes the votes, which the models behind p have not
+    seen, most probable.
+    """
+    predictions = predictions.clip(1e-6)
+    predictions = predictions / predictions.sum(axis=1, keepdims=True)
+    total = votes.sum(axis=1, keepdims=True)
+
+    def unlikely(log_worth: float) -> float:  # - log Dirichlet-multinomial, less what does not depend on s
+        alpha = np.exp(log_worth) * predictions
+        of_votes = (gammaln(alpha + votes) - gammaln(alpha)).sum()
+        return -(of_votes - (gammaln(np.exp(log_worth) + total) - gammaln(np.exp(log_worth))).sum())
+
+    worth = np.exp(minimize_scalar(unlikely, bounds=(-3, 7), method="bounded").x)
+    return (votes + worth * predictions) / (total + worth)
+
+
+BELIEFS = {"label": true_label, "shares": expected_shares}
+
+
+def believed_rows(data: str | Path, predictions: np.ndarray, folder: Path, belief: str = "label") -> None:
+    """Write the data set `data` to `folder`, with what is believed of its training rows.
 
     Args:
         predictions: (N, K), of the training rows by models that have not seen them.
+        belief: of `BELIEFS`.
     """
     splits = load_dataset(data)
-    belief = posterior_given_predictions(predictions, votes_of(splits["train"])).posterior
-    save_dataset(DatasetDict(splits | {"train": believe(splits["train"], belief)}), folder)
+    believed = BELIEFS[belief](predictions, votes_of(splits["train"]))
+    save_dataset(DatasetDict(splits | {"train": believe(splits["train"], believed)}), folder)
 
 
 def votes_of(rows: Dataset) -> np.ndarray:

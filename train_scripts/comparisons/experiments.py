@@ -146,7 +146,8 @@ class Experiments:
             return data
         folder = self.run_folder(run, seed).with_name(f"{run.name}-seed{seed}-first-round-{self.args.folds}folds")
         if not (folder / "data").is_dir():
-            believed_rows(data, self.out_of_fold(run.first_round, seed, data, folder), folder / "data")
+            predictions = self.out_of_fold(run.first_round, seed, data, folder)
+            believed_rows(data, predictions, folder / "data", run.belief)
         return str(folder / "data")
 
     def out_of_fold(self, run: Run, seed: int, data: str | Path, folder: Path) -> np.ndarray:
@@ -317,7 +318,11 @@ def experiment(run: Run, folds: int | None) -> dict:
         | dict(run.overrides)
         | ({} if run.teacher is None else {"teacher": run.teacher.name})
         | ({"flipped": run.flipped} if run.flipped else {})
-        | ({} if run.first_round is None else {"first_round": run.first_round.name, "folds": folds})
+        | (
+            {}
+            if run.first_round is None
+            else {"first_round": run.first_round.name, "belief": run.belief, "folds": folds}
+        )
     )
 
 

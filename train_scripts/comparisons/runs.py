@@ -14,8 +14,8 @@ class Run:
     votes: number of drawn votes of each row to train on, None for all.
     teacher: the run, of the same seed, whose model teaches this one (`--teacher`).
     flipped: share of the labels that are made wrong, 0 .. 1; rows then have one label each and no votes.
-    first_round: the run whose out-of-fold predictions, with the votes, give the posterior that this one trains on
-        (`beliefs.believed_rows`).
+    first_round: the run whose out-of-fold predictions, with the votes, give what this one trains on.
+    belief: what that is, of `beliefs.BELIEFS`.
     """
 
     pretraining: str | None
@@ -26,6 +26,7 @@ class Run:
     teacher: "Run | None" = None
     flipped: float = 0.0
     first_round: "Run | None" = None
+    belief: str = "label"
 
     @property
     def name(self) -> str:
@@ -33,7 +34,7 @@ class Run:
         parts += [self.pretraining or "scratch", self.settings]
         parts += [f"{key}={value}" for key, value in self.overrides]
         parts += [] if self.teacher is None else [f"taught-by-{self.teacher.name}"]
-        parts += [] if self.first_round is None else [f"after-{self.first_round.name}"]
+        parts += [] if self.first_round is None else [f"{self.belief}-after-{self.first_round.name}"]
         parts += [f"{self.votes}votes"] if self.votes else []
         return "_".join([*parts, f"{self.flipped:.0%}flipped"] if self.flipped else parts)
 

@@ -313,17 +313,14 @@ class Experiments:
 
 def experiment(run: Run, folds: int | None) -> dict:
     """What is learned, and from what. `folds` are those of a first round."""
-    return (
-        yaml.safe_load(settings_file(run).read_text())
-        | dict(run.overrides)
-        | ({} if run.teacher is None else {"teacher": run.teacher.name})
-        | ({"flipped": run.flipped} if run.flipped else {})
-        | (
-            {}
-            if run.first_round is None
-            else {"first_round": run.first_round.name, "belief": run.belief, "folds": folds}
-        )
-    )
+    learned = yaml.safe_load(settings_file(run).read_text()) | dict(run.overrides)
+    if run.teacher is not None:
+        learned["teacher"] = run.teacher.name
+    if run.flipped:
+        learned["flipped"] = run.flipped
+    if run.first_round is not None:
+        learned |= {"first_round": run.first_round.name, "belief": run.belief, "folds": folds}
+    return learned
 
 
 def settings_file(run: Run) -> Path:

@@ -46,8 +46,10 @@ def believed_rows(data: str | Path, predictions: np.ndarray, folder: Path, belie
     """Write the data set `data` to `folder`, with what is believed of its training rows.
 
     Args:
-        predictions: (N, K), of the training rows by models that have not seen them.
-        belief: of `BELIEFS`.
+        data: folder of a prepared set.
+        predictions: (N, K), rows sum to 1: of the training rows, by models that have not seen them.
+        folder: to be written.
+        belief: a key of `BELIEFS`.
     """
     splits = load_dataset(data)
     believed = BELIEFS[belief](predictions, votes_of(splits["train"]))
@@ -55,7 +57,7 @@ def believed_rows(data: str | Path, predictions: np.ndarray, folder: Path, belie
 
 
 def votes_of(rows: Dataset) -> np.ndarray:
-    """The votes (N, K) of rows; where they have none, the label is the only one."""
+    """The votes (N, K), whole numbers, of N rows; where they have none, the label is the only one."""
     if "votes" in rows.column_names:
         return numpy_column(rows, "votes")
     return np.eye(rows.features["label"].num_classes, dtype=int)[numpy_column(rows, "label")]

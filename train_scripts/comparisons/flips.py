@@ -6,6 +6,8 @@ from datasets import Dataset
 from fer_pll.audit.label_quality import annotator_confusion
 from fer_pll.data.dataset import numpy_column
 
+from .beliefs import votes_of
+
 
 def flip_labels(dataset: Dataset, share: float, as_votes: bool = False, seed: int = 0) -> Dataset:
     """The rows with the most voted label instead of votes, and a share of the labels made wrong.
@@ -21,10 +23,7 @@ def flip_labels(dataset: Dataset, share: float, as_votes: bool = False, seed: in
         seed: seed of the draw.
     """
     feature = dataset.features["label"]
-    if "votes" in dataset.column_names:
-        votes = numpy_column(dataset, "votes")
-    else:
-        votes = np.eye(feature.num_classes, dtype=int)[numpy_column(dataset, "label")]
+    votes = votes_of(dataset)
     unique = (votes == votes.max(axis=1, keepdims=True)).sum(axis=1) == 1
     winner = votes.argmax(axis=1)
     truth = numpy_column(dataset, "true_label") if "true_label" in dataset.column_names else np.full(len(votes), -1)

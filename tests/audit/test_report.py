@@ -212,6 +212,18 @@ def test_one_label_for_each_row_and_ready_candidate_sets(columns):
     np.testing.assert_allclose(found.score[sure], 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("predicted", [False, True])
+def test_a_row_for_which_nobody_voted_is_judged_by_its_candidates(predicted):
+    rows = make_dataset(12)
+    votes = np.array(rows["votes"][:])
+    votes[5] = 0
+    rows = rows.remove_columns("votes").add_column("votes", votes.tolist())
+    probabilities = np.full((12, 4), 0.25) if predicted else None
+    found = LabelAudit.from_run_rows(rows, bare_table(rows), probabilities, num_folds=2 if predicted else 0)
+    assert np.isfinite(found.posterior).all() and np.isfinite(found.score).all()
+    assert (found.votes[5] > 0).tolist() == rows["candidates"][5]
+
+
 def bare_table(rows, names=CLASSES, revised=-1) -> ConfidenceTable:
     """The confidences that a run begins with."""
     candidates = np.array(rows["candidates"][:])

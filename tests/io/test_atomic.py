@@ -47,6 +47,12 @@ def test_a_file_appears_at_the_end_with_its_folder(tmp_path):
     assert path.read_text() == "a,b\n" and names(path.parent) == ["rows.csv"]
 
 
+def test_an_error_names_the_file_and_nothing_else(tmp_path):
+    message = rf"^\[Errno 28\] No space left on device: '{tmp_path}/rows.csv'$"
+    with pytest.raises(OSError, match=message), whole_file(tmp_path / "rows.csv"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_texts_and_json(tmp_path):
     write_text(tmp_path / "text", "Gesicht: glücklich\n")
     assert (tmp_path / "text").read_bytes() == "Gesicht: glücklich\n".encode()

@@ -49,6 +49,13 @@ def test_a_temperature_of_one_half_squares_the_votes_and_one_changes_no_bit():
     assert torch.equal(plain, torch.tensor(votes) / torch.tensor(votes).sum(dim=1, keepdim=True))
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+def test_votes_outside_the_set_do_not_count_however_many_they_are(temperature):
+    """With a low temperature, the shares inside vanish beside them."""
+    table = table_of([[True, True, False]], confidence_init="votes", votes=[[1, 1, 8]], votes_temperature=temperature)
+    assert table.confidence.tolist() == [[0.5, 0.5, 0.0]]
+
+
 def margin_rule(confidence, logits, threshold):
     """What the rule `margin` makes of confidences, and its margins."""
     revised, response = REVISION_RULES["margin"].revise(confidence, confidence > 0, logits, threshold)

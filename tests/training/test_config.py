@@ -103,6 +103,25 @@ def test_settings_given_beside_the_config_are_checked_with_it():
         load_config("fer-pll-tiny-hog", mask_ratio=1.5)
 
 
+def test_the_command_line_is_at_fault_where_it_overrides_a_file(tmp_path):
+    with pytest.raises(ValueError, match=r"^crop_scale=2.0 must lie in \(0, 1\]"):
+        parse(tmp_path, "crop_scale: 0.7\n", "--crop_scale", "2")
+    with pytest.raises(ValueError, match=r"finetune.yaml: crop_scale: crop_scale=7.0 must lie"):
+        parse(tmp_path, "crop_scale: 7\n", "--crop_ratio", "2")
+    with pytest.raises(ValueError, match=r"^mask_ratio=1.5: mask_ratio=1.5 must lie in"):
+        load_config("fer-pll-tiny-hog", mask_ratio=1.5)
+
+
+def test_what_a_run_left_that_ended_before_its_first_step_is_not_in_the_way(tmp_path):
+    for name in ("settings.json", "candidate_sets.png", ".partial-settings.json", LOCK):
+        (tmp_path / name).write_text("{}")
+    args = FerPllTrainingArguments(str(tmp_path), use_cpu=True)
+    check_output_folder(args)
+    (tmp_path / "model.safetensors").write_text("weights")
+    with pytest.raises(ValueError, match="already holds files"):
+        check_output_folder(args)
+
+
 def test_help_teaches(capsys):
     parser = SettingsParser(
         (Script, FerPllTrainingArguments), "finetune.yaml", description="Train a classifier.", epilog="And so on."

@@ -15,7 +15,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch.utils.data import BatchSampler
-from transformers import set_seed
+from transformers import TrainerState, set_seed
 
 import tiny
 from fer_pll import (
@@ -830,6 +830,19 @@ def test_the_trainer_draws_as_the_sampler_says_in_every_epoch(drawn, unequal):
     assert drawn(class_balance="sampler") == expected
 
 
+@pytest.mark.parametrize(("after", "epochs", "first"), [(0.28, 25, 7), (0.55, 100, 55), (0.07, 100, 7), (0.3, 4, 2)])
+def test_the_share_before_the_sampler_is_that_of_the_decimal(
+    tmp_path, toy_config, toy_processor, unequal, after, epochs, first
+):
+    """0.28 times 25 is 7, and a little more in binary."""
+    settings = {"class_balance": "sampler", "sampler_after": after, "num_train_epochs": epochs}
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, unequal, **settings)
+    state = TrainerState(max_steps=epochs * 5)
+    trainer.steps_per_epoch = 5
+    trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+    assert trainer.balanced_sampler.first_epoch == first
+
+
 @pytest.mark.parametrize("after", [0.5, 0.6])  # 0.6: an epoch is the one or the other as a whole
 def test_classes_are_balanced_after_a_share_of_the_training(after, drawn, unequal):
     """Before, rows come as without balance; then as the sampler draws; an interrupted run goes on likewise."""
@@ -1049,3 +1062,19 @@ def test_candidate_sets_are_nearly_as_good_as_full_supervision(train_on_digits, 
     assert accuracy > reference - 0.03
     if loss in REVISING:  # a third of the labels is right by the order of the classes alone
         assert trainer.table.summary()["label_recovery"] > 0.95
+
+
+@pytest.mark.parametrize("loss", ["pico", "papi"])
+def test_reversible_is_refused_where_confidences_only_move_on(tmp_path, toy_config, toy_processor, toy_train, loss):
+    with pytest.raises(ValueError, match="reversible has no effect with revision="):
+        make_trainer(tmp_path, toy_config, toy_processor, toy_train, loss=loss, reversible=True)
+
+
+def test_pico_makes_keys_as_queries_where_the_encoder_is_frozen(tmp_path, toy_processor, toy_train):
+    """Else batch norms would normalize the two differently."""
+    trainer = make_trainer(
+        tmp_path, tiny.tiny_config(), toy_processor, toy_train, loss="pico", freeze_backbone=True, max_steps=1
+    )
+    trainer.train()
+    modes = {name: module.training for name, module in trainer.method.key_model.named_modules()}
+    assert not any(mode for name, mode in modes.items() if name.startswith("fer_pll.layers")) and modes[""]

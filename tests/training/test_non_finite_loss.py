@@ -85,6 +85,36 @@ def test_fine_tuning_saves_nothing_that_is_not_finite(tmp_path, toy_config, toy_
     assert trainer.table.confidence.isfinite().all()
 
 
+class Breaker(TrainerCallback):
+    """Breaks a weight after a step, as an update of the optimizer can although the loss was finite."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step == self.step:
+            with torch.no_grad():
+                model.label_queries[0, 0] = torch.nan
+
+
+@pytest.mark.parametrize(("step", "ending"), [(4, "the last checkpoint is .*checkpoint-2"), (6, "checkpoint-4")])
+def test_weights_that_a_last_step_broke_are_not_saved(tmp_path, toy_config, toy_processor, toy_train, step, ending):
+    """Neither in a checkpoint, step 4, nor at the end of the run, step 6."""
+    settings = {"save_strategy": "steps", "save_steps": 2, "num_train_epochs": 2, "max_steps": 6}
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings)
+    trainer.add_callback(Breaker(step))
+    with pytest.raises(NonFiniteLossError, match=f"not finite after step {step}, so they are not saved; .*{ending}"):
+        trainer.train()
+    assert not (tmp_path / f"checkpoint-{step}").exists()
+
+
+def test_without_a_checkpoint_the_advice_is_to_start_again(tmp_path, toy_config, toy_processor, toy_train):
+    trainer = make_trainer(tmp_path, toy_config, toy_processor, toy_train, save_strategy="no", max_steps=3)
+    trainer.add_callback(Breaker(3))
+    with pytest.raises(NonFiniteLossError, match=r"there is no checkpoint\. Start again with --overwrite"):
+        trainer.train()
+
+
 def test_the_log_says_how_many_images_a_second(tmp_path, toy_config, toy_processor, named_images):
     trainer = make_pretrainer(tmp_path, toy_config, toy_processor, named_images)
     start = time.perf_counter()

@@ -477,6 +477,14 @@ def test_votes_are_the_answers_of_annotators_who_are_alike(make_method, name):
     torch.testing.assert_close(of_answers, together.step(batch_of(together, logits, votes=votes)))
 
 
+def test_votes_in_shares_count_as_whole_ones(make_method):
+    method = make_method("crowd_layer")
+    votes = torch.randint(1, 5, (B, K), generator=torch.Generator().manual_seed(3)).float()
+    logits = rows(1, B, K)
+    shares = method.step(batch_of(method, logits, votes=0.3 * votes / votes.sum(dim=1, keepdim=True)))
+    torch.testing.assert_close(shares, method.step(batch_of(method, logits, votes=votes)))
+
+
 def test_first_matrices_of_annotators(make_method):
     assert torch.equal(make_method("crowd_layer").head.annotators[0], torch.eye(K))
     method = make_method("annotator_confusion", num_annotators=2)
@@ -561,6 +569,18 @@ def test_the_rows_of_each_class_with_the_smallest_losses():
     losses = torch.tensor([0.4, 0.1, 0.3, 0.2, 0.9, 0.8, 5.0])
     chosen = small_losses(labels, losses, torch.tensor([0.5, 0.1, 0.3, 0.1]), 0.5)
     assert chosen.tolist() == [False, True, False, True, False, True, True]  # ceil(1.75) = 2, 1 and 1
+
+
+def test_solar_labels_a_row_whose_candidates_have_no_probability_left(make_method):
+    """In float32 the softmax of the others is 0 beside a logit of 120."""
+    candidates = np.ones((B, K), dtype=bool)
+    candidates[0, 0] = False
+    method = make_method("solar", candidates=candidates)
+    logits = rows(2, B, K)
+    logits[0, 0, 0] = 120.0
+    method.step(batch_of(method, logits, epoch=0.5))
+    assert method.step(batch_of(method, logits, epoch=1.0, progress=0.5)).isfinite().all()
+    assert method.queue[: 2 * B].isfinite().all() and (method.queue[: 2 * B].sum(dim=1) > 0).all()
 
 
 def test_solar_by_hand(make_method):

@@ -1,5 +1,7 @@
 """Learning from teachers: the loss, what a teacher sees, the cache, and candidate sets for images without labels."""
 
+import multiprocessing
+import time
 from functools import partial
 
 import numpy as np
@@ -11,13 +13,14 @@ from hypothesis import strategies as st
 from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
 import fer_pll_cli
-from fer_pll import FerPllForImageClassification, FerPllTrainer
+from fer_pll import FerPllForImageClassification, FerPllTrainer, FerPllTrainingArguments
 from fer_pll.commands.finetune import build
 from fer_pll.commands.propose import main as propose_command
 from fer_pll.data.dataset import load_dataset, numpy_column, save_dataset
 from fer_pll.data.provenance import Provenance
 from fer_pll.io.errors import DataError
 from fer_pll.labels.candidates import from_posterior
+from fer_pll.training.finetuning import FineTuningOptions
 from fer_pll.training.proposals import propose
 from fer_pll.training.teachers import Distillation, Teacher, cached_probabilities
 from tiny import CLASSES, make_dataset, make_trainer, tiny_config, tiny_processor
@@ -130,6 +133,44 @@ def test_the_cache_is_used_again_and_refused_for_others(checkpoint, tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match="delete it"):
         cached_probabilities(path, [teacher], ["a"], rows, "f")
+
+
+class SlowTeacher:
+    """Writes down when it is asked, and takes its time."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def probabilities_of(self, dataset):
+        with self.log.open("a") as file:
+            file.write("asked\n")
+        time.sleep(0.5)
+        return torch.full((len(dataset), 4), 0.25)
+
+
+def test_runs_that_begin_together_ask_once_and_share_the_cache(tmp_path):
+    rows, path, log = make_dataset(8), tmp_path / "cache" / "teacher.safetensors", tmp_path / "log"
+    make = partial(cached_probabilities, path, [SlowTeacher(log)], ["a"], rows, "f")
+    runs = [multiprocessing.get_context("fork").Process(target=make) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    assert [run.exitcode for run in runs] == [0, 0] and log.read_text() == "asked\n"
+    assert make().tolist() == [[0.25] * 4] * 8
+
+
+def test_a_fold_asks_its_teachers_itself(tmp_path):
+    """A cache is one of all rows."""
+    options = FineTuningOptions(data="data", teacher=["one"], teacher_cache=str(tmp_path / "cache"))
+    assert (options.for_fold().teacher_cache, options.for_fold().teacher) == (None, ["one"])
+
+
+@pytest.mark.parametrize("setting", [{"teacher_weight": float("nan")}, {"teacher_temperature": 0.0}])
+def test_a_setting_of_teachers_without_a_teacher_is_refused(tmp_path, toy_train, setting):
+    args = FerPllTrainingArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=f"--{next(iter(setting))}: name the teachers as well"):
+        FineTuningOptions(data="data", **setting).make_trainer(args, toy_train)
 
 
 def test_a_student_comes_to_agree_with_its_teacher(checkpoint, tmp_path, toy_config, toy_processor):

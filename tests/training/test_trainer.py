@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 
 import numpy as np
@@ -253,6 +254,35 @@ def test_a_cpu_that_is_slow_in_bfloat16_is_warned_about(tmp_path, monkeypatch, c
         ({"erase": -1e-12}, r"erase=-1e-12 must lie in \[0, 1\]"),
         ({"light": -0.1}, r"light=-0.1 must lie in \[0, 1\]"),
         ({"uniform_temperature": 0.0}, "uniform_temperature"),
+        ({"rotation": math.nan}, r"rotation=nan must lie in \[0, 180\]"),
+        ({"rotation": -1}, r"rotation=-1 must lie in \[0, 180\]"),
+        ({"crop_ratio": math.nan}, "crop_ratio=nan must be"),
+        ({"crop_scale_max": math.inf}, "crop_scale_max=inf must be finite"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must not be negative"),
+        ({"learning_rate": math.nan}, "learning_rate=nan must be finite"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
+        ({"weight_decay": math.nan}, "weight_decay=nan must be finite"),
+        ({"adam_beta1": 1.0}, r"adam_beta1=1.0 must lie in \[0, 1\)"),
+        ({"adam_epsilon": 0.0}, "adam_epsilon=0.0 must be positive"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0 must not be negative"),
+        ({"warmup_steps": math.nan}, "warmup_steps=nan must be finite"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0 must be at least 1"),
+        ({"per_device_eval_batch_size": 0}, "per_device_eval_batch_size=0 must be at least 1"),
+        ({"gradient_accumulation_steps": -1}, "gradient_accumulation_steps=-1 must be at least 1"),
+        ({"dataloader_num_workers": -1}, "dataloader_num_workers=-1 must not be negative"),
+        ({"num_train_epochs": 0}, "num_train_epochs=0 must be positive"),
+        ({"num_train_epochs": math.nan}, "num_train_epochs=nan must be finite"),
+        ({"max_steps": 0}, "max_steps=0 must be at least 1"),
+        ({"seed": -1}, "seed=-1 must lie in"),
+        ({"unfreeze_after": math.nan}, "unfreeze_after=nan must be positive"),
+        ({"uniform_weight": math.nan}, "uniform_weight=nan must not be negative"),
+        ({"drop_path_rate": 1.0}, r"drop_path_rate=1.0 must lie in \[0, 1\)"),
+        ({"loss": "dacl", "method_settings": {"center_weight": math.nan}}, "center_weight=nan must not be negative"),
+        ({"loss": "mcr", "method_settings": {"instance_weight": math.inf}}, "instance_weight=inf must be finite"),
+        ({"class_balance": "sampler", "train_sampling_strategy": "sequential"}, "train_sampling_strategy=sequential"),
+        ({"accelerator_config": {"split_batches": True}}, "accelerator_config: split_batches=True is refused"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "accelerator_config: dispatch_batches=True is refused"),
+        ({"accelerator_config": {"even_batches": False}}, "accelerator_config: even_batches=False is refused"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path, settings, match):

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback, Train
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
-from tiny import QUICK, make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
+from tiny import CLASSES, QUICK, make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
 
 
 def arguments(folder, **settings) -> FerPllTrainingArguments:
@@ -226,3 +226,72 @@ def test_an_evaluation_set_of_other_classes_is_refused_before_the_first_step(tmp
     )
     with pytest.raises(ValueError, match="metric_for_best_model='f1': choose one of loss, accuracy"):
         make(tmp_path, toy_train, args=args, eval_dataset=toy_validation)
+
+
+def test_an_evaluation_set_that_comes_later_is_checked_too(tmp_path, toy_validation):
+    features = Features(toy_validation.features | {"label": ClassLabel(names=CLASSES[::-1])})
+    other = Dataset.from_list(list(toy_validation.cast_column("label", features["label"])), features=features)
+    trainer = make(tmp_path, model=new_model())
+    for judge in (trainer.evaluate, trainer.predict):
+        judge(toy_validation)
+        with pytest.raises(ValueError, match="evaluation set has the classes bottom, top"):
+            judge(other)
+        with pytest.raises(ValueError, match="a column 'labels' and none named 'label'"):
+            judge(toy_validation.rename_column("label", "labels"))
+        short = toy_validation.remove_columns("candidates").add_column("candidates", [[True] * 3] * len(other))
+        with pytest.raises(ValueError, match="candidate sets of 3 classes, the model has 4"):
+            judge(short)
+
+
+def test_what_is_given_as_none_is_the_default(tmp_path, toy_train, toy_validation):
+    trainer = make(tmp_path, toy_train, data_collator=None, compute_metrics=None, eval_dataset=toy_validation)
+    trainer.train()
+    assert "eval_accuracy" in trainer.evaluate()
+
+
+def test_metrics_do_not_depend_on_how_trainer_collects(tmp_path, toy_validation):
+    model = new_model()
+    whole = make(tmp_path, model=model, eval_dataset=toy_validation).evaluate()
+    args = arguments(tmp_path, eval_do_concat_batches=False)
+    in_batches = make(tmp_path, model=model, args=args, eval_dataset=toy_validation).evaluate()
+    beside_others = make(tmp_path, model=model, eval_dataset=toy_validation).evaluate(ignore_keys=["hidden_states"])
+    for name in ("eval_accuracy", "eval_mean_class_accuracy", "eval_ece", "eval_candidate_accuracy"):
+        assert in_batches[name] == beside_others[name] == pytest.approx(whole[name])
+
+
+@pytest.mark.parametrize("change", [lambda logits, _: logits.argmax(-1), lambda logits, _: logits.topk(2).indices])
+def test_candidate_accuracy_is_not_taken_from_changed_predictions(tmp_path, toy_validation, change):
+    trainer = make(
+        tmp_path,
+        model=new_model(),
+        eval_dataset=toy_validation,
+        preprocess_logits_for_metrics=change,
+        compute_metrics=lambda prediction: {"rows": len(prediction.predictions)},
+    )
+    metrics = trainer.evaluate()
+    assert metrics["eval_rows"] == len(toy_validation) and "eval_candidate_accuracy" not in metrics
+
+
+@pytest.mark.parametrize(("first", "second"), [("pico", "pll"), ("scn", "dda"), ("pll", "solar"), ("dda", "dacl")])
+def test_a_search_goes_over_losses_with_settings_of_their_own(tmp_path, toy_train, first, second):
+    args = arguments(tmp_path, eval_strategy="epoch", loss=first, max_steps=1)
+    trainer = make(tmp_path, toy_train, model_init=new_model, args=args, eval_dataset=make_dataset(16, seed=1))
+    space = lambda trial: {"loss": trial.suggest_categorical("loss", [second])}  # noqa: E731
+    trainer.hyperparameter_search(space, n_trials=1, direction="maximize", backend="optuna")
+    assert trainer.method.name == second
+    assert trainer.args.method_settings == FerPllTrainingArguments(str(tmp_path), loss=second).method_settings
+
+
+def test_settings_survive_their_own_dictionary(tmp_path):
+    args = arguments(tmp_path)
+    again = FerPllTrainingArguments(**args.to_dict())
+    assert again.to_dict() == args.to_dict()
+    changed = FerPllTrainingArguments.from_settings(arguments(tmp_path, loss="dacl").to_dict(), loss="pico")
+    assert (changed.loss, changed.revision, changed.revision_is_chosen) == ("pico", "prototype", False)
+    kept = FerPllTrainingArguments.from_settings(arguments(tmp_path, revision="soft").to_dict(), loss="rc")
+    assert kept.revision == "soft"
+
+
+def test_a_training_set_without_rows_is_named(tmp_path, toy_train):
+    with pytest.raises(ValueError, match="The training set has no rows"):
+        make(tmp_path, toy_train.select([]))

@@ -66,6 +66,7 @@ class LabelAudit:
         from_votes = "votes" in dataset.column_names
         if from_votes:
             votes = numpy_column(dataset, "votes")
+            votes = np.where(votes.sum(axis=1, keepdims=True) > 0, votes, candidates)  # nobody voted: as without votes
         else:
             votes = np.where((given >= 0)[:, None], np.arange(candidates.shape[1]) == given[:, None], candidates)
         given = np.where(given >= 0, given, votes.argmax(axis=1))

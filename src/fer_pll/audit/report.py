@@ -73,7 +73,7 @@ def cross_validate(run: RunFolder, dataset: Dataset, table: ConfidenceTable, num
     dataset = dataset.remove_columns([name for name in ("candidates",) if name in dataset.column_names])
     dataset = dataset.add_column("candidates", list(table.candidates.numpy()))
     return out_of_fold(
-        dataset, lambda rows: script.make_trainer(args, rows), num_folds, folder, run.settings, args.seed
+        dataset, lambda rows: script.for_fold().make_trainer(args, rows), num_folds, folder, run.settings, args.seed
     )
 
 

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_writable(out)
     settings = {"script": vars(options), "arguments": args.to_dict()}
     probabilities = out_of_fold(
-        dataset, lambda rows: options.make_trainer(args, rows), options.folds, out, settings, args.seed
+        dataset, lambda rows: options.for_fold().make_trainer(args, rows), options.folds, out, settings, args.seed
     )
     predictions = RunFolder(out).out_of_fold_predictions
     with whole_file(predictions) as unfinished:

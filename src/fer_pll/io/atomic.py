@@ -152,7 +152,7 @@ def naming(target: Path, unfinished: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(unfinished), unfinished):
-            error.filename, error.filename2 = str(target), None
+            raise OSError(error.errno, os.strerror(error.errno), str(target)) from error
         raise
     except Exception as error:
         found = re.search(r"\(os error (\d+)\)", str(error))  # as Rust has it

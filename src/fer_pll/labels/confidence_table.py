@@ -129,8 +129,10 @@ class ConfidenceTable:
             if votes is None:
                 raise ValueError('confidence_init="votes" needs the votes; pass them or use confidence_init="uniform"')
             weights = check_votes(votes)
-            if votes_temperature != 1:
-                weights = (weights / weights.max(axis=1, keepdims=True)) ** (1 / votes_temperature)
+            if votes_temperature != 1 and weights.shape == allowed.shape:
+                weights = np.where(allowed.numpy(), weights, 0)
+                most = weights.max(axis=1, keepdims=True)
+                weights = (weights / np.where(most > 0, most, 1)) ** (1 / votes_temperature)
         elif confidence_init == "column":
             if confidence is None:
                 raise ValueError('confidence_init="column" needs confidences; pass them or use another start')

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..io.ranges import check_range
 
 # -- Responses v(C, Y, z): the score that a rule gives each label from confidences, candidates and logits, all (B, K).
 
@@ -73,8 +76,7 @@ class RuleSetting:
 
     def check(self, value: float) -> float:
         """The value; raises `ValueError` naming the setting unless minimum <= value < below."""
-        if not self.minimum <= value < self.below:
-            raise ValueError(f"{self.name}={value} must lie in [{self.minimum:g}, {self.below:g}).")
+        check_range(self.name, value, f"[{self.minimum:g}, {self.below:g})")
         return value
 
     def value(self, settings: Mapping[str, Any]) -> float:
@@ -167,24 +169,22 @@ def _from_when(settings: Mapping[str, Any]) -> str:
     return f", from epoch {epochs:g} on" if epochs else ""
 
 
-def _describe_decision(leader: str, ending: str = "") -> Callable[[Mapping[str, Any], Mapping[str, Any]], str]:
-    """The `describe` of a rule with a threshold; `leader` is the clause about who leads, with `{}` for the number."""
-
-    def describe(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
-        leads = leader.format(settings.get(THRESHOLD.name, "the threshold"))
-        when = _from_when(settings)
-        if settings.get("reversible"):
-            return (
-                f"Each time the image is seen{when}, its candidates are judged anew, from equal confidences: where"
-                f" {leads}, it takes all the confidence{ending}; where not, the candidates are equal again."
-                f" Images revised at least once: {candidate_sets['revised']:,}."
-            )
+def _describe_decision(
+    settings: Mapping[str, Any], candidate_sets: Mapping[str, Any], leader: str, ending: str = ""
+) -> str:
+    """The sentence for a rule with a threshold; `leader` is the clause about who leads, with `{}` for the number."""
+    leads = leader.format(settings.get(THRESHOLD.name, "the threshold"))
+    when = _from_when(settings)
+    if settings.get("reversible"):
         return (
-            f"As soon as{when and f'{when},'} {leads}, it becomes the label{ending}."
-            f" Images that got their label that way: {candidate_sets['revised']:,}."
+            f"Each time the image is seen{when}, its candidates are judged anew, from equal confidences: where"
+            f" {leads}, it takes all the confidence{ending}; where not, the candidates are equal again."
+            f" Images revised at least once: {candidate_sets['revised']:,}."
         )
-
-    return describe
+    return (
+        f"As soon as{when and f'{when},'} {leads}, it becomes the label{ending}."
+        f" Images that got their label that way: {candidate_sets['revised']:,}."
+    )
 
 
 def describe_each_visit(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any], what: str) -> str:
@@ -202,6 +202,10 @@ def _describe_soft(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any
         others = "equal shares" if settings.get("reversible") else "the former ones"
         becomes = f"makes up {100 - 100 * settings[MOMENTUM.name]:.0f} % of its new confidences, {others} the rest"
     return describe_each_visit(settings, candidate_sets, f"the softmax over its candidates {becomes}")
+
+
+def _describe_none(settings: Mapping[str, Any], candidate_sets: Mapping[str, Any]) -> str:
+    return "They were not revised during training."
 
 
 def maximum_margin(confidence: Tensor) -> Tensor:
@@ -236,9 +240,10 @@ REVISION_RULES: dict[str, RevisionRule] = {
             THRESHOLD,
             final=True,
             bound=maximum_margin,
-            describe=_describe_decision(
-                "one candidate's confidence, times the sigmoid of its logit, leads by more than {}",
-                " (Eq. 4 and 5 of the paper)",
+            describe=partial(
+                _describe_decision,
+                leader="one candidate's confidence, times the sigmoid of its logit, leads by more than {}",
+                ending=" (Eq. 4 and 5 of the paper)",
             ),
         ),
         # Eq. 5 on probabilities: the model's softmax over the labels that are left.
@@ -250,8 +255,9 @@ REVISION_RULES: dict[str, RevisionRule] = {
             decide,
             THRESHOLD,
             final=True,
-            describe=_describe_decision(
-                "one candidate leads by more than {} in the softmax over the labels that are left"
+            describe=partial(
+                _describe_decision,
+                leader="one candidate leads by more than {} in the softmax over the labels that are left",
             ),
         ),
         # The update of RC (Feng et al., 2020) and PRODEN (Lv et al., 2020), with momentum 0. It belongs after the loss
@@ -265,7 +271,7 @@ REVISION_RULES: dict[str, RevisionRule] = {
             after_loss=True,
             describe=_describe_soft,
         ),
-        RevisionRule("none", "as they begin", describe=lambda *_: "They were not revised during training."),
+        RevisionRule("none", "as they begin", describe=_describe_none),
     )
 }
 """The rules by name. Add a rule of your own as an entry, see `RevisionRule`."""

@@ -1,10 +1,9 @@
 """Settings of pre-training and fine-tuning. Every field is a command-line option and a key of the YAML files."""
 
-import math
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -13,6 +12,7 @@ from transformers.trainer_utils import HubStrategy
 
 from ..data.augmentation import BatchAugmentation
 from ..hub.card_settings import CardMark, OnCard, card_settings
+from ..io.ranges import check_range, check_ranges
 from ..labels.renamed import current_name
 from ..labels.revision import MOMENTUM, REVISION_RULES, THRESHOLD
 from .methods import METHODS
@@ -107,30 +107,55 @@ class ImageTrainingArguments(TrainingArguments):
                 "enable_jit_checkpoint is refused: it saves in the middle of a step, when the confidences are ahead "
                 "of the weights. Without it, SIGTERM, SIGUSR1 and Ctrl-C save after the step."
             )
+        if self.hub_token == "<HUB_TOKEN>":  # as `to_dict` hides one, or None
+            self.hub_token = None
         if self.hub_token is not None:
             raise ValueError(
                 "hub_token is refused: it would be written in clear text into training_args.bin, which is pushed. "
                 "Set the environment variable HF_TOKEN instead."
             )
-        for name, opening in (
-            ("crop_scale", "("),
-            ("layer_decay", "("),
-            ("light", "["),
-            ("jpeg", "["),
-            ("erase", "["),
-            ("shift", "["),
-        ):
-            value = getattr(self, name)
-            if not 0 <= value <= 1 or (value == 0 and opening == "("):
-                raise ValueError(f"{name}={value} must lie in {opening}0, 1].")
-        for name in ("crop_ratio", "crop_scale_max"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        self._check_numbers()
         for name, hint in get_type_hints(type(self)).items():
             literal = next((each for each in (hint, *get_args(hint)) if get_origin(each) is Literal), None)
             given = getattr(self, name)
             if literal is not None and not (given is None and literal is not hint):  # None, where it may be None
                 _check_choice(name, given, get_args(literal))
+
+    def _check_numbers(self) -> None:
+        """The ranges of our numbers, and of transformers' where a bad one would fail late, do nothing or do harm."""
+        for each in fields(TrainingArguments):
+            value = getattr(self, each.name)
+            if isinstance(value, float):
+                check_range(each.name, value, "(-inf, inf)")
+        check_ranges(
+            self,
+            crop_scale="(0, 1]",
+            crop_scale_max="[1, inf)",
+            crop_ratio="[1, inf)",
+            shift="[0, 1]",
+            rotation="[0, 180]",
+            light="[0, 1]",
+            jpeg="[0, 1]",
+            erase="[0, 1]",
+            layer_decay="(0, 1]",
+            learning_rate="[0, inf)",
+            weight_decay="[0, inf)",
+            max_grad_norm="[0, inf)",
+            adam_beta1="[0, 1)",
+            adam_beta2="[0, 1)",
+            adam_epsilon="(0, inf)",
+            warmup_steps="[0, inf)",
+            per_device_train_batch_size="[1, inf)",
+            per_device_eval_batch_size="[1, inf)",
+            gradient_accumulation_steps="[1, inf)",
+            dataloader_num_workers="[0, inf)",
+            seed="[0, 4294967295]",
+            data_seed="[0, 4294967295]",
+        )
+        if self.max_steps != -1:
+            check_range("max_steps", self.max_steps, "[1, inf)")
+        else:
+            check_range("num_train_epochs", self.num_train_epochs, "(0, inf)")
 
     def card_settings(self) -> dict[str, Any]:
         """The settings that the card shows, see `hub.card_settings`."""
@@ -207,19 +232,20 @@ class FerPllPreTrainingArguments(ImageTrainingArguments):
     queue_size: _OfMoco[int] = field(default=65536, metadata={"help": "How many earlier images moco compares with."})
     encoder_momentum: _OfMoco[float] = field(
         default=0.999,
-        metadata={"help": "Momentum of the key encoder of moco: the share that it keeps in each step."},
+        metadata={"help": "Momentum of the key encoder of moco: the share that it keeps at each batch."},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.contrastive_temperature <= 0:
-            raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
-        if not 0 <= self.encoder_momentum < 1:
-            raise ValueError(f"encoder_momentum={self.encoder_momentum} must lie in [0, 1).")
+        check_ranges(
+            self,
+            contrastive_temperature="(0, inf)",
+            encoder_momentum="[0, 1)",
+            queue_size="[1, inf)",
+            shuffle_buffer="[1, inf)",
+        )
         if self.picture_steps is not None and self.picture_steps < 0:
             raise ValueError(f"picture_steps={self.picture_steps} must be positive, or 0 for no images.")
-        if self.queue_size < 1:
-            raise ValueError(f"queue_size={self.queue_size} must be at least 1.")
         if self.objective == "moco" and self.push_to_hub and self.hub_strategy != "end":
             strategy = HubStrategy(self.hub_strategy).value
             raise ValueError(f"hub_strategy={strategy!r}: with moco only the finished encoder is pushed; use end.")
@@ -334,35 +360,64 @@ class FerPllTrainingArguments(ImageTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.loss = current_name("loss", self.loss)
-        _check_choice("loss", self.loss, tuple(METHODS))
-        method = METHODS[self.loss]
         self.revision_is_chosen = self.revision is not None
-        self.revision = method.find_rule(current_name("revision", self.revision)).name
-        self.method_settings = asdict(method.make_settings(self.method_settings))
+        self._method_name: str | None = None
+        self.take_method()
         for setting in (THRESHOLD, MOMENTUM):
             setting.check(getattr(self, setting.name))
         self._check_warmup()
-        if self.unfreeze_after is not None and self.unfreeze_after <= 0:
-            raise ValueError(f"unfreeze_after={self.unfreeze_after} must be positive; leave it out to train all.")
-        if self.uniform_temperature <= 0 or self.uniform_weight < 0:
-            raise ValueError("uniform_temperature must be positive, uniform_weight not negative.")
-        if not 0 < self.votes_temperature < math.inf:
-            raise ValueError(f"votes_temperature={self.votes_temperature} must be positive.")
+        check_ranges(
+            self,
+            unfreeze_after="(0, inf)",
+            uniform_temperature="(0, inf)",
+            uniform_weight="[0, inf)",
+            votes_temperature="(0, inf)",
+            drop_path_rate="[0, 1)",
+            sampler_power="[0, 1]",
+            average_decay="[0, 1)",
+            revision_warmup_epochs="[0, inf)",
+        )
+        # `FerPllTrainer` knows which rows fill up a batch where each process reads its own part of the rows.
+        for name, usual in (("split_batches", False), ("dispatch_batches", False), ("even_batches", True)):
+            given = getattr(self.accelerator_config, name)
+            if given not in (None, usual):
+                raise ValueError(
+                    f"accelerator_config: {name}={given} is refused, because each row must count once in an epoch: "
+                    "leave it out."
+                )
         if self.votes_temperature != 1 and self.confidence_init not in (None, "votes"):
             raise ValueError(
                 f"votes_temperature={self.votes_temperature} has no effect with "
                 f"confidence_init={self.confidence_init}."
             )
-        if not 0 <= self.sampler_power <= 1:
-            raise ValueError(f"sampler_power={self.sampler_power} must lie in [0, 1].")
         if not 0 <= self.sampler_after <= 1:
             raise ValueError(f"sampler_after={self.sampler_after} is a share of the training: it must lie in [0, 1].")
+        if self.class_balance == "sampler" and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy} has no effect with class_balance=sampler."
+            )
         for name, default in (("sampler_power", 1), ("sampler_after", 0)):
             if getattr(self, name) != default and self.class_balance != "sampler":
                 raise ValueError(f"{name}={getattr(self, name)} has no effect without class_balance=sampler.")
-        if not 0 <= self.average_decay < 1:
-            raise ValueError(f"average_decay={self.average_decay} must lie in [0, 1).")
+
+    def take_method(self) -> None:
+        """Fill in what follows from `loss`: its rule, if no other was chosen, and the method's own settings.
+
+        After another loss was put in, those of the loss before are gone.
+
+        Raises:
+            ValueError: there is no such loss or setting, or the rule does not go with it.
+        """
+        self.loss = current_name("loss", self.loss)
+        _check_choice("loss", self.loss, tuple(METHODS))
+        method = METHODS[self.loss]
+        if self._method_name not in (None, self.loss):
+            names = {each.name for each in fields(method.Settings)}
+            self.method_settings = {name: value for name, value in self.method_settings.items() if name in names}
+        self._method_name = self.loss
+        rule = current_name("revision", self.revision) if self.revision_is_chosen else None
+        self.revision = method.find_rule(rule).name
+        self.method_settings = asdict(method.make_settings(self.method_settings))
 
     def _check_warmup(self) -> None:
         """The warm-up is a share of the training or, `revision_warmup_epochs`, in epochs. The other is `None`."""
@@ -375,8 +430,6 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             self.revision_warmup = share = share or 0.0
         if share is not None and not 0 <= share <= 1:
             raise ValueError(f"revision_warmup={share} is a share of the training: it must lie in [0, 1].")
-        if epochs is not None and epochs < 0:
-            raise ValueError(f"revision_warmup_epochs={epochs} must not be negative.")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], **changes: Any) -> Self:
@@ -387,6 +440,11 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             ValueError: a setting is out of its range.
         """
         settings = {name: value for name, value in settings.items() if not name.endswith("_token")}
+        loss = METHODS.get(current_name("loss", settings.get("loss")))
+        if loss is not None and settings.get("revision") == loss.find_rule().name:
+            del settings["revision"]  # it followed from the loss, which `changes` may replace
+        if changes.get("loss") not in (None, settings.get("loss")):
+            settings.pop("method_settings", None)
         # In the version before, all losses had this setting of PiCO.
         temperature = settings.pop("contrastive_temperature", None)
         if temperature is not None and settings.get("loss") == "pico":

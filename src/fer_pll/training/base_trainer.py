@@ -174,7 +174,7 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
         model = first_model(model, model_init, args.seed, kwargs.get("optimizers", ()))
         image_processor = kwargs["processing_class"]
         check_image_processor(model, image_processor)
-        kwargs.setdefault("data_collator", PixelCollator(image_processor))
+        kwargs["data_collator"] = kwargs.get("data_collator") or PixelCollator(image_processor)
         prepare_network(model, args)
         super().__init__(model, args, **kwargs)
         self.model_init = model_init  # type: ignore[assignment]  # Trainer tests it for `None`, against its annotation

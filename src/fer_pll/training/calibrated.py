@@ -13,6 +13,7 @@ from ..inference.predictions import predict_logits
 from ..io.atomic import check_writable, whole_folder, write_json
 from ..io.names import find_checkpoint
 from ..io.pretrained import load_image_processor, load_model, share_weights
+from ..io.ranges import check_range
 from ..io.stored import read_json
 from ..labels.confidence_table import ConfidenceTable
 from ..metrics.calibration import fit_temperature, fold_balance, fold_temperature, negative_log_likelihood
@@ -51,8 +52,7 @@ def calibrate(
             or cannot be written.
     """
     out = Path(out)
-    if balance < 0:
-        raise ValueError(f"--balance {balance} must not be negative.")
+    check_range("--balance", balance, "[0, 100]")
     check_writable(out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} holds files already: choose another folder.")

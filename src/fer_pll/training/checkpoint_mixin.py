@@ -104,6 +104,7 @@ class CheckpointMixin(RunTrainer):
         self._stopped_by = 0
         with StopSignals() as self._signals:
             output = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        self._check_weights()
         if self._stopped_by and self.state.global_step < self.state.max_steps:
             checkpoint = self.run_folder.checkpoint(self.state.global_step).path
             raise RunInterrupted(
@@ -121,7 +122,7 @@ class CheckpointMixin(RunTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         loss = super().training_step(model, inputs, num_items_in_batch)
-        # Of all processes, so that they stop together. This step has changed nothing yet.
+        # Of all processes, so that they stop together. This step has changed no weight yet.
         here = torch.tensor([not loss.isfinite(), self._signals.received], device=loss.device)
         broken, signal = self.accelerator.gather(here.view(1, 2)).amax(dim=0).tolist()
         if broken:
@@ -130,7 +131,10 @@ class CheckpointMixin(RunTrainer):
         return loss
 
     def _stop_at(self, loss: torch.Tensor, inputs: dict[str, Any]) -> None:
-        """Save the state before this step, write down its rows, and raise `NonFiniteLossError`."""
+        """Save the weights before this step, write down its rows, and raise `NonFiniteLossError`.
+
+        A method may have revised the step's rows, and moved what it keeps, before the loss was known.
+        """
         step = self.state.global_step
         names = inputs["row_id"] if "row_id" in inputs else inputs["index"].tolist()
         rows = gather_object([] if loss.isfinite() else list(names))
@@ -139,18 +143,28 @@ class CheckpointMixin(RunTrainer):
             checkpoint = str(self.run_folder.checkpoint(step).path)
             if not is_complete(checkpoint):
                 self._save_checkpoint(self.model, trial=None)
-            state = f"The state before the step is in {checkpoint}"
+            state = f"The weights before the step are in {checkpoint}"
         else:  # an earlier step broke the weights, with a loss that was still finite
             checkpoint = last_checkpoint(self.run_folder.path)
-            state = f"The weights are not finite either; the last checkpoint is {checkpoint}"
+            state = f"The weights are not finite either; {_last(checkpoint)}"
         report = self.run_folder.non_finite_loss
         if self.args.should_save:
             write_json(report, {"step": step + 1, "epoch": self.state.epoch, "checkpoint": checkpoint, "rows": rows})
         raise NonFiniteLossError(
             f"The loss of step {step + 1} is not finite. It was computed from {len(rows)} rows, {rows[0]} among them; "
-            f"{report} lists them. {state}. Go on with --resume_from_checkpoint last and a lower --learning_rate or "
-            "without bf16 and fp16, if it is not the rows' fault."
+            f"{report} lists them. {state}. {_go_on(checkpoint)} and a lower --learning_rate or without bf16 and "
+            "fp16, if it is not the rows' fault."
         )
+
+    def _check_weights(self) -> None:
+        """Raise `NonFiniteLossError` if a step, whose loss was finite, has left weights that are not."""
+        here = torch.tensor([not self.state_is_finite()], device=self.args.device)
+        if self.accelerator.gather(here).any():
+            checkpoint = last_checkpoint(self.run_folder.path)
+            raise NonFiniteLossError(
+                f"The weights are not finite after step {self.state.global_step}, so they are not saved; "
+                f"{_last(checkpoint)}. {_go_on(checkpoint)} and a lower --learning_rate or a larger --adam_epsilon."
+            )
 
     def state_is_finite(self) -> bool:
         """Whether a checkpoint written now could be trained on."""
@@ -163,6 +177,7 @@ class CheckpointMixin(RunTrainer):
             save_base(self.model, checkpoint)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self._check_weights()
         # Ours come first: inside, Trainer marks the checkpoint complete, deletes old ones and pushes.
         checkpoint = str(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}")
         with saving(checkpoint):
@@ -217,3 +232,11 @@ class CheckpointMixin(RunTrainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()  # the trainer's state is written next, and marks the checkpoint complete
+
+
+def _last(checkpoint: str | None) -> str:
+    return f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+
+
+def _go_on(checkpoint: str | None) -> str:
+    return "Go on with --resume_from_checkpoint last" if checkpoint else "Start again with --overwrite"

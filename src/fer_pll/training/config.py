@@ -60,7 +60,8 @@ def load_config(name: str, **changes: Any) -> tuple[FerPllConfig, FerPllImagePro
                 setattr(config, key, value)
         config.validate()
     except StrictDataclassError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error.__cause__}") from error
+        given = ", ".join(f"{key}={value}" for key, value in changes.items() if value is not None)
+        raise ValueError(f"{given}: {error.__cause__ or error}") from error
     return config, load_image_processor(folder, FerPllImageProcessor)
 
 
@@ -101,14 +102,11 @@ def _find_start(args: Any) -> str | None:
     elif wanted is not None:
         return wanted
     held = {path.name for path in folder.iterdir()} - {LOCK} if folder.is_dir() else set()
-    # What a run has written that was killed before its first checkpoint was whole.
+    # What a run has written that ended before its first checkpoint was whole.
     begun = {RunFolder(folder).settings_file.name, RunFolder(folder).candidate_sets.name}
-    begun |= {
-        name
-        for name in held
-        if name.startswith(UNFINISHED) or (name.startswith("checkpoint-") and is_unfinished(folder / name))
-    }
-    if not held or (wanted == "auto" and held <= begun):
+    begun |= {name for name in held if name.startswith(UNFINISHED)}
+    half = {name for name in held if name.startswith("checkpoint-") and is_unfinished(folder / name)}
+    if held <= begun or (wanted == "auto" and held <= begun | half):
         return None
     if not args.overwrite:
         raise ValueError(

@@ -184,6 +184,10 @@ class FineTuningOptions:
         metadata={"help": "sdpa, eager or flash_attention_2. On a CPU, eager is faster for few tokens in bf16."},
     )
 
+    def for_fold(self) -> Self:
+        """These options for a part of the rows: a cache of the teachers' answers is one of all rows."""
+        return replace(self, teacher_cache=None)
+
     def add_candidates(self, dataset: Dataset, seed: int) -> Dataset:
         """The rows with their candidate sets, see `data.candidate_sets.add_candidates`.
 
@@ -356,8 +360,9 @@ class FineTuningOptions:
     ) -> Distillation | None:
         """The part of the loss that comes from the teachers, of the classes `names`; `None` without teachers."""
         if not self.teacher:
-            if self.teacher_cache:
-                raise ValueError("--teacher_cache: name the teachers as well, with --teacher.")
+            for name in ("teacher_weight", "teacher_temperature", "teacher_cache"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"--{name}: name the teachers as well, with --teacher.")
             return None
         teachers = [Teacher.load(each, names, args.device) for each in self.teacher]
         said: list[Teacher] | torch.Tensor = teachers

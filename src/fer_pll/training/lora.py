@@ -5,6 +5,7 @@ of low rank, (alpha / rank) B A x. What is not pre-trained, label queries and cl
 """
 
 import hashlib
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def add_adapters(
     except ImportError as error:
         raise MissingExtra("--lora needs peft: pip install 'fer-pll[lora]'") from error
     alpha = 2 * rank if alpha is None else alpha
-    if rank < 1 or alpha <= 0:
+    if rank < 1 or not 0 < alpha < math.inf:
         raise ValueError(f"lora_rank={rank} must be at least 1, lora_alpha={alpha} positive.")
     encoder = {id(each) for module in encoder_modules(model) for each in module.modules()}
     inside = {name: each for name, each in model.named_modules() if id(each) in encoder}

@@ -26,7 +26,7 @@ class FerPllForMomentumContrast(FerPllPreTrainedModel):
         config: of the encoder.
         queue_size: number of earlier keys, Q.
         temperature: t.
-        momentum: m, applied at each forward in training.
+        momentum: m, applied at each forward in training, so to each part of a step with accumulated gradients.
     """
 
     DIM = 128

@@ -13,6 +13,7 @@ from ..data.dataset import find_split, load_dataset, numpy_column, prepared_feat
 from ..data.provenance import Provenance
 from ..inference.loading import check_device
 from ..io.pretrained import load_model_config
+from ..io.ranges import check_range
 from ..labels.candidates import from_posterior
 from ..labels.confidence_table import ConfidenceTable
 from ..model.face_answers import class_names
@@ -62,10 +63,8 @@ def propose(
     Raises:
         ValueError: teachers and sets do not have the same classes, or no image is sure enough.
     """
-    if not 0 <= least < 1:
-        raise ValueError(f"--least {least} must lie in [0, 1).")
-    if not 0 < coverage <= 1:
-        raise ValueError(f"--coverage {coverage} must lie in (0, 1].")
+    check_range("--least", least, "[0, 1)")
+    check_range("--coverage", coverage, "(0, 1]")
     check_device(device)
     unlabeled = load_dataset(images, "train")
     rows = unlabeled.select_columns(["image", "row_id"])

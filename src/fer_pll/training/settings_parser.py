@@ -57,7 +57,7 @@ class SettingsParser(HfArgumentParser):
         super().__init__(argument_classes, add_help=False, formatter_class=_Formatter, **options)  # type: ignore[arg-type]
         self.yaml_name = yaml_name
         self._hints = {name: hint for of in argument_classes for name, hint in get_type_hints(of).items()}
-        self._files: dict[str, Path] = {}  # where the setting of that name was read
+        self._files: dict[str, tuple[Path, Any]] = {}  # where the setting of that name was read, and what
         for action in self._actions:
             if action.dest == "output_dir":
                 action.required = True
@@ -158,7 +158,7 @@ class SettingsParser(HfArgumentParser):
             for action in actions:  # a switch that is on by default has two options: --flip and --no_flip
                 action.required = False
                 action.default = checked
-            self._files[key] = path
+            self._files[key] = path, checked
 
     def _checked(self, path: Path, action: argparse.Action, value: Any) -> Any:
         """A value of a YAML file as the setting of an option has it: the text `1e-3` becomes a number."""
@@ -190,7 +190,10 @@ class SettingsParser(HfArgumentParser):
         return converted
 
     def _make(self, options: dict[str, Any]) -> tuple[Any, ...]:
-        """The instances of the classes. An error about a setting of a YAML file names the file and the setting."""
+        """The instances of the classes. An error about a setting of a YAML file names the file and the setting.
+
+        The command line is at fault where it overrides the file.
+        """
 
         def make(given: Mapping[str, Any]) -> tuple[Any, ...]:
             return self.parse_dict(take_method_options(dict(given)))
@@ -199,7 +202,9 @@ class SettingsParser(HfArgumentParser):
             return make(options)
         except _ERRORS as error:
             message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            for key, path in self._files.items():
+            for key, (path, value) in self._files.items():
+                if options.get(key) != value:
+                    continue
                 try:  # the setting at fault is the one without which there is no error
                     make({name: value for name, value in options.items() if name != key})
                 except _ERRORS:

@@ -1,11 +1,13 @@
 """Teachers: trained classifiers whose predictions a student learns from, beside its candidate sets."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from datasets import Dataset
+from filelock import FileLock
 from PIL import ImageOps
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -98,7 +100,7 @@ class Distillation:
     """
 
     def __init__(self, teachers: Sequence[Teacher] | Tensor, weight: float = 0.5, temperature: float = 1.0) -> None:
-        if not 0 < weight <= 1 or temperature <= 0:
+        if not 0 < weight <= 1 or not 0 < temperature < math.inf:
             raise ValueError("teacher_weight must lie in (0, 1], teacher_temperature must be positive.")
         self.teachers, self.weight, self.temperature = teachers, weight, temperature
 
@@ -140,15 +142,17 @@ def cached_probabilities(
         DataError: the file holds something else.
     """
     made_from = {"teachers": " ".join(digests), "fingerprint": fingerprint}
-    if Path(path).is_file():
-        with reading(path, "delete it, and it is computed again"), safe_open(path, "pt") as file:
-            found, probabilities = file.metadata() or {}, file.get_tensor("probabilities")
-        if found != made_from or len(probabilities) != len(dataset):
-            raise DataError(f"{path} is of other teachers or other rows: name another file, or delete it")
-        return probabilities
-    probabilities = torch.stack([teacher.probabilities_of(dataset) for teacher in teachers]).mean(dim=0)
-    with whole_file(path) as unfinished:
-        save_file({"probabilities": probabilities}, unfinished, made_from)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # another run may be computing the same
+        if Path(path).is_file():
+            with reading(path, "delete it, and it is computed again"), safe_open(path, "pt") as file:
+                found, probabilities = file.metadata() or {}, file.get_tensor("probabilities")
+            if found != made_from or len(probabilities) != len(dataset):
+                raise DataError(f"{path} is of other teachers or other rows: name another file, or delete it")
+            return probabilities
+        probabilities = torch.stack([teacher.probabilities_of(dataset) for teacher in teachers]).mean(dim=0)
+        with whole_file(path) as unfinished:
+            save_file({"probabilities": probabilities}, unfinished, made_from)
     return probabilities
 
 

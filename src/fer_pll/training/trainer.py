@@ -12,7 +12,7 @@ import torch
 from datasets import ClassLabel, Dataset, List, Value
 from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from ..data.collator import PixelCollator
 from ..data.dataset import numpy_column
@@ -85,7 +85,9 @@ def check_training_set(dataset: Any, class_names: list[str], confidence_init: Co
             "The training set has no column 'candidates' (add them with labels.candidates.from_votes); it has "
             f"{dataset.column_names}."
         )
-    candidates = numpy_column(dataset.select(range(min(1, len(dataset)))), "candidates")
+    if len(dataset) == 0:
+        raise ValueError("The training set has no rows.")
+    candidates = numpy_column(dataset.select([0]), "candidates")
     if candidates.ndim != 2 or candidates.shape[1] != len(class_names):
         raise ValueError(
             f"The candidate sets have {candidates.shape[-1]} classes, the model has {len(class_names)} "
@@ -199,13 +201,23 @@ def make_method(
 
 
 def fer_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Accuracy, mean class accuracy and calibration error of the rows that have a label (from 0 up)."""
-    labels = np.asarray(prediction.label_ids)
+    """Accuracy, mean class accuracy and calibration error of the rows that have a label (from 0 up).
+
+    The logits are the first of several predictions. With `eval_do_concat_batches` off, there is a list of batches.
+    """
+    labels, predictions = _whole(prediction.label_ids), _whole(prediction.predictions)
     if not (labels >= 0).any():
         return {}
-    logits = torch.from_numpy(prediction.predictions[labels >= 0]).float()
+    logits = torch.from_numpy(predictions[labels >= 0]).float()
     metrics: dict[str, Any] = classification_report(logits.softmax(dim=1).numpy(), labels[labels >= 0])
     return {name: metrics[name] for name in METRICS_OF_LABELS if name != "loss"}
+
+
+def _whole(values: Any) -> np.ndarray:
+    """One array of what Trainer collects: an array, a tuple whose first part counts, or a list of those by batch."""
+    if isinstance(values, list):
+        return np.concatenate([_whole(batch) for batch in values])
+    return np.asarray(values[0] if isinstance(values, tuple) else values)
 
 
 def check_evaluation_set(dataset: Any, class_names: list[str]) -> None:
@@ -225,6 +237,12 @@ def check_evaluation_set(dataset: Any, class_names: list[str]) -> None:
                 f"{which} has the classes {', '.join(label.names)}; the model has {', '.join(class_names)}: they must "
                 "be the same, in the same order."
             )
+        if "labels" in rows.column_names and label is None and rows.format["type"] != "custom":
+            raise ValueError(f"{which} has a column 'labels' and none named 'label': rename it.")
+        if "candidates" in rows.column_names and len(rows) > 0:
+            size = len(rows.with_format(None).select_columns("candidates")[0]["candidates"])
+            if size != len(class_names):
+                raise ValueError(f"{which} has candidate sets of {size} classes, the model has {len(class_names)}.")
 
 
 def check_best_metric(args: FerPllTrainingArguments, dataset: Any) -> None:
@@ -269,7 +287,8 @@ class StepCallback(TrainerCallback):
         self.trainer.warn_if_nothing_is_revised()
         if self.trainer.balanced_sampler is not None:
             epochs = state.max_steps / self.trainer.steps_per_epoch
-            self.trainer.balanced_sampler.first_epoch = math.ceil(args.sampler_after * epochs)
+            # The first whole number from there on; products of decimals come out a little above it.
+            self.trainer.balanced_sampler.first_epoch = math.ceil(round(args.sampler_after * epochs, 9))
 
     def on_epoch_begin(self, args, state, control, **kwargs) -> None:
         # Trainer does the same, but on several processes it does not reach our sampler when it skips to the middle
@@ -347,8 +366,8 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         check_evaluation_set(eval_dataset, class_names)
         self._method, self._revision = method, revision
         collator = PixelCollator(processing_class)
-        kwargs.setdefault("data_collator", collator)
-        kwargs.setdefault("compute_metrics", fer_metrics)
+        kwargs["data_collator"] = kwargs.get("data_collator") or collator
+        kwargs["compute_metrics"] = kwargs.get("compute_metrics") or fer_metrics
         if train_dataset is not None:
             self._start(model, args, train_dataset)
             collator.columns = self.method.columns
@@ -384,7 +403,8 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         self.table.to(args.device)
         self.balanced_sampler = None
         if args.class_balance == "sampler":
-            self.balanced_sampler = ClassBalancedSampler(self.table, args.seed, args.sampler_power)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            self.balanced_sampler = ClassBalancedSampler(self.table, seed, args.sampler_power)
         annotators = number_of_annotators(dataset, len(self.table.class_names))
         self.method = make_method(model, self.table, args, self._method, self._revision, annotators)
         warn_if_threshold_cannot_fire(self.table, self.method.rule, self.method.rule_value, args.reversible)
@@ -408,8 +428,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)  # gives `args` the values of the trial
         if self.model_init is not None and self.train_dataset is not None:
-            if not self.args.revision_is_chosen:  # a trial may choose another loss
-                self.args.revision = METHODS[self.args.loss].find_rule().name
+            self.args.take_method()  # a trial may choose another loss
             self._start(self.model, self.args, self.train_dataset)
             if isinstance(self.data_collator, PixelCollator):
                 self.data_collator.columns = self.method.columns
@@ -469,7 +488,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         after = self.args.unfreeze_after
         if after is None:
             return self.args.freeze_backbone
-        return self.state.global_step < after * self.steps_per_epoch
+        return self.state.global_step < round(after * self.steps_per_epoch, 9)
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.args.freeze_backbone and self.args.unfreeze_after is None:
@@ -561,6 +580,18 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
         """Share of the training that is done, 0 .. 1."""
         return min(self.state.global_step / self.state.max_steps, 1.0) if self.state.max_steps else 0.0
 
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        self._check_given(eval_dataset)
+        return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        self._check_given(test_dataset)
+        return super().predict(test_dataset, *args, **kwargs)
+
+    def _check_given(self, dataset: Any) -> None:
+        if isinstance(dataset, (Dataset, dict)):
+            check_evaluation_set(dataset, class_names_of(self.model.config))
+
     def evaluation_loop(self, dataloader: DataLoader, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         rows = dataloader.dataset.dataset if isinstance(dataloader.dataset, NumberedRows) else None
@@ -576,9 +607,10 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
                 metrics.pop(loss, None)
             elif loss in metrics:
                 metrics[loss] *= len(labels) / (len(labels) - unlabeled)
-        if rows is not None and "candidates" in rows.column_names and isinstance(output.predictions, np.ndarray):
+        logits = None if self.preprocess_logits_for_metrics is not None else output.predictions
+        if rows is not None and "candidates" in rows.column_names and logits is not None:
             candidates = numpy_column(rows, "candidates").astype(bool)
-            inside = candidates[np.arange(len(candidates)), output.predictions.argmax(axis=1)]
+            inside = candidates[np.arange(len(candidates)), _whole(logits).argmax(axis=1)]
             metrics[f"{prefix}_{CANDIDATE_ACCURACY}"] = float(inside.mean())
         return output
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cross_entropy_loss
 from .base import Batch, MethodOptions
@@ -76,9 +77,7 @@ class AdaCM(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            for name in ("labeled_weight", "pseudo_weight", "unsure_weight"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+            check_ranges(self, labeled_weight="[0, inf)", pseudo_weight="[0, inf)", unsure_weight="[0, inf)")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from .base import Batch
 from .crowd import CrowdMethod, Matrices
 
@@ -39,8 +40,7 @@ class AnnotatorConfusion(CrowdMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.trace_weight < 0:
-                raise ValueError(f"trace_weight={self.trace_weight} must not be negative.")
+            check_ranges(self, trace_weight="[0, inf)")
 
     def first_matrix(self, num_classes: int) -> Tensor:
         lead = math.log(self.DIAGONAL / (1 - self.DIAGONAL) * (num_classes - 1))

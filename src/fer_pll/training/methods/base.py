@@ -112,6 +112,11 @@ class Method:
         self.options = options
         self.rule = self.find_rule(options.revision)
         self.rule_value = self.rule.value(options.revision_settings)
+        if options.reversible and self.rule.response is None and self.rule.name != "none":
+            raise ValueError(
+                f"reversible has no effect with revision={self.rule.name!r}, which always goes on from the last "
+                "confidences: leave it out."
+            )
         self.settings = self.make_settings(options.settings)
         self.device = table.confidence.device
         self.log_prior: Tensor | None = None  # (K,), where logits are adjusted

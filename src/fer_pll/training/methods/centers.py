@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from .base import Batch, MethodOptions
 from .given_labels import GivenLabelMethod
@@ -35,10 +36,7 @@ class CenterMethod(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.center_weight < 0:
-                raise ValueError(f"center_weight={self.center_weight} must not be negative.")
-            if not 0 <= self.center_step <= 1:
-                raise ValueError(f"center_step={self.center_step} must lie in [0, 1].")
+            check_ranges(self, center_weight="[0, inf)", center_step="[0, 1]")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

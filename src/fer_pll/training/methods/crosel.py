@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cc_loss, cross_entropy_loss, pll_loss
 from ...labels.revision import soft_response
@@ -71,14 +72,13 @@ class CroSel(Method):
         )
 
         def __post_init__(self) -> None:
-            if self.selection_visits < 1:
-                raise ValueError(f"selection_visits={self.selection_visits} must be 1 or more.")
-            if not 0 <= self.selection_threshold < 1:
-                raise ValueError(f"selection_threshold={self.selection_threshold} must lie in [0, 1).")
-            if not 0 <= self.selection_after < 1:
-                raise ValueError(f"selection_after={self.selection_after} must lie in [0, 1).")
-            if self.comix_weight < 0:
-                raise ValueError(f"comix_weight={self.comix_weight} must not be negative.")
+            check_ranges(
+                self,
+                selection_visits="[1, inf)",
+                selection_threshold="[0, 1)",
+                selection_after="[0, 1)",
+                comix_weight="[0, inf)",
+            )
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

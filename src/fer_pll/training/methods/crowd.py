@@ -52,4 +52,5 @@ class CrowdMethod(Method):
         else:
             answers = batch.columns["answers"]
             counts = nn.functional.one_hot(answers.clamp(min=0), log_answers.shape[2]) * (answers >= 0)[:, :, None]
-        return -(counts * log_answers).sum(dim=(1, 2)) / counts.sum(dim=(1, 2)).clamp(min=1)
+        total = counts.sum(dim=(1, 2))
+        return -(counts * log_answers).sum(dim=(1, 2)) / total.where(total > 0, 1)

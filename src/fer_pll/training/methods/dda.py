@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.losses import cross_entropy_loss
 from .base import Batch
 from .centers import CenterMethod
@@ -44,8 +45,7 @@ class DDA(CenterMethod):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.discriminant_weight < 0:
-                raise ValueError(f"discriminant_weight={self.discriminant_weight} must not be negative.")
+            check_ranges(self, discriminant_weight="[0, inf)")
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.features is not None

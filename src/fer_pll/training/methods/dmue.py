@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cross_entropy_loss
 from .base import Batch, MethodOptions
@@ -111,11 +112,7 @@ class DMUE(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            for name in ("soft_weight", "similarity_weight"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
-            if not 0 < self.ramp_share <= 1:
-                raise ValueError(f"ramp_share={self.ramp_share} must lie in (0, 1].")
+            check_ranges(self, soft_weight="[0, inf)", similarity_weight="[0, inf)", ramp_share="(0, 1]")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cross_entropy_loss
 from .base import Batch, MethodOptions
@@ -57,8 +58,7 @@ class EAC(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.attention_weight < 0:
-                raise ValueError(f"attention_weight={self.attention_weight} must not be negative.")
+            check_ranges(self, attention_weight="[0, inf)")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss
 from .base import Batch, MethodOptions
@@ -68,12 +69,7 @@ class NeighborLDL(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.neighbors < 1:
-                raise ValueError(f"neighbors={self.neighbors} must be at least 1.")
-            if not 0 <= self.neighbor_share <= 1:
-                raise ValueError(f"neighbor_share={self.neighbor_share} must lie in [0, 1].")
-            if self.neighbor_temperature <= 0:
-                raise ValueError(f"neighbor_temperature={self.neighbor_temperature} must be positive.")
+            check_ranges(self, neighbors="[1, inf)", neighbor_share="[0, 1]", neighbor_temperature="(0, inf)")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

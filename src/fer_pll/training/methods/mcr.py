@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.losses import cross_entropy_loss, pll_loss
 from .base import Batch
 from .given_labels import GivenLabelMethod
@@ -74,9 +75,7 @@ class MCR(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            for name in ("instance_weight", "distance_weight", "agreement_weight"):
-                if getattr(self, name) < 0:
-                    raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+            check_ranges(self, instance_weight="[0, inf)", distance_weight="[0, inf)", agreement_weight="[0, inf)")
 
     def loss(self, batch: Batch) -> Tensor:
         assert batch.features is not None

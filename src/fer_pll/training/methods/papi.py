@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.losses import kl_loss, pll_loss
 from ...labels.revision import RevisionRule, describe_each_visit, soft_response
 from .base import Batch
@@ -60,10 +61,7 @@ class PaPi(PrototypeMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.prototype_weight < 0:
-                raise ValueError(f"prototype_weight={self.prototype_weight} must not be negative.")
-            if self.prototype_temperature <= 0:
-                raise ValueError(f"prototype_temperature={self.prototype_temperature} must be positive.")
+            check_ranges(self, prototype_weight="[0, inf)", prototype_temperature="(0, inf)")
 
     def step(self, batch: Batch) -> Tensor:
         share = float(torch.distributions.Beta(self.BETA, self.BETA).sample())

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss, supervised_contrastive_loss
 from ...labels.revision import RevisionRule, describe_each_visit
@@ -56,8 +57,7 @@ class PiCO(PrototypeMethod):
         )
 
         def __post_init__(self) -> None:
-            if self.contrastive_temperature <= 0:
-                raise ValueError(f"contrastive_temperature={self.contrastive_temperature} must be positive.")
+            check_ranges(self, contrastive_temperature="(0, inf)")
 
     def __init__(self, model: PreTrainedModel, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
@@ -72,6 +72,8 @@ class PiCO(PrototypeMethod):
     def step(self, batch: Batch) -> Tensor:
         queries = self.embed(self.model, None if batch.features is None else batch.features[0])
         labels = self.predicted_candidates(batch)
+        for slow, fast in zip(self.key_model.modules(), self.model.modules(), strict=True):
+            slow.training = fast.training  # a frozen encoder is evaluated
         with torch.no_grad():
             self.key_model(pixel_values=batch.pixel_values[1])
             keys = self.embed(self.key_model, self.key_taps.take()[0])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import cross_entropy_loss
 from .base import Batch, MethodOptions
@@ -80,11 +81,8 @@ class SCN(GivenLabelMethod):
         )
 
         def __post_init__(self) -> None:
-            for name in ("rank_weight", "important_share", "relabel_margin", "relabel_after"):
-                if not 0 <= getattr(self, name) <= 1:
-                    raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1].")
-            if self.rank_margin < 0:
-                raise ValueError(f"rank_margin={self.rank_margin} must not be negative.")
+            shares = ("rank_weight", "important_share", "relabel_margin", "relabel_after")
+            check_ranges(self, rank_margin="[0, inf)", **dict.fromkeys(shares, "[0, 1]"))
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)

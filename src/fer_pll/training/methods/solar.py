@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...hub.card_settings import OnCard
+from ...io.ranges import check_ranges
 from ...labels.confidence_table import ConfidenceTable
 from ...labels.losses import pll_loss
+from ...labels.revision import soft_response
 from .base import Batch, Method, MethodOptions
 
 
@@ -110,9 +112,7 @@ class SoLar(Method):
         )
 
         def __post_init__(self) -> None:
-            for name in ("prior_step", "solar_ramp"):
-                if not 0 < getattr(self, name) <= 1:
-                    raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1].")
+            check_ranges(self, prior_step="(0, 1]", solar_ramp="(0, 1]")
 
     def __init__(self, model: nn.Module, table: ConfidenceTable, options: MethodOptions) -> None:
         super().__init__(model, table, options)
@@ -128,8 +128,10 @@ class SoLar(Method):
         logits = batch.logits.float()
         if int(batch.epoch) != self.epoch:
             self.new_epoch(int(batch.epoch))
-        inside = torch.where(self.table.candidates[batch.index], logits[0].detach().softmax(dim=1), 0.0)
-        labels = self.refine(batch, inside)
+        candidates = self.table.candidates[batch.index]
+        inside = torch.where(candidates, logits[0].detach().softmax(dim=1), 0.0)
+        # Their scale does not matter to Q. The softmax inside the set never vanishes, however sure of another class.
+        labels = self.refine(batch, soft_response(inside, candidates, logits[0]))
         others = pll_loss(logits[0], self.table.lookup(batch.index))
         if not batch.revising or batch.epoch < 1:
             return others

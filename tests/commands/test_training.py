@@ -8,17 +8,19 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, DatasetDict, Features
 from safetensors.torch import load_file
-from transformers import pipeline
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil, pipeline
 
 import fer_pll_cli
 from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllImageProcessor
 from fer_pll.data.dataset import load_dataset, save_dataset
 from fer_pll.labels.expressions import EXPRESSIONS
+from fer_pll.training.evaluation import evaluate
 from tiny import SIZES
 
 SCRIPTS = Path(__file__).parents[2] / "train_scripts"
@@ -145,6 +147,42 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     save_dataset(DatasetDict(test=alone), workspace / "alone")
     output = fer_pll("evaluate", workspace / "model", workspace / "alone", "--split", "test", expect=1)
     assert "needs two in common" in output
+
+
+def test_own_votes_are_judged_by_both_protocols(workspace):
+    """Without a column that says so, the majority is more than half of the votes."""
+    model = FerPllForImageClassification(FerPllConfig.from_pretrained(workspace / "config"))
+    model.save_pretrained(workspace / "of-own-votes")
+    FerPllImageProcessor.from_pretrained(workspace / "config").save_pretrained(workspace / "of-own-votes")
+    faces = load_dataset(workspace / "data", "validation").remove_columns("majority")
+    votes = np.zeros((len(faces), len(EXPRESSIONS)), dtype=int)
+    votes[:, 0], votes[::2, 1] = 2, 1
+    votes[1::2, 1] = 2
+    feature = faces.features["votes"]
+    own = faces.remove_columns("votes").add_column("votes", votes.tolist(), feature=feature)
+    save_dataset(DatasetDict(test=own), workspace / "own")
+    report = evaluate(workspace / "of-own-votes", workspace / "own", "test", workspace / "own-evaluation")
+    rows = {name: figures["rows"] for name, figures in report["protocols"].items()}
+    assert rows == {"all": len(faces), "majority": int((2 * votes.max(axis=1) > votes.sum(axis=1)).sum())}
+    assert 0 < rows["majority"] < rows["all"]
+
+
+def test_a_model_of_transformers_with_its_own_processor_is_judged_on_gray_faces(workspace):
+    """Its processor wants three channels; training gives it gray images."""
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=16,
+        patch_size=8,
+        id2label=dict(enumerate(EXPRESSIONS)),
+    )
+    ViTForImageClassification(config).save_pretrained(workspace / "vit")
+    ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(workspace / "vit")
+    assert load_dataset(workspace / "data", "validation")[0]["image"].mode == "L"
+    report = evaluate(workspace / "vit", workspace / "data", out=workspace / "vit-evaluation")
+    assert report["protocols"]["all"]["rows"] == 32
 
 
 def test_out_of_fold_predictions_cover_every_row_and_go_on_where_they_were_cut_off(workspace):

@@ -7,6 +7,8 @@ from datasets import Dataset, load_from_disk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fer_pll import ConfidenceTable
+from fer_pll.commands.finetune import build
+from fer_pll.data.dataset import load_dataset
 from tiny import CLASSES, make_dataset, make_trainer
 
 ADDED = ["confidence", "revised_epoch", "initial_candidates"]
@@ -38,6 +40,16 @@ def test_it_round_trips_through_save_to_disk_and_parquet(tmp_path, trained):
         assert again.features == revised.features
         for name in ADDED:
             assert again[name][:] == revised[name][:]
+
+
+def test_it_is_read_back_as_a_prepared_set(tmp_path, trained):
+    revised = trained.revised_dataset()
+    revised.save_to_disk(tmp_path / "revised")
+    again = load_dataset(tmp_path / "revised")
+    assert list(again) == ["train"] and again["train"]["confidence"][:] == revised["confidence"][:]
+    argv = ["--config", "fer-pll-tiny", "--data", tmp_path / "revised", "--output_dir", tmp_path / "next"]
+    trainer, _ = build([str(each) for each in (*argv, "--confidence_init", "column", "--use_cpu", "true")])
+    assert torch.equal(trainer.table.confidence, trained.table.confidence)
 
 
 @pytest.mark.parametrize("way", ["disk", "parquet"])

@@ -9,13 +9,14 @@ candidates, also how often the prediction is one of them; rows without a label
 are left out of the rest.
 
 Protocols: `all` is every row of the split; `majority` is the rows whose top
-label has more than half of the votes, if the data set says which rows these
-are. If the output folder lies inside the checkpoint's folder, fer-pll push puts
-the results on the model card.
+label has more than half of the votes, if the data set has votes. If the output
+folder lies inside the checkpoint's folder, fer-pll push puts the results on the
+model card.
 
 The data set need not be the one that the model was trained on: classes are
 matched by name. Rows of a class that the model does not know are left out. The
-model chooses only between classes that the data set has.
+model chooses only between classes that the data set has; predictions.csv has
+what it says among all of its own.
 """
 
 import argparse

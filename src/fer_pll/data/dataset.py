@@ -44,6 +44,7 @@ HELD_OUT = "held_out"
 _MAKES_SPLIT = {HELD_OUT: "--hold-out 0.05", "validation": "--validation-share 0.1"}  # options of fer-pll prepare
 
 _DICT_FILE = "dataset_dict.json"
+_ROWS_FILE = "state.json"
 
 
 def prepared_features(class_names: Sequence[str], columns: Sequence[str] = ()) -> Features:
@@ -138,11 +139,11 @@ def _write_report(rows: Sequence[NamedTuple], path: Path) -> None:
 
 def is_prepared(path: str | Path) -> bool:
     """Whether a folder is a prepared set (which may be damaged)."""
-    return (Path(path) / _DICT_FILE).is_file()
+    return any((Path(path) / name).is_file() for name in (_DICT_FILE, _ROWS_FILE))
 
 
 def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
-    """Reads a prepared set back: all its splits, or the one named `split`.
+    """Reads a prepared set back: all its splits, or the one named `split`. Rows saved alone are the split `train`.
 
     Sets that an earlier version prepared have a column `index`; it is left out, because the trainer numbers the rows.
 
@@ -158,6 +159,8 @@ def load_dataset(path: str | Path, split: str | None = None) -> DatasetDict | Da
         raise DataError(f"{path} is not a prepared data set (it has no {_DICT_FILE}): {how}")
     with reading(path, "it is damaged; prepare it again"):
         dataset = load_from_disk(path)
+        if isinstance(dataset, Dataset):  # `Dataset.save_to_disk` wrote it, as of `FerPllTrainer.revised_dataset`
+            dataset = DatasetDict(train=dataset)
         for rows in dataset.values():
             check_columns(rows)
     for name, rows in dataset.items():

@@ -16,9 +16,11 @@ def predict_logits(
     Raises:
         ValueError: the model's answer for a row is NaN or infinite.
     """
-    logits = []
+    logits, in_color = [], getattr(model.config, "num_channels", 3) == 3
     for rows in tqdm(dataset.select_columns("image").iter(batch_size), "evaluate", -(-len(dataset) // batch_size)):
-        inputs = image_processor(rows["image"], return_tensors="pt").to(model.device)
+        # Processors of transformers do not turn gray images into colored ones.
+        images = [image.convert("RGB") for image in rows["image"]] if in_color else rows["image"]
+        inputs = image_processor(images, return_tensors="pt").to(model.device)
         logits.append(model(**inputs).logits.float().cpu())
     answers = torch.cat(logits)
     wrong = (~answers.isfinite().all(dim=1)).nonzero().flatten().tolist()

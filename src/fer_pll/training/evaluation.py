@@ -40,11 +40,11 @@ def evaluate(
     """Evaluate a classifier on one split of a prepared data set.
 
     Classes are matched by name. Rows of a class that the model does not know are left out, and rows without a label.
-    Predictions choose between the classes that the data set has. Where rows have candidates, it is also counted how
-    often the prediction is one of them.
+    Where it is judged, the model chooses between the classes that the data set has. Where rows have candidates, it is
+    also counted how often that choice is one of them.
 
-    predictions.csv has a column for each class, named like it, or `p_CLASS` where a class is named like one of the
-    columns `row_id`, `label` and `predicted`.
+    predictions.csv has what the model says among all its classes: `predicted`, and a column for each class, named like
+    it, or `p_CLASS` where a class is named like one of the columns `row_id`, `label` and `predicted`.
 
     Args:
         checkpoint: folder of a classifier, `fer-pll-tiny-ferplus` (in the package) or Hub name.
@@ -59,8 +59,9 @@ def evaluate(
         the contents of metrics.json: `data` (provenance), `split`, `classes` (K names), `rows_left_out`,
         `unlabeled_rows` (how many of these have no label), `protocols` and, if the data set has candidates,
         `candidates`: `rows` with a candidate that the model knows, and `accuracy`, the share of these whose prediction
-        is a candidate. `protocols` has `all`, if a row has a label, and `majority`, if the data set has a column of
-        that name; each with `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name,
+        is a candidate. `protocols` has `all`, if a row has a label, and `majority`, if the data set has votes: the
+        rows that its column of that name says or, without one, those with more than half of the votes on one class;
+        each with `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name,
         `confusion_matrix` (K x K).
 
     Raises:
@@ -78,7 +79,8 @@ def evaluate(
     of_model = [canonical_name(model.config.id2label[i]) for i in range(model.config.num_labels)]
     of_data = [canonical_name(name) for name in dataset.features["label"].names]
     names = shared_classes(of_model, of_data)
-    probabilities = predict_logits(model, image_processor, dataset, batch_size).softmax(dim=1).numpy()
+    logits = predict_logits(model, image_processor, dataset, batch_size)
+    probabilities = logits.softmax(dim=1).numpy()
     given = numpy_column(dataset, "label")
     labels = np.array([names.index(name) if name in names else -1 for name in of_data] + [-1])[given]  # -1 stays -1
     defined = labels >= 0
@@ -103,15 +105,15 @@ def evaluate(
     with whole_file(folder / PREDICTIONS_NAME) as unfinished:
         predictions.to_csv(unfinished, index=False, float_format="%.6f")
 
-    probabilities = probabilities[:, [of_model.index(name) for name in names]]
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    shared = logits[:, [of_model.index(name) for name in names]].softmax(dim=1).numpy()
     protocols = {"all": defined}
     if "majority" in dataset.column_names:
         protocols["majority"] = defined & numpy_column(dataset, "majority")
+    elif "votes" in dataset.column_names:
+        votes = numpy_column(dataset, "votes")
+        protocols["majority"] = defined & (2 * votes.max(axis=1) > votes.sum(axis=1))
     results = {
-        name: protocol_metrics(probabilities[rows], labels[rows], names)
-        for name, rows in protocols.items()
-        if rows.any()
+        name: protocol_metrics(shared[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()
     }
     provenance = Provenance.from_dataset(dataset) or Provenance(split=split)
     if not (provenance.name or provenance.hub_id or provenance.parts):
@@ -130,7 +132,7 @@ def evaluate(
     }
     if candidates is not None and candidates.any():
         judged = candidates.any(axis=1)
-        inside = candidates[np.arange(len(candidates)), probabilities.argmax(axis=1)]
+        inside = candidates[np.arange(len(candidates)), shared.argmax(axis=1)]
         report["candidates"] = {"rows": int(judged.sum()), "accuracy": float(inside[judged].mean())}
     write_json(folder / METRICS_NAME, report)
     for name, metrics in results.items():

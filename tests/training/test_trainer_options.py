@@ -1,5 +1,7 @@
 """What transformers' Trainer takes is honored or refused by name: searches, optimizers, losses, kinds of data set."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -295,3 +297,28 @@ def test_settings_survive_their_own_dictionary(tmp_path):
 def test_a_training_set_without_rows_is_named(tmp_path, toy_train):
     with pytest.raises(ValueError, match="The training set has no rows"):
         make(tmp_path, toy_train.select([]))
+
+
+def test_pre_training_is_evaluated_by_its_loss_on_the_same_patches_each_time(tmp_path, toy_validation):
+    def train(folder, **settings) -> FerPllPreTrainer:
+        trainer_class = partial(FerPllPreTrainer, eval_dataset=toy_validation.select_columns(["image", "row_id"]))
+        trainer = make_pretrainer(
+            tmp_path / folder,
+            tiny_config(),
+            tiny_processor(),
+            make_dataset(48),
+            trainer_class=trainer_class,
+            **settings,
+        )
+        trainer.train()
+        return trainer
+
+    best = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+    trainer = train("evaluated", **best)
+    losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert trainer.evaluate()["eval_loss"] == trainer.evaluate()["eval_loss"] == losses[1]
+    weights = train("not evaluated").model.state_dict()
+    assert all(torch.equal(weights[name], weight) for name, weight in trainer.model.state_dict().items())
+    with pytest.raises(ValueError, match="moco has no loss to evaluate by"):
+        train("moco", objective="moco")

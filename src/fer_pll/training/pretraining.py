@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.trainer_utils import SaveStrategy
+from transformers.trainer_utils import EvalLoopOutput, SaveStrategy
 
 from ..data.dataset import is_prepared, load_dataset, load_images
 from ..data.streaming.stream import ImageStream
@@ -122,6 +122,10 @@ class FerPllPreTrainer(StreamTrainer):
         processing_class: the checkpoint's image processor.
         train_dataset: rows with `image`, or an `ImageStream`.
         probe: measures the features, see `PreTrainingMonitor`.
+        eval_dataset: rows with `image`; their loss is `eval_loss`, with the same hidden patches at each evaluation.
+
+    Raises:
+        ValueError: the objective is moco, and there is an evaluation set, a sharded model, or the like.
     """
 
     args: FerPllPreTrainingArguments
@@ -134,6 +138,8 @@ class FerPllPreTrainer(StreamTrainer):
         **kwargs: Any,
     ) -> None:
         check_arguments(args, FerPllPreTrainingArguments)
+        if args.objective == "moco" and kwargs.get("eval_dataset") is not None:
+            raise ValueError("eval_dataset: moco has no loss to evaluate by, its queue is that of the training.")
         self.num_views = 2 if args.objective == "moco" else 1
         super().__init__(model, args, **kwargs)
         whole = not self.is_fsdp_enabled
@@ -178,3 +184,16 @@ class FerPllPreTrainer(StreamTrainer):
             self.monitor.images = inputs["pixel_values"][:NUM_IMAGES]
         outputs = model(pixel_values=inputs["pixel_values"])
         return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, None, None]:
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss: Any = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        # The same masks each time, so that losses compare; the training draws as if there were no evaluation.
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*args, **kwargs)

@@ -5,6 +5,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,17 @@ def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{file.name}:{number}", row
     if empty:
         raise DataError(f"{file} has no rows")
+
+
+def column_names(file: str | Path) -> list[str]:
+    """The names of the columns of a table that `read_rows` reads, as they appear; of JSON lines, the keys of all rows.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    rows = (row for _, row in read_rows(file))
+    read = rows if Path(file).suffix.lower() == ".jsonl" else islice(rows, 1)
+    return list(dict.fromkeys(name for row in read for name in row))
 
 
 def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:

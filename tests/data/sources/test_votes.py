@@ -207,6 +207,52 @@ def test_what_is_wrong_is_named_by_file_and_row(tmp_path, name, content, message
         list_votes(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("rows", "votes"),
+    [
+        ([{"neutral": 1}, {"neutral": 1, "happy": 5}], [{"neutral": 1}, {"neutral": 1, "happiness": 5}]),
+        ([{"neutral": 1}, {"fear": 2}, {"id": 7, "anger": 3}], [{"neutral": 1}, {"fear": 2}, {"anger": 3}]),
+        ([{}, {"annotator": "eve", "label": "fear"}], "votes.jsonl:1 has no annotator"),
+        ([{"fear": 1}, {"candidates": "fear"}], "has more than one of"),
+        ([{"fear": 1}, {"fear": None, "anger": 1}], "votes.jsonl:2: the votes for 'fear' are None"),
+        ([{"split": "test", "fear": 1}, {"fear": 1, "happines": 2}], "votes.jsonl:2: the column 'happines' has votes"),
+    ],
+)
+def test_rows_of_json_lines_may_have_keys_of_their_own(tmp_path, rows, votes):
+    file = write(tmp_path, [{"path": f"{number}.png"} | row for number, row in enumerate(rows)], ".jsonl")
+    if isinstance(votes, str):
+        with pytest.raises(DataError, match=votes):
+            list_votes(file)
+    else:
+        assert votes_of(list_votes(file)) == {"train": {f"{n}.png": counts for n, counts in enumerate(votes)}}
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("column", "meant"), [("happyness", "happiness"), ("Suprise ", "surprise"), ("angery", "anger"), ("hapy", "happiness")]
+)
+def test_a_misspelled_class_is_named(tmp_path, kind, column, meant):
+    file = write(tmp_path, [{"path": "a.png", "neutral": 1, column: 2}], kind)
+    with pytest.raises(DataError, match=f"{column.strip()} ?' has votes, but is no class: rename it if '{meant}'"):
+        list_votes(file)
+
+
+def test_a_misspelled_class_of_your_own_is_named(tmp_path):
+    file = write(tmp_path, [{"path": "a.png", "awake": 1, "boredom": 2}], ".csv")
+    with pytest.raises(DataError, match=r"votes.csv:2: the column 'boredom' has votes, .* if 'bored' is meant"):
+        list_votes(file, class_names=["awake", "bored"])
+
+
+def test_columns_that_are_no_class_are_said(tmp_path, capsys):
+    """A comment, or a column beside that of the class which it looks like, is no misspelled class."""
+    PILImage.new("L", (8, 8)).save(tmp_path / "a.png")
+    others = {"age": 9, "id": 1, "usage": 3, "source": 4, "angry?": "no", "fears": 2}
+    file = write(tmp_path, [{"path": "a.png", "fear": 1, "split": "train"} | others], ".csv")
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--validation-share", "0", "--num-proc", "1"])
+    read = "read as a table of votes (votes.csv), passing over the columns age, id, usage, source and 2 more\n"
+    assert read in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("second", [{}, {"candidates": None}, {"candidates": ""}, {"label": "fear"}])
 def test_a_row_that_lacks_its_candidates_is_left_out(tmp_path, second):
     file = write(tmp_path, [{"path": "a.png", "candidates": "fear"}, {"path": "b.png"} | second], ".jsonl")

@@ -267,7 +267,7 @@ def test_a_missing_table_or_folder_is_named(tmp_path):
         list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("spelling", ["6", "6.0", "6,0", "6.", " 6 "])
+@pytest.mark.parametrize("spelling", ["6", "6.0", "6,0", "6.00", "0006.000", "6.000000", "6.", " 6 "])
 def test_whole_numbers_as_spreadsheets_write_them(tmp_path, spelling):
     (tmp_path / "votes.csv").write_text(f"path;happy;fear\r\na.png;{spelling};0\r\n", encoding="utf-8-sig")
     assert votes_of(list_votes(tmp_path / "votes.csv"))["train"] == {"a.png": {"happiness": 6}}
@@ -277,6 +277,13 @@ def test_whole_numbers_as_spreadsheets_write_them(tmp_path, spelling):
 def test_other_numbers_are_no_votes(tmp_path, spelling):
     (tmp_path / "votes.csv").write_text(f"path;happy;fear\na.png;{spelling};0\n")
     with pytest.raises(DataError, match=r"votes.csv:2: .*(are whole numbers from 0 up|too many to be true)"):
+        list_votes(tmp_path / "votes.csv")
+
+
+@pytest.mark.parametrize("spelling", ["1.000", "1,000", " 120,000"])
+def test_a_separator_of_thousands_is_no_decimal_point(tmp_path, spelling):
+    (tmp_path / "votes.csv").write_text(f"path;happy;fear\na.png;{spelling};0\n")
+    with pytest.raises(DataError, match=r"votes.csv:2: the votes for 'happy' are .*write the number without a separ"):
         list_votes(tmp_path / "votes.csv")
 
 

@@ -339,6 +339,11 @@ def whole_number(where: str | Path, column: str, value: Any) -> int:
         value = int(value)
     text = "" if value is None else str(value).strip()
     if isinstance(value, str):
+        if re.fullmatch(r"[1-9]\d{0,2}[.,]000", text):
+            raise DataError(
+                f"{where}: the votes for {column!r} are {value!r}, which is {text[:-4]} to some and {text[:-4]}000 to "
+                "others: write the number without a separator"
+            )
         text = re.sub(r"[.,]0*$", "", text)  # as spreadsheets may write it
     if not (text.isascii() and text.isdigit()):
         raise DataError(

@@ -365,7 +365,8 @@ def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, ca
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
     main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)])
-    assert "1 relabeled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
+    was = before.features["label"].int2str(before[0]["label"])
+    assert f"{marks}: 1 relabeled, 1 dropped, 0 kept as they are\n  {was} -> contempt  1\n" in capsys.readouterr().out
     after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]
     assert after.features["label"].int2str(after[0]["label"]) == "contempt"

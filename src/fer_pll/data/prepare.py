@@ -116,6 +116,11 @@ def prepare(
         raise DataError(
             f"--draw-votes {draw_votes}: {name if isinstance(name, str) else 'the data'} has no votes here"
         )
+    if draw_votes is not None and "candidates" in opened.columns:
+        raise DataError(
+            f"--draw-votes {draw_votes}: the candidates come from all votes, so a draw would not change them: leave out "
+            "one of the two (--weigh-annotators makes candidates)"
+        )
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
 
@@ -141,7 +146,7 @@ def prepare(
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
     if corrections is not None:
         dataset, corrected = apply_corrections(dataset, corrections)
-        said.append(corrected)
+        said += corrected.split("\n")
     if hold_out is not None:
         dataset = hold_out_rows(dataset, hold_out)
     listed = _in_their_splits(

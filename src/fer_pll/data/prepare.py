@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..faces.crops import load_crop
+from ..io.atomic import check_apart
 from ..io.errors import DataError
 from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
@@ -103,6 +104,8 @@ def prepare(
         raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
     else:
         parsed = SOURCES[name].options(**values)
+    if source is not None:
+        check_apart(out, [source])
     check_output_folder(out, overwrite)
     if corrections is not None:
         read_corrections(corrections)  # errors in the file show before the images are read

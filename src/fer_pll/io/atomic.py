@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,16 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise DataError(
             f"{folder} cannot be written ({error.strerror}: {existing}): name another, or make that one writable"
         ) from error
+
+
+def check_apart(out: str | os.PathLike, read: Iterable[str | os.PathLike]) -> None:
+    """Raise an error if `out` is one of the folders that are read, which writing would change or replace.
+
+    Raises:
+        DataError: it is, perhaps by another name.
+    """
+    if Path(out).resolve() in {Path(folder).resolve() for folder in read}:
+        raise DataError(f"{out} is also read, so it is not written: name another folder")
 
 
 def start_file(path: Path) -> int:

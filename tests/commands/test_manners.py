@@ -186,6 +186,8 @@ def test_a_file_in_place_of_an_output_folder_is_named(command, here, capsys):
         ),
         (["measure-crop", "data", "--count", "-3"], "--count: '-3'"),
         (["measure-crop", "data", "--enlarge", "0"], "--enlarge: '0'"),
+        (["measure-crop", "data", "--seed", "-1"], "--seed: '-1' is no whole number from 0 up"),
+        (["demo", "--seed", "-1"], "--seed: '-1'"),
         (["calibrate", "run", "data"], "--out"),
         (["propose", "data", "--teacher", "run", "--out", "new", "--max-candidates", "0"], "--max-candidates: '0'"),
         (["export", "run", "--dtype", "float8"], "--dtype: invalid choice"),

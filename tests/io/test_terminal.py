@@ -37,7 +37,9 @@ def test_a_text_is_one_line_and_a_report_has_its_own(capsys):
     assert capsys.readouterr() == ("", "\\x07\n")
 
 
-@pytest.mark.parametrize(("encoding", "shown"), [("cp1252", "é \\u65e5"), ("ascii", "\\xe9 \\u65e5"), ("utf-8", "é 日")])
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("cp1252", "é \\u65e5"), ("ascii", "\\xe9 \\u65e5"), ("utf-8", "é 日")]
+)
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_letters_that_a_stream_lacks_are_escaped(encoding, shown, name, monkeypatch):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

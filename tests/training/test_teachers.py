@@ -227,7 +227,9 @@ def test_a_place_that_is_taken_is_said_before_a_teacher_is_loaded(sets, capsys, 
         argv = ["images", "--teacher", "nowhere", "--join", "labeled", "--out", out, "--overwrite"]
         assert fer_pll_cli.main(["propose", *argv]) == 1
         assert f"{out} is also read, so it is not written" in capsys.readouterr().err
-    assert fer_pll_cli.main(["prepare", "dataset", "images", "--out", "../" + sets.name + "/images", "--overwrite"]) == 1
+    assert (
+        fer_pll_cli.main(["prepare", "dataset", "images", "--out", "../" + sets.name + "/images", "--overwrite"]) == 1
+    )
     assert "images is also read, so it is not written" in capsys.readouterr().err
 
 

@@ -16,7 +16,14 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-_LABEL_COLUMNS = ("label", "votes", "answers", "candidates", "confidence", "majority")  # those that a relabeled row changes
+_LABEL_COLUMNS = (
+    "label",
+    "votes",
+    "answers",
+    "candidates",
+    "confidence",
+    "majority",
+)  # those that a relabeled row changes
 
 
 class Correction(NamedTuple):

@@ -173,7 +173,9 @@ def list_dataset(
             raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; join them")
     for name in columns.votes if isinstance(columns.votes, tuple) else ():
         if canonical_name(name) not in (*class_names, *of_source, *EXPRESSIONS):
-            raise DataError(f"{source}: the column {name!r} of --votes is no class: {', '.join(class_names)}; rename it")
+            raise DataError(
+                f"{source}: the column {name!r} of --votes is no class: {', '.join(class_names)}; rename it"
+            )
     root = Path(source) if Path(source).exists() else None
     reader = _Reader(columns, class_names, of_source, root)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}

@@ -21,7 +21,7 @@ def check_whole(option: str, value: object, least: int = 0) -> None:
 
 def is_share(value: object) -> bool:
     """Whether a value is a number from 0 to less than 1."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < 1
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
 
 
 @contextmanager

@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
     most = max(1, int((max_pixels() / 2.25) ** 0.5 / max(sides)))  # the canvas has 2.25 times the pixels
     if args.enlarge > most:
-        raise ValueError(
-            f"--enlarge {args.enlarge}: images of {max(sides)} pixels can be enlarged {most} times at most"
-        )
+        raise ValueError(f"--enlarge {args.enlarge}: images of {max(sides)} pixels can be made {most} times as large")
     detector = load_detector(args.detector)
     found, modes = [], set()
     for row in tqdm(rows.tolist(), "measure", unit="image", disable=None):

@@ -148,9 +148,11 @@ def find_copies(dataset: Dataset | Mapping[str, Dataset]) -> list[Copy]:
         the copies, ready for `pandas.DataFrame(copies)`; those in evaluation splits first.
 
     Raises:
-        DataError: a split has no column `image`.
+        DataError: `dataset` is none, or a split has no column `image`.
     """
-    splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
+    splits = {"train": dataset} if isinstance(dataset, Dataset) else dataset
+    if not (isinstance(splits, Mapping) and all(isinstance(rows, Dataset) for rows in splits.values())):
+        raise DataError(f"dataset is {str(dataset)[:80]!r}: give data sets, as load_dataset returns them")
     return Copies.among({split: [_fingerprints(rows, split)] for split, rows in splits.items()}).listed()
 
 

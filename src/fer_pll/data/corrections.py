@@ -16,6 +16,7 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
+# The columns that a relabeled row changes.
 _LABEL_COLUMNS = (
     "label",
     "votes",
@@ -23,7 +24,7 @@ _LABEL_COLUMNS = (
     "candidates",
     "confidence",
     "majority",
-)  # those that a relabeled row changes
+)
 
 
 class Correction(NamedTuple):

@@ -131,8 +131,8 @@ def prepare(
         )
     if draw_votes is not None and "candidates" in opened.columns:
         raise DataError(
-            f"--draw-votes {draw_votes}: the candidates come from all votes, so a draw would not change them: leave out "
-            "one of the two (--weigh-annotators makes candidates)"
+            f"--draw-votes {draw_votes}: the candidates come from all votes, so a draw would not change them: leave "
+            "out one of the two (--weigh-annotators makes candidates)"
         )
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)

@@ -64,8 +64,8 @@ def propose(
         device: of the teachers; by default the GPU, if there is one.
 
     Raises:
-        ValueError: teachers and sets do not have the same classes, the joined set has all the images, or no image is sure
-            enough.
+        ValueError: teachers and sets do not have the same classes, the joined set has all the images, or no image is
+            sure enough.
     """
     if not 0 <= least < 1:
         raise ValueError(f"--least {least} must lie in [0, 1).")

@@ -246,7 +246,7 @@ def test_columns_of_no_use_are_named(save, columns, class_names, reason):
     ("votes", "reason"),
     [
         (None, "the column 'happyness' has numbers, but is no class: rename it if 'happiness' is meant"),
-        ("neutral,fear,happyness", "the column 'happyness' of --votes is no class"),
+        ("neutral,fear,happyness", "the column 'happyness' of --votes is none of"),
     ],
 )
 def test_votes_for_a_misspelled_class_are_named(save, votes, reason):

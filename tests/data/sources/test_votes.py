@@ -167,6 +167,11 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,candidates\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
+        (
+            "votes.csv",
+            "path,candidates,label\na.png,fear|sad,sadness\nb.png,fear|sad,anger\n",
+            r"votes.csv:3: the label 'anger' is not among the candidates fear\|sad",
+        ),
         ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,annotator,label\na.png,,fear\n", "votes.csv:2 has no annotator"),
         ("votes.csv", "path,annotator,label\na.png,e,\n", "votes.csv:2 has no label"),
@@ -252,6 +257,12 @@ def test_columns_that_are_no_class_are_said(tmp_path, capsys):
     main(["votes", str(file), "--out", str(tmp_path / "set"), "--validation-share", "0", "--num-proc", "1"])
     read = "read as a table of votes (votes.csv), passing over the columns age, id, usage, source and 2 more\n"
     assert read in capsys.readouterr().out
+
+
+def test_one_class_is_none_to_choose_from(tmp_path):
+    file = write(tmp_path, [{"path": "a.png", "neutral": 1}], ".csv")
+    with pytest.raises(DataError, match="--classes neutral: annotators choose among at least two classes"):
+        prepare("votes", file, out=tmp_path / "set", classes="neutral")
 
 
 @pytest.mark.parametrize("second", [{}, {"candidates": None}, {"candidates": ""}, {"label": "fear"}])

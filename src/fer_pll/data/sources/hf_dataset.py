@@ -173,9 +173,7 @@ def list_dataset(
             raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; join them")
     for name in columns.votes if isinstance(columns.votes, tuple) else ():
         if canonical_name(name) not in (*class_names, *of_source, *EXPRESSIONS):
-            raise DataError(
-                f"{source}: the column {name!r} of --votes is no class: {', '.join(class_names)}; rename it"
-            )
+            raise DataError(f"{source}: the column {name!r} of --votes is none of {', '.join(class_names)}: rename it")
     root = Path(source) if Path(source).exists() else None
     reader = _Reader(columns, class_names, of_source, root)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
@@ -374,6 +372,11 @@ class _Reader:
                     values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
             if wanted.candidates is not None:
                 values["candidates"] = self._candidates(wanted.candidates, row[wanted.candidates])
+                if values["label"] >= 0 and not values["candidates"][values["label"]]:
+                    raise _Problem(
+                        f"column {wanted.candidates!r} is {row[wanted.candidates]!r}, without the label "
+                        f"{self.class_names[values['label']]!r}: correct one of them"
+                    )
         except _Problem as error:
             problem = str(error)
         return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)

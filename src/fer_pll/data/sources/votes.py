@@ -16,10 +16,13 @@ from ...labels.crowd import dawid_skene_posterior
 from ...labels.expressions import EXPRESSIONS, canonical_name, misspelled
 from ..image_writer import ImageRecord
 from ..provenance import Provenance
-from .base import Opened, Source, add_classes_argument, parse_classes
+from .base import Opened, Source, add_classes_argument, is_text, parse_classes
 
 SPLITS = ("train", "validation", "test")
 ANSWER_COLUMNS = ("path", "annotator", "label")
+MOST_VOTES = 2**31 - 1
+"""Largest number of votes that a prepared set holds."""
+
 OWN_COLUMNS = (*ANSWER_COLUMNS, "candidates", "split")
 """Columns of a table that are never votes for a class of that name."""
 
@@ -63,8 +66,9 @@ def list_votes(
 
     Raises:
         DataError: `read_rows` refuses the table, a column is missing, a name is not a class, votes are not whole
-            numbers >= 0, a column of votes looks like a misspelled class, an image is listed twice, an annotator has two answers for an image, a path leads out of
-            `root`, or a split is unknown. The message names file and row.
+            numbers >= 0, a column of votes looks like a misspelled class, a label is not among the candidates, an
+            image is listed twice, an annotator has two answers for an image, a path leads out of `root`, or a split is
+            unknown. The message names file and row.
     """
     return _list_votes(file, root, class_names, coverage, annotators)[0]
 
@@ -82,6 +86,8 @@ def _list_votes(
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that the paths of {file} start from")
     class_names = [canonical_name(name) for name in class_names]
+    if len(class_names) < 2:
+        raise DataError(f"--classes {','.join(class_names)}: annotators choose among at least two classes")
     names = column_names(file)
     answers = "annotator" in names and "label" in names
     annotators = list(annotators or ())
@@ -170,8 +176,8 @@ def _read_counts(
             absent = column in row and class_names.index(meant) not in here.values()
             if absent and _is_whole_number(row[column]):
                 raise DataError(
-                    f"{where}: the column {column!r} has votes, but is no class: rename it if {meant!r} is meant, else "
-                    "remove it"
+                    f"{where}: the column {column!r} has votes, but is no class: rename it if {meant!r} is meant, "
+                    "else remove it"
                 )
         votes = np.zeros(len(class_names), dtype=np.int32)
         for column, label in (here or classes).items():
@@ -190,6 +196,10 @@ def _read_sets(
         candidates[[_class(where, name, class_names) for name in names]] = True
         given = str(row.get("label") or "").strip()
         label = _class(where, given, class_names) if given else -1
+        if names and given and not candidates[label]:
+            raise DataError(
+                f"{where}: the label {given!r} is not among the candidates {'|'.join(names)}: correct one of them"
+            )
         yield place, path, _split(row), {"candidates": candidates.tolist(), "label": label}
 
 
@@ -311,7 +321,7 @@ def _weigh_annotators(columns: list[dict[str, Any]], said: list[dict[str, int]],
 
 def _text(where: Path, row: dict[str, Any], column: str) -> str:
     text = _cell(where, row, column)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # halves of characters, which no file can hold
+    if not is_text(text):
         raise DataError(f"{where}: {column} is {text!r}, which is no text: correct the row")
     return text
 
@@ -349,7 +359,7 @@ def whole_number(where: str | Path, column: str, value: Any) -> int:
         raise DataError(
             f"{where}: the votes for {column!r} are {value!r}, but votes are whole numbers from 0 up: correct the row"
         )
-    if len(text) > 10 or int(text) > 2**31 - 1:
+    if len(text) > 10 or int(text) > MOST_VOTES:
         raise DataError(f"{where}: {text} votes for {column!r} are too many to be true: correct the row")
     return int(text)
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .atomic import naming, put_in_place, start_file
+from .atomic import check_local, naming, put_in_place, start_file
 from .errors import DataError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -184,6 +184,7 @@ def check_new_table(path: str | Path, overwrite: bool = False) -> None:
     Raises:
         ValueError, OSError: as `TableWriter`.
     """
+    check_local(path)
     table = Path(path)
     if table.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the ending says the format of the table: use {', '.join(FORMATS)}")

@@ -37,7 +37,11 @@ def say(*lines: object, to_stderr: bool = False) -> None:
     texts = (part for line in lines for part in ([line] if isinstance(line, str) else str(line).split("\n")))
     stream = sys.stderr if to_stderr else sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(printable_lines(texts).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    try:
+        print(printable_lines(texts).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError as error:
+        error.filename = stream.name
+        raise
 
 
 def number_of(number: int, noun: str) -> str:

@@ -38,6 +38,8 @@ COMMANDS = (
 )
 HELP = Path(__file__).with_name("fer_pll") / "commands" / "help"
 
+PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells have it
+
 Main = Callable[[Sequence[str] | None], int | None]
 
 
@@ -52,11 +54,15 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit status: the one that `main` returned, with 0 for `None`; 1 for an error; 130 for Ctrl-C; 75 for a run
-        that a signal has stopped and that can go on.
+        that a signal has stopped and that can go on; 141, with no message, where nobody reads the output any more, as
+        in `fer-pll predict photos | head`.
     """
     try:
         return main(argv) or 0
     except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and error.filename == "<stdout>":  # `say` names it; no connection
+            throw_output_away()
+            return PIPE_CLOSED
         if sys.flags.dev_mode:
             raise
         _say(f"error: {' '.join(str(error).splitlines())}{_advice(error)}", to_stderr=True)
@@ -72,6 +78,13 @@ def status(main: Main, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted", to_stderr=True)
         return getattr(interrupt, "status", 130)  # 128 + SIGINT, as shells have it
+
+
+def throw_output_away() -> None:
+    """Let stdout, a pipe that nobody reads any more, lead nowhere, so that Python can end without an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _advice(error: Exception) -> str:
@@ -180,7 +193,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def program() -> NoReturn:
     """The program `fer-pll`, also as what a launcher starts: `torchrun --no-python fer-pll finetune`."""
-    end_process(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # of a help text
+        throw_output_away()
+        code = PIPE_CLOSED
+    end_process(code)
 
 
 if __name__ == "__main__":

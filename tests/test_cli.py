@@ -1,6 +1,7 @@
 """The `fer-pll` command: help without the weight of what it helps with, versions, mistakes and exit statuses."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import fer_pll_cli
 from fer_pll.commands.__main__ import help_texts
@@ -236,3 +238,16 @@ def test_ctrl_c_ends_a_command_with_one_line(tmp_path):
     assert process.returncode == 130
     assert error.startswith("interrupted") and len(error.splitlines()) == 1
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["predict", ".", "--cropped"]])
+def test_a_reader_that_leaves_ends_the_command_without_a_word(argv, tmp_path):
+    Image.new("L", (48, 48)).save(tmp_path / "face.png")
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        command = [sys.executable, "-m", "fer_pll_cli", *argv]
+        run = subprocess.run(command, cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    assert (run.returncode, run.stderr) == (141, "")

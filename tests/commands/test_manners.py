@@ -166,6 +166,28 @@ def test_a_folder_that_cannot_be_written_is_one_line_before_any_work(command, he
     assert files(here) == before
 
 
+@pytest.mark.parametrize(
+    ("command", "out"),
+    [
+        *((command, "s3://bucket/x") for command in WRITING),
+        *((name, "") for name in ("prepare", "propose", "export", "audit")),
+    ],
+)
+def test_an_address_is_no_place_on_this_machine(command, out, here, capsys):
+    before = files(here)
+    argv = [word if word != NOWHERE else out for word in WRITING[command]]
+    error = says(capsys, command, *argv, expect=1)
+    assert ("is an address, but" if out else "path of an output is empty") in error
+    assert files(here) == before
+
+
+def test_results_of_predict_are_local_and_its_sources_have_names(here, capsys):
+    for option in ("--save-pictures", "--out"):
+        error = says(capsys, "predict", "data", "--cropped", option, "s3://bucket/x.csv", expect=1)
+        assert "no images or videos" in error or "is an address" in error
+    assert "the name of an image is empty" in says(capsys, "predict", "", "--cropped", expect=1)
+
+
 @pytest.mark.parametrize("command", ["evaluate", "calibrate", "audit", "export"])
 def test_a_file_in_place_of_an_output_folder_is_named(command, here, capsys):
     (here / "taken").write_text("mine")
@@ -186,6 +208,8 @@ def test_a_file_in_place_of_an_output_folder_is_named(command, here, capsys):
         ),
         (["measure-crop", "data", "--count", "-3"], "--count: '-3'"),
         (["measure-crop", "data", "--enlarge", "0"], "--enlarge: '0'"),
+        (["measure-crop", "data", "--seed", "-1"], "--seed: '-1' is no whole number from 0 up"),
+        (["demo", "--seed", "-1"], "--seed: '-1'"),
         (["calibrate", "run", "data"], "--out"),
         (["propose", "data", "--teacher", "run", "--out", "new", "--max-candidates", "0"], "--max-candidates: '0'"),
         (["export", "run", "--dtype", "float8"], "--dtype: invalid choice"),

@@ -54,6 +54,8 @@ def test_errors_say_what_to_do(tmp_path, capsys):
     blank = prepared([Image.new("L", (48, 48))] * 2, tmp_path / "blank")
     assert measure(blank) == 1
     assert "error: no face was found in 2 images: try --enlarge 4" in capsys.readouterr().err
+    assert measure(blank, "--enlarge", 100000, "--count", 1) == 1
+    assert "--enlarge 100000: images of 48 pixels can be made 98 times as large" in capsys.readouterr().err
     mixed = prepared([Image.new("L", (48, 48)), Image.new("L", (40, 48))], tmp_path / "mixed")
     assert measure(mixed) == 1
     assert "error: row:1: (40, 48) pixels; all images must have one square size" in capsys.readouterr().err

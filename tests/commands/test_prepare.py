@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import re
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_options_reach_the_loader(source, tmp_path):
     drawn = load_dataset(tmp_path / "c")
     assert all(sum(votes) == 2 for votes in drawn["train"]["votes"]) and "true_label" in drawn["train"].column_names
     assert all(sum(votes) > 2 for votes in drawn["validation"]["votes"])  # to be judged by all of them
-    with pytest.raises(DataError, match="--draw-votes 0: give a number from 1 up"):
+    with pytest.raises(DataError, match="--draw-votes 0: give a whole number from 1 up"):
         main(["ferplus", str(source), "--out", str(tmp_path / "d"), "--draw-votes", "0"])
     assert not (tmp_path / "d").exists()
 
@@ -180,7 +181,16 @@ def test_the_function_takes_the_options_of_the_command(source, tmp_path):
         ("ferplus", {"source": "x", "seed": 1}, "ferplus has no option 'seed'; it has source, protocol"),
         ("ferplus", {"source": "x", "protocol": "most"}, "protocol='most' is not known: choose all or majority"),
         ("synthetic", {"source": "x"}, "synthetic has no option 'source'"),
-        ("synthetic", {"num_proc": 0}, "num_proc is 0"),
+        ("synthetic", {"num_proc": 0}, "--num-proc 0: give a whole number from 1 up"),
+        ("synthetic", {"num_proc": 1.5}, "--num-proc 1.5: give a whole number from 1 up"),
+        ("synthetic", {"draw_votes": 2, "draw_seed": -1}, "--draw-seed -1: give a whole number from 0 up"),
+        ("synthetic", {"split_seed": "one"}, "--split-seed 'one': give a whole number from 0 up"),
+        *(
+            ("synthetic", {name: value}, f"--{name.replace('_', '-')} {value!r}: give a share")
+            for name in ("hold_out", "validation_share")
+            for value in (math.nan, math.inf, -0.1, 1, "x", True)
+        ),
+        ("synthetic", {"hold_out": 0}, "--hold-out 0: give a share above 0 and below 1"),
     ],
 )
 def test_options_that_a_source_does_not_have_are_named(tmp_path, name, options, said):
@@ -365,7 +375,8 @@ def test_corrections_are_applied_and_reported_or_nothing_is_written(tmp_path, ca
     marks.write_text(f"row_id,mark,label\n{first},relabel,contempt\n{second},drop,\n")
     capsys.readouterr()
     main([*command, "--out", str(tmp_path / "after"), "--corrections", str(marks)])
-    assert "1 relabeled, 1 dropped, 0 kept as they are" in capsys.readouterr().out
+    was = before.features["label"].int2str(before[0]["label"])
+    assert f"{marks}: 1 relabeled, 1 dropped, 0 kept as they are\n  {was} -> contempt  1\n" in capsys.readouterr().out
     after = load_dataset(tmp_path / "after", "train")
     assert after["row_id"][:] == [first, *before["row_id"][2:]]
     assert after.features["label"].int2str(after[0]["label"]) == "contempt"

@@ -271,6 +271,18 @@ def test_weighed_annotators_keep_their_answers(folder, tmp_path):
     assert (found == expected).all() and "confidence" in data.column_names
 
 
+def test_a_corrected_row_has_the_new_label_with_all_confidence(folder, tmp_path):
+    pytest.importorskip("crowdkit")
+    (tmp_path / "marks.csv").write_text("row_id,mark,label\nwide.csv:4,relabel,asleep\nwide.csv:7,drop,\n")
+    options = {"weigh_annotators": 0.99, "corrections": tmp_path / "marks.csv", "validation_share": 0}
+    rows = prepared(folder, tmp_path / "set", **options)["train"]
+    candidates, confidence = numpy_column(rows, "candidates"), numpy_column(rows, "confidence")
+    assert confidence[rows["row_id"][:].index("wide.csv:4")].tolist() == [0, 0, 1]
+    assert ((confidence > 0) == candidates).all() and np.allclose(confidence.sum(axis=1), 1)
+    with pytest.raises(DataError, match="--draw-votes 2: the candidates come from all votes"):
+        prepared(folder, tmp_path / "none", weigh_annotators=0.9, draw_votes=2)
+
+
 def test_every_split_function_leaves_answers_beside_their_rows(folder, tmp_path):
     train = prepared(folder, tmp_path / "set", validation_share=0)["train"]
     for data in (draw_validation(DatasetDict(train=train), 0.3), hold_out(DatasetDict(train=train), 0.3)):

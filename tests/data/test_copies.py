@@ -308,3 +308,9 @@ def test_a_training_split_of_copies_only_is_an_error(tmp_path):
     (name, source), _ = votes(tmp_path / "raw", {"a.png": photograph(0)}, {"v.png": photograph(0)})
     with pytest.raises(DataError, match="no train row is left; dropped: 1 copy of a validation or test image; --drop"):
         fer_pll.prepare(name, source, out=tmp_path / "set", num_proc=1)
+
+
+@pytest.mark.parametrize("dataset", ["/nope", None, {"train": "/nope"}, [1]])
+def test_what_is_no_data_set_is_named(dataset):
+    with pytest.raises(DataError, match=r"dataset is .*: give data sets, as load_dataset returns them"):
+        find_copies(dataset)

@@ -179,6 +179,14 @@ def test_marked_images(model, photos, tmp_path):
     assert predict(photos / "more", "--model", model, "--save-pictures", marked, "--overwrite") == 0
 
 
+@pytest.mark.parametrize("option", ["--save-pictures", "--explain", "--save-video", "--save-timelines"])
+def test_results_do_not_replace_what_is_read(model, photos, capsys, option):
+    before = (photos / "more" / "two.jpg").read_bytes()
+    assert predict(photos, "--model", model, option, photos / "more" / ".", "--overwrite") == 1
+    assert "more is also read, so it is not written" in capsys.readouterr().err
+    assert (photos / "more" / "two.jpg").read_bytes() == before
+
+
 @pytest.fixture
 def video(tmp_path) -> Path:
     """Seven frames as a telephone stores them that was held upright: lying, with the rotation beside."""

@@ -1,6 +1,8 @@
 """What is printed of names that strangers chose."""
 
 import ast
+import io
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -33,6 +35,17 @@ def test_a_text_is_one_line_and_a_report_has_its_own(capsys):
     assert capsys.readouterr().out == "x\\ny\nof two\na\\nb\np\\x1b\n"
     say("\x07", to_stderr=True)
     assert capsys.readouterr() == ("", "\\x07\n")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("cp1252", "é \\u65e5"), ("ascii", "\\xe9 \\u65e5"), ("utf-8", "é 日")]
+)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_letters_that_a_stream_lacks_are_escaped(encoding, shown, name, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, name, stream)
+    say("é 日", to_stderr=name == "stderr")
+    assert stream.buffer.getvalue().decode(encoding) == f"{shown}\n"
 
 
 # What is printed there has no names in it: help, the version, a count. The unknown command is shown by repr.

@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import BitImageProcessorPil, ViTConfig, ViTForImageClassification, ViTImageProcessorPil
@@ -224,6 +224,19 @@ def test_proposed_sets_are_those_of_the_teachers_probabilities(checkpoint, sets)
     assert sum(made.set_sizes.values()) == made.proposed
 
 
+def test_images_of_the_joined_set_are_left_out(checkpoint, sets):
+    labeled = load_dataset(sets / "labeled")
+    known = [labeled["train"].select([3, 5]), labeled["validation"].select([1])]
+    rows = concatenate_datasets([known[0], load_dataset(sets / "images", "train"), known[1]])
+    save_dataset(DatasetDict(train=rows), sets / "overlapping")
+    made = propose(sets / "overlapping", [checkpoint], sets / "labeled")
+    assert (made.copies, made.proposed, len(made.dataset["train"])) == (3, 40, 64)
+    assert "dropped: 3 copies of a joined image" in Provenance.from_dataset(made.dataset["train"]).sentence()
+    save_dataset(DatasetDict(train=concatenate_datasets(known)), sets / "known")
+    with pytest.raises(ValueError, match=r"labeled has all images of .*known already"):
+        propose(sets / "known", [checkpoint], sets / "labeled")
+
+
 def test_a_set_says_what_it_was_made_of_and_on_what_terms(checkpoint, sets):
     rows = make_dataset(40, seed=2)
     Provenance(name="Faces", split="train", kept=40, license="for research").attach(rows)
@@ -251,6 +264,12 @@ def test_a_place_that_is_taken_is_said_before_a_teacher_is_loaded(sets, capsys, 
     monkeypatch.chdir(sets)
     assert fer_pll_cli.main(["propose", "images", "--teacher", "nowhere", "--out", "labeled"]) == 1
     assert "labeled already holds" in capsys.readouterr().err
+    for out in ("images", "labeled/."):
+        argv = ["images", "--teacher", "nowhere", "--join", "labeled", "--out", out, "--overwrite"]
+        assert fer_pll_cli.main(["propose", *argv]) == 1
+        assert f"{out} is also read, so it is not written" in capsys.readouterr().err
+    assert fer_pll_cli.main(["prepare", "dataset", "images", "--out", "new/../images", "--overwrite"]) == 1
+    assert "images is also read, so it is not written" in capsys.readouterr().err
 
 
 def test_a_threshold_that_no_image_reaches_is_named(checkpoint, sets):

@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset, Image
 
 from ..hub.confidences import confidences_from_hub, is_published
-from ..io.atomic import check_writable, write_text
+from ..io.atomic import check_local, check_writable, write_text
 from ..io.tables import FORMATS, TableWriter
 from ..io.terminal import say
 from ..labels.confidence_table import ConfidenceTable
@@ -104,6 +104,7 @@ def run_audit(
     Raises:
         ValueError: something is wrong with run, data or output. Nothing is written then.
     """
+    check_local(out)
     folder = Path(out)
     files = [Path(table) if table else folder / TABLE_NAME, folder / FIGURE_NAME, folder / PAGE_NAME]
     for path in files:

@@ -38,6 +38,7 @@ from ..plots.gallery import plot_gallery
 from ..training.arguments import FerPllPreTrainingArguments, FerPllTrainingArguments
 from ..training.pretraining import FerPllPreTrainer
 from ..training.trainer import FerPllTrainer
+from .options import AtLeast
 
 EPILOG = """\
 example:
@@ -309,7 +310,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="new or empty folder for everything that the demo writes (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the faces, the votes and the runs (default: %(default)s)"
+        "--seed", type=AtLeast(0), default=0, help="of the faces, the votes and the runs (default: %(default)s)"
     )
     return parser
 

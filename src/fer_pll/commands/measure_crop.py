@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 import fer_pll_cli
 
 from ..data.dataset import load_dataset
+from ..io.images import max_pixels
 from ..io.terminal import say
 from ..model.face_alignment import LANDMARKS
 from ..model.face_detection import find_faces, load_detector
@@ -51,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--detector", default="retinaface", help="as of fer-pll predict (default: %(default)s)")
     parser.add_argument("--name", help="of the crop, e.g. FER+ (default: the folder's)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample (default: %(default)s)")
+    parser.add_argument("--seed", type=AtLeast(0), default=0, help="of the sample (default: %(default)s)")
     return parser
 
 
@@ -60,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = load_dataset(args.data, args.split)
     rows = np.random.default_rng(args.seed).permutation(len(dataset))[: args.count]
     sides = {dataset[0]["image"].width, dataset[0]["image"].height}
+    most = max(1, int((max_pixels() / 2.25) ** 0.5 / max(sides)))  # the canvas has 2.25 times the pixels
+    if args.enlarge > most:
+        raise ValueError(f"--enlarge {args.enlarge}: images of {max(sides)} pixels can be made {most} times as large")
     detector = load_detector(args.detector)
     found, modes = [], set()
     for row in tqdm(rows.tolist(), "measure", unit="image", disable=None):

@@ -5,7 +5,8 @@ A set holds the fewest most probable classes that together have the share
 candidate and an unsure one several. `fer-pll finetune` finds the true label in
 these sets as in those of annotators. The new set has the candidates and, as
 confidences, the probabilities on them. With --join it also has all rows and
-splits of a labeled set, so that both train one model.
+splits of a labeled set, so that both train one model; images that are in one
+of its splits already, with the same pixels, are left out.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import fer_pll_cli
 
 from ..data.dataset import check_output_folder, save_dataset
+from ..io.atomic import check_apart
 from ..io.terminal import say
 from ..training.proposals import propose
 from .options import AtLeast, quiet_transformers
@@ -67,10 +69,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     quiet_transformers()
+    check_apart(args.out, filter(None, (args.images, args.join)))
     check_output_folder(args.out, args.overwrite)
     made = propose(args.images, args.teacher, args.join, args.coverage, args.least, args.max_candidates, args.device)
     save_dataset(made.dataset, args.out, args.overwrite)
     sizes = ", ".join(f"{count:,} of {size}" for size, count in made.set_sizes.items())
+    if made.copies:
+        say(f"{made.copies:,} images are in {args.join} already and were left out")
     say(f"{made.proposed:,} images have candidate sets now ({sizes}), {made.left_out:,} were left out as too unsure")
     say(f"saved in {args.out}")
     fer_pll_cli.next_command("finetune", "--data", args.out, "--output_dir", "runs/student")

@@ -148,32 +148,49 @@ def find_copies(dataset: Dataset | Mapping[str, Dataset]) -> list[Copy]:
         the copies, ready for `pandas.DataFrame(copies)`; those in evaluation splits first.
 
     Raises:
-        DataError: a split has no column `image`.
+        DataError: `dataset` is none, or a split has no column `image`.
     """
-    splits = {"train": dataset} if isinstance(dataset, Dataset) else dict(dataset)
+    splits = {"train": dataset} if isinstance(dataset, Dataset) else dataset
+    if not (isinstance(splits, Mapping) and all(isinstance(rows, Dataset) for rows in splits.values())):
+        raise DataError(f"dataset is {str(dataset)[:80]!r}: give data sets, as load_dataset returns them")
     return Copies.among({split: [_fingerprints(rows, split)] for split, rows in splits.items()}).listed()
+
+
+def have_copies(rows: Dataset, others: Iterable[Dataset]) -> np.ndarray:
+    """Which images, bool (N,), have the very pixels of an image of other splits. Unreadable images have none."""
+    known = {found.digest for other in others for _, found in _read(other) if isinstance(found, Fingerprint)}
+    return np.array([isinstance(found, Fingerprint) and found.digest in known for _, found in _read(rows)], dtype=bool)
 
 
 def _fingerprints(rows: Dataset, split: str) -> Fingerprints:
     if "image" not in rows.column_names:
         raise DataError(f"split {split!r} has no column 'image'; it has {', '.join(rows.column_names)}")
-    images = rows.select_columns("image").with_format(None)
-    if isinstance(images.features["image"], Image):
-        images = images.cast_column("image", Image(decode=False))
     found, problems = [], []
-    for row_id, row in zip(row_ids(rows), images, strict=True):
-        image = row["image"]
-        try:
-            if isinstance(image, dict):
-                image = image["path"] if image["bytes"] is None else image["bytes"]
-            found.append((row_id, fingerprint(open_image(image)), True))
-        except ImageError as error:
-            problems.append(f"{row_id}: {error}")
+    for row_id, print_or_problem in _read(rows):
+        if isinstance(print_or_problem, Fingerprint):
+            found.append((row_id, print_or_problem, True))
+        else:
+            problems.append(f"{row_id}: {print_or_problem}")
     if problems:
         warnings.warn(
             f"{len(problems)} images of {split} cannot be compared; the first: {printable(problems[0])}", stacklevel=3
         )
     return Fingerprints.of_images(found)
+
+
+def _read(rows: Dataset) -> Iterator[tuple[str, Fingerprint | ImageError]]:
+    """The name of each row, and the fingerprint of its image, or why it cannot be read."""
+    images = rows.select_columns("image").with_format(None)
+    if isinstance(images.features["image"], Image):
+        images = images.cast_column("image", Image(decode=False))
+    for row_id, row in zip(row_ids(rows), images, strict=True):
+        image = row["image"]
+        try:
+            if isinstance(image, dict):
+                image = image["path"] if image["bytes"] is None else image["bytes"]
+            yield row_id, fingerprint(open_image(image))
+        except ImageError as error:
+            yield row_id, error
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,21 @@ from datasets import Dataset, DatasetDict
 
 from ..io.errors import DataError
 from ..io.tables import read_columns
+from ..io.terminal import printable_lines
 from .dataset import numpy_column
 from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-_LABEL_COLUMNS = ("label", "votes", "answers", "candidates", "majority")  # those that a relabeled row changes
+# The columns that a relabeled row changes.
+_LABEL_COLUMNS = (
+    "label",
+    "votes",
+    "answers",
+    "candidates",
+    "confidence",
+    "majority",
+)
 
 
 class Correction(NamedTuple):
@@ -56,8 +65,8 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
     """The data set with the corrections of a file, and a report of what changed.
 
     A relabeled row gets the new class as its `label`. All its `votes` and `answers` become that class, and where the
-    set has `candidates`, it is the only one. The row counts as `majority`. A dropped row is left out. `true_label`
-    stays.
+    set has `candidates`, it is the only one; it has all the `confidence`. The row counts as `majority`. A dropped row
+    is left out. `true_label` stays.
 
     Args:
         dataset: all splits of a prepared set; row ids are looked for in each.
@@ -100,7 +109,7 @@ def apply_corrections(dataset: DatasetDict, path: str | Path) -> tuple[DatasetDi
     marks = Counter(correction.mark for correction in corrections)
     lines = [f"{path}: {marks['relabel']} relabeled, {marks['drop']} dropped, {marks['keep']} kept as they are"]
     lines += [f"  {before} -> {after}  {rows}" for (before, after), rows in changes.most_common()]
-    return corrected, "\n".join(lines)
+    return corrected, printable_lines(lines)
 
 
 def _find(dataset: DatasetDict, row_ids: set[str]) -> dict[str, list[tuple[str, int]]]:
@@ -127,8 +136,9 @@ def _correct(rows: Dataset, relabeled: dict[int, int], dropped: list[int]) -> Da
             columns["votes"][row, label] = total
         if "answers" in columns:
             columns["answers"][row][columns["answers"][row] >= 0] = label
-        if "candidates" in columns:
-            columns["candidates"][row] = np.arange(columns["candidates"].shape[1]) == label
+        for name in ("candidates", "confidence"):
+            if name in columns:
+                columns[name][row] = np.arange(columns[name].shape[1]) == label
         if "majority" in columns:
             columns["majority"][row] = True
     order, features = rows.column_names, rows.features

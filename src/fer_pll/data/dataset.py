@@ -21,7 +21,7 @@ from datasets import (
 )
 from PIL import Image as PILImage
 
-from ..io.atomic import check_writable, whole_folder
+from ..io.atomic import check_local, check_writable, whole_folder
 from ..io.errors import DataError, name_some, naming_a_full_disk
 from ..io.images import ImageError, decode_as_stored
 from ..io.stored import reading
@@ -78,6 +78,7 @@ def check_output_folder(path: str | Path, overwrite: bool = False) -> None:
         DataError: `path` is a file, cannot be written, holds something while `overwrite` is off, or
             holds something that is not a prepared set.
     """
+    check_local(path)
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise DataError(f"{path} is a file: name a folder that does not exist yet")

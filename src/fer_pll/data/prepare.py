@@ -11,7 +11,8 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from ..faces.crops import load_crop
-from ..io.errors import DataError
+from ..io.atomic import check_apart
+from ..io.errors import DataError, check_whole, is_share
 from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
 from .cropping import CropToTemplate
@@ -103,18 +104,35 @@ def prepare(
         raise DataError(f"there is no data source {name!r}: choose {', '.join(SOURCES)}")
     else:
         parsed = SOURCES[name].options(**values)
+    if source is not None:
+        check_apart(out, [source])
     check_output_folder(out, overwrite)
     if corrections is not None:
         read_corrections(corrections)  # errors in the file show before the images are read
     if drop_copies not in DROP_COPIES:
         raise DataError(f"--drop-copies {drop_copies}: choose {', '.join(DROP_COPIES)}")
-    if draw_votes is not None and draw_votes < 1:
-        raise DataError(f"--draw-votes {draw_votes}: give a number from 1 up")
+    for option, number, least in (
+        ("--draw-votes", draw_votes, 1),
+        ("--draw-seed", draw_seed, 0),
+        ("--split-seed", split_seed, 0),
+        ("--num-proc", num_proc, 1),
+    ):
+        if number is not None:
+            check_whole(option, number, least)
+    if validation_share is not None and not is_share(validation_share):
+        raise DataError(f"--validation-share {validation_share!r}: give a share from 0 to less than 1")
+    if hold_out is not None and not (is_share(hold_out) and hold_out > 0):
+        raise DataError(f"--hold-out {hold_out!r}: give a share above 0 and below 1, such as 0.05")
     face_crop = None if crop is None else CropToTemplate(load_crop(crop), detector)
     opened = name if isinstance(name, Opened) else SOURCES[name].open(parsed)
     if draw_votes is not None and "votes" not in opened.columns:
         raise DataError(
             f"--draw-votes {draw_votes}: {name if isinstance(name, str) else 'the data'} has no votes here"
+        )
+    if draw_votes is not None and "candidates" in opened.columns:
+        raise DataError(
+            f"--draw-votes {draw_votes}: the candidates come from all votes, so a draw would not change them: leave "
+            "out one of the two (--weigh-annotators makes candidates)"
         )
     if face_crop is not None:
         opened = replace(opened, crop=face_crop)
@@ -122,8 +140,6 @@ def prepare(
     if validation_share is None:
         of_source = SOURCES[name].validation_share if isinstance(name, str) else 0.0
         validation_share = 0.0 if "validation" in opened.splits else of_source
-    elif not 0 <= validation_share < 1:
-        raise DataError(f"--validation-share {validation_share}: give a share from 0 to less than 1")
     if validation_share and ("validation" in opened.splits or "train" not in opened.splits):
         there = "a validation split already" if "validation" in opened.splits else "no training split"
         raise DataError(f"--validation-share {validation_share}: the data have {there}; leave it out")
@@ -141,7 +157,7 @@ def prepare(
         dataset["train"] = keep_drawn_votes(dataset["train"], draw_votes, draw_seed)
     if corrections is not None:
         dataset, corrected = apply_corrections(dataset, corrections)
-        said.append(corrected)
+        said += corrected.split("\n")
     if hold_out is not None:
         dataset = hold_out_rows(dataset, hold_out)
     listed = _in_their_splits(

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..io.atomic import whole_file
+from ..io.atomic import check_local, whole_file
 from ..io.download import is_url
 from ..io.errors import DataError, MissingExtra
 from .explanation import draw_explanation
@@ -32,6 +32,7 @@ class _Folder:
     what = "results"
 
     def __init__(self, path: str, overwrite: bool) -> None:
+        check_local(path)
         self.path = Path(path)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"{path} is a file: name a folder for the {self.what}")

@@ -51,6 +51,8 @@ def list_files(sources: Iterable[str]) -> list[Path | str]:
     """
     files: dict[Path | str, None] = {}
     for source in sources:
+        if not source:
+            raise ValueError("the name of an image is empty: name a file, a folder or a pattern")
         path = Path(source)
         found: list[Any]
         if is_url(source):

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..data.dataset import load_dataset
 from ..data.sources.synthetic.dataset import Drawing
-from ..io.atomic import check_writable, whole_folder, write_json
+from ..io.atomic import check_local, check_writable, whole_folder, write_json
 from ..io.errors import MissingExtra
 from ..io.pretrained import load_image_processor, load_model
 from ..model.image_processing_fer_pll import FerPllImageProcessor
@@ -74,6 +74,8 @@ def export_onnx(
     """
     _check_dtype(dtype)
     suffix = "-onnx" if dtype == "float32" else f"-onnx-{dtype}"
+    if out is not None:
+        check_local(out)
     target = Path(out if out is not None else checkpoint.rstrip("/") + suffix).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")

@@ -10,6 +10,8 @@ from typing import Any
 from PIL import Image
 
 from ..faces.crops import load_crop
+from ..io.atomic import check_apart
+from ..io.download import is_url
 from ..io.names import find_checkpoint, is_onnx_folder
 from ..io.shipped import DEFAULT_NAME
 from ..io.tables import TableWriter, check_new_table
@@ -111,6 +113,8 @@ def predict(
             "--cropped looks for no faces: leave out --camera, --save-video, --save-timelines, --min-face"
         )
     files = list_files(sources)
+    for each in filter(None, (save_pictures, save_explanations, save_video, save_timelines)):
+        check_apart(each, {Path(file).parent for file in files if not is_url(file)})
     if out is not None:
         check_new_table(out, overwrite)
     if backend == "onnx" and model is None:

@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.dataset import load_dataset
-from ..io.atomic import check_writable, whole_folder, write_json
+from ..io.atomic import check_local, check_writable, whole_folder, write_json
 from ..io.errors import DataError
 from ..model.face_alignment import FaceCrop
 from ..model.face_detection import open_session, retinaface_weights
@@ -78,6 +78,8 @@ def export_web(
         ValueError: `runtime` is not the package, `out` is taken, the checkpoint is no such classifier, or the answers
             differ too much.
     """
+    if out is not None:
+        check_local(out)
     target = Path(out if out is not None else checkpoint.rstrip("/") + "-web").resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: choose another folder (--out), or remove it")

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,28 @@ def write_json(path: str | os.PathLike, value: Any, indent: int | None = 2) -> N
     write_text(path, json.dumps(value, indent=indent, default=str) + "\n")
 
 
+def check_local(place: str | os.PathLike) -> None:
+    """Raise an error unless results can be written at a path: an address, or an empty one, would be a folder here.
+
+    Raises:
+        DataError: it is an address such as s3://bucket/run, or empty.
+    """
+    text = os.fspath(place)
+    if not text.strip():
+        raise DataError("the path of an output is empty: name a folder or file")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # of two letters or more: C:/ is a drive
+        raise DataError(f"{text} is an address, but results are written to this machine: name a folder or file on it")
+
+
 def check_writable(folder: str | os.PathLike) -> None:
     """Raise an error if `folder` cannot be made, or no file can be made in it. Leaves nothing behind.
 
     For the beginning of a command: whoever waits for results learns at once that there is no place for them.
 
     Raises:
-        DataError: a part of the path is a file, or a folder cannot be written to.
+        DataError: a part of the path is a file, or a folder cannot be written to; or as `check_local`.
     """
+    check_local(folder)
     existing = next(place for place in (Path(folder), *Path(folder).absolute().parents) if os.path.lexists(place))
     if not existing.is_dir():
         raise DataError(f"{folder} cannot be a folder, because {existing} is a file: name another one")
@@ -123,6 +137,16 @@ def check_writable(folder: str | os.PathLike) -> None:
         raise DataError(
             f"{folder} cannot be written ({error.strerror}: {existing}): name another, or make that one writable"
         ) from error
+
+
+def check_apart(out: str | os.PathLike, read: Iterable[str | os.PathLike]) -> None:
+    """Raise an error if `out` is one of the folders that are read, which writing would change or replace.
+
+    Raises:
+        DataError: it is, perhaps by another name.
+    """
+    if Path(out).resolve() in {Path(folder).resolve() for folder in read}:
+        raise DataError(f"{out} is also read, so it is not written: name another folder")
 
 
 def start_file(path: Path) -> int:

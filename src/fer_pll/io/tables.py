@@ -5,10 +5,11 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .atomic import naming, put_in_place, start_file
+from .atomic import check_local, naming, put_in_place, start_file
 from .errors import DataError
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -97,6 +98,17 @@ def read_rows(file: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{file} has no rows")
 
 
+def column_names(file: str | Path) -> list[str]:
+    """The names of the columns of a table that `read_rows` reads, as they appear; of JSON lines, the keys of all rows.
+
+    Raises:
+        DataError: as `read_rows`.
+    """
+    rows = (row for _, row in read_rows(file))
+    read = rows if Path(file).suffix.lower() == ".jsonl" else islice(rows, 1)
+    return list(dict.fromkeys(name for row in read for name in row))
+
+
 def _read_separated(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     rows = read_columns(file)
     _, header = next(rows)
@@ -172,6 +184,7 @@ def check_new_table(path: str | Path, overwrite: bool = False) -> None:
     Raises:
         ValueError, OSError: as `TableWriter`.
     """
+    check_local(path)
     table = Path(path)
     if table.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: the ending says the format of the table: use {', '.join(FORMATS)}")

@@ -30,10 +30,18 @@ def printable_lines(lines: Iterable[str]) -> str:
 def say(*lines: object, to_stderr: bool = False) -> None:
     """Print lines, each made `printable`, at once. All that is printed goes this way.
 
+    Letters that the stream cannot encode, such as 日 in a Windows console, are escaped.
+
     An object that is no text, such as a summary whose `__str__` is of `printable_lines`, may have several.
     """
     texts = (part for line in lines for part in ([line] if isinstance(line, str) else str(line).split("\n")))
-    print(printable_lines(texts), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+    stream = sys.stderr if to_stderr else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        print(printable_lines(texts).encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except BrokenPipeError as error:
+        error.filename = stream.name
+        raise
 
 
 def number_of(number: int, noun: str) -> str:

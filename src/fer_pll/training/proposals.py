@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from ..data.candidate_sets import add_candidates
+from ..data.copies import have_copies
 from ..data.dataset import find_split, load_dataset, numpy_column, prepared_features
 from ..data.provenance import Provenance
 from ..inference.loading import check_device
@@ -28,12 +29,14 @@ class Proposals:
         dataset: `train` has the proposed rows, after those of a joined set; other splits are the joined set's.
         proposed: rows with a proposed candidate set.
         left_out: images that were too unsure.
+        copies: images that were left out, because the joined set has their pixels.
         set_sizes: number of proposed rows by the size of their candidate set.
     """
 
     dataset: DatasetDict
     proposed: int
     left_out: int
+    copies: int
     set_sizes: dict[int, int]
 
 
@@ -54,14 +57,16 @@ def propose(
     Args:
         images: folder of a prepared set, whose split `train` gets candidate sets.
         teachers: classifiers with the same classes: folders, `fer-pll-tiny-ferplus` (in the package) or Hub names.
-        join: folder of a labeled prepared set that is put before.
+        join: folder of a labeled prepared set that is put before. Images with the pixels of an image in one of its
+            splits are left out.
         coverage: share of the probability in a candidate set, 0 < coverage <= 1.
         least: images whose most probable class has less are left out, 0 <= least < 1.
         max_candidates: size of the candidate sets from the votes of `join`.
         device: of the teachers; by default the GPU, if there is one.
 
     Raises:
-        ValueError: teachers and sets do not have the same classes, or no image is sure enough.
+        ValueError: teachers and sets do not have the same classes, the joined set has all the images, or no image is
+            sure enough.
     """
     check_range("--least", least, "[0, 1)")
     check_range("--coverage", coverage, "(0, 1]")
@@ -69,8 +74,14 @@ def propose(
     unlabeled = load_dataset(images, "train")
     rows = unlabeled.select_columns(["image", "row_id"])
     labeled = load_dataset(join) if join is not None else None
+    copies = 0
     if labeled is not None:
         names = find_split(labeled, "train", str(join)).features["label"].names
+        known = have_copies(rows, labeled.values())
+        if known.all():
+            raise ValueError(f"--join {join} has all images of {images} already: propose for images that it lacks.")
+        copies = int(known.sum())
+        rows = rows.select(np.flatnonzero(~known))
     else:
         names = class_names(load_model_config(teachers[0]))
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -89,7 +100,7 @@ def propose(
         name=f"{Path(images).resolve().name if before is None else before.title()} with proposed candidate sets",
         split="train",
         kept=len(chosen),
-        dropped={"that the teachers were too unsure of": int((~sure).sum())},
+        dropped={"that the teachers were too unsure of": int((~sure).sum()), "copies of a joined image": copies},
         license=None if before is None else before.terms(),
     ).attach(proposed)
     splits = {"train": proposed}
@@ -103,7 +114,7 @@ def propose(
         splits = dict(labeled) | {"train": concatenate_datasets([known, proposed])}
     sizes, counts = np.unique(candidates.sum(axis=1), return_counts=True)
     set_sizes = {int(size): int(count) for size, count in zip(sizes, counts, strict=True)}
-    return Proposals(DatasetDict(splits), len(chosen), int((~sure).sum()), set_sizes)
+    return Proposals(DatasetDict(splits), len(chosen), int((~sure).sum()), copies, set_sizes)
 
 
 def _with_columns(

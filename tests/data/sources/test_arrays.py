@@ -60,7 +60,22 @@ def test_a_data_frame_names_the_classes_and_a_share_is_for_validation(tmp_path):
         ([[1, 0, np.nan], [0, 1, 0]], {}, r"row:0: the votes for 'sadness' are .*nan"),
         ([["1", "a", "0"], ["0", "1", "0"]], {}, r"row:0: the votes for 'happiness'"),
         ([[1, 0, 0]] * 2, {"class_names": None}, "class_names are needed"),
-        ([[1, 0, 0]] * 2, {"class_names": ["sad", "happy", "sadness"]}, "two of the classes are sadness"),
+        ([[1, 0, 0]] * 2, {"class_names": ["sad", "happy", "sadness"]}, "class_names has 'sadness' twice"),
+        ([[1, 0, 0]] * 2, {"class_names": ["sad", "", "happy"]}, "class_names has an empty name"),
+        ([[1, 0, 0]] * 2, {"class_names": ["sad", "a\ud800", "happy"]}, r"the name 'a\\ud800', which is no text"),
+        ([[1], [1]], {"class_names": ["sad"]}, "class_names has only sadness: annotators choose among at least two"),
+        *(
+            (
+                [[0, 0, 1], [value, 0, 1]],
+                {},
+                "row:1: the votes for 'happiness' are .*whole numbers from 0 to 2147483647",
+            )
+            for value in (3e9, 1e18, 1e300, np.inf, 10**30)
+        ),
+        ([[1j, 0, 0]] * 2, {}, "row:0: the votes for 'happiness' are .*whole numbers from 0"),
+        ([[1, 0, 0]] * 2, {"row_ids": ["a", "\ud800"]}, r"row_ids has '\\ud800', which is no text"),
+        ([[1, 0, 0]] * 2, {"validation_share": np.nan}, "validation_share nan: give a share"),
+        ([[1, 0, 0]] * 2, {"seed": -1}, "seed -1: give a whole number from 0 up"),
         ([[1, 0, 0]] * 2, {"row_ids": ["a", "a"]}, "2 images need as many row_ids, each once; there are 1"),
         ([[1, 0, 0]] * 2, {"validation_share": 0.1}, "validation_share 0.1 of 2 rows: both parts need rows"),
         ([[1, 0, 0]] * 2, {"validation_share": 1.0}, "validation_share 1.0"),

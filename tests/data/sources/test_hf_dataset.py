@@ -242,6 +242,19 @@ def test_columns_of_no_use_are_named(save, columns, class_names, reason):
         list_dataset(source, columns, class_names)
 
 
+@pytest.mark.parametrize(
+    ("votes", "reason"),
+    [
+        (None, "the column 'happyness' has numbers, but is no class: rename it if 'happiness' is meant"),
+        ("neutral,fear,happyness", "the column 'happyness' of --votes is none of"),
+    ],
+)
+def test_votes_for_a_misspelled_class_are_named(save, votes, reason):
+    counts = {name: ([1, 0], Value("int64")) for name in ("neutral", "fear", "happyness", "age")}
+    with pytest.raises(DataError, match=reason):
+        list_dataset(save(make((0, 1), **counts)), Columns(votes=votes))
+
+
 def test_nothing_to_learn_from(save):
     with pytest.raises(DataError, match="has the columns image, none of which is known to hold labels, votes"):
         list_dataset(save(make().remove_columns("label")))

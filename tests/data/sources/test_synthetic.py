@@ -352,7 +352,10 @@ def test_every_expression_is_drawn_neutral_most_often(drawn):
         ({"num_annotators": 0}, "num_annotators is 0"),
         ({"variation": 1.5}, "variation is 1.5"),
         ({"contested": -0.1}, "contested is -0.1"),
-        ({"num_proc": 0}, "num_proc is 0"),
+        ({"num_proc": 0}, "--num-proc 0"),
+        ({"num_train": 10**20}, r"num_train is 10+; give 0 \(no such split\) to"),
+        ({"image_size": 100_000}, "image_size is 100000; give 24 to 1024 pixels"),
+        ({"num_annotators": 10**20}, "num_annotators is 10+; give 1 to 10000 votes"),
         ({"variation": float("nan")}, "variation is nan"),
     ],
 )

@@ -167,6 +167,11 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", "path,candidates,fear\na.png,fear,1\n", "has more than one of"),
         ("votes.csv", "path,candidates\na.png,fear|meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,candidates\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
+        (
+            "votes.csv",
+            "path,candidates,label\na.png,fear|sad,sadness\nb.png,fear|sad,anger\n",
+            r"votes.csv:3: the label 'anger' is not among the candidates fear\|sad",
+        ),
         ("votes.csv", "path,annotator,label\na.png,e,meh\n", "votes.csv:2: label 'meh' is not one of the classes"),
         ("votes.csv", "path,annotator,label\na.png,,fear\n", "votes.csv:2 has no annotator"),
         ("votes.csv", "path,annotator,label\na.png,e,\n", "votes.csv:2 has no label"),
@@ -207,6 +212,59 @@ def test_what_is_wrong_is_named_by_file_and_row(tmp_path, name, content, message
         list_votes(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("rows", "votes"),
+    [
+        ([{"neutral": 1}, {"neutral": 1, "happy": 5}], [{"neutral": 1}, {"neutral": 1, "happiness": 5}]),
+        ([{"neutral": 1}, {"fear": 2}, {"id": 7, "anger": 3}], [{"neutral": 1}, {"fear": 2}, {"anger": 3}]),
+        ([{}, {"annotator": "eve", "label": "fear"}], "votes.jsonl:1 has no annotator"),
+        ([{"fear": 1}, {"candidates": "fear"}], "has more than one of"),
+        ([{"fear": 1}, {"fear": None, "anger": 1}], "votes.jsonl:2: the votes for 'fear' are None"),
+        ([{"split": "test", "fear": 1}, {"fear": 1, "happines": 2}], "votes.jsonl:2: the column 'happines' has votes"),
+    ],
+)
+def test_rows_of_json_lines_may_have_keys_of_their_own(tmp_path, rows, votes):
+    file = write(tmp_path, [{"path": f"{number}.png"} | row for number, row in enumerate(rows)], ".jsonl")
+    if isinstance(votes, str):
+        with pytest.raises(DataError, match=votes):
+            list_votes(file)
+    else:
+        assert votes_of(list_votes(file)) == {"train": {f"{n}.png": counts for n, counts in enumerate(votes)}}
+
+
+@pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    ("column", "meant"),
+    [("happyness", "happiness"), ("Suprise ", "surprise"), ("angery", "anger"), ("hapy", "happiness")],
+)
+def test_a_misspelled_class_is_named(tmp_path, kind, column, meant):
+    file = write(tmp_path, [{"path": "a.png", "neutral": 1, column: 2}], kind)
+    with pytest.raises(DataError, match=f"{column.strip()} ?' has votes, but is no class: rename it if '{meant}'"):
+        list_votes(file)
+
+
+def test_a_misspelled_class_of_your_own_is_named(tmp_path):
+    file = write(tmp_path, [{"path": "a.png", "awake": 1, "boredom": 2}], ".csv")
+    with pytest.raises(DataError, match=r"votes.csv:2: the column 'boredom' has votes, .* if 'bored' is meant"):
+        list_votes(file, class_names=["awake", "bored"])
+
+
+def test_columns_that_are_no_class_are_said(tmp_path, capsys):
+    """A comment, or a column beside that of the class which it looks like, is no misspelled class."""
+    PILImage.new("L", (8, 8)).save(tmp_path / "a.png")
+    others = {"age": 9, "id": 1, "usage": 3, "source": 4, "angry?": "no", "fears": 2}
+    file = write(tmp_path, [{"path": "a.png", "fear": 1, "split": "train"} | others], ".csv")
+    main(["votes", str(file), "--out", str(tmp_path / "set"), "--validation-share", "0", "--num-proc", "1"])
+    read = "read as a table of votes (votes.csv), passing over the columns age, id, usage, source and 2 more\n"
+    assert read in capsys.readouterr().out
+
+
+def test_one_class_is_none_to_choose_from(tmp_path):
+    file = write(tmp_path, [{"path": "a.png", "neutral": 1}], ".csv")
+    with pytest.raises(DataError, match="--classes neutral: annotators choose among at least two classes"):
+        prepare("votes", file, out=tmp_path / "set", classes="neutral")
+
+
 @pytest.mark.parametrize("second", [{}, {"candidates": None}, {"candidates": ""}, {"label": "fear"}])
 def test_a_row_that_lacks_its_candidates_is_left_out(tmp_path, second):
     file = write(tmp_path, [{"path": "a.png", "candidates": "fear"}, {"path": "b.png"} | second], ".jsonl")
@@ -221,7 +279,7 @@ def test_a_missing_table_or_folder_is_named(tmp_path):
         list_votes(write(tmp_path, COUNTS, ".csv"), root=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("spelling", ["6", "6.0", "6,0", "6.", " 6 "])
+@pytest.mark.parametrize("spelling", ["6", "6.0", "6,0", "6.00", "0006.000", "6.000000", "6.", " 6 "])
 def test_whole_numbers_as_spreadsheets_write_them(tmp_path, spelling):
     (tmp_path / "votes.csv").write_text(f"path;happy;fear\r\na.png;{spelling};0\r\n", encoding="utf-8-sig")
     assert votes_of(list_votes(tmp_path / "votes.csv"))["train"] == {"a.png": {"happiness": 6}}
@@ -231,6 +289,13 @@ def test_whole_numbers_as_spreadsheets_write_them(tmp_path, spelling):
 def test_other_numbers_are_no_votes(tmp_path, spelling):
     (tmp_path / "votes.csv").write_text(f"path;happy;fear\na.png;{spelling};0\n")
     with pytest.raises(DataError, match=r"votes.csv:2: .*(are whole numbers from 0 up|too many to be true)"):
+        list_votes(tmp_path / "votes.csv")
+
+
+@pytest.mark.parametrize("spelling", ["1.000", "1,000", " 120,000"])
+def test_a_separator_of_thousands_is_no_decimal_point(tmp_path, spelling):
+    (tmp_path / "votes.csv").write_text(f"path;happy;fear\na.png;{spelling};0\n")
+    with pytest.raises(DataError, match=r"votes.csv:2: the votes for 'happy' are .*write the number without a separ"):
         list_votes(tmp_path / "votes.csv")
 
 

@@ -3,17 +3,19 @@
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ...io.errors import DataError
+from ...io.errors import DataError, check_whole, is_share
 from ...io.images import ImageError, open_image
 from ...labels.expressions import canonical_name, in_order_of_expressions
 from ..image_writer import ImageRecord
-from .base import Opened
+from .base import Opened, fault_of_classes, is_text
+from .votes import MOST_VOTES
 
 
 def from_arrays(
@@ -40,10 +42,13 @@ def from_arrays(
             class, from 0 in the order of class_names, or -1 for none. The votes are counted.
 
     Raises:
-        DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 up;
-            answers are no numbers of classes; two classes or two rows have the same name; or one of the two splits
-            would have no rows.
+        DataError: the numbers of images, votes, classes or names differ; votes are not whole numbers from 0 to
+            `MOST_VOTES`; answers are no numbers of classes; a name of a class or row is no text or there twice; there
+            is only one class; the share or the seed is out of range; or one of the two splits would have no rows.
     """
+    if not is_share(validation_share):
+        raise DataError(f"validation_share {validation_share!r}: give a share from 0 to less than 1")
+    check_whole("seed", seed)
     if class_names is None and not isinstance(votes, pd.DataFrame):
         raise DataError("class_names are needed where votes are not a data frame, whose columns name the classes")
     names = [canonical_name(str(name)) for name in (votes.columns if class_names is None else class_names)]
@@ -56,19 +61,27 @@ def from_arrays(
             f"votes have the shape {counts.shape}, but {len(images)} images and {len(names)} classes need "
             f"({len(images)}, {len(names)})"
         )
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"two of the classes are {twice}: join their votes")
+    fault = fault_of_classes(names)
+    if fault is not None:
+        raise DataError(f"class_names has {fault}: give each class a name of its own, and join the votes of synonyms")
     rows = [f"row:{number}" for number in range(len(images))] if row_ids is None else list(map(str, row_ids))
     if len(rows) != len(images) or len(set(rows)) < len(rows):
         raise DataError(f"{len(images)} images need as many row_ids, each once; there are {len(set(rows))}")
-    whole = counts if np.issubdtype(counts.dtype, np.number) else np.full(counts.shape, np.nan)
-    wrong = np.argwhere(~((whole >= 0) & (whole % 1 == 0)))
+    if len(names) < 2:
+        raise DataError(f"class_names has only {', '.join(names)}: annotators choose among at least two classes")
+    unfit = next((name for name in rows if not is_text(name)), None)
+    if unfit is not None:
+        raise DataError(f"row_ids has {unfit!r}, which is no text: give the row another name")
+    whole = counts if counts.dtype.kind in "iuf" else np.full(counts.shape, np.nan)
+    if counts.dtype.kind == "O":
+        with suppress(TypeError, ValueError, OverflowError):
+            whole = counts.astype(float)
+    wrong = np.argwhere(~((whole >= 0) & (whole <= MOST_VOTES) & (whole == np.floor(whole))))
     if len(wrong):
         row, label = wrong[0]
         raise DataError(
             f"{rows[row]}: the votes for {names[label]!r} are {counts[row, label]!r}, but votes are whole numbers "
-            "from 0 up: correct the row"
+            f"from 0 to {MOST_VOTES}: correct the row"
         )
     ordered = in_order_of_expressions(names)
     whole = whole[:, [names.index(name) for name in ordered]]
@@ -76,7 +89,7 @@ def from_arrays(
         said = np.where(said >= 0, np.array([ordered.index(name) for name in names])[said], -1)
     drawn = np.zeros(len(images), dtype=bool)
     drawn[np.random.default_rng(seed).permutation(len(images))[: round(validation_share * len(images))]] = True
-    if not 0 <= validation_share < 1 or drawn.all() or (validation_share and not drawn.any()):
+    if drawn.all() or (validation_share and not drawn.any()):
         raise DataError(f"validation_share {validation_share} of {len(images)} rows: both parts need rows, try 0.1")
     parts = {"train": np.flatnonzero(~drawn), "validation": np.flatnonzero(drawn)}
     splits = {split: _Records(images, whole, said, rows, part.tolist()) for split, part in parts.items() if len(part)}

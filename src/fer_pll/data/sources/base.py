@@ -116,13 +116,29 @@ def parse_classes(classes: str | Sequence[str] | None) -> list[str] | None:
     """The names in `--classes` by their canonical spelling; `None` where there are none.
 
     Raises:
-        DataError: a name is empty or there twice.
+        DataError: a name is empty, no text or there twice.
     """
     if not classes:
         return None
     names = [canonical_name(name) for name in (classes.split(",") if isinstance(classes, str) else classes)]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None or "" in names:
-        fault = "an empty name" if "" in names else f"{twice!r} twice (or a synonym of it)"
+    fault = fault_of_classes(names)
+    if fault is not None:
         raise DataError(f"--classes has {fault}: give each class one name, with commas between them")
     return names
+
+
+def fault_of_classes(names: Sequence[str]) -> str | None:
+    """What is wrong with names of classes, by their canonical spelling; `None` where nothing is."""
+    if "" in names:
+        return "an empty name"
+    for name in names:
+        if not is_text(name):
+            return f"the name {name!r}, which is no text"
+        if names.count(name) > 1:
+            return f"{name!r} twice (or a synonym of it)"
+    return None
+
+
+def is_text(text: str) -> bool:
+    """Whether a file can hold a text: halves of characters (lone surrogates) are none."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -14,7 +14,7 @@ from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...io.errors import DataError
-from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions
+from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions, misspelled
 from ..dataset import check_own_files
 from ..image_writer import ImageRecord
 from ..provenance import Provenance
@@ -171,6 +171,9 @@ def list_dataset(
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise DataError(f"{source}: two of its classes are {twice}: {', '.join(names)}; join them")
+    for name in columns.votes if isinstance(columns.votes, tuple) else ():
+        if canonical_name(name) not in (*class_names, *of_source, *EXPRESSIONS):
+            raise DataError(f"{source}: the column {name!r} of --votes is none of {', '.join(class_names)}: rename it")
     root = Path(source) if Path(source).exists() else None
     reader = _Reader(columns, class_names, of_source, root)
     splits = {split: _list_rows(str(source), split, rows, reader) for split, rows in opened.items()}
@@ -190,7 +193,8 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
 
     Raises:
         DataError: a column is missing or has the wrong type; no column or several hold images; there are neither
-            labels nor votes nor candidates; or labels are numbers and nothing names their classes.
+            labels nor votes nor candidates; labels are numbers and nothing names their classes; or a column beside
+            those of votes looks like a misspelled class.
     """
 
     def check(option: str, name: str, fits: Callable[[Any], bool], kind: str) -> str:
@@ -221,9 +225,17 @@ def find_columns(source: str, features: Features, columns: Columns, class_names:
 
     votes = columns.votes or ("votes" if _is_list(features.get("votes")) else None)
     if votes is None:
-        known = set(map(canonical_name, class_names or EXPRESSIONS))
-        named = [name for name, feature in features.items() if canonical_name(name) in known and _is_number(feature)]
-        votes = named if len(named) > 1 else None
+        known = list(map(canonical_name, class_names or EXPRESSIONS))
+        numbers = [name for name, feature in features.items() if _is_number(feature)]
+        named = {name: canonical_name(name) for name in numbers if canonical_name(name) in known}
+        votes = list(named) if len(named) > 1 else None
+        for name in numbers if votes else ():
+            meant = None if name in named else misspelled(name, known)
+            if meant is not None and meant not in named.values():
+                raise DataError(
+                    f"{source}: the column {name!r} has numbers, but is no class: rename it if {meant!r} is meant, "
+                    "else name the columns with --votes"
+                )
     votes = votes.split(",") if isinstance(votes, str) else votes
     if votes is not None and len(votes) == 1:
         votes = check("votes", votes[0], _is_list, "a list, or several columns with commas between them")
@@ -360,6 +372,11 @@ class _Reader:
                     values["label"] = max(range(len(self.class_names)), key=values["votes"].__getitem__)
             if wanted.candidates is not None:
                 values["candidates"] = self._candidates(wanted.candidates, row[wanted.candidates])
+                if values["label"] >= 0 and not values["candidates"][values["label"]]:
+                    raise _Problem(
+                        f"column {wanted.candidates!r} is {row[wanted.candidates]!r}, without the label "
+                        f"{self.class_names[values['label']]!r}: correct one of them"
+                    )
         except _Problem as error:
             problem = str(error)
         return ImageRecord(Path(path or row_id), row_id, values, problem=problem, data=data or None)

@@ -4,23 +4,25 @@ import argparse
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...io.errors import DataError
-from ...io.tables import read_rows
+from ...io.errors import DataError, name_some
+from ...io.tables import column_names, read_rows
 from ...labels.candidates import from_posterior
 from ...labels.crowd import dawid_skene_posterior
-from ...labels.expressions import EXPRESSIONS, canonical_name
+from ...labels.expressions import EXPRESSIONS, canonical_name, misspelled
 from ..image_writer import ImageRecord
 from ..provenance import Provenance
-from .base import Opened, Source, add_classes_argument, parse_classes
+from .base import Opened, Source, add_classes_argument, is_text, parse_classes
 
 SPLITS = ("train", "validation", "test")
 ANSWER_COLUMNS = ("path", "annotator", "label")
+MOST_VOTES = 2**31 - 1
+"""Largest number of votes that a prepared set holds."""
+
 OWN_COLUMNS = (*ANSWER_COLUMNS, "candidates", "split")
 """Columns of a table that are never votes for a class of that name."""
 
@@ -37,7 +39,7 @@ def list_votes(
     The table has one of four forms:
 
     - one row for each image: `path`, and a column for each class, by its name, with the number of votes. Classes
-      without a column have no votes;
+      without a column have no votes, nor have those that a row of JSON lines leaves out, if it has others;
     - one row for each answer: `path`, `annotator`, `label` (a class name);
     - one row for each image: `path`, and a column for each of `annotators`, with the class name that they chose, or
       nothing;
@@ -64,35 +66,47 @@ def list_votes(
 
     Raises:
         DataError: `read_rows` refuses the table, a column is missing, a name is not a class, votes are not whole
-            numbers >= 0, an image is listed twice, an annotator has two answers for an image, a path leads out of
-            `root`, or a split is unknown. The message names file and row.
+            numbers >= 0, a column of votes looks like a misspelled class, a label is not among the candidates, an
+            image is listed twice, an annotator has two answers for an image, a path leads out of `root`, or a split is
+            unknown. The message names file and row.
     """
+    return _list_votes(file, root, class_names, coverage, annotators)[0]
+
+
+def _list_votes(
+    file: str | Path,
+    root: str | Path | None,
+    class_names: Sequence[str],
+    coverage: float | None,
+    annotators: Sequence[str] | None,
+) -> tuple[dict[str, list[ImageRecord]], list[str]]:
+    """What `list_votes` returns, and the columns of the table that were passed over."""
     file = Path(file)
     root = Path(root) if root is not None else file.parent
     if not root.is_dir():
         raise DataError(f"{root} is not a folder: name the one that the paths of {file} start from")
     class_names = [canonical_name(name) for name in class_names]
-    rows = read_rows(file)
-    first_row = next(rows)
-    first = first_row[1]
-    answers = "annotator" in first and "label" in first
+    if len(class_names) < 2:
+        raise DataError(f"--classes {','.join(class_names)}: annotators choose among at least two classes")
+    names = column_names(file)
+    answers = "annotator" in names and "label" in names
     annotators = list(annotators or ())
     classes = {
         name: class_names.index(canonical_name(name))
-        for name in first
+        for name in names
         if canonical_name(name) in class_names and name not in (*OWN_COLUMNS, *annotators)
     }
-    sets = "candidates" in first
-    if "path" not in first or not (answers or annotators or classes or sets):
+    sets = "candidates" in names
+    if "path" not in names or not (answers or annotators or classes or sets):
         raise DataError(
-            f"{file} has the columns {', '.join(first)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
+            f"{file} has the columns {', '.join(names)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
             f"candidates; or path and a column for each class ({', '.join(class_names)}); or path and columns that "
             "--annotators names"
         )
-    unfit = next((name for name in annotators if name not in first or name in ("path", "split")), None)
+    unfit = next((name for name in annotators if name not in names or name in ("path", "split")), None)
     if unfit is not None or len(set(annotators)) < len(annotators):
         fault = "names a column twice" if unfit is None else f"names {unfit!r}, which is no annotator's column"
-        raise DataError(f"--annotators {','.join(annotators)} {fault}; {file} has {', '.join(first)}")
+        raise DataError(f"--annotators {','.join(annotators)} {fault}; {file} has {', '.join(names)}")
     if answers + bool(annotators) + bool(classes) + sets > 1:
         raise DataError(
             f"{file} has more than one of annotator, candidates, columns of annotators ({', '.join(annotators)}), and "
@@ -115,15 +129,22 @@ def list_votes(
             f"{file} does not say who gave which answer, so annotators cannot be weighed: it needs the columns "
             f"{', '.join(ANSWER_COLUMNS)}, or columns that --annotators names"
         )
-    rows = chain([first_row], rows)
+    rows = read_rows(file)
     if answers:
+        read: Sequence[str] = ANSWER_COLUMNS
         listed = _count_answers(file, _answers_in_rows(file, rows, class_names), class_names, coverage)
     elif annotators:
+        read = annotators
         listed = _count_answers(file, _answers_in_columns(file, rows, class_names, annotators), class_names, coverage)
     elif sets:
+        read = ("candidates", "label")
         listed = _read_sets(file, rows, class_names)
     else:
-        listed = _read_counts(file, rows, class_names, classes)
+        read = list(classes)
+        near = {name: misspelled(name, class_names) for name in names if name not in (*OWN_COLUMNS, *classes)}
+        suspects = {name: meant for name, meant in near.items() if meant is not None}
+        listed = _read_counts(file, rows, class_names, classes, suspects)
+    passed_over = [name for name in names if name not in ("path", "split", *read)]
     splits: dict[str, list[ImageRecord]] = {name: [] for name in SPLITS}
     for place, path, given, columns in listed:
         image = _resolve(file, place, root, path)
@@ -133,17 +154,33 @@ def list_votes(
         name, entries = next(iter(columns.items()))
         problem = None if any(entries) else f"has no {name} at all: remove the row or add some"
         splits[split].append(ImageRecord(image, place, columns, problem=problem))
-    return {name: images for name, images in splits.items() if images}
+    return {name: images for name, images in splits.items() if images}, passed_over
 
 
 def _read_counts(
-    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str], classes: dict[str, int]
+    file: Path,
+    rows: Iterator[tuple[str, dict[str, Any]]],
+    class_names: list[str],
+    classes: dict[str, int],
+    suspects: dict[str, str],
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
-    """(place, path, split, columns) of each row of a table that has the votes for an image in a row."""
+    """(place, path, split, columns) of each row of a table that has the votes for an image in a row.
+
+    Where a row has votes in a column of `suspects`, and no column for the class that its name looks like, it is an
+    error.
+    """
     for place, path, row in _one_row_each(file, rows):
         where = file.parent / place
+        here = {column: label for column, label in classes.items() if column in row}  # JSON may leave out zeros
+        for column, meant in suspects.items():
+            absent = column in row and class_names.index(meant) not in here.values()
+            if absent and _is_whole_number(row[column]):
+                raise DataError(
+                    f"{where}: the column {column!r} has votes, but is no class: rename it if {meant!r} is meant, "
+                    "else remove it"
+                )
         votes = np.zeros(len(class_names), dtype=np.int32)
-        for column, label in classes.items():
+        for column, label in (here or classes).items():
             votes[label] = whole_number(where, column, row.get(column))
         yield place, path, _split(row), _columns_of(votes)
 
@@ -159,6 +196,10 @@ def _read_sets(
         candidates[[_class(where, name, class_names) for name in names]] = True
         given = str(row.get("label") or "").strip()
         label = _class(where, given, class_names) if given else -1
+        if names and given and not candidates[label]:
+            raise DataError(
+                f"{where}: the label {given!r} is not among the candidates {'|'.join(names)}: correct one of them"
+            )
         yield place, path, _split(row), {"candidates": candidates.tolist(), "label": label}
 
 
@@ -280,7 +321,7 @@ def _weigh_annotators(columns: list[dict[str, Any]], said: list[dict[str, int]],
 
 def _text(where: Path, row: dict[str, Any], column: str) -> str:
     text = _cell(where, row, column)
-    if any("\ud800" <= character <= "\udfff" for character in text):  # halves of characters, which no file can hold
+    if not is_text(text):
         raise DataError(f"{where}: {column} is {text!r}, which is no text: correct the row")
     return text
 
@@ -308,14 +349,27 @@ def whole_number(where: str | Path, column: str, value: Any) -> int:
         value = int(value)
     text = "" if value is None else str(value).strip()
     if isinstance(value, str):
+        if re.fullmatch(r"[1-9]\d{0,2}[.,]000", text):
+            raise DataError(
+                f"{where}: the votes for {column!r} are {value!r}, which is {text[:-4]} to some and {text[:-4]}000 to "
+                "others: write the number without a separator"
+            )
         text = re.sub(r"[.,]0*$", "", text)  # as spreadsheets may write it
     if not (text.isascii() and text.isdigit()):
         raise DataError(
             f"{where}: the votes for {column!r} are {value!r}, but votes are whole numbers from 0 up: correct the row"
         )
-    if len(text) > 10 or int(text) > 2**31 - 1:
+    if len(text) > 10 or int(text) > MOST_VOTES:
         raise DataError(f"{where}: {text} votes for {column!r} are too many to be true: correct the row")
     return int(text)
+
+
+def _is_whole_number(value: Any) -> bool:
+    try:
+        whole_number("", "", value)
+    except DataError:
+        return False
+    return True
 
 
 def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
@@ -361,7 +415,7 @@ class Votes(Source):
     def open(self, options: argparse.Namespace) -> Opened:
         names = parse_classes(options.classes) or EXPRESSIONS
         annotators = options.annotators
-        splits = list_votes(
+        splits, passed_over = _list_votes(
             options.source,
             options.root,
             names,
@@ -372,11 +426,12 @@ class Votes(Source):
         columns = tuple(first)
         form = "candidate sets" if columns[0] == "candidates" else "votes"
         form += f" of {len(first['answers'])} annotators" if "answers" in first else ""
+        rest = f", passing over the columns {name_some(passed_over)}" if passed_over else ""
         return Opened(
             names,
             splits,
             columns,
             provenance=Provenance(source=self.name),
-            read_as=f"a table of {form} ({Path(options.source).name})",
+            read_as=f"a table of {form} ({Path(options.source).name}){rest}",
             root=Path(options.root or Path(options.source).parent),
         )

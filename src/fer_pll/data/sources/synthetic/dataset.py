@@ -25,6 +25,9 @@ from .annotators import Scene, annotate
 from .faces import ACTION_UNITS, SMALLEST, Identity, View, draw_face
 
 SPLITS = ("train", "validation", "test")
+LARGEST = 1024  # pixels of a side
+MOST_ANNOTATORS = 10_000
+MOST_ROWS = 10**9
 
 
 @dataclass(frozen=True)
@@ -137,16 +140,16 @@ class Synthetic(Source):
     def open(self, options: argparse.Namespace) -> Opened:
         counts = {split: getattr(options, f"num_{split}") for split in SPLITS}
         for split, count in counts.items():
-            if count < 0:
-                raise DataError(f"num_{split} is {count}; give 0 (no such split) or more")
+            if not 0 <= count <= MOST_ROWS:
+                raise DataError(f"num_{split} is {count}; give 0 (no such split) to {MOST_ROWS}")
         if not any(counts.values()):
             raise DataError("num_train, num_validation and num_test are all 0: ask for at least one row")
-        if options.image_size < SMALLEST:
-            raise DataError(f"image_size is {options.image_size}; a face needs at least {SMALLEST} pixels")
+        if not SMALLEST <= options.image_size <= LARGEST:
+            raise DataError(f"image_size is {options.image_size}; give {SMALLEST} to {LARGEST} pixels")
         if options.seed < 0:
             raise DataError(f"seed is {options.seed}; give 0 or more")
-        if options.num_annotators < 1:
-            raise DataError(f"num_annotators is {options.num_annotators}; a label needs at least one vote")
+        if not 1 <= options.num_annotators <= MOST_ANNOTATORS:
+            raise DataError(f"num_annotators is {options.num_annotators}; give 1 to {MOST_ANNOTATORS} votes")
         if not 0 <= options.variation <= 1:
             raise DataError(f"variation is {options.variation}; give 0 (all alike) to 1")
         if not 0 <= options.contested <= 1:

@@ -26,7 +26,8 @@ MAX_BYTES = 200 * 2**20
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
 """The formats that are opened, beside HEIC, by their names in Pillow."""
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif"}
+IMAGE_ENDINGS = {".jpg", ".jpeg", ".jp2", ".png", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
+IMAGE_ENDINGS |= {".heic", ".heif"}
 """Endings, in lower case, by which images are found in folders and archives."""
 
 _BAND = 2**20  # pixels that are converted at a time

@@ -43,7 +43,9 @@ def test_with_splits(tmp_path):
 def test_without_splits_and_with_own_classes(tmp_path):
     for path in ("bored/1.png", "Awake/2.png", "empty-not/3.txt.png"):
         image(tmp_path / path)
-    (tmp_path / ".cache").mkdir()
+    for folder in (".cache", "nothing", "notes"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notes" / "read.me").write_text("no image, no class")
     splits, names = list_image_folder(tmp_path)
     assert list(splits) == ["train"] and names == ["awake", "bored", "empty-not"]
     assert [row.row_id for row in splits["train"]] == ["Awake/2.png", "bored/1.png", "empty-not/3.txt.png"]

@@ -152,6 +152,8 @@ HEADER = "path,happiness,surprise\n"
         ("votes.csv", HEADER + "../../etc/a.png,1,2\n", r"votes.csv:2: ../../etc/a.png lies outside of"),
         ("votes.csv", HEADER + "/etc/a.png,1,2\n", "lies outside of"),
         ("votes.csv", HEADER + ",1,2\n", "votes.csv:2 has no path"),
+        ("votes.csv", "path,label\na.png,fear\nb.png,meh\n", "votes.csv:3: label 'meh' is not one of the classes"),
+        ("votes.csv", "path,label\na.png,fear\na.png,anger\n", "votes.csv:3 lists a.png again"),
         ("votes.csv", HEADER + "a.png,1;2\n", "votes.csv:2 has 2 columns where 3 should be"),
         ("votes.csv", HEADER + "a.png,1,2,3\n", "votes.csv:2 has 4 columns where 3 should be"),
         ("votes.csv", HEADER + "a.png;1;2\n", "votes.csv:2 has 1 columns where 3 should be"),
@@ -390,3 +392,26 @@ def test_ready_candidate_sets_train_as_they_are(tmp_path):
     train = load_dataset(tmp_path / "set", "train")
     assert add_candidates(train, max_candidates=1)["candidates"][:] == train["candidates"][:]
     assert np.sum(train["candidates"][:], axis=1).tolist() == [2, 1] and train["label"][:] == [1, -1]
+
+
+def test_one_label_for_each_image(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label,split,age\na.png,Happy,train,3\nb.png,fear,test,4\n")
+    splits = list_votes(tmp_path / "labels.csv")
+    found = {split: [(row.path, row.columns, row.problem) for row in rows] for split, rows in splits.items()}
+    happiness, fear = EXPRESSIONS.index("happiness"), EXPRESSIONS.index("fear")
+    assert found == {
+        "train": [(tmp_path / "a.png", {"label": happiness}, None)],
+        "test": [(tmp_path / "b.png", {"label": fear}, None)],
+    }
+
+
+def test_an_absolute_path_may_lead_into_the_root_and_nowhere_else(tmp_path):
+    table, root = tmp_path / "tables" / "votes.csv", tmp_path / "faces"
+    root.mkdir()
+    table.parent.mkdir()
+    table.write_text(HEADER + f"{root}/a.png,1,2\n")
+    assert list_votes(table, root)["train"][0].path == root / "a.png"
+    for path in (f"{tmp_path}/a.png", f"{root}/../a.png"):
+        table.write_text(HEADER + f"{path},1,2\n")
+        with pytest.raises(DataError, match="lies outside of"):
+            list_votes(table, root)

@@ -78,7 +78,7 @@ def list_image_folder(
             f"{source} holds no images ({', '.join(sorted(IMAGE_ENDINGS))}) in folders: make one for each class"
         )
     names, label_of = _name_classes(
-        source, sorted({name for folders in found.values() for name in folders}), class_names
+        source, sorted({name for paths in images.values() for name, _ in paths}), class_names
     )
     listed = {
         split: [

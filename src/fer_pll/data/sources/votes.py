@@ -36,14 +36,15 @@ def list_votes(
 ) -> dict[str, list[ImageRecord]]:
     """Lists the images of a table of votes: CSV (or with tabs or semicolons), JSON lines or Parquet.
 
-    The table has one of four forms:
+    The table has one of five forms:
 
     - one row for each image: `path`, and a column for each class, by its name, with the number of votes. Classes
       without a column have no votes, nor have those that a row of JSON lines leaves out, if it has others;
     - one row for each answer: `path`, `annotator`, `label` (a class name);
     - one row for each image: `path`, and a column for each of `annotators`, with the class name that they chose, or
       nothing;
-    - candidate sets: `path` and `candidates` (class names with `|` between them), and `label` where it is known.
+    - candidate sets: `path` and `candidates` (class names with `|` between them), and `label` where it is known;
+    - a single label for each image: `path` and `label` (a class name).
 
     Names of classes may be capitalized, or synonyms (see `expressions.SYNONYMS`). A column `split` says train,
     validation or test; rows without it are train.
@@ -60,9 +61,9 @@ def list_votes(
 
     Returns:
         records by split, with `votes` and `label` (the first top of the votes), or with `candidates` and `label` (-1
-        where it is not known). Where the table says who gave which answer, they have `answers` as well: for each of
-        all annotators, sorted by name, the class, or -1 where they did not answer for this image. An image without any
-        vote or candidate has a `problem`.
+        where it is not known), or with `label` alone. Where the table says who gave which answer, they have `answers`
+        as well: for each of all annotators, sorted by name, the class, or -1 where they did not answer for this image.
+        An image without any vote or candidate has a `problem`.
 
     Raises:
         DataError: `read_rows` refuses the table, a column is missing, a name is not a class, votes are not whole
@@ -97,11 +98,12 @@ def _list_votes(
         if canonical_name(name) in class_names and name not in (*OWN_COLUMNS, *annotators)
     }
     sets = "candidates" in names
-    if "path" not in names or not (answers or annotators or classes or sets):
+    labels = "label" in names and not (answers or annotators or classes or sets)
+    if "path" not in names or not (answers or annotators or classes or sets or labels):
         raise DataError(
             f"{file} has the columns {', '.join(names)}; it needs {', '.join(ANSWER_COLUMNS)}; or path and "
             f"candidates; or path and a column for each class ({', '.join(class_names)}); or path and columns that "
-            "--annotators names"
+            "--annotators names; or path and label"
         )
     unfit = next((name for name in annotators if name not in names or name in ("path", "split")), None)
     if unfit is not None or len(set(annotators)) < len(annotators):
@@ -139,6 +141,9 @@ def _list_votes(
     elif sets:
         read = ("candidates", "label")
         listed = _read_sets(file, rows, class_names)
+    elif labels:
+        read = ("label",)
+        listed = _read_labels(file, rows, class_names)
     else:
         read = list(classes)
         near = {name: misspelled(name, class_names) for name in names if name not in (*OWN_COLUMNS, *classes)}
@@ -152,7 +157,7 @@ def _list_votes(
         if split not in SPLITS:
             raise DataError(f"{file.parent / place}: split {split!r} is not one of {', '.join(SPLITS)}")
         name, entries = next(iter(columns.items()))
-        problem = None if any(entries) else f"has no {name} at all: remove the row or add some"
+        problem = None if labels or any(entries) else f"has no {name} at all: remove the row or add some"
         splits[split].append(ImageRecord(image, place, columns, problem=problem))
     return {name: images for name, images in splits.items() if images}, passed_over
 
@@ -201,6 +206,15 @@ def _read_sets(
                 f"{where}: the label {given!r} is not among the candidates {'|'.join(names)}: correct one of them"
             )
         yield place, path, _split(row), {"candidates": candidates.tolist(), "label": label}
+
+
+def _read_labels(
+    file: Path, rows: Iterator[tuple[str, dict[str, Any]]], class_names: list[str]
+) -> Iterator[tuple[str, str, str | None, dict[str, Any]]]:
+    """(place, path, split, columns) of each row of a table that has one label for each image."""
+    for place, path, row in _one_row_each(file, rows):
+        where = file.parent / place
+        yield place, path, _split(row), {"label": _class(where, _text(where, row, "label"), class_names)}
 
 
 def _one_row_each(file: Path, rows: Iterator[tuple[str, dict[str, Any]]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -374,6 +388,9 @@ def _is_whole_number(value: Any) -> bool:
 
 def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
     """The image's path, after checking that the table does not lead out of the folder. Links are the user's own."""
+    absolute = Path(path)
+    if absolute.is_absolute() and ".." not in absolute.parts and absolute.is_relative_to(root.absolute()):
+        return absolute
     if path.startswith(("/", "../")) or path == ".." or PureWindowsPath(path).drive:
         raise DataError(
             f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "
@@ -392,7 +409,8 @@ class Votes(Source):
             "source",
             metavar="table",
             help="CSV, TSV, JSON lines or Parquet: path and a column of votes for each class; or path, annotator, "
-            "label; or path and --annotators; or path and candidates (class names with | between them)",
+            "label; or path and --annotators; or path and candidates (class names with | between them); or path and "
+            "label",
         )
         parser.add_argument("--root", metavar="DIR", help="folder that the paths start from (default: the table's)")
         add_classes_argument(parser, "the eight expressions of FER+")
@@ -424,7 +442,7 @@ class Votes(Source):
         )
         first = next(iter(splits.values()))[0].columns
         columns = tuple(first)
-        form = "candidate sets" if columns[0] == "candidates" else "votes"
+        form = {"candidates": "candidate sets", "label": "labels"}.get(columns[0], "votes")
         form += f" of {len(first['answers'])} annotators" if "answers" in first else ""
         rest = f", passing over the columns {name_some(passed_over)}" if passed_over else ""
         return Opened(

@@ -113,7 +113,7 @@ def predict(
             "--cropped looks for no faces: leave out --camera, --save-video, --save-timelines, --min-face"
         )
     files = list_files(sources)
-    for each in filter(None, (save_pictures, save_explanations, save_video, save_timelines)):
+    for each in filter(None, (save_pictures, save_explanations, save_video, save_timelines) if overwrite else ()):
         check_apart(each, {Path(file).parent for file in files if not is_url(file)})
     if out is not None:
         check_new_table(out, overwrite)

@@ -242,6 +242,15 @@ def test_backbones_are_named_by_dictionaries_too():
     assert isinstance(queries_on(OURS.to_dict()).backbone_config, FerPllResNetConfig)
 
 
+@torch.no_grad()
+def test_a_backbone_whose_configuration_asks_for_tuples_is_used_alike():
+    for given in (False, 0):
+        backbone = SOURCES["resnet"][1].to_dict() | {"return_dict": given}
+        model = FerPllForImageClassification(queries_on(backbone)).eval()
+        assert model(images()).logits.shape == (2, 4)
+        assert isinstance(model(images(), return_dict=False), tuple)
+
+
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"no model_type 'squeezenet'"):
         queries_on({"model_type": "squeezenet"})

@@ -138,7 +138,6 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         "hidden_states",
         "attentions",
         "cross_attentions",
-        "feature_maps",
     ]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)

@@ -38,7 +38,6 @@ class FerPllModelOutput(ModelOutput):
     last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
         `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
     pooler_output: (B, d), the mean of the patch tokens.
-    feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
@@ -49,7 +48,6 @@ class FerPllModelOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
-    feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
@@ -569,7 +567,7 @@ class FerPllModel(FerPllEncoderModel):
         Raises:
             ValueError: images or masks do not fit the configuration.
         """
-        feature_maps = mask = ids_restore = query_states = None
+        mask = ids_restore = query_states = None
         if self.config.backbone_config is None:
             tokens, mask, ids_restore = self.embeddings(
                 pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
@@ -582,14 +580,13 @@ class FerPllModel(FerPllEncoderModel):
             if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
                 raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
             check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-            feature_maps = tuple(self.backbone(pixel_values).feature_maps)
+            feature_maps = self.backbone(pixel_values).feature_maps
             tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
             query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
             last_hidden_state=tokens,
             pooler_output=patch_tokens.mean(dim=1),
-            feature_maps=feature_maps,
             query_states=query_states,
             mask=mask,
             ids_restore=ids_restore,

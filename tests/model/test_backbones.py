@@ -65,6 +65,13 @@ def images(number: int = 2, channels: int = 3) -> torch.Tensor:
     return torch.randn(number, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
+def faces() -> list[Image.Image]:
+    return [Image.fromarray(each) for each in np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)]
+
+
+PROCESSOR = FerPllImageProcessor(num_channels=3, size={"height": SIDE, "width": SIDE})
+
+
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_tokens_are_the_projected_cells_of_all_stages_and_queries_see_each(name):
@@ -85,10 +92,36 @@ def test_tokens_are_the_projected_cells_of_all_stages_and_queries_see_each(name)
 @pytest.mark.parametrize("name", ["resnet", "dinov2", "ours"])
 def test_features_of_a_batch_are_those_of_its_images(name):
     """transformers takes batches apart by the name of an output, and knows few that hold several tensors."""
-    processor = FerPllImageProcessor(num_channels=3, size={"height": SIDE, "width": SIDE})
-    extract = pipeline("image-feature-extraction", model=make_model(name).fer_pll, image_processor=processor)
-    faces = [Image.fromarray(each) for each in np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)]
-    np.testing.assert_allclose(extract(faces, batch_size=2), [extract(face) for face in faces], atol=1e-5)
+    extract = pipeline("image-feature-extraction", model=make_model(name).fer_pll, image_processor=PROCESSOR)
+    np.testing.assert_allclose(extract(faces(), batch_size=2), [extract(face) for face in faces()], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_states_and_attentions_are_the_backbones_own(name):
+    model = make_model(name)
+    network = model.fer_pll.backbone
+    model.set_attn_implementation("eager")
+    logits = model(images()).logits
+    outputs = model(images(), output_hidden_states=True, output_attentions=True)
+    for answer in (outputs.logits, model(images()).logits):  # they are as they were before
+        torch.testing.assert_close(answer, logits, rtol=0, atol=1e-6)
+    expected = network(images(), output_hidden_states=True)
+    torch.testing.assert_close(outputs.hidden_states, expected.hidden_states, rtol=0, atol=1e-5)
+    assert len(outputs.hidden_states) > 1 and len(outputs.cross_attentions) == 2
+    if network.has_attentions and name not in TIMM:
+        attentions = network(images(), output_attentions=True).attentions
+        assert len(attentions) == 2
+        torch.testing.assert_close(outputs.attentions, attentions, rtol=0, atol=1e-5)
+    else:
+        assert outputs.attentions is None
+    model.set_attn_implementation("sdpa")
+    assert model(images(), output_attentions=True).cross_attentions is None
+    assert model(images()).hidden_states is None
+    model.config.output_hidden_states = True
+    torch.testing.assert_close(model(images()).hidden_states, expected.hidden_states, rtol=0, atol=1e-5)
+    classify = pipeline("image-classification", model=model, image_processor=PROCESSOR)
+    assert len(classify(faces(), batch_size=2)) == 3
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -527,8 +527,8 @@ class TestClassification:
         assert [a.shape for a in outputs.attentions] == [(2, 4, 17, 17)] * 2
         assert [h.shape for h in outputs.hidden_states] == [(2, 17, 32)] * 3
         expected = [(2, 4, NUM_CLASSES, NUM_PATCHES)] * 2 if config.add_query_decoder else []
-        assert [a.shape for a in outputs.cross_attentions] == expected
-        for attention in outputs.attentions + outputs.cross_attentions:
+        assert [a.shape for a in outputs.cross_attentions or ()] == expected
+        for attention in outputs.attentions + (outputs.cross_attentions or ()):
             torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
         assert torch.equal(outputs.logits, plain.logits)
 
@@ -566,13 +566,13 @@ class TestClassification:
         np.testing.assert_allclose(pooled, whole[:, 1:].mean(axis=1), atol=1e-6)
 
     @classifiers
-    def test_attentions_without_maps_are_empty_with_gradients_and_without(self, changes):
+    def test_attentions_without_maps_are_none_with_gradients_and_without(self, changes):
         """sdpa gives no maps."""
         model = FerPllForImageClassification(tiny_config(**changes)).eval()
         for gradients in (False, True):
             with torch.set_grad_enabled(gradients):
                 outputs = model(PIXELS, output_attentions=True)
-            assert outputs.attentions == outputs.cross_attentions == ()
+            assert outputs.attentions is outputs.cross_attentions is None
 
     def test_problem_type_may_be_left_open(self):
         assert tiny_config(problem_type=None).problem_type == "single_label_classification"

@@ -42,8 +42,11 @@ class FerPllModelOutput(ModelOutput):
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
         if a token replaces the hidden patches.
-    hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
-    cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
+    hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT. With
+        `config.backbone_config`, what the backbone gives under these names: the maps of all stages, for convolutions.
+    cross_attentions: one (B, heads, K, V) per query decoder block on request.
+
+    Maps of attention need eager attention: without it, or where there are none, the value is `None`.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -54,6 +57,12 @@ class FerPllModelOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        # transformers records what was asked for, and sets () for what it has not seen: a backbone's own states are
+        # here already, and without any the value stays `None`.
+        if not isinstance(value, tuple) or value:
+            super().__setitem__(key, value)
 
 
 @dataclass
@@ -237,10 +246,12 @@ class FerPllQueryLayer(GradientCheckpointingLayer):
         self.mlp = FerPllMLP(config, size, config.intermediate_size)
         self.residual = FerPllResidual(config)
 
-    def forward(self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
+    def forward(
+        self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
         queries = self.residual(queries, attended)
-        return self.residual(queries, self.mlp(self.layernorm_after(queries)))
+        return self.residual(queries, self.mlp(self.layernorm_after(queries))), weights
 
 
 class FerPllQueryDecoder(nn.Module):
@@ -253,13 +264,17 @@ class FerPllQueryDecoder(nn.Module):
         self.layers = nn.ModuleList(FerPllQueryLayer(config) for _ in range(config.query_decoder_num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, patch_tokens: torch.Tensor, **kwargs) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """States (B, K, d), and the attention (B, heads, K, L) of each block, where the attention in use gives it."""
         queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
         # The slice without the class token is not contiguous: each projection would keep a copy for its backward.
         patch_tokens = patch_tokens.contiguous()
+        attentions = []
         for layer in self.layers:
-            queries = layer(queries, patch_tokens, **kwargs)
-        return self.layernorm(queries)
+            queries, weights = layer(queries, patch_tokens, **kwargs)
+            if weights is not None:
+                attentions.append(weights)
+        return self.layernorm(queries), tuple(attentions)
 
 
 class FerPllPatchEmbeddings(nn.Module):
@@ -407,7 +422,6 @@ class FerPllPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
         "hidden_states": FerPllLayer,
         "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
-        "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
     # transformers wraps this method in a way that mypy takes for a function of the model as its argument.
@@ -531,6 +545,9 @@ class FerPllModel(FerPllEncoderModel):
             self.backbone = make_backbone(config)
             channels: Any = self.backbone.channels
             self.feature_tokens = FerPllFeatureTokens(config, channels)
+            # transformers would hook the layers of the backbone, which it has hooked already, again: each state would
+            # come twice, and the backbone would take others for its maps.
+            self._output_capturing_hooks_installed = True
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
@@ -567,7 +584,11 @@ class FerPllModel(FerPllEncoderModel):
         Raises:
             ValueError: images or masks do not fit the configuration.
         """
-        mask = ids_restore = query_states = None
+        mask = ids_restore = query_states = hidden_states = attentions = cross_attentions = None
+        asked = {
+            name: kwargs.get(name, getattr(self.config, name))
+            for name in ("output_hidden_states", "output_attentions")
+        }
         if self.config.backbone_config is None:
             tokens, mask, ids_restore = self.embeddings(
                 pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
@@ -580,16 +601,25 @@ class FerPllModel(FerPllEncoderModel):
             if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
                 raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
             check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-            feature_maps = self.backbone(pixel_values).feature_maps
-            tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
+            gives_attentions = self.backbone.has_attentions and self.backbone.config.model_type != "timm_backbone"
+            outputs = self.backbone(
+                pixel_values,
+                output_hidden_states=asked["output_hidden_states"],
+                output_attentions=asked["output_attentions"] and gives_attentions,
+            )
+            hidden_states, attentions = outputs.hidden_states, outputs.attentions
+            tokens = patch_tokens = self.feature_tokens(outputs.feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
-            query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
+            query_states, cross_attentions = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
             last_hidden_state=tokens,
             pooler_output=patch_tokens.mean(dim=1),
             query_states=query_states,
             mask=mask,
             ids_restore=ids_restore,
+            hidden_states=hidden_states,
+            attentions=attentions or None,
+            cross_attentions=(asked["output_attentions"] and cross_attentions) or None,
         )
 
 

@@ -30,7 +30,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 from transformers.utils import logging as transformers_logging
 
 import tiny
-from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
+from fer_pll import FerPllBackbone, FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from fer_pll.model.masking import random_masking
 from fer_pll.model.modeling_fer_pll import (
     FerPllAttention,
@@ -829,6 +829,31 @@ class TestCompiling:
             expected = model(pixel_values).logits
             actual = program.module()(pixel_values=pixel_values).logits
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    def test_the_older_onnx_exporter_keeps_the_batch_size_open(self, tmp_path):
+        pytest.importorskip("onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+        classifier = FerPllForImageClassification(tiny_config(num_channels=1)).eval()
+        backbone = FerPllBackbone(tiny_config(num_channels=1)).eval()
+        for name, model in (("logits", classifier), ("feature_maps", backbone)):
+            torch.onnx.export(
+                model,
+                (random_input(2, 1, 32, 32),),
+                file := str(tmp_path / f"{name}.onnx"),
+                dynamo=False,
+                input_names=["pixel_values"],
+                output_names=[name],
+                dynamic_axes={"pixel_values": {0: "batch"}, name: {0: "batch"}},
+            )
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            for size in (1, 5):
+                pixel_values = random_input(size, 1, 32, 32)
+                expected = getattr(model(pixel_values), name)
+                (actual,) = session.run([name], {"pixel_values": pixel_values.numpy()})
+                expected = expected if name == "logits" else expected[0]
+                np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-4)
 
     @torch.no_grad()
     @pretrainings

@@ -160,7 +160,8 @@ class FerPllAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, n, d) -> (B, heads, n, d / heads)
+        # (B, n, d) -> (B, heads, n, d / heads). Not `unflatten`, which a traced model keeps for one size of batch.
+        return states.reshape(states.shape[0], states.shape[1], -1, self.head_dim).transpose(1, 2)
 
     def forward(
         self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None = None, **kwargs
@@ -869,7 +870,7 @@ class FerPllBackbone(BackboneMixin, FerPllEncoderModel):
             states.append(layer(states[-1], **kwargs))
         grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
         feature_maps = tuple(
-            self.layernorm(state)[:, 1:].transpose(1, 2).unflatten(2, grid)
+            self.layernorm(state)[:, 1:].transpose(1, 2).reshape(state.shape[0], -1, *grid)
             for name, state in zip(self.stage_names, states, strict=True)
             if name in self.out_features
         )

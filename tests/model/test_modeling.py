@@ -917,18 +917,17 @@ class TestBadInput:
             model(random_input(2, 3, 48, 48))
 
 
-def test_trainer_divides_the_loss_by_the_accumulation_steps(tmp_path):
-    """A forward with **kwargs makes Trainer believe otherwise, unless the model says `accepts_loss_kwargs = False`."""
-    rows = [{"pixel_values": PIXELS[i % 2] + i, "labels": i % NUM_CLASSES} for i in range(4)]
+def test_trainer_accumulates_gradients_to_those_of_one_batch_also_if_the_last_part_is_smaller(tmp_path):
+    rows = [{"pixel_values": PIXELS[i % 2] + i, "labels": i % NUM_CLASSES} for i in range(5)]
     config = tiny_config()
     start = FerPllForImageClassification(config).state_dict()
     weights = []
-    for accumulation in (1, 2):
+    for size, accumulation in ((5, 1), (2, 3)):
         model = FerPllForImageClassification(config)
         model.load_state_dict(start)
         arguments = TrainingArguments(
             tmp_path,
-            per_device_train_batch_size=4 // accumulation,
+            per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             max_steps=1,
             optim="sgd",
@@ -941,8 +940,24 @@ def test_trainer_divides_the_loss_by_the_accumulation_steps(tmp_path):
             disable_tqdm=True,
         )
         trainer = Trainer(model, arguments, train_dataset=rows)
-        assert not trainer.model_accepts_loss_kwargs
         trainer.train()
         weights.append(model.state_dict())
     assert not torch.equal(weights[0]["classifier.weight"], start["classifier.weight"])
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-4)
+
+
+def test_trainer_divides_the_loss_of_pretraining_by_the_accumulation_steps(tmp_path):
+    """A forward with **kwargs makes Trainer believe otherwise, unless the model says `accepts_loss_kwargs = False`."""
+    arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    assert not Trainer(FerPllForPreTraining(tiny_config()), arguments).model_accepts_loss_kwargs
+
+
+@pytest.mark.parametrize("name", ["FerPllForImageClassification", "Theirs"])
+def test_the_loss_is_that_of_transformers_and_can_be_replaced(name):
+    model = type(name, (FerPllForImageClassification,), {})(tiny_config()).eval()
+    outputs = model(PIXELS, labels=LABELS)
+    torch.testing.assert_close(outputs.loss, cross_entropy(outputs.logits, LABELS))
+    torch.testing.assert_close(model(PIXELS, labels=LABELS[:, None]).loss, outputs.loss)
+    torch.testing.assert_close(model(PIXELS, labels=LABELS, num_items_in_batch=8).loss, outputs.loss * len(LABELS) / 8)
+    model.loss_function = lambda labels, logits, config, **kwargs: logits.sum() + labels.sum()
+    torch.testing.assert_close(model(PIXELS, labels=LABELS).loss, outputs.logits.sum() + LABELS.sum())

@@ -411,9 +411,6 @@ class FerPllPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
     _input_embed_layer = "patch_embeddings"
     supports_gradient_checkpointing = True
-    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
-    # for a forward with **kwargs.
-    accepts_loss_kwargs = False
     _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]  # noqa: RUF012  # no ClassVar there
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -677,6 +674,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
     | SimMIM (Xie et al., 2022) | `pixels` | `token` | `l1` | `mask_unit_size=32` |
     """
 
+    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
+    # for a forward with **kwargs.
+    accepts_loss_kwargs = False
+
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
         if config.backbone_config is not None:
@@ -776,6 +777,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         self.fer_pll = FerPllModel(config)
         assert config.num_labels is not None  # transformers gives every configuration its labels
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.loss_type = "ForImageClassification"  # transformers takes it from the name of the class, a subclass's too
         self.post_init()
 
     @torch.no_grad()
@@ -804,7 +806,8 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), normalized by the image processor.
-            labels: long (B,); gives a cross-entropy loss.
+            labels: long (B,) or (B, 1); gives a cross-entropy loss, the mean over the batch, or, with
+                `num_items_in_batch`, the sum over the batch divided by that, as Trainer asks for it.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -817,7 +820,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             # models must not have.
             every = self.classifier(outputs.query_states)  # (B, K, K)
             logits = every.flatten(1)[:, :: every.shape[-1] + 1].contiguous()  # (B, K)
-        loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
+        loss = None if labels is None else self.loss_function(labels, logits.float(), self.config, **kwargs)
         return FerPllImageClassifierOutput(
             loss=loss,
             logits=logits,

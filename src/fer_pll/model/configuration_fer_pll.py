@@ -371,6 +371,15 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
                 "'visible' hides single patches, as many in each image."
             )
 
+    def validate_classes(self) -> None:
+        """Raise `ValueError` if `id2label` does not name the classes by their numbers from 0 on."""
+        numbers = sorted(self.id2label or ())
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"id2label has {len(numbers)} keys from {numbers[0]} to {numbers[-1]}: number the classes from 0 to "
+                f"{len(numbers) - 1}, as the logits are."
+            )
+
     def validate_ratios(self) -> None:
         """Raise `ValueError` for a ratio outside [0, 1)."""
         for name in ("mask_ratio", "drop_path_rate"):

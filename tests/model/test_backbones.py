@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoBackbone,
     AutoModelForImageClassification,
     ResNetConfig,
+    pipeline,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
@@ -63,6 +65,13 @@ def images(number: int = 2, channels: int = 3) -> torch.Tensor:
     return torch.randn(number, channels, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
 
 
+def faces() -> list[Image.Image]:
+    return [Image.fromarray(each) for each in np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)]
+
+
+PROCESSOR = FerPllImageProcessor(num_channels=3, size={"height": SIDE, "width": SIDE})
+
+
 @pytest.mark.parametrize("name", ALL)
 @torch.no_grad()
 def test_tokens_are_the_projected_cells_of_all_stages_and_queries_see_each(name):
@@ -71,15 +80,48 @@ def test_tokens_are_the_projected_cells_of_all_stages_and_queries_see_each(name)
     outputs = model.fer_pll(pixels)
     network = model.fer_pll.backbone
     maps = network(pixels).feature_maps
-    assert len(outputs.feature_maps) == len(model.fer_pll.feature_tokens.projections) == len(maps) >= 1
-    for one, other in zip(outputs.feature_maps, maps, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert len(model.fer_pll.feature_tokens.projections) == len(maps) >= 1
     assert [each.shape[1] for each in maps] == list(network.channels)
     cells = sum(each.shape[2] * each.shape[3] for each in maps)
     assert outputs.last_hidden_state.shape == (2, cells, 16)
     assert outputs.query_states.shape == (2, 4, 16)
     torch.testing.assert_close(outputs.pooler_output, outputs.last_hidden_state.mean(dim=1))
     assert not torch.equal(*model(pixels).logits)
+
+
+@pytest.mark.parametrize("name", ["resnet", "dinov2", "ours"])
+def test_features_of_a_batch_are_those_of_its_images(name):
+    """transformers takes batches apart by the name of an output, and knows few that hold several tensors."""
+    extract = pipeline("image-feature-extraction", model=make_model(name).fer_pll, image_processor=PROCESSOR)
+    np.testing.assert_allclose(extract(faces(), batch_size=2), [extract(face) for face in faces()], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+@torch.no_grad()
+def test_states_and_attentions_are_the_backbones_own(name):
+    model = make_model(name)
+    network = model.fer_pll.backbone
+    model.set_attn_implementation("eager")
+    logits = model(images()).logits
+    outputs = model(images(), output_hidden_states=True, output_attentions=True)
+    for answer in (outputs.logits, model(images()).logits):  # they are as they were before
+        torch.testing.assert_close(answer, logits, rtol=0, atol=1e-6)
+    expected = network(images(), output_hidden_states=True)
+    torch.testing.assert_close(outputs.hidden_states, expected.hidden_states, rtol=0, atol=1e-5)
+    assert len(outputs.hidden_states) > 1 and len(outputs.cross_attentions) == 2
+    if network.has_attentions and name not in TIMM:
+        attentions = network(images(), output_attentions=True).attentions
+        assert len(attentions) == 2
+        torch.testing.assert_close(outputs.attentions, attentions, rtol=0, atol=1e-5)
+    else:
+        assert outputs.attentions is None
+    model.set_attn_implementation("sdpa")
+    assert model(images(), output_attentions=True).cross_attentions is None
+    assert model(images()).hidden_states is None
+    model.config.output_hidden_states = True
+    torch.testing.assert_close(model(images()).hidden_states, expected.hidden_states, rtol=0, atol=1e-5)
+    classify = pipeline("image-classification", model=model, image_processor=PROCESSOR)
+    assert len(classify(faces(), batch_size=2)) == 3
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -240,6 +282,15 @@ def test_backbones_are_named_by_dictionaries_too():
     again = FerPllConfig.from_dict(json.loads(config.to_json_string()))
     assert again.backbone_config.to_dict() == config.backbone_config.to_dict()
     assert isinstance(queries_on(OURS.to_dict()).backbone_config, FerPllResNetConfig)
+
+
+@torch.no_grad()
+def test_a_backbone_whose_configuration_asks_for_tuples_is_used_alike():
+    for given in (False, 0):
+        backbone = SOURCES["resnet"][1].to_dict() | {"return_dict": given}
+        model = FerPllForImageClassification(queries_on(backbone)).eval()
+        assert model(images()).logits.shape == (2, 4)
+        assert isinstance(model(images(), return_dict=False), tuple)
 
 
 def test_what_cannot_be_is_refused():

@@ -133,3 +133,10 @@ def test_settings_of_earlier_versions_that_would_change_something_are_refused(se
     (tmp_path / "config.json").write_text(json.dumps(FerPllConfig().to_dict() | setting))
     with pytest.raises(ValueError, match=message):
         AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), ("0", "2"), (-1, 0)])
+def test_classes_are_numbered_from_0_on(numbers):
+    with pytest.raises(StrictDataclassError, match=r"id2label has 2 keys from .* number the classes from 0 to 1"):
+        FerPllConfig(id2label=dict(zip(numbers, "ab", strict=True)))
+    assert FerPllConfig(id2label={"1": "b", "0": "a"}).id2label == {0: "a", 1: "b"}

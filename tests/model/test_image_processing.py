@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, pipeline
 from transformers.image_processing_backends import PilBackend
 
 from fer_pll import FerPllForImageClassification, FerPllImageProcessor
+from fer_pll.io.images import open_image
 
 MEAN, STD = [0.4, 0.5, 0.6], [0.25, 0.3, 0.2]
 
@@ -138,6 +139,41 @@ def test_floats_of_another_number_of_channels_are_refused():
     """Floats may mean 0..1 or 0..255: converting them would be a guess."""
     with pytest.raises(ValueError, match=r"3 channel\(s\) and type float32 cannot be converted to L"):
         FerPllImageProcessor(num_channels=1)(np.random.rand(3, 20, 20).astype(np.float32))
+
+
+WIDE = np.random.default_rng(0).integers(0, 65536, (30, 20)).astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    "given", [WIDE, torch.from_numpy(WIDE), "I;16", "I;16B"], ids=["array", "tensor", "PIL", "PIL B"]
+)
+def test_16_bits_are_scaled_to_8_as_our_readers_do(processor, given):
+    if isinstance(given, str):
+        given = Image.frombytes(given, (20, 30), WIDE.astype(">u2" if given == "I;16B" else "<u2").tobytes())
+    image = Image.fromarray(np.round(WIDE / 257).astype(np.uint8))
+    np.testing.assert_allclose(processor(given).pixel_values[0], reference(image, processor), atol=1e-6)
+    read = open_image(Image.fromarray(WIDE))
+    np.testing.assert_allclose(processor(given).pixel_values, processor(read).pixel_values, atol=1e-6)
+
+
+def test_whole_numbers_of_more_bits_within_0_to_255_are_read_as_they_are(processor):
+    for given in (GRAY.astype(np.int32), Image.fromarray(GRAY.astype(np.int32))):
+        pixel_values = processor(given).pixel_values[0]
+        np.testing.assert_allclose(pixel_values, reference(Image.fromarray(GRAY), processor), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_values_outside_of_0_to_255_are_refused(processor, kind):
+    values = WIDE.astype(kind)
+    for given in [Image.fromarray(values), *([values] if kind is np.int32 else [])]:
+        with pytest.raises(ValueError, match=r"values from .* to 65.*: give 0 to 255, or 16 bits"):
+            processor(given)
+
+
+def test_an_image_of_fractions_is_treated_as_the_array_of_them():
+    processor = FerPllImageProcessor(num_channels=1, size={"height": 16, "width": 12})
+    for values in (GRAY / np.float32(255), GRAY.astype(np.float32)):
+        np.testing.assert_array_equal(processor(Image.fromarray(values)).pixel_values, processor(values).pixel_values)
 
 
 def test_number_of_channels_is_checked():

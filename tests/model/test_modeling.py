@@ -30,7 +30,7 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEEmbeddings
 from transformers.utils import logging as transformers_logging
 
 import tiny
-from fer_pll import FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
+from fer_pll import FerPllBackbone, FerPllConfig, FerPllForImageClassification, FerPllForPreTraining, FerPllModel
 from fer_pll.model.masking import random_masking
 from fer_pll.model.modeling_fer_pll import (
     FerPllAttention,
@@ -527,8 +527,8 @@ class TestClassification:
         assert [a.shape for a in outputs.attentions] == [(2, 4, 17, 17)] * 2
         assert [h.shape for h in outputs.hidden_states] == [(2, 17, 32)] * 3
         expected = [(2, 4, NUM_CLASSES, NUM_PATCHES)] * 2 if config.add_query_decoder else []
-        assert [a.shape for a in outputs.cross_attentions] == expected
-        for attention in outputs.attentions + outputs.cross_attentions:
+        assert [a.shape for a in outputs.cross_attentions or ()] == expected
+        for attention in outputs.attentions + (outputs.cross_attentions or ()):
             torch.testing.assert_close(attention.sum(dim=-1), torch.ones(attention.shape[:-1]))
         assert torch.equal(outputs.logits, plain.logits)
 
@@ -566,13 +566,13 @@ class TestClassification:
         np.testing.assert_allclose(pooled, whole[:, 1:].mean(axis=1), atol=1e-6)
 
     @classifiers
-    def test_attentions_without_maps_are_empty_with_gradients_and_without(self, changes):
+    def test_attentions_without_maps_are_none_with_gradients_and_without(self, changes):
         """sdpa gives no maps."""
         model = FerPllForImageClassification(tiny_config(**changes)).eval()
         for gradients in (False, True):
             with torch.set_grad_enabled(gradients):
                 outputs = model(PIXELS, output_attentions=True)
-            assert outputs.attentions == outputs.cross_attentions == ()
+            assert outputs.attentions is outputs.cross_attentions is None
 
     def test_problem_type_may_be_left_open(self):
         assert tiny_config(problem_type=None).problem_type == "single_label_classification"
@@ -831,6 +831,31 @@ class TestCompiling:
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
 
     @torch.no_grad()
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+    def test_the_older_onnx_exporter_keeps_the_batch_size_open(self, tmp_path):
+        pytest.importorskip("onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+        classifier = FerPllForImageClassification(tiny_config(num_channels=1)).eval()
+        backbone = FerPllBackbone(tiny_config(num_channels=1)).eval()
+        for name, model in (("logits", classifier), ("feature_maps", backbone)):
+            torch.onnx.export(
+                model,
+                (random_input(2, 1, 32, 32),),
+                file := str(tmp_path / f"{name}.onnx"),
+                dynamo=False,
+                input_names=["pixel_values"],
+                output_names=[name],
+                dynamic_axes={"pixel_values": {0: "batch"}, name: {0: "batch"}},
+            )
+            session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            for size in (1, 5):
+                pixel_values = random_input(size, 1, 32, 32)
+                expected = getattr(model(pixel_values), name)
+                (actual,) = session.run([name], {"pixel_values": pixel_values.numpy()})
+                expected = expected if name == "logits" else expected[0]
+                np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=1e-4)
+
+    @torch.no_grad()
     @pretrainings
     def test_export_of_pretraining(self, changes):
         model = FerPllForPreTraining(tiny_config(**changes)).eval()
@@ -892,18 +917,17 @@ class TestBadInput:
             model(random_input(2, 3, 48, 48))
 
 
-def test_trainer_divides_the_loss_by_the_accumulation_steps(tmp_path):
-    """A forward with **kwargs makes Trainer believe otherwise, unless the model says `accepts_loss_kwargs = False`."""
-    rows = [{"pixel_values": PIXELS[i % 2] + i, "labels": i % NUM_CLASSES} for i in range(4)]
+def test_trainer_accumulates_gradients_to_those_of_one_batch_also_if_the_last_part_is_smaller(tmp_path):
+    rows = [{"pixel_values": PIXELS[i % 2] + i, "labels": i % NUM_CLASSES} for i in range(5)]
     config = tiny_config()
     start = FerPllForImageClassification(config).state_dict()
     weights = []
-    for accumulation in (1, 2):
+    for size, accumulation in ((5, 1), (2, 3)):
         model = FerPllForImageClassification(config)
         model.load_state_dict(start)
         arguments = TrainingArguments(
             tmp_path,
-            per_device_train_batch_size=4 // accumulation,
+            per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
             max_steps=1,
             optim="sgd",
@@ -916,8 +940,24 @@ def test_trainer_divides_the_loss_by_the_accumulation_steps(tmp_path):
             disable_tqdm=True,
         )
         trainer = Trainer(model, arguments, train_dataset=rows)
-        assert not trainer.model_accepts_loss_kwargs
         trainer.train()
         weights.append(model.state_dict())
     assert not torch.equal(weights[0]["classifier.weight"], start["classifier.weight"])
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-4)
+
+
+def test_trainer_divides_the_loss_of_pretraining_by_the_accumulation_steps(tmp_path):
+    """A forward with **kwargs makes Trainer believe otherwise, unless the model says `accepts_loss_kwargs = False`."""
+    arguments = TrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    assert not Trainer(FerPllForPreTraining(tiny_config()), arguments).model_accepts_loss_kwargs
+
+
+@pytest.mark.parametrize("name", ["FerPllForImageClassification", "Theirs"])
+def test_the_loss_is_that_of_transformers_and_can_be_replaced(name):
+    model = type(name, (FerPllForImageClassification,), {})(tiny_config()).eval()
+    outputs = model(PIXELS, labels=LABELS)
+    torch.testing.assert_close(outputs.loss, cross_entropy(outputs.logits, LABELS))
+    torch.testing.assert_close(model(PIXELS, labels=LABELS[:, None]).loss, outputs.loss)
+    torch.testing.assert_close(model(PIXELS, labels=LABELS, num_items_in_batch=8).loss, outputs.loss * len(LABELS) / 8)
+    model.loss_function = lambda labels, logits, config, **kwargs: logits.sum() + labels.sum()
+    torch.testing.assert_close(model(PIXELS, labels=LABELS).loss, outputs.logits.sum() + LABELS.sum())

@@ -17,7 +17,7 @@ from fer_pll.labels.confidence_table import ConfidenceTable
 from fer_pll.training.methods import METHODS, Batch, Method, MethodOptions
 from fer_pll.training.methods.ada_cm import two_view_contrastive
 from fer_pll.training.methods.dmue import ramps
-from fer_pll.training.methods.network import classify, last_map
+from fer_pll.training.methods.network import classify, last_map, last_stage
 from fer_pll.training.methods.solar import refined_labels, sinkhorn, small_losses
 from fer_pll.training.param_groups import parameter_groups
 
@@ -66,6 +66,9 @@ GIVEN = torch.arange(B) % K
 def models():
     yield "label queries", tiny.tiny_config()
     yield "mean of the tokens", tiny.tiny_config(add_query_decoder=False)
+    stages = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "out_features": ["stage1", "stage2"]}
+    network = {"model_type": "resnet", "embedding_size": 8, "num_channels": 1, **stages}
+    yield "label queries on two stages", tiny.tiny_config(backbone_config=network)
     yield "ResNet", ResNetConfig(hidden_sizes=[16, 32], depths=[1, 1], embedding_size=16, num_channels=1, **LABELS)
     small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     yield "ViT", ViTConfig(image_size=16, patch_size=8, num_channels=1, **small, **LABELS)
@@ -99,10 +102,8 @@ def test_the_classifier_makes_the_logits_from_the_features_that_were_kept(config
 
 def test_maps_of_token_grids_and_what_has_none():
     class Output:
-        feature_maps = None
-
-        def __init__(self, states, maps=None):
-            self.last_hidden_state, self.feature_maps = states, maps
+        def __init__(self, states):
+            self.last_hidden_state = states
 
     class Registers:
         num_register_tokens = 4
@@ -112,7 +113,7 @@ def test_maps_of_token_grids_and_what_has_none():
         found = last_map(Output(states), config, "x")
         assert torch.equal(found[:, :, 1, 2], states[:, -9:][:, 5])
     several = rows(2, 16 + 4, 3)
-    found = last_map(Output(several, (torch.empty(2, 8, 4, 4), torch.empty(2, 8, 2, 2))), None, "x")
+    found = last_stage(several, (torch.empty(2, 8, 4, 4), torch.empty(2, 8, 2, 2)))
     assert torch.equal(found[:, :, 1, 0], several[:, 16 + 2])
     with pytest.raises(ValueError, match="loss='x' needs a network whose encoder ends with a feature map"):
         last_map(Output(rows(2, 8, 3)), None, "x")

@@ -138,7 +138,6 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
         "hidden_states",
         "attentions",
         "cross_attentions",
-        "feature_maps",
     ]
     sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
         "backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="resnet", optional=True)
@@ -370,6 +369,15 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"mask_shape={self.mask_shape!r} with mask_unit_size={self.mask_unit_size} needs mask_style='token': "
                 "'visible' hides single patches, as many in each image."
+            )
+
+    def validate_classes(self) -> None:
+        """Raise `ValueError` if `id2label` does not name the classes by their numbers from 0 on."""
+        numbers = sorted(self.id2label or ())
+        if numbers != list(range(len(numbers))):
+            raise ValueError(
+                f"id2label has {len(numbers)} keys from {numbers[0]} to {numbers[-1]}: number the classes from 0 to "
+                f"{len(numbers) - 1}, as the logits are."
             )
 
     def validate_ratios(self) -> None:

@@ -37,6 +37,7 @@ def make_backbone(config: FerPllConfig) -> PreTrainedModel:
             )
     if not backbone_class.has_attentions:  # what was chosen for the label queries would be refused
         config.backbone_config._attn_implementation = None
+    config.backbone_config.return_dict = True  # tuples are for the callers of the whole model
     return backbone_class._from_config(config.backbone_config)
 
 

@@ -13,6 +13,30 @@ from .face_crop import check_face_crop
 from .preprocessing import check_preprocessing
 
 
+def to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers as uint8: of 16 bits scaled, 65535 becoming 255; others as they are. Fractions stay what they are.
+
+    Raises:
+        ValueError: other numbers lie outside of 0..255.
+    """
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to the nearest
+    if values.dtype.kind not in "iu":
+        return values
+    check_range(values)
+    return values.astype(np.uint8)
+
+
+def check_range(values: np.ndarray) -> None:
+    """Raise `ValueError` for values that 8 bits do not hold."""
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 255):  # NaN is refused too
+        raise ValueError(
+            f"The image has values from {low:g} to {high:g}, whose scale is unknown: give 0 to 255, or 16 bits, "
+            "which are uint16 or Pillow's modes I;16."
+        )
+
+
 class FerPllImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels: int | None
 
@@ -21,6 +45,7 @@ class FerPllImageProcessor(PilBackend):
     """Turns any image into normalized `pixel_values` (B, C, H, W).
 
     Color images become gray for a model of one channel (ITU-R 601-2 luma), gray images RGB for a model of three.
+    16-bit values are scaled to 8 bits; other whole numbers, and images of mode F, must lie in 0..255.
     Pillow always does the resizing, also if torchvision is installed, so a checkpoint gives the same logits on every
     machine. `do_rescale=False, do_normalize=False` gives the resized 8-bit pixels.
 
@@ -71,8 +96,12 @@ class FerPllImageProcessor(PilBackend):
         """
         mode = "L" if num_channels == 1 else "RGB"
         kwargs["do_convert_rgb"] = False
+        if isinstance(image, Image.Image) and image.mode[0] in "IF":  # Pillow would cut their values off at 255
+            image = np.asarray(image)
+            if image.dtype.kind == "f":
+                check_range(image)
         if not isinstance(image, Image.Image):
-            image = super().process_image(image, **kwargs)
+            image = to_8_bits(super().process_image(image, **kwargs))
             if image.shape[0] == num_channels:
                 return image
             if image.dtype != np.uint8:

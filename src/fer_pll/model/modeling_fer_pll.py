@@ -38,24 +38,31 @@ class FerPllModelOutput(ModelOutput):
     last_hidden_state: (B, 1 + V, d), class token first, after the last LayerNorm; V = L without masking. With
         `config.backbone_config`, (B, L, d): the tokens that the label queries attend to, without a class token.
     pooler_output: (B, d), the mean of the patch tokens.
-    feature_maps: (B, C, h, w) for each stage of `config.backbone_config` in use; `None` without one.
     query_states: (B, K, d), one state per class; `None` without a query decoder.
     mask: (B, L), 1 where a patch was hidden; `None` without masking.
     ids_restore: (B, L), place of each patch among visible patches followed by hidden ones; `None` without masking, and
         if a token replaces the hidden patches.
-    hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT.
-    cross_attentions: one (B, heads, K, V) per query decoder block on request (eager attention).
+    hidden_states, attentions: one entry per encoder block on request, as in transformers' ViT. With
+        `config.backbone_config`, what the backbone gives under these names: the maps of all stages, for convolutions.
+    cross_attentions: one (B, heads, K, V) per query decoder block on request.
+
+    Maps of attention need eager attention: without it, or where there are none, the value is `None`.
     """
 
     last_hidden_state: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
-    feature_maps: tuple[torch.Tensor, ...] | None = None
     query_states: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     ids_restore: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        # transformers records what was asked for, and sets () for what it has not seen: a backbone's own states are
+        # here already, and without any the value stays `None`.
+        if not isinstance(value, tuple) or value:
+            super().__setitem__(key, value)
 
 
 @dataclass
@@ -153,7 +160,8 @@ class FerPllAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size)
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, n, d) -> (B, heads, n, d / heads)
+        # (B, n, d) -> (B, heads, n, d / heads). Not `unflatten`, which a traced model keeps for one size of batch.
+        return states.reshape(states.shape[0], states.shape[1], -1, self.head_dim).transpose(1, 2)
 
     def forward(
         self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None = None, **kwargs
@@ -239,10 +247,12 @@ class FerPllQueryLayer(GradientCheckpointingLayer):
         self.mlp = FerPllMLP(config, size, config.intermediate_size)
         self.residual = FerPllResidual(config)
 
-    def forward(self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
+    def forward(
+        self, queries: torch.Tensor, patch_tokens: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attended, weights = self.cross_attention(self.layernorm_before(queries), patch_tokens, **kwargs)
         queries = self.residual(queries, attended)
-        return self.residual(queries, self.mlp(self.layernorm_after(queries)))
+        return self.residual(queries, self.mlp(self.layernorm_after(queries))), weights
 
 
 class FerPllQueryDecoder(nn.Module):
@@ -255,13 +265,17 @@ class FerPllQueryDecoder(nn.Module):
         self.layers = nn.ModuleList(FerPllQueryLayer(config) for _ in range(config.query_decoder_num_hidden_layers))
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patch_tokens: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, patch_tokens: torch.Tensor, **kwargs) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """States (B, K, d), and the attention (B, heads, K, L) of each block, where the attention in use gives it."""
         queries = self.label_queries.expand(patch_tokens.shape[0], -1, -1)  # (B, K, d)
         # The slice without the class token is not contiguous: each projection would keep a copy for its backward.
         patch_tokens = patch_tokens.contiguous()
+        attentions = []
         for layer in self.layers:
-            queries = layer(queries, patch_tokens, **kwargs)
-        return self.layernorm(queries)
+            queries, weights = layer(queries, patch_tokens, **kwargs)
+            if weights is not None:
+                attentions.append(weights)
+        return self.layernorm(queries), tuple(attentions)
 
 
 class FerPllPatchEmbeddings(nn.Module):
@@ -397,9 +411,6 @@ class FerPllPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)  # type: ignore[assignment]  # transformers' own models have tuples, too
     _input_embed_layer = "patch_embeddings"
     supports_gradient_checkpointing = True
-    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
-    # for a forward with **kwargs.
-    accepts_loss_kwargs = False
     _no_split_modules = ["FerPllEmbeddings", "FerPllLayer", "FerPllQueryLayer"]  # noqa: RUF012  # no ClassVar there
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -409,7 +420,6 @@ class FerPllPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {  # noqa: RUF012  # no ClassVar in transformers
         "hidden_states": FerPllLayer,
         "attentions": OutputRecorder(FerPllAttention, index=1, layer_name="attention"),
-        "cross_attentions": OutputRecorder(FerPllAttention, index=1, layer_name="cross_attention"),
     }
 
     # transformers wraps this method in a way that mypy takes for a function of the model as its argument.
@@ -533,6 +543,9 @@ class FerPllModel(FerPllEncoderModel):
             self.backbone = make_backbone(config)
             channels: Any = self.backbone.channels
             self.feature_tokens = FerPllFeatureTokens(config, channels)
+            # transformers would hook the layers of the backbone, which it has hooked already, again: each state would
+            # come twice, and the backbone would take others for its maps.
+            self._output_capturing_hooks_installed = True
         if add_query_decoder is None:
             add_query_decoder = config.add_query_decoder
         self.query_decoder = FerPllQueryDecoder(config) if add_query_decoder else None
@@ -569,7 +582,11 @@ class FerPllModel(FerPllEncoderModel):
         Raises:
             ValueError: images or masks do not fit the configuration.
         """
-        feature_maps = mask = ids_restore = query_states = None
+        mask = ids_restore = query_states = hidden_states = attentions = cross_attentions = None
+        asked = {
+            name: kwargs.get(name, getattr(self.config, name))
+            for name in ("output_hidden_states", "output_attentions")
+        }
         if self.config.backbone_config is None:
             tokens, mask, ids_restore = self.embeddings(
                 pixel_values, mask_ratio, noise, bool_masked_pos, interpolate_pos_encoding
@@ -582,17 +599,25 @@ class FerPllModel(FerPllEncoderModel):
             if mask_ratio > 0 or noise is not None or bool_masked_pos is not None:
                 raise ValueError("A backbone encodes whole images: masks are for the ViT encoder of fer-pll.")
             check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
-            feature_maps = tuple(self.backbone(pixel_values).feature_maps)
-            tokens = patch_tokens = self.feature_tokens(feature_maps, pixel_values.shape[2:])  # (B, L, d)
+            gives_attentions = self.backbone.has_attentions and self.backbone.config.model_type != "timm_backbone"
+            outputs = self.backbone(
+                pixel_values,
+                output_hidden_states=asked["output_hidden_states"],
+                output_attentions=asked["output_attentions"] and gives_attentions,
+            )
+            hidden_states, attentions = outputs.hidden_states, outputs.attentions
+            tokens = patch_tokens = self.feature_tokens(outputs.feature_maps, pixel_values.shape[2:])  # (B, L, d)
         if self.query_decoder is not None:
-            query_states = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
+            query_states, cross_attentions = self.query_decoder(patch_tokens, **kwargs)  # (B, K, d)
         return FerPllModelOutput(
             last_hidden_state=tokens,
             pooler_output=patch_tokens.mean(dim=1),
-            feature_maps=feature_maps,
             query_states=query_states,
             mask=mask,
             ids_restore=ids_restore,
+            hidden_states=hidden_states,
+            attentions=attentions or None,
+            cross_attentions=(asked["output_attentions"] and cross_attentions) or None,
         )
 
 
@@ -648,6 +673,10 @@ class FerPllForPreTraining(FerPllPreTrainedModel):
     | MAE (He et al., 2022) | `normalized_pixels` | `visible` | `l2` | random |
     | SimMIM (Xie et al., 2022) | `pixels` | `token` | `l1` | `mask_unit_size=32` |
     """
+
+    # The loss is a mean per micro-batch, so Trainer must divide it by the accumulation steps. By default it does not
+    # for a forward with **kwargs.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: FerPllConfig) -> None:
         super().__init__(config)
@@ -748,6 +777,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
         self.fer_pll = FerPllModel(config)
         assert config.num_labels is not None  # transformers gives every configuration its labels
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.loss_type = "ForImageClassification"  # transformers takes it from the name of the class, a subclass's too
         self.post_init()
 
     @torch.no_grad()
@@ -776,7 +806,8 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), normalized by the image processor.
-            labels: long (B,); gives a cross-entropy loss.
+            labels: long (B,) or (B, 1); gives a cross-entropy loss, the mean over the batch, or, with
+                `num_items_in_batch`, the sum over the batch divided by that, as Trainer asks for it.
             interpolate_pos_encoding: accept another image size than `config.image_size`.
         """
         outputs = self.fer_pll(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
@@ -789,7 +820,7 @@ class FerPllForImageClassification(FerPllPreTrainedModel):
             # models must not have.
             every = self.classifier(outputs.query_states)  # (B, K, K)
             logits = every.flatten(1)[:, :: every.shape[-1] + 1].contiguous()  # (B, K)
-        loss = nn.functional.cross_entropy(logits.float(), labels) if labels is not None else None
+        loss = None if labels is None else self.loss_function(labels, logits.float(), self.config, **kwargs)
         return FerPllImageClassifierOutput(
             loss=loss,
             logits=logits,
@@ -842,7 +873,7 @@ class FerPllBackbone(BackboneMixin, FerPllEncoderModel):
             states.append(layer(states[-1], **kwargs))
         grid = [side // self.config.patch_size for side in pixel_values.shape[2:]]
         feature_maps = tuple(
-            self.layernorm(state)[:, 1:].transpose(1, 2).unflatten(2, grid)
+            self.layernorm(state)[:, 1:].transpose(1, 2).reshape(state.shape[0], -1, *grid)
             for name, state in zip(self.stage_names, states, strict=True)
             if name in self.out_features
         )

@@ -1,5 +1,6 @@
 """What methods need of a network besides its logits: features, feature maps, and layers of their own in it."""
 
+from collections.abc import Sequence
 from functools import partial
 from math import isqrt
 from typing import Any
@@ -86,7 +87,11 @@ class Taps:
             unwrap_peft_model(model).get_submodule("classifier").register_forward_pre_hook(self._keep_features)
         if maps:
             base: Any = unwrap_peft_model(model).base_model
-            base.register_forward_hook(self._keep_map)
+            tokens = getattr(base, "feature_tokens", None)  # of another backbone under our label queries
+            if tokens is None:
+                base.register_forward_hook(self._keep_map)
+            else:
+                tokens.register_forward_hook(self._keep_last_stage)
 
     def take(self) -> tuple[Tensor | None, Tensor | None]:
         """Features (B, d) or (B, K, d) and map (B, C, h, w) of the last forward; they are forgotten here."""
@@ -103,6 +108,16 @@ class Taps:
         if module.training:
             self.maps = last_map(output, getattr(module, "config", None), self.method)
 
+    def _keep_last_stage(self, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        if module.training:
+            self.maps = last_stage(output, inputs[0])
+
+
+def last_stage(tokens: Tensor, feature_maps: Sequence[Tensor]) -> Tensor:
+    """The map (B, d, h, w) of the last stage, from the tokens (B, L, d) of all stages, one after the other."""
+    height, width = feature_maps[-1].shape[2:]
+    return tokens[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+
 
 def last_map(output: Any, config: Any, method: str) -> Tensor:
     """The map (B, C, h, w) that an encoder's output ends with: its tokens in their places, without class token.
@@ -114,10 +129,6 @@ def last_map(output: Any, config: Any, method: str) -> Tensor:
     if states is not None and states.ndim == 4:
         return states
     if states is not None and states.ndim == 3:
-        stages = getattr(output, "feature_maps", None)
-        if stages:  # the tokens of several stages, one stage after the other
-            height, width = stages[-1].shape[2:]
-            return states[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
         number = states.shape[1]
         for others in (1 + getattr(config, "num_register_tokens", 0), 0):
             side = isqrt(max(number - others, 0))

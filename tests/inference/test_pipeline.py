@@ -101,6 +101,10 @@ def test_gray_and_color_photographs_have_the_same_expressions_for_a_gray_crop(re
     assert scores[0] == pytest.approx(scores[1], abs=1e-2)
 
 
+def test_no_images_have_no_answers(recognize):
+    assert recognize([]) == []
+
+
 def test_a_bad_image_is_named(recognize, tmp_path):
     (tmp_path / "text.jpg").write_text("text")
     with pytest.raises(ImageError, match=r"text.jpg: not an image"):

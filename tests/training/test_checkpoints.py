@@ -176,6 +176,16 @@ def begin_again(run: Path, folder: Path) -> Path:
     return folder
 
 
+def test_a_resumed_run_with_other_groups_of_parameters_is_told_which_settings_make_them(
+    tmp_path, toy_config, toy_processor, toy_train
+):
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    make_trainer(tmp_path, toy_config, toy_processor, toy_train, **settings).train()
+    again = make_trainer(tmp_path, toy_config, toy_processor, toy_train, layer_decay=0.7, **settings)
+    with pytest.raises(DataError, match=r"checkpoint-1: its optimizer has other groups .*the layer_decay"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
 def test_auto_starts_again_where_the_first_checkpoint_was_not_finished(run, tmp_path):
     folder = begin_again(run, tmp_path / "killed")
     assert "half-written" in find_damage(folder / "checkpoint-2")

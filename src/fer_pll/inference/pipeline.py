@@ -133,7 +133,7 @@ class FacialExpressionPipeline(PhotographPipeline):
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if is_video(inputs):
             return self._frames(inputs, *args, **kwargs)
-        if isinstance(inputs, list) and any(map(is_video, inputs)):
+        if isinstance(inputs, list) and (not inputs or any(map(is_video, inputs))):
             return [self(each, *args, **kwargs) for each in inputs]
         return super().__call__(inputs, *args, **kwargs)
 

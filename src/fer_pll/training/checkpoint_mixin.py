@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import TrainOutput, unwrap_peft_model
 
 from ..io.atomic import write_json
+from ..io.errors import DataError
 from ..io.pretrained import share_weights
 from ..io.stored import reading
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
@@ -206,7 +207,15 @@ class CheckpointMixin(RunTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with reading(f"{checkpoint} (its optimizer.pt and scheduler.pt)", ANOTHER):
-            super()._load_optimizer_and_scheduler(checkpoint)
+            try:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            except ValueError as error:
+                if "parameter group" not in str(error):
+                    raise
+                raise DataError(
+                    f"{checkpoint}: its optimizer has other groups of parameters: resume with the layer_decay, "
+                    "freeze_backbone and weight_decay that the run began with"
+                ) from error
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with reading(f"{checkpoint} (its rng_state*.pth)", ANOTHER):

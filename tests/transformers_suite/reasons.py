@@ -32,7 +32,7 @@ SKIPPED = {
         r"dict size or list image_mean",
         r"No validation found for `preprocess`",
     ),
-    "another network as the encoder gives no attention maps and no hidden states": (
+    "another network as the encoder gives no attention maps, and maps of its stages for hidden states": (
         r"Model( architecture)? does not (support|output) (attentions|output_attentions)",
         r"Parts of this model don't support sdpa",
     ),
@@ -49,7 +49,7 @@ LEFT_OUT = {
             "test_retain_grad_hidden_states_attentions",
             "test_can_capture_specific_layers_hidden_states",
         ),
-        ("ResNet", "another network as the encoder gives no attention maps and no hidden states"),
+        ("ResNet", "another network as the encoder gives no attention maps, and maps of its stages for hidden states"),
     ),
     "test_config": (
         "Backbone",

@@ -149,6 +149,24 @@ def test_a_model_is_judged_on_a_data_set_with_other_classes(workspace):
     assert "needs two in common" in output
 
 
+@pytest.mark.parametrize("command", ["finetune", "pretrain"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--learning_rate", "-1"), "learning_rate=-1.0 must not be negative"),
+        (("--lr_scheduler_kwargs", '{"nonsense": 1}'), "nonsense"),
+        (("--optim", "adamw_bnb_8bit"), "bitsandbytes"),
+    ],
+)
+def test_a_mistake_in_a_setting_does_not_cost_an_earlier_run(workspace, tmp_path, command, options, message):
+    for name in ("settings.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    config = workspace / "config" if command == "finetune" else "fer-pll-tiny-hog"
+    arguments = ("--config", config, "--data", workspace / "data", "--output_dir", tmp_path, "--use_cpu", "true")
+    assert message in fer_pll(command, *arguments, "--overwrite", *options, expect=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"settings.json", "model.safetensors"}
+
+
 def test_own_votes_are_judged_by_both_protocols(workspace):
     """Without a column that says so, the majority is more than half of the votes."""
     model = FerPllForImageClassification(FerPllConfig.from_pretrained(workspace / "config"))

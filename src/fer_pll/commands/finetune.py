@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = trainer.args
     if args.resume_from_checkpoint is not None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
+    trainer.check_optimizer()
     start_run(args, options)
     if args.should_save:
         summary = CandidateSummary.from_table(trainer.table, options.max_candidates, trainer.method.rule)

@@ -63,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = trainer.args
     if args.resume_from_checkpoint is not None:
         trainer.check_checkpoint(args.resume_from_checkpoint)
+    trainer.check_optimizer()
     start_run(args, options)
     with stopping_in_one_line(trainer):
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

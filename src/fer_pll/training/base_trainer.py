@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import IntervalStrategy, TrainOutput, number_of_arguments, unwrap_peft_model
 
 from ..data.collator import PixelCollator
+from ..io.stored import describe
 from ..model.image_processing_fer_pll import FerPllImageProcessor
 from ..model.modeling_fer_pll import FerPllPreTrainedModel
 from .arguments import ImageTrainingArguments
@@ -235,6 +236,19 @@ class ImageTrainer(CheckpointMixin, PublishingMixin):
             )
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
+
+    def check_optimizer(self) -> None:
+        """Raise a `ValueError` where optimizer or schedule cannot be made, before the training begins."""
+        if self.is_fsdp_enabled:  # they are made of the sharded model
+            return
+        try:
+            self.create_optimizer_and_scheduler(num_training_steps=1)
+        except (ImportError, LookupError, TypeError, ValueError) as error:
+            settings = ("optim", "optim_args", "lr_scheduler_type", "lr_scheduler_kwargs")
+            given = ", ".join(f"{name}={getattr(self.args, name)}" for name in settings if getattr(self.args, name))
+            raise ValueError(f"There is no such optimizer or schedule ({given}): {describe(error)}") from error
+        self.optimizer = self.lr_scheduler = None
+        self._created_lr_scheduler = False
 
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)  # gives `args` the values of the trial

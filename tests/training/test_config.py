@@ -380,6 +380,7 @@ def test_settings_are_written_without_a_token(tmp_path, monkeypatch):
         ("contrastive_temperature: hot\nloss: pico\n", "contrastive_temperature: 'hot' is given where a number"),
         ("contrastive_temperature: 0.5\n", "contrastive_temperature: contrastive_temperature is no setting of loss"),
         ("warmup_steps: -3\n", "warmup_steps: "),
+        ("learning_rate: .nan\n", "learning_rate: learning_rate=nan must be finite"),
         ("lr_scheduler_type: zigzag\n", "lr_scheduler_type: .*zigzag"),
     ],
 )

@@ -203,7 +203,8 @@ class SettingsParser(HfArgumentParser):
         except _ERRORS as error:
             message = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             for key, (path, value) in self._files.items():
-                if options.get(key) != value:
+                given = options.get(key)
+                if given is not value and given != value:  # NaN is not equal to itself
                     continue
                 try:  # the setting at fault is the one without which there is no error
                     make({name: value for name, value in options.items() if name != key})

@@ -237,7 +237,7 @@ def test_rows_of_json_lines_may_have_keys_of_their_own(tmp_path, rows, votes):
 @pytest.mark.parametrize("kind", [".csv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
     ("column", "meant"),
-    [("happyness", "happiness"), ("Suprise ", "surprise"), ("angery", "anger"), ("hapy", "happiness")],
+    [("happyness", "happiness"), ("Surprisse ", "surprise"), ("angery", "anger"), ("hapy", "happiness")],
 )
 def test_a_misspelled_class_is_named(tmp_path, kind, column, meant):
     file = write(tmp_path, [{"path": "a.png", "neutral": 1, column: 2}], kind)

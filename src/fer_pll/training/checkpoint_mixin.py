@@ -144,7 +144,7 @@ class CheckpointMixin(RunTrainer):
             checkpoint = str(self.run_folder.checkpoint(step).path)
             if not is_complete(checkpoint):
                 self._save_checkpoint(self.model, trial=None)
-            state = f"The weights before the step are in {checkpoint}"
+            state = f"The state before the step is in {checkpoint}"
         else:  # an earlier step broke the weights, with a loss that was still finite
             checkpoint = last_checkpoint(self.run_folder.path)
             state = f"The weights are not finite either; {_last(checkpoint)}"
@@ -154,7 +154,7 @@ class CheckpointMixin(RunTrainer):
         raise NonFiniteLossError(
             f"The loss of step {step + 1} is not finite. It was computed from {len(rows)} rows, {rows[0]} among them; "
             f"{report} lists them. {state}. {_go_on(checkpoint)} and a lower --learning_rate or without bf16 and "
-            "fp16, if it is not the rows' fault."
+            "fp16, if it is not the rows' fault. Confidences, where there are any, may have been revised by this step."
         )
 
     def _check_weights(self) -> None:

@@ -16,15 +16,8 @@ from .provenance import Provenance
 
 COLUMNS = ["row_id", "mark", "label"]
 MARKS = ("keep", "relabel", "drop")
-# The columns that a relabeled row changes.
-_LABEL_COLUMNS = (
-    "label",
-    "votes",
-    "answers",
-    "candidates",
-    "confidence",
-    "majority",
-)
+_LABEL_COLUMNS = ("label", "votes", "answers", "candidates", "confidence", "majority")
+"""The columns that a relabeled row changes."""
 
 
 class Correction(NamedTuple):

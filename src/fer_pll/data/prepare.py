@@ -12,7 +12,8 @@ from datasets import Dataset, DatasetDict
 
 from ..faces.crops import load_crop
 from ..io.atomic import check_apart
-from ..io.errors import DataError, check_whole, is_share
+from ..io.errors import DataError
+from ..io.ranges import check_whole, is_share
 from .copies import DROP_COPIES, Copies, Copy, Fingerprints
 from .corrections import apply_corrections, read_corrections
 from .cropping import CropToTemplate

@@ -3,7 +3,6 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral, Real
 from pathlib import Path
 
 from ..model.missing_extra import MissingExtra as MissingExtra
@@ -11,17 +10,6 @@ from ..model.missing_extra import MissingExtra as MissingExtra
 
 class DataError(ValueError):
     """Files, folders or options are not usable as they are; the message names the place and says what to do."""
-
-
-def check_whole(option: str, value: object, least: int = 0) -> None:
-    """Raises a `DataError` that names the option unless the value is a whole number from `least` up."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise DataError(f"{option} {value!r}: give a whole number from {least} up")
-
-
-def is_share(value: object) -> bool:
-    """Whether a value is a number from 0 to less than 1."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1
 
 
 @contextmanager

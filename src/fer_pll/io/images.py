@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..model.preprocessing import scale_16_bits
 from .download import download, is_url
 from .errors import DataError, MissingExtra
 
@@ -310,7 +311,7 @@ def _from_array(source: Any) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.dtype == np.uint16:
-        array = _to_8_bits(array)
+        array = scale_16_bits(array)
     elif array.dtype == bool:
         array = array.astype(np.uint8) * 255
     elif np.issubdtype(array.dtype, np.floating):
@@ -356,14 +357,10 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise ImageError(f"{name}: values beyond 16 bits have no known scale; save it with 8 or 16 bits")
-        image = Image.fromarray(_to_8_bits(values))
+        image = Image.fromarray(scale_16_bits(values))
     elif image.mode == "F":
         raise ImageError(f"{name}: floating point values have no known scale; save it with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to the nearest

@@ -1,6 +1,9 @@
-"""Ranges of numbers in settings."""
+"""Ranges of numbers in settings and options."""
 
 import math
+from numbers import Integral, Real
+
+from .errors import DataError
 
 
 def check_range(name: str, value: float, interval: str) -> None:
@@ -35,3 +38,14 @@ def check_ranges(settings: object, **intervals: str) -> None:
         value = getattr(settings, name)
         if value is not None:
             check_range(name, value, interval)
+
+
+def check_whole(option: str, value: object, least: int = 0) -> None:
+    """Raises a `DataError` that names the option unless the value is a whole number from `least` up."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise DataError(f"{option} {value!r}: give a whole number from {least} up")
+
+
+def is_share(value: object) -> bool:
+    """Whether a value is a number from 0 to less than 1."""
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < 1

@@ -10,7 +10,7 @@ from transformers.image_utils import ImageInput, PILImageResampling, SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from .face_crop import check_face_crop
-from .preprocessing import check_preprocessing
+from .preprocessing import check_preprocessing, scale_16_bits
 
 
 def to_8_bits(values: np.ndarray) -> np.ndarray:
@@ -20,14 +20,14 @@ def to_8_bits(values: np.ndarray) -> np.ndarray:
         ValueError: other numbers lie outside of 0..255.
     """
     if values.dtype.kind == "u" and values.dtype.itemsize == 2:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255, rounded to the nearest
+        return scale_16_bits(values)
     if values.dtype.kind not in "iu":
         return values
-    check_range(values)
+    check_8_bits(values)
     return values.astype(np.uint8)
 
 
-def check_range(values: np.ndarray) -> None:
+def check_8_bits(values: np.ndarray) -> None:
     """Raise `ValueError` for values that 8 bits do not hold."""
     low, high = values.min(), values.max()
     if not (low >= 0 and high <= 255):  # NaN is refused too
@@ -99,7 +99,7 @@ class FerPllImageProcessor(PilBackend):
         if isinstance(image, Image.Image) and image.mode[0] in "IF":  # Pillow would cut their values off at 255
             image = np.asarray(image)
             if image.dtype.kind == "f":
-                check_range(image)
+                check_8_bits(image)
         if not isinstance(image, Image.Image):
             image = to_8_bits(super().process_image(image, **kwargs))
             if image.shape[0] == num_channels:

@@ -4,8 +4,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 MAX_SIDE = 2048
 """The longest side of a model's images, in pixels. A crop of a face has at most half of it."""
+
+
+def scale_16_bits(values: np.ndarray) -> np.ndarray:
+    """Whole numbers of 16 bits, any shape, as uint8: 65535 becomes 255, the others are rounded to the nearest."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 257 * 255
 
 
 def is_number(value: Any) -> bool:

@@ -361,7 +361,6 @@ class FerPllTrainingArguments(ImageTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.revision_is_chosen = self.revision is not None
-        self._method_name: str | None = None
         self.take_method()
         for setting in (THRESHOLD, MOMENTUM):
             setting.check(getattr(self, setting.name))
@@ -400,10 +399,11 @@ class FerPllTrainingArguments(ImageTrainingArguments):
             if getattr(self, name) != default and self.class_balance != "sampler":
                 raise ValueError(f"{name}={getattr(self, name)} has no effect without class_balance=sampler.")
 
-    def take_method(self) -> None:
+    def take_method(self, of_another: bool = False) -> None:
         """Fill in what follows from `loss`: its rule, if no other was chosen, and the method's own settings.
 
-        After another loss was put in, those of the loss before are gone.
+        Args:
+            of_another: `method_settings` may be those of another loss; what this one does not know is dropped.
 
         Raises:
             ValueError: there is no such loss or setting, or the rule does not go with it.
@@ -411,10 +411,9 @@ class FerPllTrainingArguments(ImageTrainingArguments):
         self.loss = current_name("loss", self.loss)
         _check_choice("loss", self.loss, tuple(METHODS))
         method = METHODS[self.loss]
-        if self._method_name not in (None, self.loss):
+        if of_another:
             names = {each.name for each in fields(method.Settings)}
             self.method_settings = {name: value for name, value in self.method_settings.items() if name in names}
-        self._method_name = self.loss
         rule = current_name("revision", self.revision) if self.revision_is_chosen else None
         self.revision = method.find_rule(rule).name
         self.method_settings = asdict(method.make_settings(self.method_settings))

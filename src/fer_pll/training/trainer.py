@@ -428,7 +428,7 @@ class FerPllTrainer(AveragingMixin, ImageTrainer):
     def _hp_search_setup(self, trial: Any) -> None:
         super()._hp_search_setup(trial)  # gives `args` the values of the trial
         if self.model_init is not None and self.train_dataset is not None:
-            self.args.take_method()  # a trial may choose another loss
+            self.args.take_method(of_another=True)  # a trial may choose another loss
             self._start(self.model, self.args, self.train_dataset)
             if isinstance(self.data_collator, PixelCollator):
                 self.data_collator.columns = self.method.columns

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...io.errors import DataError, check_whole, is_share
+from ...io.errors import DataError
 from ...io.images import ImageError, open_image
+from ...io.ranges import check_whole, is_share
 from ...labels.expressions import canonical_name, in_order_of_expressions
 from ..image_writer import ImageRecord
 from .base import Opened, fault_of_classes, is_text

@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ...io.errors import DataError
 from ...labels.expressions import EXPRESSIONS, canonical_name, in_order_of_expressions, misspelled
-from ..dataset import check_own_files
+from ..dataset import check_own_files, is_prepared
 from ..image_writer import ImageRecord
 from ..provenance import Provenance
 from .base import Opened, Source, add_classes_argument, parse_classes
@@ -68,7 +68,7 @@ def open_dataset(
     if path.is_file():
         raise DataError(f"{path} is a file: name the folder that holds it (a table of paths is for `votes`)")
     try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if is_prepared(path):  # or saved alike
             found = load_from_disk(path)
             for rows in found.values() if isinstance(found, Mapping) else [found]:
                 check_own_files(path, rows)

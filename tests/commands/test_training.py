@@ -183,6 +183,12 @@ def test_own_votes_are_judged_by_both_protocols(workspace):
     rows = {name: figures["rows"] for name, figures in report["protocols"].items()}
     assert rows == {"all": len(faces), "majority": int((2 * votes.max(axis=1) > votes.sum(axis=1)).sum())}
     assert 0 < rows["majority"] < rows["all"]
+    agreed = own.remove_columns("votes").add_column(
+        "votes", (5 * np.eye(8, dtype=int))[own["label"]].tolist(), feature=feature
+    )
+    save_dataset(DatasetDict(test=agreed), workspace / "agreed")
+    report = evaluate(workspace / "of-own-votes", workspace / "agreed", "test", workspace / "agreed-evaluation")
+    assert list(report["protocols"]) == ["all"]  # the other would be the same
 
 
 def test_a_model_of_transformers_with_its_own_processor_is_judged_on_gray_faces(workspace):

@@ -60,9 +60,9 @@ def evaluate(
         `unlabeled_rows` (how many of these have no label), `protocols` and, if the data set has candidates,
         `candidates`: `rows` with a candidate that the model knows, and `accuracy`, the share of these whose prediction
         is a candidate. `protocols` has `all`, if a row has a label, and `majority`, if the data set has votes: the
-        rows that its column of that name says or, without one, those with more than half of the votes on one class;
-        each with `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by name,
-        `confusion_matrix` (K x K).
+        rows that its column of that name says or, without one, those with more than half of the votes on one class, if
+        these are not all. Each has `rows`, `accuracy`, `mean_class_accuracy`, `ece` (shares), `per_class_recall` by
+        name, `confusion_matrix` (K x K).
 
     Raises:
         ValueError: data or checkpoint cannot be read, the checkpoint is not a trained classifier, they have fewer than
@@ -111,7 +111,9 @@ def evaluate(
         protocols["majority"] = defined & numpy_column(dataset, "majority")
     elif "votes" in dataset.column_names:
         votes = numpy_column(dataset, "votes")
-        protocols["majority"] = defined & (2 * votes.max(axis=1) > votes.sum(axis=1))
+        majority = defined & (2 * votes.max(axis=1) > votes.sum(axis=1))
+        if not np.array_equal(majority, defined):  # else it would say the same again
+            protocols["majority"] = majority
     results = {
         name: protocol_metrics(shared[rows], labels[rows], names) for name, rows in protocols.items() if rows.any()
     }

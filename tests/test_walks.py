@@ -61,6 +61,26 @@ def copy(tmp_path_factory) -> Path:
     return folder
 
 
+def take(step: re.Match, folder: Path) -> None:
+    """Write the file of a step, or edit it."""
+    file = folder / step["file"]
+    if step["language"] == "diff":
+        edit(file, step["code"])
+    else:
+        assert not file.exists(), f"{file} is there already"
+        file.write_text(step["code"])
+
+
+def test_each_file_of_a_walk_fits_the_code(tmp_path):
+    """What the long test below does first: without the commands, it takes no time."""
+    for name in ("src", "train_scripts", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    steps = [step for steps in walks().values() for step in steps if step["file"] is not None]
+    assert steps
+    for step in steps:
+        take(step, tmp_path)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_each_walk_adds_what_it_says(copy):
@@ -71,11 +91,8 @@ def test_each_walk_adds_what_it_says(copy):
             if step["file"] is None:
                 command = ["bash", "-euo", "pipefail", "-c"] if step["language"] == "sh" else [sys.executable, "-c"]
                 printed[title] += run([*command, step["code"]], copy, copy / "src")
-            elif step["language"] == "diff":
-                edit(copy / step["file"], step["code"])
             else:
-                assert not (copy / step["file"]).exists(), f"{step['file']} is there already"
-                (copy / step["file"]).write_text(step["code"])
+                take(step, copy)
     counts = dict(re.findall(r"(\w+): (\d+)", printed["A command"]))
     assert list(counts) == list(EXPRESSIONS) and 0 < sum(map(int, counts.values())) < 60
     for name, loss, rule in (("power", "power_error", "soft"), ("halfway", "pll", "halfway")):

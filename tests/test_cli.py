@@ -17,6 +17,7 @@ from PIL import Image
 import fer_pll_cli
 from fer_pll.commands.__main__ import help_texts
 from fer_pll_cli import COMMANDS, HELP
+from siblings import siblings
 
 COMMAND = Path(sys.executable).with_name("fer-pll")
 ROOT = Path(__file__).parents[1]
@@ -192,8 +193,15 @@ def test_a_lost_process_is_one_line_that_says_how_to_go_on(capsys):
         fails("mat1 and mat2 shapes cannot be multiplied")
 
 
-@pytest.mark.parametrize("program", [["-m", "fer_pll_cli", "evaluate"], ["-m", "fer_pll.commands.evaluate"],
-                                     [str(ROOT / "train_scripts" / "evaluate.py")]], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize(
+    "program",
+    siblings(
+        ["-m", "fer_pll_cli", "evaluate"],
+        ["-m", "fer_pll.commands.evaluate"],
+        [str(ROOT / "train_scripts" / "evaluate.py")],
+    ),
+    ids=" ".join,
+)
 def test_an_error_ends_every_kind_of_process_alike(program, tmp_path):
     command = [sys.executable, *program, str(tmp_path / "model"), str(tmp_path / "data")]
     run = subprocess.run(command, capture_output=True, text=True)

@@ -38,7 +38,8 @@ def test_the_document_holds_one_program_of_twenty_lines():
     assert len([line for line in block.splitlines() if line.strip()]) <= 20
 
 
-@pytest.mark.parametrize("frame", [True, pytest.param(False, marks=pytest.mark.long)], ids=["data frame", "array"])
+@pytest.mark.long
+@pytest.mark.parametrize("frame", [True, False], ids=["data frame", "array"])
 def test_from_votes_to_a_model_on_the_hub(tmp_path, frame):
     before = BEFORE if frame else BEFORE + "class_names, votes = list(votes.columns), votes.to_numpy()\n"
     after = "\nprint(report['protocols']['all'])\nassert report['protocols']['all']['accuracy'] > 0.3\n"

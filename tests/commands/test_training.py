@@ -270,7 +270,7 @@ def test_every_launcher_trains_and_passes_errors_on(workspace, name, tmp_path):
             {"time", "memory", "hog_share", "flops_share", "flops_share_peer"},
             marks=pytest.mark.long,
         ),
-        (["data", "--batch-size", 2], {"loader", "align", "over_training"}),
+        pytest.param(["data", "--batch-size", 2], {"loader", "align", "over_training"}, marks=pytest.mark.long),
         pytest.param(
             ["copies", "--planted", 3, "--images", 40],
             {"compressed", "smaller", "mirrored", "cropped", "brighter", "recall", "precision", "time"},

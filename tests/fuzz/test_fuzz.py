@@ -17,7 +17,7 @@ from tests.fuzz.targets import TARGETS
 ROOT = Path(__file__).parents[2]
 
 
-SLOW = ("ONNX folder", "resume with adapters")
+SLOW = ("ONNX folder", "resume", "resume with adapters")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in SLOW else n for n in TARGETS])

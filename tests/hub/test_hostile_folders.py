@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -380,7 +381,7 @@ class Evil(PreTrainedModel):
 """
 
 
-@pytest.mark.parametrize("model_type", ["fer_pll", "vit", "evil"])
+@pytest.mark.parametrize("model_type", siblings("evil", "fer_pll", "vit"))
 def test_no_command_runs_code_beside_the_weights_or_asks_to(checkpoint, tmp_path, monkeypatch, model_type):
     """Asked on a terminal, the user would say yes: `input` does so here, and must not be reached."""
     marker = tmp_path / "ran"
@@ -495,6 +496,7 @@ def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", ask)
     monkeypatch.setattr(socket, "getaddrinfo", ask)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts to reach the Hub
     load_model(AutoModelForImageClassification, checkpoint)
     load_image_processor(checkpoint)
     load_crop(str(checkpoint))

@@ -220,7 +220,9 @@ def test_a_device_that_is_not_there_is_one_line(device, place, capsys, tmp_path)
         assert f"error: device {device}: torch cannot use it" in capsys.readouterr().err
 
 
-def test_a_crop_from_nowhere_is_said_at_once(place):
+def test_a_crop_from_nowhere_is_said_at_once(place, monkeypatch):
+    # Where the Hub is not switched off, its library tries to reach it for a minute and a half.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for crop in ("nope", str(place / "nope"), str(place / "photos"), "someone/model"):
         with pytest.raises(ValueError, match=crop.rpartition("/")[2]):
             pipeline(TASK, model=str(place / "good"), trust_remote_code=False, crop=crop)

@@ -329,6 +329,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measures by /proc")
+@pytest.mark.long
 def test_an_image_at_the_limit_takes_at_most_four_times_its_size():
     pytest.importorskip("pillow_heif")
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True)

@@ -114,7 +114,7 @@ def assert_same_bits(one: dict, other: dict) -> None:
     [
         ("step", 3, False),
         pytest.param("evaluation", 6, False, marks=pytest.mark.long),
-        ("model.safetensors", 3, True),
+        pytest.param("model.safetensors", 3, True, marks=pytest.mark.long),
         pytest.param("optimizer.pt", 3, True, marks=pytest.mark.long),
         pytest.param("trainer_state.json", 3, True, marks=pytest.mark.long),
     ],

@@ -18,6 +18,7 @@ import toy_streaming
 from fer_pll.io.errors import DataError
 from fer_pll.training.checkpoints import SaveError, last_checkpoint
 from killed_processes import kill_at_random_moments, leave, result_of
+from siblings import siblings
 from toy_streaming import encoded, write_shards, write_tar
 
 SETTINGS = {
@@ -105,7 +106,7 @@ def assert_same_bits(whole: dict, resumed: dict) -> None:
         assert torch.equal(weight, resumed["weights"][name]), name
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", siblings(*SETTINGS))
 def test_a_killed_stream_goes_on_with_the_very_next_image(processes, shards, tmp_path, whole, name):
     """Killed in step 8, it goes on behind checkpoint 6, when one of the workers was just being asked."""
     process = start(processes, tmp_path, shards, SETTINGS[name], (Killer(8),))

@@ -253,6 +253,7 @@ def test_a_set_says_what_it_was_made_of_and_on_what_terms(checkpoint, sets):
 
 @pytest.mark.parametrize("wrong", ["nowhere", "someone/nothing", "images"])
 def test_a_teacher_that_is_none_is_one_line(wrong, sets, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it is tried for half a minute
     monkeypatch.chdir(sets)
     assert fer_pll_cli.main(["propose", "images", "--teacher", wrong, "--out", "new"]) == 1
     error = capsys.readouterr().err

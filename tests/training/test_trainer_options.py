@@ -11,6 +11,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback, Train
 from fer_pll import FerPllTrainer, FerPllTrainingArguments
 from fer_pll.training.arguments import FerPllPreTrainingArguments
 from fer_pll.training.pretraining import FerPllPreTrainer
+from siblings import siblings
 from tiny import CLASSES, QUICK, make_dataset, make_pretrainer, make_trainer, tiny_config, tiny_processor
 
 
@@ -55,7 +56,7 @@ def watched(trainer) -> Beginnings:
     return beginnings
 
 
-@pytest.mark.parametrize("loss", ["pll", "pico"])
+@pytest.mark.parametrize("loss", siblings("pll", "pico"))
 def test_each_trial_of_a_search_starts_with_new_confidences_and_a_new_method(tmp_path, toy_train, loss):
     args = arguments(tmp_path, eval_strategy="epoch", loss=loss)
     trainer = make(tmp_path, toy_train, model_init=new_model, args=args, eval_dataset=make_dataset(16, seed=1))

@@ -259,6 +259,7 @@ def test_repeated_loading_gives_no_stale_rows(tmp_path):
     assert [decode(example) for example in load_ferplus(source)["train"]] == [image(3)]
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_pixels(tmp_path):
     """Four times the rows may cost some votes and digests more, but not the pixels (2,304 bytes a row)."""
 

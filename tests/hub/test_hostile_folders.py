@@ -496,7 +496,8 @@ def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", ask)
     monkeypatch.setattr(socket, "getaddrinfo", ask)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts to reach the Hub
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)  # between the attempts to reach the Hub
     load_model(AutoModelForImageClassification, checkpoint)
     load_image_processor(checkpoint)
     load_crop(str(checkpoint))
@@ -505,6 +506,12 @@ def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
     with pytest.raises(DataError, match="someone/nothing"):  # a name on the Hub does ask
         load_model(AutoModelForImageClassification, "someone/nothing")
     assert asked
+    for load in (load_image_processor, load_crop):  # asks as long as for the model, and not once for each file
+        once = sum(slept)
+        slept.clear()
+        with pytest.raises(DataError, match="someone/nothing"):
+            load("someone/nothing")
+        assert 0 < sum(slept) <= once
 
 
 def test_a_folder_that_is_not_there_or_not_a_checkpoint_is_named(tmp_path):

@@ -87,6 +87,8 @@ def load_image_processor(name: str | Path, processor_class: Any = None) -> Any:
             check_preprocessing(content)
         if processor_class is not None:
             return processor_class.from_pretrained(str(name))
+        if content is None:
+            config_content(name)  # asked for first: without a network, AutoImageProcessor tries four times as long
         # The config names the class where preprocessor_config.json does not, and is read by transformers anyway.
         return AutoImageProcessor.from_pretrained(str(name), trust_remote_code=False)
 

@@ -289,7 +289,15 @@ def test_wrong_options_end_in_one_line(argv, message, model, photos, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    "option", [("--every", "0"), ("--every", "x"), ("--batch-size", "-1"), ("--backend", "tf"), ("--nope", "1")]
+    "option",
+    [
+        ("--every", "0"),
+        ("--every", "x"),
+        ("--batch-size", "-1"),
+        ("--backend", "tf"),
+        ("--nope", "1"),
+        ("--crop", "fer-pll-tiny-ferplus", "--cropped"),
+    ],
 )
 def test_a_wrong_command_line_ends_with_status_2(option, photos, capsys):
     with pytest.raises(SystemExit) as ended:

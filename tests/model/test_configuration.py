@@ -140,3 +140,9 @@ def test_classes_are_numbered_from_0_on(numbers):
     with pytest.raises(StrictDataclassError, match=r"id2label has 2 keys from .* number the classes from 0 to 1"):
         FerPllConfig(id2label=dict(zip(numbers, "ab", strict=True)))
     assert FerPllConfig(id2label={"1": "b", "0": "a"}).id2label == {0: "a", 1: "b"}
+
+
+def test_classes_have_names_of_their_own():
+    """Answers are by name: of two classes with one name, a table would have lost one."""
+    with pytest.raises(StrictDataclassError, match="id2label has 'a' for several classes"):
+        FerPllConfig(id2label={0: "a", 1: "b", 2: "a"})

@@ -73,8 +73,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace TABLE, and write into a DIR that has files")
     parser.add_argument("--camera", type=AtLeast(0), metavar="N", help="watch camera N (from 0) until Ctrl-C")
-    parser.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
-    parser.add_argument(
+    crops = parser.add_mutually_exclusive_group()
+    crops.add_argument("--cropped", action="store_true", help="each image is a face crop: do not look for faces")
+    crops.add_argument(
         "--crop", metavar="MODEL", help="crop as for MODEL if --model does not say how (e.g. fer-pll-tiny-ferplus)"
     )
     parser.add_argument(

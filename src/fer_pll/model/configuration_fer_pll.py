@@ -1,6 +1,7 @@
 """Configuration of the fer-pll models."""
 
 import copy
+from collections import Counter
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -372,13 +373,15 @@ class FerPllConfig(BackboneConfigMixin, PreTrainedConfig):
             )
 
     def validate_classes(self) -> None:
-        """Raise `ValueError` if `id2label` does not name the classes by their numbers from 0 on."""
+        """Raise `ValueError` if `id2label` does not name the classes, each another, by their numbers from 0 on."""
         numbers = sorted(self.id2label or ())
         if numbers != list(range(len(numbers))):
             raise ValueError(
                 f"id2label has {len(numbers)} keys from {numbers[0]} to {numbers[-1]}: number the classes from 0 to "
                 f"{len(numbers) - 1}, as the logits are."
             )
+        if twice := [name for name, count in Counter((self.id2label or {}).values()).items() if count > 1]:
+            raise ValueError(f"id2label has {twice[0]!r} for several classes: give each a name of its own.")
 
     def validate_ratios(self) -> None:
         """Raise `ValueError` for a ratio outside [0, 1)."""

@@ -487,6 +487,14 @@ def test_values_that_a_config_cannot_have_are_an_error_that_names_it(checkpoint,
         assert set(change) <= {"dtype", "quantization_config"} or change == {"id2label": []}
 
 
+def test_a_model_of_another_kind_may_have_two_classes_of_one_name(tmp_path):
+    """ImageNet has two cranes; what a backbone's own head was called does not matter."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "resnet", "id2label": {"0": "crane", "1": "crane"}})
+    )
+    assert load_model_config(tmp_path).id2label == {0: "crane", 1: "crane"}
+
+
 def test_a_folder_of_this_machine_fetches_nothing(checkpoint, monkeypatch):
     asked = []
 

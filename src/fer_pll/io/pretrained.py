@@ -4,7 +4,6 @@ The commands load through these functions only. They never run Python files besi
 to, they open no pickle, and they fetch nothing for a folder of this machine.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -323,12 +322,10 @@ def _check_config(content: dict[str, Any], place: str) -> None:
 
 
 def _check_labels(config: Any, place: str) -> None:
-    """Raise `DataError` if the classes are not numbered from 0 without a gap, or two have one name."""
+    """Raise `DataError` if the classes are not numbered from 0 without a gap."""
     labels = getattr(config, "id2label", None)
     if labels is not None and set(labels) != set(range(len(labels))):
         found = name_some([str(key) for key in labels])
         raise DataError(
             f"{place}: id2label has the numbers {found}; they must be 0, 1, 2, ... without a gap: {_ADVICE}"
         )
-    if twice := [name for name, count in Counter((labels or {}).values()).items() if count > 1]:
-        raise DataError(f"{place}: id2label has {twice[0]!r} for several classes: {_ADVICE}")

@@ -1,6 +1,7 @@
 """Tables of votes: both forms, every file kind, and what can be wrong with them."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -415,3 +416,20 @@ def test_an_absolute_path_may_lead_into_the_root_and_nowhere_else(tmp_path):
         table.write_text(HEADER + f"{path},1,2\n")
         with pytest.raises(DataError, match="lies outside of"):
             list_votes(table, root)
+
+
+def test_absolute_and_relative_paths_of_one_image_are_one_image(tmp_path, monkeypatch):
+    root, link = tmp_path / "faces", tmp_path / "link"
+    root.mkdir()
+    link.symlink_to(root)
+    answers = root / "answers.csv"
+    answers.write_text(f"path,annotator,label\n{root}/a.png,x,happy\na.png,y,sad\n{root}/./b/../a.png,z,sad\n")
+    monkeypatch.chdir(root)
+    for start in (root, link, Path("../faces"), Path()):  # a link, and a folder written another way
+        [row] = list_votes(start / "answers.csv", start)["train"]
+        assert row.path == start / "a.png" and sum(row.columns["votes"]) == 3
+        assert row.columns["label"] == EXPRESSIONS.index("sadness")
+    votes = root / "votes.csv"
+    votes.write_text(HEADER + f"a.png,1,2\n{root}/a.png,1,2\n")
+    with pytest.raises(DataError, match=r"votes.csv:3 lists a.png again"):
+        list_votes(votes)

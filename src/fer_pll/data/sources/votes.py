@@ -1,6 +1,7 @@
 """Tables of votes: for each image, or for each answer, what annotators chose."""
 
 import argparse
+import os
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
@@ -131,7 +132,7 @@ def _list_votes(
             f"{file} does not say who gave which answer, so annotators cannot be weighed: it needs the columns "
             f"{', '.join(ANSWER_COLUMNS)}, or columns that --annotators names"
         )
-    rows = read_rows(file)
+    rows = _from_root(read_rows(file), root)
     if answers:
         read: Sequence[str] = ANSWER_COLUMNS
         listed = _count_answers(file, _answers_in_rows(file, rows, class_names), class_names, coverage)
@@ -347,6 +348,19 @@ def _cell(where: Path, row: dict[str, Any], column: str) -> str:
     return str(value).strip()
 
 
+def _from_root(rows: Iterator[tuple[str, dict[str, Any]]], root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows; absolute paths into the folder start from it, as the others do, so that one image is one text."""
+    starts = (Path(os.path.normpath(root.absolute())), root.resolve())
+    for place, row in rows:
+        image = Path(str(row.get("path") or "").strip())
+        if image.is_absolute():
+            image = Path(os.path.normpath(image))
+            start = next((start for start in starts if image.is_relative_to(start)), None)
+            yield place, row if start is None else row | {"path": image.relative_to(start).as_posix()}
+        else:
+            yield place, row
+
+
 def _path(where: Path, row: dict[str, Any]) -> str:
     """The image's path in one spelling for each file. Tables from Windows separate folders by backslashes."""
     return posixpath.normpath(_cell(where, row, "path").replace("\\", "/"))
@@ -388,9 +402,6 @@ def _is_whole_number(value: Any) -> bool:
 
 def _resolve(file: Path, place: str, root: Path, path: str) -> Path:
     """The image's path, after checking that the table does not lead out of the folder. Links are the user's own."""
-    absolute = Path(path)
-    if absolute.is_absolute() and ".." not in absolute.parts and absolute.is_relative_to(root.absolute()):
-        return absolute
     if path.startswith(("/", "../")) or path == ".." or PureWindowsPath(path).drive:
         raise DataError(
             f"{file.parent / place}: {path} lies outside of {root}: correct the path, or name with --root a folder "

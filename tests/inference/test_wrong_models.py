@@ -221,7 +221,7 @@ def test_a_device_that_is_not_there_is_one_line(device, place, capsys, tmp_path)
 
 
 def test_a_crop_from_nowhere_is_said_at_once(place, monkeypatch):
-    # Where the Hub is not switched off, its library tries to reach it for a minute and a half.
+    # Where the Hub is not switched off, its library tries to reach it for half a minute.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for crop in ("nope", str(place / "nope"), str(place / "photos"), "someone/model"):
         with pytest.raises(ValueError, match=crop.rpartition("/")[2]):

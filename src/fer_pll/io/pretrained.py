@@ -5,7 +5,7 @@ to, they open no pickle, and they fetch nothing for a folder of this machine.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ def load_image_processor(name: str | Path, processor_class: Any = None) -> Any:
     Raises:
         DataError: as `load_model_config`, about preprocessor_config.json.
     """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
     from transformers import AutoImageProcessor
 
     name = find_checkpoint(name)
@@ -87,8 +89,9 @@ def load_image_processor(name: str | Path, processor_class: Any = None) -> Any:
             check_preprocessing(content)
         if processor_class is not None:
             return processor_class.from_pretrained(str(name))
-        if content is None:
-            config_content(name)  # asked for first: without a network, AutoImageProcessor tries four times as long
+        if content is None:  # without a network, AutoImageProcessor would try four times as long to tell
+            with suppress(RemoteEntryNotFoundError):
+                hf_hub_download(str(name), PROCESSOR_FILE)
         # The config names the class where preprocessor_config.json does not, and is read by transformers anyway.
         return AutoImageProcessor.from_pretrained(str(name), trust_remote_code=False)
 
